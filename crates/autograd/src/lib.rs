@@ -1,0 +1,1 @@
+//! A tape of fused ops with hand-derived backward passes.

@@ -1,0 +1,1 @@
+//! Parquet and JSON Lines to batches of token ids with loss masks.

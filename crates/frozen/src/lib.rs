@@ -1,0 +1,1 @@
+//! Frozen weight matrices: dense, 4-bit and 8-bit.

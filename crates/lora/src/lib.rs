@@ -1,0 +1,1 @@
+//! LoRA adapters over any frozen matrix, in PEFT's format.

@@ -1,0 +1,1 @@
+//! LLaMA and GPT-Neo from Hugging Face folders, with generation.

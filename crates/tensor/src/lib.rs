@@ -1,0 +1,1 @@
+//! Contiguous reference-counted tensors with a buffer pool and a counter-based random generator.

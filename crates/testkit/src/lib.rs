@@ -1,0 +1,1 @@
+//! Test support: f64 oracles, gradient checks and fixtures.

@@ -1,0 +1,1 @@
+//! The halfbyte binary: QLoRA fine-tuning, generation, evaluation and merging.

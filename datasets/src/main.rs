@@ -1,0 +1,2 @@
+//! Generator of the embedded data sets.
+fn main() {}
