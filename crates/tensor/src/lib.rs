@@ -1,1 +1,43 @@
-//! Contiguous reference-counted tensors with a buffer pool and a counter-based random generator.
+//! Contiguous, reference-counted tensors on the CPU, with a run-time dtype, a buffer pool and a counter-based random
+//! generator.
+//!
+//! This crate knows nothing of gradients. A [`Tensor`] is always contiguous and row-major; sharing is cheap (an `Arc`),
+//! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
+
+mod convert;
+mod dtype;
+mod error;
+pub mod philox;
+pub mod pool;
+mod storage;
+mod tensor;
+
+pub use convert::{load_f32, store_f32};
+pub use dtype::{DType, Device, Element, Float};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+pub use tensor::Tensor;
+
+/// Runs the body with `$T` bound to the Rust type of a floating-point dtype.
+///
+/// Panics for the integer dtypes: an op checks its input's dtype before it comes here.
+#[macro_export]
+macro_rules! with_float {
+    ($dtype:expr, $T:ident, $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::Bf16 => {
+                type $T = $crate::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::f16;
+                $body
+            }
+            other => panic!("a floating-point dtype was expected here, not {other}"),
+        }
+    };
+}

@@ -1,0 +1,84 @@
+//! Conversions between floating-point slices, in loops that the compiler vectorises.
+
+use crate::{DType, Float, Tensor};
+use rayon::prelude::*;
+
+/// Below this many elements a second thread costs more than it saves.
+const PARALLEL_FROM: usize = 1 << 16;
+const CHUNK: usize = 1 << 14;
+
+/// Widens `src` into `out` (same length).
+#[inline]
+pub fn load_f32<T: Float>(src: &[T], out: &mut [f32]) {
+    for (o, s) in out.iter_mut().zip(src) {
+        *o = s.to_f32();
+    }
+}
+
+/// Rounds `src` into `out` (same length), to nearest, ties to even.
+#[inline]
+pub fn store_f32<T: Float>(src: &[f32], out: &mut [T]) {
+    for (o, s) in out.iter_mut().zip(src) {
+        *o = T::from_f32(*s);
+    }
+}
+
+impl Tensor {
+    /// The same values in another floating-point dtype, rounded to nearest even. Shares storage if nothing changes.
+    pub fn to_dtype(&self, dtype: DType) -> Tensor {
+        if self.dtype() == dtype {
+            return self.clone();
+        }
+        crate::with_float!(self.dtype(), S, {
+            crate::with_float!(dtype, D, {
+                let mut out = Tensor::scratch(self.shape(), dtype);
+                let (src, dst) = (self.data::<S>(), out.data_mut::<D>());
+                for_each_chunk(dst, src, |dst, src| {
+                    for (d, s) in dst.iter_mut().zip(src) {
+                        *d = D::from_f32(s.to_f32());
+                    }
+                });
+                out
+            })
+        })
+    }
+
+    /// All elements, widened to f32.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        crate::with_float!(self.dtype(), S, for_each_chunk(&mut out, self.data::<S>(), |o, s| load_f32(s, o)));
+        out
+    }
+
+    /// Adds `rhs` (same shape, any floating-point dtype) element by element. Copies first if the storage is shared.
+    pub fn add_assign(&mut self, rhs: &Tensor) {
+        assert_eq!(self.shape(), rhs.shape(), "add_assign: the shapes of sum and summand must agree");
+        self.make_unique();
+        crate::with_float!(self.dtype(), D, {
+            crate::with_float!(rhs.dtype(), S, {
+                for_each_chunk(self.data_mut::<D>(), rhs.data::<S>(), |dst, src| {
+                    for (d, s) in dst.iter_mut().zip(src) {
+                        *d = D::from_f32(d.to_f32() + s.to_f32());
+                    }
+                });
+            })
+        })
+    }
+
+    /// Whether no element is NaN or infinite.
+    pub fn is_finite(&self) -> bool {
+        crate::with_float!(
+            self.dtype(),
+            S,
+            self.data::<S>().par_chunks(CHUNK).all(|it| it.iter().all(|v| v.to_f32().is_finite()))
+        )
+    }
+}
+
+fn for_each_chunk<D: Send, S: Sync>(dst: &mut [D], src: &[S], f: impl Fn(&mut [D], &[S]) + Sync) {
+    if dst.len() < PARALLEL_FROM {
+        f(dst, src);
+    } else {
+        dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(d, s)| f(d, s));
+    }
+}

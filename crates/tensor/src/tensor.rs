@@ -1,0 +1,170 @@
+use crate::{
+    DType, Device, Element, Error, Result,
+    storage::{Buffer, Storage},
+};
+use std::{fmt, sync::Arc};
+
+/// A contiguous row-major array. Cloning shares the storage.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    storage: Arc<Storage>,
+}
+
+impl Tensor {
+    /// A tensor that takes over `data`, whose length must be the product of `shape`.
+    pub fn from_vec<T: Element>(shape: &[usize], data: Vec<T>) -> Tensor {
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor's data must fill its shape {shape:?}");
+        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::new(data)) }
+    }
+
+    /// A scalar of shape `[1]`.
+    pub fn scalar(value: f32) -> Tensor {
+        Tensor::from_vec(&[1], vec![value])
+    }
+
+    /// A tensor of unspecified contents, for an op that writes every element.
+    pub fn scratch(shape: &[usize], dtype: DType) -> Tensor {
+        let len = shape.iter().product();
+        let storage = match dtype {
+            DType::F32 => Storage::scratch::<f32>(len),
+            DType::Bf16 => Storage::scratch::<half::bf16>(len),
+            DType::F16 => Storage::scratch::<half::f16>(len),
+            DType::U8 => Storage::scratch::<u8>(len),
+            DType::U32 => Storage::scratch::<u32>(len),
+        };
+        Tensor { shape: shape.to_vec(), storage: Arc::new(storage) }
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(shape: &[usize], dtype: DType) -> Tensor {
+        let mut it = Tensor::scratch(shape, dtype);
+        match it.buffer_mut() {
+            Buffer::F32(v) => v.fill(0.0),
+            Buffer::Bf16(v) => v.fill(half::bf16::ZERO),
+            Buffer::F16(v) => v.fill(half::f16::ZERO),
+            Buffer::U8(v) => v.fill(0),
+            Buffer::U32(v) => v.fill(0),
+        }
+        it
+    }
+
+    /// The extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number of rows when all but the last extent are folded together.
+    pub fn rows(&self) -> usize {
+        self.len() / self.cols().max(1)
+    }
+
+    /// The last extent.
+    pub fn cols(&self) -> usize {
+        *self.shape.last().unwrap_or(&1)
+    }
+
+    /// The dtype of the elements.
+    pub fn dtype(&self) -> DType {
+        self.buffer().dtype()
+    }
+
+    /// Where the elements live.
+    pub fn device(&self) -> Device {
+        let Storage::Cpu(_) = &*self.storage;
+        Device::Cpu
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype().size()
+    }
+
+    /// The elements as a slice. Panics if `T` is not the tensor's dtype: ops check dtypes where user input comes in.
+    #[track_caller]
+    pub fn data<T: Element>(&self) -> &[T] {
+        match T::slice(self.buffer()) {
+            Some(it) => it,
+            None => panic!("tensor of dtype {} read as {}", self.dtype(), T::DTYPE),
+        }
+    }
+
+    /// The elements for writing. Panics if the storage is shared ([`Tensor::into_unique`] first) or of another dtype.
+    #[track_caller]
+    pub fn data_mut<T: Element>(&mut self) -> &mut [T] {
+        let dtype = self.dtype();
+        match T::slice_mut(self.buffer_mut()) {
+            Some(it) => it,
+            None => panic!("tensor of dtype {dtype} written as {}", T::DTYPE),
+        }
+    }
+
+    /// The same elements in another shape of the same size, sharing storage.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if shape.iter().product::<usize>() != self.len() {
+            return Err(Error::shape("reshape", format!("{} elements in all", self.len()), shape));
+        }
+        Ok(Tensor { shape: shape.to_vec(), storage: self.storage.clone() })
+    }
+
+    /// The tensor as sole owner of its storage: itself if nobody shares it, else a copy.
+    #[must_use]
+    pub fn into_unique(mut self) -> Tensor {
+        self.make_unique();
+        self
+    }
+
+    /// Whether another tensor shares the storage.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.storage) > 1
+    }
+
+    pub(crate) fn make_unique(&mut self) {
+        if Arc::get_mut(&mut self.storage).is_some() {
+            return;
+        }
+        let mut copy = Tensor::scratch(&self.shape, self.dtype());
+        match (copy.buffer_mut(), self.buffer()) {
+            (Buffer::F32(d), Buffer::F32(s)) => d.copy_from_slice(s),
+            (Buffer::Bf16(d), Buffer::Bf16(s)) => d.copy_from_slice(s),
+            (Buffer::F16(d), Buffer::F16(s)) => d.copy_from_slice(s),
+            (Buffer::U8(d), Buffer::U8(s)) => d.copy_from_slice(s),
+            (Buffer::U32(d), Buffer::U32(s)) => d.copy_from_slice(s),
+            _ => unreachable!("a copy has its original's dtype"),
+        }
+        *self = copy;
+    }
+
+    fn buffer(&self) -> &Buffer {
+        let Storage::Cpu(it) = &*self.storage;
+        it
+    }
+
+    #[track_caller]
+    fn buffer_mut(&mut self) -> &mut Buffer {
+        let Some(Storage::Cpu(it)) = Arc::get_mut(&mut self.storage) else {
+            panic!("a shared tensor cannot be written; call into_unique first");
+        };
+        it
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({:?}, {}", self.shape, self.dtype())?;
+        if self.dtype().is_float() && self.len() <= 8 {
+            write!(f, ", {:?}", self.to_f32_vec())?;
+        }
+        write!(f, ")")
+    }
+}
