@@ -1,1 +1,14 @@
 //! A tape of fused ops with hand-derived backward passes.
+//!
+//! [`Tape::record`] takes the backward closure as a required argument, so no op can silently stop a gradient. A frozen
+//! weight is not a [`Param`]: it has no place where a gradient could go.
+
+mod error;
+mod grads;
+mod param;
+mod tape;
+
+pub use error::{Error, Result};
+pub use grads::Grads;
+pub use param::{Param, ParamId};
+pub use tape::{Tape, Var};

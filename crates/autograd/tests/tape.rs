@@ -1,0 +1,107 @@
+//! What the tape promises: order, sums, checkpoints, and an error instead of a silent stop.
+use halfbyte_autograd::{Error, Param, Result, Tape, Var};
+use halfbyte_tensor::Tensor;
+
+fn vector(values: &[f32]) -> Tensor {
+    Tensor::from_vec(&[values.len()], values.to_vec())
+}
+
+fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Tensor {
+    Tensor::from_vec(x.shape(), x.data::<f32>().iter().map(|v| f(*v)).collect())
+}
+
+/// y = x * w, elementwise.
+fn mul(tape: &Tape<'_>, x: &Var, w: &Var) -> Var {
+    let zip = |a: &Tensor, b: &Tensor| {
+        Tensor::from_vec(a.shape(), a.data::<f32>().iter().zip(b.data::<f32>()).map(|(a, b)| a * b).collect())
+    };
+    let (xs, ws) = (x.value().clone(), w.value().clone());
+    tape.record("mul", [x, w], zip(&xs, &ws), move |dy, [dx, dw]| {
+        Ok([dx.then(|| zip(&dy, &ws)), dw.then(|| zip(&dy, &xs))])
+    })
+}
+
+fn sum(tape: &Tape<'_>, x: &Var) -> Var {
+    let shape = x.value().clone();
+    let y = Tensor::scalar(x.value().data::<f32>().iter().sum());
+    tape.record("sum", [x], y, move |dy, _| Ok([Some(map(&shape, |_| dy.data::<f32>()[0]))]))
+}
+
+#[test]
+fn a_parameter_used_twice_gets_the_sum() {
+    let p = Param::new("p", vector(&[2.0, 3.0]));
+    let tape = Tape::recording();
+    let (a, b) = (tape.param(&p), tape.param(&p));
+    let loss = sum(&tape, &mul(&tape, &a, &b));
+    let grads = tape.backward(loss).unwrap();
+    assert_eq!(grads.get(&p).unwrap().data::<f32>(), [4.0, 6.0]);
+}
+
+fn three_layers<'m>(tape: &Tape<'m>, params: &'m [Param], x: &Var, checkpointed: bool) -> Result<Var> {
+    let mut h = x.clone();
+    for p in params {
+        let layer = move |tape: &Tape<'m>, x: &Var| {
+            let w = tape.param(p);
+            Ok(mul(tape, &mul(tape, x, &w), &w))
+        };
+        h = if checkpointed { tape.checkpoint(&h, layer)? } else { layer(tape, &h)? };
+    }
+    Ok(sum(tape, &h))
+}
+
+#[test]
+fn checkpoints_change_no_bit_and_reach_the_first_layers_parameters() {
+    let params: Vec<Param> =
+        (1..4).map(|i| Param::new(format!("p{i}"), vector(&[0.3 * i as f32, 1.7, -0.2]))).collect();
+    let run = |checkpointed| {
+        let tape = Tape::recording();
+        let x = Var::constant(vector(&[1.0, 2.0, 3.0]));
+        let loss = three_layers(&tape, &params, &x, checkpointed).unwrap();
+        (tape.names().len(), tape.backward(loss).unwrap())
+    };
+    let ((n_plain, plain), (n_checkpointed, checkpointed)) = (run(false), run(true));
+    assert!(n_plain > n_checkpointed && n_checkpointed == 4);
+    for p in &params {
+        assert_eq!(plain.get(p).unwrap().data::<f32>(), checkpointed.get(p).unwrap().data::<f32>(), "{}", p.name());
+    }
+}
+
+#[test]
+fn a_frozen_graph_records_nothing_and_cannot_be_trained() {
+    let tape = Tape::recording();
+    let x = Var::constant(vector(&[1.0]));
+    let y = sum(&tape, &mul(&tape, &x, &x));
+    assert!(!y.requires_grad() && tape.names().is_empty());
+    assert_eq!(tape.backward(y).unwrap_err(), Error::NothingTrains);
+}
+
+#[test]
+fn a_parameter_that_the_loss_does_not_see_is_named() {
+    let (p, q) = (Param::new("seen", vector(&[1.0])), Param::new("unseen", vector(&[1.0])));
+    let tape = Tape::recording();
+    let used = tape.param(&p);
+    let _dangling = mul(&tape, &tape.param(&q), &used);
+    let loss = sum(&tape, &used);
+    assert_eq!(tape.backward(loss).unwrap_err(), Error::MissingGradient { names: vec!["unseen".into()] });
+}
+
+#[test]
+fn accumulated_passes_equal_one_pass_of_twice_the_loss() {
+    let p = Param::new("p", vector(&[2.0, 3.0]));
+    let pass = |scale| {
+        let tape = Tape::recording();
+        let loss = sum(&tape, &mul(&tape, &tape.param(&p), &Var::constant(vector(&[5.0, 7.0]))));
+        tape.backward_scaled(loss, scale).unwrap()
+    };
+    let mut twice = pass(1.0);
+    twice.merge(pass(1.0));
+    assert_eq!(twice.get(&p).unwrap().data::<f32>(), pass(2.0).get(&p).unwrap().data::<f32>());
+}
+
+#[test]
+fn an_update_is_seen_by_every_handle() {
+    let p = Param::new("p", vector(&[1.0]));
+    let held = p.value();
+    p.clone().update(|t| t.data_mut::<f32>()[0] = 9.0);
+    assert_eq!((p.value().data::<f32>()[0], held.data::<f32>()[0]), (9.0, 1.0));
+}

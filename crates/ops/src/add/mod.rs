@@ -1,0 +1,1 @@
+//! Residual sums: `a + b` and `a + scale * b`.

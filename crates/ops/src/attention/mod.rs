@@ -1,0 +1,1 @@
+//! Causal self-attention with grouped key and value heads, blocked over keys.

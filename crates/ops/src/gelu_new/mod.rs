@@ -1,0 +1,1 @@
+//! GPT-Neo's tanh approximation of GELU.

@@ -1,0 +1,1 @@
+//! `y = x Wᵀ + b` for a weight that trains.

@@ -1,0 +1,1 @@
+//! A frozen product and its low-rank update in one op.

@@ -1,0 +1,1 @@
+//! `silu(gate) * up`, the pointwise core of SwiGLU.
