@@ -1,0 +1,124 @@
+//! Products with few rows: generation reads every weight for one token, so packing would cost more than it saves.
+//!
+//! The right operand is read row by row as it lies in memory, decoded into a piece that stays in the first-level cache.
+
+use rayon::prelude::*;
+
+use crate::buffers::with_buffers;
+use crate::kernels::{Epilogue, Kernel, Operands, Target, Tile};
+use crate::product::{Compute, Out, Product, Trans};
+use crate::reader::Reader;
+
+/// Rows of the left operand up to which this path is taken.
+pub(crate) const MAX_ROWS: usize = 4;
+
+/// Elements of a row that are decoded at once.
+const PIECE: usize = 512;
+/// Columns of the output that one piece of work covers.
+const STRIP: usize = 64;
+/// As `STRIP`, where a strip is a piece of each stored row.
+const WIDE_STRIP: usize = 256;
+
+struct Job<'a> {
+    b: Reader<'a>,
+    kernel: &'static Kernel,
+    /// Left operand, (m, k), as f32.
+    a: &'a [f32],
+    m: usize,
+    k: usize,
+    round: bool,
+}
+
+pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
+    let ((m, k), n) = (p.a.dims(), p.b.dims().1);
+    let round = p.compute == Compute::Bf16;
+    debug_assert_eq!(round, kernel.operands != Operands::F32);
+    let epilogue = Epilogue { alpha: p.alpha, bias: p.bias, accumulate: p.accumulate };
+    let target = Target::new(out, n);
+    with_buffers(|buffers| {
+        let a = buffers.panels.floats(m * k);
+        read_left(&Reader::new(p.a.source, kernel.isa), p.a.trans, (m, k, round), a);
+        let job = Job { b: Reader::new(p.b.source, kernel.isa), kernel, a, m, k, round };
+        let by_rows = p.b.trans == Trans::Yes;
+        let strip = if by_rows { STRIP } else { WIDE_STRIP };
+        let work = |i: usize| {
+            let cols = (i * strip, n.min((i + 1) * strip));
+            with_buffers(|own| {
+                let sums = own.tiles.floats(m * strip);
+                own.pieces.f32s.resize(own.pieces.f32s.len().max(PIECE), 0.0);
+                own.pieces.bf16s.resize(own.pieces.bf16s.len().max(PIECE), half::bf16::ZERO);
+                sums.fill(0.0);
+                if by_rows {
+                    job.dots(cols, strip, (sums, &mut own.pieces))
+                } else {
+                    job.axpys(cols, strip, (sums, &mut own.pieces))
+                }
+                target.store(Tile { sums, stride: strip, rows: (0, m), cols }, &epilogue);
+            });
+        };
+        (0..n.div_ceil(strip)).into_par_iter().with_min_len((1 << 15) / (strip * k.max(1)) + 1).for_each(work);
+    });
+}
+
+/// Reads op(a) (m, k) into `out`.
+fn read_left(a: &Reader<'_>, trans: Trans, (m, k, round): (usize, usize, bool), out: &mut [f32]) {
+    if k == 0 {
+        return;
+    }
+    if trans == Trans::No {
+        for (i, row) in out.chunks_mut(k).enumerate() {
+            a.fill_f32((i, 0), round, row);
+        }
+        return;
+    }
+    let mut column = [0.0; MAX_ROWS];
+    for j in 0..k {
+        a.fill_f32((j, 0), round, &mut column[..m]);
+        for (i, v) in column[..m].iter().enumerate() {
+            out[i * k + j] = *v;
+        }
+    }
+}
+
+type Work<'w> = (&'w mut [f32], &'w mut crate::buffers::Pieces);
+
+impl Job<'_> {
+    /// Each output is a dot product with a stored row of b.
+    fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
+        for c in c0..c1 {
+            for from in (0..self.k).step_by(PIECE) {
+                let len = PIECE.min(self.k - from);
+                let x = |i: usize| &self.a[i * self.k + from..][..len];
+                if self.round && self.b.cheap_as_bf16() {
+                    let w = self.b.bf16((c, from), len, &mut pieces.bf16s);
+                    for i in 0..self.m {
+                        sums[i * stride + c - c0] += self.kernel.isa.dot_bf16(x(i), w);
+                    }
+                } else {
+                    let w = self.b.f32((c, from), len, self.round, &mut pieces.f32s);
+                    for i in 0..self.m {
+                        sums[i * stride + c - c0] += self.kernel.isa.dot_f32(x(i), w);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every stored row of b is added to the outputs, times its element of the left operand.
+    fn axpys(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
+        let len = c1 - c0;
+        for q in 0..self.k {
+            if self.round && self.b.cheap_as_bf16() {
+                let w = self.b.bf16((q, c0), len, &mut pieces.bf16s);
+                for i in 0..self.m {
+                    self.kernel.isa.axpy_bf16(self.a[i * self.k + q], w, &mut sums[i * stride..][..len]);
+                }
+            } else {
+                let w = self.b.f32((q, c0), len, self.round, &mut pieces.f32s);
+                for i in 0..self.m {
+                    self.kernel.isa.axpy_f32(self.a[i * self.k + q], w, &mut sums[i * stride..][..len]);
+                }
+            }
+        }
+    }
+}

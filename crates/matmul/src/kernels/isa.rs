@@ -1,0 +1,76 @@
+//! The vector helpers around the tile kernel, one table per instruction set.
+//!
+//! The entries are `unsafe fn` only because each needs its instruction set; the methods are safe because a table is
+//! handed out only where its set was detected.
+
+use half::bf16;
+
+use crate::sources::Lut4;
+
+/// Lanes that [`Isa::transpose_f32`] and [`Isa::transpose_bf16`] take at once.
+pub(crate) const GROUP: usize = 8;
+
+/// Where a transposed group of lanes goes inside a panel.
+pub(crate) struct Slot<'a> {
+    /// The panel from the first word row on: word `q` of lane `i` is `panel[q * width + lane + i]`.
+    pub(crate) panel: &'a mut [u32],
+    /// Lanes of the panel.
+    pub(crate) width: usize,
+    /// First lane of this group. Lanes from `width` on are not stored. A vector store may spill into the lanes below
+    /// `lane` of the following word row, so groups are stored from the highest to the lowest.
+    pub(crate) lane: usize,
+}
+
+pub(crate) struct Isa {
+    pub(crate) transpose_f32: unsafe fn(&[&[f32]; GROUP], Slot<'_>),
+    pub(crate) transpose_bf16: unsafe fn(&[&[bf16]; GROUP], Slot<'_>),
+    pub(crate) interleave: unsafe fn(&[bf16], &[bf16], &mut [u32]),
+    pub(crate) lut4_f32: unsafe fn(&Lut4<'_>, usize, &mut [f32], bool),
+    pub(crate) lut4_bf16: unsafe fn(&Lut4<'_>, usize, &mut [bf16]),
+    pub(crate) widen: unsafe fn(&[bf16], &mut [f32]),
+    pub(crate) round: unsafe fn(&[f32], &mut [bf16]),
+    pub(crate) round_in_place: unsafe fn(&mut [f32]),
+    pub(crate) dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
+    pub(crate) dot_bf16: unsafe fn(&[f32], &[bf16]) -> f32,
+    pub(crate) axpy_f32: unsafe fn(f32, &[f32], &mut [f32]),
+    pub(crate) axpy_bf16: unsafe fn(f32, &[bf16], &mut [f32]),
+}
+
+macro_rules! safe_call {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        impl Isa {
+            $($(#[$doc])* pub(crate) fn $name(&self, $($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: tables are reached only through `kernels::select` and `kernels::all`, which hand out a table
+                // only where its instruction set was detected; the functions check their slices themselves.
+                unsafe { (self.$name)($($arg),*) }
+            })*
+        }
+    };
+}
+
+safe_call! {
+    /// Stores 8 rows of equal length as 8 lanes of a panel of f32 words.
+    transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>);
+    /// As `transpose_f32`, a word holding two consecutive elements (the second is zero past an odd end).
+    transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>);
+    /// Word `j` = (`even[j]`, `odd[j]`); all three of one length.
+    interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]);
+    /// Decodes elements `start..start + out.len()`, rounded to bf16 if asked.
+    lut4_f32(l: &Lut4<'_>, start: usize, out: &mut [f32], round: bool);
+    /// Decodes elements `start..start + out.len()` and rounds them to bf16.
+    lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]);
+    /// bf16 to f32, exact.
+    widen(x: &[bf16], out: &mut [f32]);
+    /// f32 to bf16, nearest, ties to even.
+    round(x: &[f32], out: &mut [bf16]);
+    /// Rounds to bf16, kept as f32.
+    round_in_place(x: &mut [f32]);
+    /// Sum of products, in an order fixed by the length.
+    dot_f32(x: &[f32], y: &[f32]) -> f32;
+    /// As `dot_f32`.
+    dot_bf16(x: &[f32], y: &[bf16]) -> f32;
+    /// y += s * x.
+    axpy_f32(s: f32, x: &[f32], y: &mut [f32]);
+    /// y += s * x.
+    axpy_bf16(s: f32, x: &[bf16], y: &mut [f32]);
+}

@@ -1,0 +1,137 @@
+//! Writing tiles into the output: the only place where threads share a mutable slice.
+
+use half::{bf16, f16};
+
+use super::portable::bf16_bits;
+use crate::product::Out;
+
+/// The output matrix, shared by the threads of a product. Each element belongs to one tile, and a tile to one thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    data: Pointer,
+    len: usize,
+    /// Columns of the matrix.
+    cols: usize,
+    /// Row and column of the product that the first element stands for.
+    origin: (usize, usize),
+    lifetime: std::marker::PhantomData<&'a mut f32>,
+}
+
+#[derive(Clone, Copy)]
+enum Pointer {
+    F32(*mut f32),
+    Bf16(*mut bf16),
+    F16(*mut f16),
+}
+
+// SAFETY: the pointer comes from an exclusive borrow that outlives the `Target`, and threads write disjoint tiles of it.
+unsafe impl Send for Target<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Target<'_> {}
+
+/// What happens to a sum on its way out: out = alpha * sum + bias \[+ out\].
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    pub(crate) alpha: f32,
+    /// One value a column of the whole output.
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) accumulate: bool,
+}
+
+/// Sums and where they belong: row `i`, column `j` of the tile is `sums[i * stride + j]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    pub(crate) sums: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) rows: (usize, usize),
+    pub(crate) cols: (usize, usize),
+}
+
+impl<'a> Target<'a> {
+    /// `out` as a matrix of `cols` columns.
+    pub(crate) fn new(out: Out<'a>, cols: usize) -> Self {
+        let (data, len) = match out {
+            Out::F32(o) => (Pointer::F32(o.as_mut_ptr()), o.len()),
+            Out::Bf16(o) => (Pointer::Bf16(o.as_mut_ptr()), o.len()),
+            Out::F16(o) => (Pointer::F16(o.as_mut_ptr()), o.len()),
+        };
+        Self { data, len, cols, origin: (0, 0), lifetime: std::marker::PhantomData }
+    }
+
+    /// This matrix as the part of a product that begins at (`row`, `col`).
+    pub(crate) fn shifted(self, row: usize, col: usize) -> Self {
+        Self { origin: (row, col), ..self }
+    }
+
+    pub(crate) fn is_f32(&self) -> bool {
+        matches!(self.data, Pointer::F32(_))
+    }
+
+    /// Writes the tile: rows `rows.0..rows.1` and columns `cols.0..cols.1` of the output.
+    ///
+    /// Two threads must not store overlapping tiles at the same time; the callers hand out disjoint ones.
+    pub(crate) fn store(&self, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
+        let (row, col) = self.origin;
+        let ((r0, r1), (c0, c1)) = ((tile.rows.0 - row, tile.rows.1 - row), (tile.cols.0 - col, tile.cols.1 - col));
+        assert!(c0 <= c1 && c1 <= self.cols && r1 * self.cols <= self.len, "a tile must lie inside the output");
+        for r in r0..r1 {
+            let sums = &tile.sums[(r - r0) * tile.stride..][..c1 - c0];
+            let (at, n) = (r * self.cols + c0, c1 - c0);
+            let bias = epilogue.bias.map(|b| &b[c0..c1]);
+            // SAFETY: at + n <= len by the assertion above, and no other thread holds this part of the row.
+            unsafe {
+                match self.data {
+                    Pointer::F32(p) => {
+                        store_row(sums, std::slice::from_raw_parts_mut(p.add(at), n), bias, epilogue, (|x| x, |x| x))
+                    }
+                    Pointer::Bf16(p) => store_row(
+                        sums,
+                        std::slice::from_raw_parts_mut(p.add(at), n),
+                        bias,
+                        epilogue,
+                        (|x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16), |x| bf16::from_bits(bf16_bits(x))),
+                    ),
+                    Pointer::F16(p) => store_row(
+                        sums,
+                        std::slice::from_raw_parts_mut(p.add(at), n),
+                        bias,
+                        epilogue,
+                        (f16::to_f32, f16::from_f32),
+                    ),
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn store_row<T: Copy>(
+    sums: &[f32],
+    out: &mut [T],
+    bias: Option<&[f32]>,
+    e: &Epilogue<'_>,
+    (to_f32, from_f32): (impl Fn(T) -> f32, impl Fn(f32) -> T),
+) {
+    match (bias, e.accumulate) {
+        (None, false) => {
+            for (o, s) in out.iter_mut().zip(sums) {
+                *o = from_f32(e.alpha * s);
+            }
+        }
+        (None, true) => {
+            for (o, s) in out.iter_mut().zip(sums) {
+                *o = from_f32(e.alpha * s + to_f32(*o));
+            }
+        }
+        (Some(bias), false) => {
+            for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
+                *o = from_f32(e.alpha * s + b);
+            }
+        }
+        (Some(bias), true) => {
+            for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
+                *o = from_f32(e.alpha * s + b + to_f32(*o));
+            }
+        }
+    }
+}

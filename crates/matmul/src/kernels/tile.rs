@@ -1,0 +1,69 @@
+//! The one inner loop, written once over a register type and compiled per instruction set.
+
+/// A register of f32 sums and the operand registers that feed it.
+///
+/// Every method is inlined into a function that enables the instruction set, and may only be called where that set is
+/// present.
+pub(crate) trait Lanes: Copy {
+    /// Lanes (f32 sums) in a register.
+    const WIDTH: usize;
+    /// A register of operand words.
+    type Operand: Copy;
+
+    unsafe fn zero() -> Self;
+    /// Reads `WIDTH` floats.
+    unsafe fn load_acc(p: *const f32) -> Self;
+    /// self + other.
+    unsafe fn plus(self, other: Self) -> Self;
+    /// Writes `WIDTH` floats.
+    unsafe fn store_acc(self, p: *mut f32);
+    /// Reads `WIDTH` words.
+    unsafe fn load(p: *const u32) -> Self::Operand;
+    /// Reads one word into every lane.
+    unsafe fn splat(p: *const u32) -> Self::Operand;
+    /// self + a * b, over both elements of a word where words are pairs.
+    unsafe fn mul_acc(self, a: Self::Operand, b: Self::Operand) -> Self;
+}
+
+/// c (MR, NV * WIDTH) = \[c +\] a · b over `words` word rows.
+///
+/// # Safety
+/// `a` holds words * MR words, `b` words * NV * WIDTH words and `c` MR * NV * WIDTH floats; the instruction set of `L`
+/// is present.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers")]
+pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    c: *mut f32,
+    add: bool,
+) {
+    // SAFETY: all offsets stay below the lengths that the caller promised: row q of `a` starts at q * MR, row q of `b`
+    // at q * NV * WIDTH, row i of `c` at i * NV * WIDTH.
+    unsafe {
+        let mut acc = [[L::zero(); NV]; MR];
+        let (mut a, mut b) = (a, b);
+        for _ in 0..words {
+            let mut bv = [L::load(b); NV];
+            for j in 1..NV {
+                bv[j] = L::load(b.add(j * L::WIDTH));
+            }
+            for i in 0..MR {
+                let av = L::splat(a.add(i));
+                for j in 0..NV {
+                    acc[i][j] = acc[i][j].mul_acc(av, bv[j]);
+                }
+            }
+            a = a.add(MR);
+            b = b.add(NV * L::WIDTH);
+        }
+        for (i, row) in acc.iter().enumerate() {
+            for (j, &sum) in row.iter().enumerate() {
+                let p = c.add((i * NV + j) * L::WIDTH);
+                let sum = if add { sum.plus(L::load_acc(p)) } else { sum };
+                sum.store_acc(p);
+            }
+        }
+    }
+}

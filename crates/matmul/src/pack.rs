@@ -1,0 +1,151 @@
+//! Packing: an operand's elements in the order in which the inner loop reads them.
+//!
+//! A panel is `lanes` rows of op(a) or columns of op(b) side by side: word row `q` of lane `i` is `panel[q * lanes + i]`.
+//! Two layouts of the source lead there. Where lanes are stored rows, groups of eight rows are transposed; where lanes
+//! are stored columns, pieces of rows are copied as they are. Either way the pieces first become f32 or bf16, which is
+//! where a quantised source is decoded.
+
+use half::bf16;
+
+use crate::buffers::Pieces;
+use crate::kernels::{GROUP, Kernel, Operands, Slot};
+use crate::product::{Operand, Trans};
+use crate::reader::Reader;
+
+/// Elements of a row that are decoded at once: eight such pieces and their panel rows fit a first-level cache.
+const PIECE: usize = 256;
+
+/// One side of a product, seen as lanes times k.
+pub(crate) struct Side<'a> {
+    reader: Reader<'a>,
+    /// Whether a lane is a stored row (else a stored column).
+    lanes_are_rows: bool,
+    /// Lanes in all.
+    lanes: usize,
+    /// Lanes of a panel.
+    pub(crate) width: usize,
+    operands: Operands,
+    isa: &'static crate::kernels::Isa,
+}
+
+/// A range of k, in elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+impl<'a> Side<'a> {
+    /// The left operand: lanes are rows of op(a).
+    pub(crate) fn left(kernel: &'static Kernel, a: &Operand<'a>) -> Self {
+        Self::new(kernel, a, kernel.mr, a.trans == Trans::No, a.dims().0)
+    }
+
+    /// The right operand: lanes are columns of op(b).
+    pub(crate) fn right(kernel: &'static Kernel, b: &Operand<'a>) -> Self {
+        Self::new(kernel, b, kernel.nr, b.trans == Trans::Yes, b.dims().1)
+    }
+
+    fn new(kernel: &'static Kernel, o: &Operand<'a>, width: usize, lanes_are_rows: bool, lanes: usize) -> Self {
+        let reader = Reader::new(o.source, kernel.isa);
+        Self { reader, lanes_are_rows, lanes, width, operands: kernel.operands, isa: kernel.isa }
+    }
+
+    /// Whether neighbouring panels should be packed together: pieces of rows then are longer.
+    pub(crate) fn packs_across_panels(&self) -> bool {
+        !self.lanes_are_rows
+    }
+
+    /// Packs the panels of lanes `first..first + panels * width` over `span` into `out`, one after the other. Lanes
+    /// past the end are zero.
+    pub(crate) fn pack(&self, first: usize, span: Span, out: &mut [u32], pieces: &mut Pieces) {
+        let words = self.operands.words(span.len);
+        pieces.f32s.resize(pieces.f32s.len().max(GROUP * PIECE), 0.0);
+        pieces.bf16s.resize(pieces.bf16s.len().max(GROUP * PIECE), bf16::ZERO);
+        if words == 0 {
+            return;
+        }
+        if self.lanes_are_rows {
+            for (p, panel) in out.chunks_mut(words * self.width).enumerate() {
+                for lane in (0..self.width).step_by(GROUP).rev() {
+                    self.transpose_group(first + p * self.width, lane, span, (panel, pieces));
+                }
+            }
+        } else if self.operands == Operands::Bf16Pairs {
+            self.copy_pairs(first, span, out, &mut pieces.bf16s);
+        } else {
+            self.copy_rows(first, span, out, &mut pieces.f32s);
+        }
+    }
+
+    /// Transposes stored rows `first + lane..` (eight at most) into lanes `lane..` of a panel.
+    fn transpose_group(&self, first: usize, lane: usize, span: Span, (panel, pieces): (&mut [u32], &mut Pieces)) {
+        let end = (first + lane + GROUP).min(first + self.width).min(self.lanes);
+        let rows = end.saturating_sub(first + lane);
+        for from in (0..span.len).step_by(PIECE) {
+            let (len, col) = (PIECE.min(span.len - from), span.start + from);
+            let slot = Slot { panel: &mut panel[self.operands.words(from) * self.width..], width: self.width, lane };
+            let at = |i: usize| (first + lane + i, col);
+            if self.operands == Operands::Bf16Pairs {
+                let mut group = [&ZEROS_BF16[..len]; GROUP];
+                for ((i, g), space) in group.iter_mut().take(rows).enumerate().zip(pieces.bf16s.chunks_mut(PIECE)) {
+                    *g = self.reader.bf16(at(i), len, space);
+                }
+                self.isa.transpose_bf16(&group, slot);
+            } else {
+                let round = self.operands == Operands::RoundedF32;
+                let mut group = [&ZEROS_F32[..len]; GROUP];
+                for ((i, g), space) in group.iter_mut().take(rows).enumerate().zip(pieces.f32s.chunks_mut(PIECE)) {
+                    *g = self.reader.f32(at(i), len, round, space);
+                }
+                self.isa.transpose_f32(&group, slot);
+            }
+        }
+    }
+
+    /// Copies pieces of stored rows `span` into word rows.
+    fn copy_rows(&self, first: usize, span: Span, out: &mut [u32], space: &mut Vec<f32>) {
+        let (width, words) = (self.width, span.len);
+        let panels = out.len() / (words * width);
+        let valid = (panels * width).min(self.lanes - first);
+        space.resize(space.len().max(valid), 0.0);
+        for q in 0..words {
+            let round = self.operands == Operands::RoundedF32;
+            let row = self.reader.f32((span.start + q, first), valid, round, space);
+            for (p, piece) in row.chunks(width).enumerate() {
+                let dst = &mut out[(p * words + q) * width..][..width];
+                for (d, v) in dst.iter_mut().zip(piece) {
+                    *d = v.to_bits();
+                }
+                dst[piece.len()..].fill(0);
+            }
+        }
+    }
+
+    /// Copies pieces of two stored rows at a time into rows of pairs.
+    fn copy_pairs(&self, first: usize, span: Span, out: &mut [u32], space: &mut Vec<bf16>) {
+        let (width, words) = (self.width, span.len.div_ceil(2));
+        let panels = out.len() / (words * width);
+        let valid = (panels * width).min(self.lanes - first);
+        space.resize(space.len().max(2 * valid), bf16::ZERO);
+        let (space0, space1) = space.split_at_mut(valid);
+        for q in 0..words {
+            let row = span.start + 2 * q;
+            let even = self.reader.bf16((row, first), valid, space0);
+            let odd = if 2 * q + 1 < span.len {
+                self.reader.bf16((row + 1, first), valid, space1)
+            } else {
+                space1.fill(bf16::ZERO);
+                &space1[..valid]
+            };
+            for (p, (even, odd)) in even.chunks(width).zip(odd.chunks(width)).enumerate() {
+                let dst = &mut out[(p * words + q) * width..][..width];
+                self.isa.interleave(even, odd, &mut dst[..even.len()]);
+                dst[even.len()..].fill(0);
+            }
+        }
+    }
+}
+
+static ZEROS_F32: [f32; PIECE] = [0.0; PIECE];
+static ZEROS_BF16: [bf16; PIECE] = [bf16::ZERO; PIECE];

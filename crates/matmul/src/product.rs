@@ -1,0 +1,124 @@
+//! The public product: what is multiplied, how it is computed, and where the result goes.
+
+use half::{bf16, f16};
+
+use crate::kernels::{self, Kernel};
+use crate::sources::Source;
+use crate::{gemm, gemv};
+
+/// How the operands enter the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// Operands as f32, sums in f32.
+    F32,
+    /// Operands rounded to bf16 (nearest, ties to even), sums in f32. Hardware bf16 kernels treat subnormal
+    /// operands and results as zero.
+    Bf16,
+}
+
+/// Whether an operand is taken as stored or transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trans {
+    /// As stored.
+    No,
+    /// Transposed.
+    Yes,
+}
+
+/// A matrix, perhaps transposed.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    /// The stored matrix.
+    pub source: &'a dyn Source,
+    /// Whether the product sees its transpose.
+    pub trans: Trans,
+}
+
+impl<'a> Operand<'a> {
+    /// The matrix as stored.
+    pub fn new(source: &'a dyn Source) -> Self {
+        Self { source, trans: Trans::No }
+    }
+
+    /// The transpose of this operand.
+    #[must_use]
+    pub fn t(self) -> Self {
+        let trans = if self.trans == Trans::No { Trans::Yes } else { Trans::No };
+        Self { trans, ..self }
+    }
+
+    /// (rows, cols) as the product sees them.
+    pub fn dims(&self) -> (usize, usize) {
+        let (r, c) = (self.source.rows(), self.source.cols());
+        if self.trans == Trans::No { (r, c) } else { (c, r) }
+    }
+}
+
+/// Where a product goes: a row-major (m, n) slice.
+#[derive(Debug)]
+pub enum Out<'a> {
+    /// f32.
+    F32(&'a mut [f32]),
+    /// bf16, rounded to nearest, ties to even.
+    Bf16(&'a mut [bf16]),
+    /// f16, rounded to nearest, ties to even.
+    F16(&'a mut [f16]),
+}
+
+impl Out<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Out::F32(o) => o.len(),
+            Out::Bf16(o) => o.len(),
+            Out::F16(o) => o.len(),
+        }
+    }
+}
+
+/// out (m, n) = alpha · op(a) (m, k) · op(b) (k, n) + bias, added to what `out` holds if `accumulate`.
+///
+/// Put a quantised weight on the `b` side: `b` is decoded a narrow strip at a time, while `a` is packed up to 4 MiB at
+/// a time.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// Left operand, (m, k) as the product sees it.
+    pub a: Operand<'a>,
+    /// Right operand, (k, n) as the product sees it.
+    pub b: Operand<'a>,
+    /// Factor on the product (not on the bias).
+    pub alpha: f32,
+    /// Add to the output instead of replacing it.
+    pub accumulate: bool,
+    /// (n), added to each row.
+    pub bias: Option<&'a [f32]>,
+    /// How the operands enter.
+    pub compute: Compute,
+}
+
+impl<'a> Product<'a> {
+    /// a · b, with alpha 1, no bias, replacing the output.
+    pub fn new(a: Operand<'a>, b: Operand<'a>, compute: Compute) -> Self {
+        Self { a, b, alpha: 1.0, accumulate: false, bias: None, compute }
+    }
+}
+
+/// Computes `p` into `out` on the current rayon pool. The bits of the result do not depend on the number of threads.
+///
+/// # Panics
+/// If the inner dimensions differ, or `out` or the bias has the wrong length.
+pub fn matmul(p: &Product<'_>, out: Out<'_>) {
+    matmul_with(kernels::select(p.compute), p, out);
+}
+
+pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
+    let ((m, k), (kb, n)) = (p.a.dims(), p.b.dims());
+    assert_eq!(k, kb, "product of ({m}, {k}) and ({kb}, {n}): the inner dimensions must agree");
+    assert_eq!(out.len(), m * n, "product of ({m}, {k}) and ({k}, {n}): the output must hold m * n elements");
+    if let Some(bias) = p.bias {
+        assert_eq!(bias.len(), n, "product of ({m}, {k}) and ({k}, {n}): the bias must hold n elements");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    if m <= gemv::MAX_ROWS { gemv::run(kernel, p, out) } else { gemm::run(kernel, p, out) }
+}

@@ -1,0 +1,69 @@
+//! Promises about bits.
+
+use half::bf16;
+
+use super::support::{Case, Kind, decoded};
+use crate::{Compute, Dense, kernels};
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn a_quantised_source_equals_its_dense_matrix_bit_for_bit() {
+    let lut = |block, double| Kind::Lut4 { block, double };
+    for kind in [lut(64, false), lut(64, true), lut(128, false), lut(2, false), lut(10, true), Kind::Rows8, Kind::F16] {
+        for dims in [(40, 72, 130), (33, 65, 129), (1, 64, 576), (3, 65, 131), (20, 300, 900)] {
+            for trans in [false, true] {
+                for compute in [Compute::F32, Compute::Bf16] {
+                    let case = Case::plain(dims, (Kind::F32, false), (kind, trans), compute);
+                    let (a, b) = case.operands();
+                    let (a, b) = (a.source(), b.source());
+                    let values = decoded(b.as_ref(), compute);
+                    let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+                    let dense32 = Dense::new(b.rows(), b.cols(), &values);
+                    let dense16 = Dense::new(b.rows(), b.cols(), &rounded);
+                    for kernel in kernels::all(compute) {
+                        let want = bits(&case.run(kernel, a.as_ref(), b.as_ref()));
+                        assert_eq!(want, bits(&case.run(kernel, a.as_ref(), &dense32)), "{} {case:?}", kernel.name);
+                        if compute == Compute::Bf16 {
+                            assert_eq!(want, bits(&case.run(kernel, a.as_ref(), &dense16)), "{} {case:?}", kernel.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    for dims in [(150, 200, 800), (512, 16, 576), (16, 576, 512), (1, 1000, 576), (300, 16, 16)] {
+        for trans in 0..4 {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let lut = Kind::Lut4 { block: 64, double: false };
+                let case = Case::plain(dims, (Kind::Bf16, trans & 1 == 1), (lut, trans & 2 == 2), compute);
+                let (a, b) = case.operands();
+                let (a, b) = (a.source(), b.source());
+                for kernel in kernels::all(compute) {
+                    let results = [1, 2, 5].map(|threads| {
+                        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                        pool.install(|| bits(&case.run(kernel, a.as_ref(), b.as_ref())))
+                    });
+                    assert!(results[0] == results[1] && results[0] == results[2], "{} {case:?}", kernel.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_inside_a_pool_may_nest() {
+    use rayon::prelude::*;
+    let case = Case::plain((64, 96, 300), (Kind::F32, false), (Kind::F32, true), Compute::F32);
+    let (a, b) = case.operands();
+    let (a, b) = (a.source(), b.source());
+    let kernel = kernels::select(Compute::F32);
+    let want = bits(&case.run(kernel, a.as_ref(), b.as_ref()));
+    (0..32).into_par_iter().for_each(|_| assert_eq!(want, bits(&case.run(kernel, a.as_ref(), b.as_ref()))));
+}

@@ -1,0 +1,6 @@
+//! Products against an f64 oracle, over sources, transpositions, kernels and shapes.
+
+mod exact;
+mod oracle;
+mod sources;
+mod support;
