@@ -1,1 +1,47 @@
 //! Parquet and JSON Lines to batches of token ids with loss masks.
+//!
+//! This crate exists so that the question "which tokens count in the loss?" is answered in one place. A file is read
+//! a few rows at a time, each row is rendered and tokenised once, and out come ids *and* mask together; nothing later
+//! guesses labels again. Rows that cannot train anything are counted in a [`Report`], never dropped in silence.
+//!
+//! ```no_run
+//! use halfbyte_data::{BatchConfig, DataConfig, Dataset, Position, Tokenizer};
+//!
+//! # fn main() -> halfbyte_data::Result<()> {
+//! let tokenizer = Tokenizer::load("model".as_ref())?;
+//! let (dataset, report) = Dataset::load("train.parquet".as_ref(), &tokenizer, &DataConfig::default())?;
+//! assert_eq!(report.rows_used, dataset.len() as u64);
+//! let config = BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: true };
+//! for batch in dataset.batches(&config, Position::default())?.take(100) {
+//!     assert_eq!(batch.ids.len(), batch.batch * batch.time);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same file, tokenizer and settings give the same bits, whatever the number of threads.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod config;
+mod dataset;
+mod encode;
+mod error;
+mod reader;
+mod render;
+mod report;
+mod shuffle;
+mod tokenizer;
+
+pub use batch::{Batch, BatchConfig, Batches, Position};
+pub use config::{Columns, DataConfig, parse_rows};
+pub use dataset::{Dataset, Example, Row};
+pub use error::{Error, Result};
+pub use reader::{Column, columns};
+pub use render::instruction_prompt;
+pub use report::Report;
+pub use shuffle::permutation;
+pub use tokenizer::{SpecialTokens, TOKENIZER_FILES, TextStream, Tokenizer};
+
+/// Target of a position that has no loss: padding, the last token of a row, the prompt of an instruction row.
+pub const IGNORE: u32 = u32::MAX;

@@ -1,0 +1,180 @@
+//! Tokenised rows in memory: 4 bytes and one bit a token, whatever text they came from.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::config::DataConfig;
+use crate::encode::{Encoded, Encoder};
+use crate::error::{Error, Result};
+use crate::reader::Rows;
+use crate::report::Report;
+use crate::tokenizer::Tokenizer;
+
+/// One example of one's own making, for [`Dataset::from_examples`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Whether each token is to be predicted; as long as `ids`.
+    pub mask: Vec<bool>,
+}
+
+/// Tokenised rows in file order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    ids: Vec<u32>,
+    /// Bit `t` of the whole: token `t` of `ids` is to be predicted.
+    mask: Vec<u64>,
+    /// Where each row begins, and the end of the last.
+    offsets: Vec<usize>,
+    pad: u32,
+}
+
+impl Dataset {
+    /// Reads a parquet or JSON Lines file and tokenises it on the threads of the current rayon pool. Holds at most
+    /// 256 rows of text at a time. The result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// A file that is missing, of another format or corrupt; a column that is not there or not text; a row range past
+    /// the end; no usable row; a tokenizer without a token that is needed (end of text to append, any to pad with).
+    pub fn load(path: &Path, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
+        let encoder = Encoder::new(tokenizer, config)?;
+        let pad =
+            tokenizer.pad().ok_or(Error::NoSpecialToken { role: "pad or eos", needed_for: "fills short rows" })?;
+        let range = config.rows.clone().unwrap_or(0..usize::MAX);
+        let mut rows = Rows::open(path, &config.columns.names(), &range)?;
+        let mut dataset = Self::empty(pad);
+        let mut report = Report::default();
+        while let Some(chunk) = rows.next_chunk()? {
+            let first = range.start as u64 + report.rows_read;
+            let encoded: Vec<Result<Encoded>> = chunk.into_par_iter().map(|fields| encoder.encode(fields)).collect();
+            for (row, encoded) in encoded.into_iter().enumerate() {
+                let encoded = encoded.map_err(|error| located(error, path, first + row as u64))?;
+                report.add(&encoded.report);
+                if !encoded.ids.is_empty() {
+                    dataset.push(&encoded.ids, &encoded.mask);
+                }
+            }
+        }
+        if dataset.is_empty() {
+            return Err(Error::NoUsableRows { path: path.into(), report: Box::new(report) });
+        }
+        dataset.ids.shrink_to_fit();
+        Ok((dataset, report))
+    }
+
+    /// A dataset of examples rendered elsewhere, padded with `pad`.
+    ///
+    /// # Errors
+    /// An example whose mask and ids differ in length, or that trains no token.
+    pub fn from_examples(examples: impl IntoIterator<Item = Example>, pad: u32) -> Result<Self> {
+        let mut dataset = Self::empty(pad);
+        for (index, Example { ids, mask }) in examples.into_iter().enumerate() {
+            let wrong = |reason| Error::Setting { setting: "examples", reason };
+            if ids.len() != mask.len() {
+                let (ids, mask) = (ids.len(), mask.len());
+                return Err(wrong(format!("example {index} has {ids} ids and {mask} mask values; give one for each")));
+            }
+            if !mask.iter().skip(1).any(|&trained| trained) {
+                return Err(wrong(format!("example {index} has no token that is trained; leave it out")));
+            }
+            dataset.push(&ids, &mask);
+        }
+        Ok(dataset)
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Whether there is no example.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens in all examples, padding not counted.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Resident bytes of ids, mask and offsets.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.ids[..]) + size_of_val(&self.mask[..]) + size_of_val(&self.offsets[..])
+    }
+
+    /// The id that fills short rows of a batch.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// One example.
+    ///
+    /// # Panics
+    /// If `index` is not below [`len`](Self::len).
+    pub fn row(&self, index: usize) -> Row<'_> {
+        let (start, end) = (self.offsets[index], self.offsets[index + 1]);
+        Row { ids: &self.ids[start..end], mask: &self.mask, start }
+    }
+
+    /// All examples in file order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        (0..self.len()).map(|index| self.row(index))
+    }
+
+    fn empty(pad: u32) -> Self {
+        Self { ids: Vec::new(), mask: Vec::new(), offsets: vec![0], pad }
+    }
+
+    fn push(&mut self, ids: &[u32], mask: &[bool]) {
+        assert_eq!(ids.len(), mask.len(), "each id has one mask bit");
+        for (&id, &trained) in ids.iter().zip(mask) {
+            let bit = self.ids.len();
+            if bit.is_multiple_of(64) {
+                self.mask.push(0);
+            }
+            self.mask[bit / 64] |= u64::from(trained) << (bit % 64);
+            self.ids.push(id);
+        }
+        self.offsets.push(self.ids.len());
+    }
+}
+
+/// One example of a [`Dataset`].
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'d> {
+    /// Token ids.
+    pub ids: &'d [u32],
+    mask: &'d [u64],
+    start: usize,
+}
+
+impl Row<'_> {
+    /// Whether token `t` is to be predicted. The first token of a row never is, whatever this says: nothing precedes it.
+    ///
+    /// # Panics
+    /// If `t` is not below the length of the row.
+    pub fn trained(&self, t: usize) -> bool {
+        assert!(t < self.ids.len(), "token {t} of a row of {}", self.ids.len());
+        let bit = self.start + t;
+        self.mask[bit / 64] >> (bit % 64) & 1 == 1
+    }
+
+    /// What position `t` should predict: token `t + 1`, or [`IGNORE`](crate::IGNORE).
+    ///
+    /// # Panics
+    /// If `t` is not below the length of the row.
+    pub fn target(&self, t: usize) -> u32 {
+        let next = t + 1;
+        assert!(t < self.ids.len(), "position {t} of a row of {}", self.ids.len());
+        if next < self.ids.len() && self.trained(next) { self.ids[next] } else { crate::IGNORE }
+    }
+}
+
+fn located(error: Error, path: &Path, row: u64) -> Error {
+    match error {
+        Error::Encode { reason, .. } => Error::Encode { place: format!("{}: row {row}", path.display()), reason },
+        other => other,
+    }
+}

@@ -1,0 +1,181 @@
+//! Parquet through the arrow reader, one row group after another, only the wanted columns decoded.
+//!
+//! The schema that arrow writers embed is left aside: a string column then always arrives as plain UTF-8, whether it
+//! was written as a large string, a string view or a dictionary, and one more thing that a hostile file could bend
+//! is gone. The bytes are the same in all of these.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use arrow_array::{Array, RecordBatch, StringArray};
+use arrow_schema::DataType;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+
+use super::{CHUNK_ROWS, Column, Fields, list, open};
+use crate::error::{Error, Result};
+
+pub(crate) struct ParquetRows {
+    path: PathBuf,
+    file: File,
+    metadata: ArrowReaderMetadata,
+    mask: ProjectionMask,
+    names: Vec<String>,
+    spans: VecDeque<Span>,
+    current: Option<(Span, ParquetRecordBatchReader)>,
+}
+
+/// The wanted rows of one row group.
+struct Span {
+    group: usize,
+    skip: usize,
+    take: usize,
+}
+
+impl ParquetRows {
+    pub(super) fn open(path: &Path, names: &[&str], range: &Range<usize>) -> Result<Self> {
+        let file = open(path)?;
+        let metadata = load(path, &file)?;
+        let fields = metadata.schema().fields();
+        let mut roots = Vec::new();
+        for &name in names {
+            let Some(index) = fields.iter().position(|field| field.name() == name) else {
+                let columns = list(&described(&metadata));
+                return Err(Error::ColumnMissing { path: path.into(), column: name.into(), columns });
+            };
+            if *fields[index].data_type() != DataType::Utf8 {
+                return Err(Error::ColumnType {
+                    path: path.into(),
+                    column: name.into(),
+                    found: fields[index].data_type().to_string(),
+                    line: None,
+                    columns: list(&described(&metadata)),
+                });
+            }
+            roots.push(index);
+        }
+        Ok(Self {
+            mask: ProjectionMask::roots(metadata.parquet_schema(), roots),
+            spans: spans(path, &metadata, range)?,
+            path: path.into(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            file,
+            metadata,
+            current: None,
+        })
+    }
+
+    pub(super) fn next_chunk(&mut self) -> Result<Option<Vec<Fields>>> {
+        loop {
+            let (mut span, mut reader) = match self.current.take() {
+                Some(current) => current,
+                None => match self.spans.pop_front() {
+                    Some(span) => self.start(span)?,
+                    None => return Ok(None),
+                },
+            };
+            let wrong = |reason| self.corrupt(span.group, reason);
+            let batch = match guarded(|| reader.next().transpose()).map_err(wrong)? {
+                Some(batch) => batch,
+                None if span.take == 0 => continue,
+                None => return Err(wrong(format!("{} rows fewer than the footer says", span.take))),
+            };
+            let rows = guarded(|| self.rows(&batch)).map_err(wrong)?;
+            span.take =
+                span.take.checked_sub(rows.len()).ok_or_else(|| wrong("more rows than the footer says".into()))?;
+            self.current = Some((span, reader));
+            if !rows.is_empty() {
+                return Ok(Some(rows));
+            }
+        }
+    }
+
+    fn start(&self, span: Span) -> Result<(Span, ParquetRecordBatchReader)> {
+        let file = self.file.try_clone().map_err(|source| Error::Read { path: self.path.clone(), source })?;
+        let reader = guarded(|| {
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+                .with_row_groups(vec![span.group])
+                .with_projection(self.mask.clone())
+                .with_offset(span.skip)
+                .with_limit(span.take)
+                .with_batch_size(CHUNK_ROWS)
+                .build()
+        });
+        let reader = reader.map_err(|reason| self.corrupt(span.group, reason))?;
+        Ok((span, reader))
+    }
+
+    fn rows(&self, batch: &RecordBatch) -> Result<Vec<Fields>, String> {
+        let mut columns = Vec::with_capacity(self.names.len());
+        for name in &self.names {
+            let column = batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<StringArray>());
+            columns.push(column.ok_or_else(|| format!("column {name:?} did not arrive as text"))?);
+        }
+        let field = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
+        Ok((0..batch.num_rows()).map(|row| columns.iter().map(|column| field(column, row)).collect()).collect())
+    }
+
+    fn corrupt(&self, group: usize, reason: String) -> Error {
+        Error::CorruptParquet { path: self.path.clone(), row_group: Some(group), reason }
+    }
+}
+
+pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
+    Ok(described(&load(path, &open(path)?)?))
+}
+
+fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    guarded(|| ArrowReaderMetadata::load(file, options)).map_err(|reason| Error::CorruptParquet {
+        path: path.into(),
+        row_group: None,
+        reason,
+    })
+}
+
+fn described(metadata: &ArrowReaderMetadata) -> Vec<Column> {
+    let fields = metadata.schema().fields();
+    fields.iter().map(|f| Column { name: f.name().clone(), kind: f.data_type().to_string() }).collect()
+}
+
+/// Cuts the row range into the row groups that it touches; the others are never read.
+fn spans(path: &Path, metadata: &ArrowReaderMetadata, range: &Range<usize>) -> Result<VecDeque<Span>> {
+    let mut spans = VecDeque::new();
+    let mut first = 0usize;
+    for (group, info) in metadata.metadata().row_groups().iter().enumerate() {
+        let end = usize::try_from(info.num_rows()).ok().and_then(|rows| first.checked_add(rows));
+        let Some(end) = end else {
+            let reason = format!("impossible number of rows {}", info.num_rows());
+            return Err(Error::CorruptParquet { path: path.into(), row_group: Some(group), reason });
+        };
+        let wanted = range.start.max(first)..range.end.min(end);
+        if !wanted.is_empty() {
+            spans.push_back(Span { group, skip: wanted.start - first, take: wanted.len() });
+        }
+        first = end;
+    }
+    let past_end = (range.end != usize::MAX && range.end > first) || (range.start > 0 && range.start >= first);
+    if past_end {
+        let (start, end) = (range.start, range.end);
+        return Err(Error::Rows { path: path.into(), start, end, available: first as u64 });
+    }
+    Ok(spans)
+}
+
+/// Turns a panic of the reader into its message: the parquet crate asserts on some damaged pages where it should
+/// return an error, and a damaged file must not end the program.
+fn guarded<T, E: ToString>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(payload) => {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+            Err(format!("the reader gave up: {}", text.unwrap_or("no reason given")))
+        }
+    }
+}

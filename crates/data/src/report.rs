@@ -1,0 +1,85 @@
+//! Where the rows of a file went.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Counts of one [`Dataset::load`](crate::Dataset::load).
+///
+/// `rows_read = rows_used + null + empty + untrained` always holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Rows in the range asked for.
+    pub rows_read: u64,
+    /// Rows that became examples.
+    pub rows_used: u64,
+    /// Rows left out because a needed column is null.
+    pub null: u64,
+    /// Rows left out because a needed column is empty or white space, or because the tokenizer makes nothing of it.
+    pub empty: u64,
+    /// Rows left out because no token of them would be trained: a single token, or an answer wholly cut off.
+    pub untrained: u64,
+    /// Rows longer than the longest example; their rest was cut off.
+    pub truncated: u64,
+    /// Tokens cut off from those.
+    pub tokens_cut: u64,
+    /// Used rows that should end with the end-of-text token but were cut before it, so that it is not trained there.
+    pub unfinished: u64,
+    /// Used rows that begin with the beginning-of-text token twice: the text holds one and the tokenizer adds another.
+    pub doubled_bos: u64,
+    /// Tokens in all examples.
+    pub tokens: u64,
+    /// Tokens that are somebody's target.
+    pub trained_tokens: u64,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, other: &Report) {
+        self.rows_read += other.rows_read;
+        self.rows_used += other.rows_used;
+        self.null += other.null;
+        self.empty += other.empty;
+        self.untrained += other.untrained;
+        self.truncated += other.truncated;
+        self.tokens_cut += other.tokens_cut;
+        self.unfinished += other.unfinished;
+        self.doubled_bos += other.doubled_bos;
+        self.tokens += other.tokens;
+        self.trained_tokens += other.trained_tokens;
+    }
+
+    /// Sentences about what the person who made the file would want to know; none when all is well.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut say = |count: u64, sentence: &str| {
+            if count > 0 {
+                out.push(format!("{count} of {} rows {sentence}", self.rows_read));
+            }
+        };
+        say(self.null, "are null and were left out");
+        say(self.empty, "are empty and were left out");
+        say(self.untrained, "have no trained token within the maximum length and were left out");
+        say(self.unfinished, "were cut before their end, so the end-of-text token is not trained there");
+        say(self.doubled_bos, "begin with the beginning-of-text token twice; remove it from the text");
+        out
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows read, {} used", self.rows_read, self.rows_used)?;
+        let parts = [
+            (self.null, "null"),
+            (self.empty, "empty"),
+            (self.untrained, "without a trained token"),
+            (self.truncated, "truncated"),
+            (self.unfinished, "cut before their end"),
+            (self.doubled_bos, "with a doubled BOS"),
+        ];
+        for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {what}")?;
+        }
+        write!(f, "; {} tokens, {} trained", self.tokens, self.trained_tokens)
+    }
+}

@@ -1,0 +1,233 @@
+//! The tokenizer of a model folder, as `transformers` would apply it.
+//!
+//! `tokenizer.json` alone does not say everything: which special tokens surround a text can be overridden in
+//! `tokenizer_config.json`, the tokens that stop generation stand in `generation_config.json`, and truncation or
+//! padding stored in the file must not touch training data. Here that is resolved once, at loading.
+
+mod special;
+mod stream;
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::{AddedToken, Encoding, PostProcessor, Token};
+
+use crate::error::{Error, Result};
+
+pub use special::SpecialTokens;
+pub use stream::TextStream;
+
+/// Files of a model folder that belong to the tokenizer; those that exist are copied beside an adapter.
+pub const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// A tokenizer with its special tokens. Encoding gives the same ids on any number of threads.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: SpecialTokens,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    largest_id: u32,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a model folder, and beside it, where they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json` and `config.json`.
+    ///
+    /// # Errors
+    /// A `tokenizer.json` that is missing, and any of these files that cannot be understood.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let json = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
+        let mut inner = parse(&json, &path)?;
+        let special = special::read(folder, &mut inner)?;
+        Self::assemble(inner, special, &path)
+    }
+
+    /// Builds a tokenizer from the text of a `tokenizer.json`, without a folder.
+    ///
+    /// # Errors
+    /// Text that is not a tokenizer.
+    pub fn from_json(json: &[u8], special: SpecialTokens) -> Result<Self> {
+        let path = PathBuf::from("tokenizer.json");
+        Self::assemble(parse(json, &path)?, special, &path)
+    }
+
+    fn assemble(inner: tokenizers::Tokenizer, special: SpecialTokens, path: &Path) -> Result<Self> {
+        let (mut prefix, mut suffix) = surroundings(&inner, path)?;
+        if special.add_bos.is_some() || special.add_eos.is_some() {
+            // One explicit flag replaces the whole post-processor in transformers; the other then counts as false,
+            // and a flag for a token that does not exist is dropped.
+            let token =
+                |wanted: Option<bool>, id: Option<u32>| id.filter(|_| wanted == Some(true)).into_iter().collect();
+            prefix = token(special.add_bos, special.bos);
+            suffix = token(special.add_eos, special.eos);
+        }
+        let named = [special.bos, special.eos, special.pad, special.unk].into_iter().flatten();
+        let largest_id =
+            inner.get_vocab(true).into_values().chain(named).max().ok_or_else(|| Error::CorruptTokenizer {
+                path: path.into(),
+                reason: "its vocabulary is empty".into(),
+            })?;
+        Ok(Self { inner, special, prefix, suffix, largest_id })
+    }
+
+    /// The special tokens and where they came from.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Beginning-of-text id.
+    pub fn bos(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    /// End-of-text id.
+    pub fn eos(&self) -> Option<u32> {
+        self.special.eos
+    }
+
+    /// The id that fills short rows: the pad token, or else the end-of-text token. Never an invented one.
+    pub fn pad(&self) -> Option<u32> {
+        self.special.pad.or(self.special.eos)
+    }
+
+    /// Ids at which generation stops: those of the generation settings and the end-of-text token.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.special.stop
+    }
+
+    /// One more than the largest id: the rows that an embedding must have.
+    pub fn vocab_size(&self) -> usize {
+        self.largest_id as usize + 1
+    }
+
+    /// The id of a token by its exact name.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The name of a token as it stands in the vocabulary (for byte-level tokenizers not readable text).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Makes sure that no text can give an id that the model has no embedding for. A model may have spare rows.
+    ///
+    /// # Errors
+    /// Names both numbers.
+    pub fn check_vocab(&self, model_vocab: usize) -> Result<()> {
+        match (self.largest_id as usize) < model_vocab {
+            true => Ok(()),
+            false => Err(Error::VocabMismatch { largest_id: self.largest_id, model_vocab }),
+        }
+    }
+
+    /// Ids of a text with the special tokens that this tokenizer puts around every text.
+    ///
+    /// # Errors
+    /// A text that the vocabulary cannot express.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode_prompt(text)?;
+        ids.extend(&self.suffix);
+        Ok(ids)
+    }
+
+    /// Ids of a text that is to be continued: with what goes before every text, without what closes it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.prefix.clone();
+        ids.extend(self.encode_plain(text)?);
+        Ok(ids)
+    }
+
+    /// Ids of the text alone; for text that already holds its special tokens, as chat templates write it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids; `skip_special` leaves out the special tokens. Bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// A decoder that fails. Ids outside the vocabulary are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|error| Error::Decode { count: ids.len(), reason: error.to_string() })
+    }
+
+    /// Starts the text of a generation, token by token.
+    pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
+        TextStream::new(self, skip_special)
+    }
+
+    pub(crate) fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    pub(crate) fn suffix(&self) -> &[u32] {
+        &self.suffix
+    }
+
+    /// Ids and, for each, the byte range of the text that it stands for.
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
+        self.inner.encode(text, false).map_err(refused)
+    }
+}
+
+fn refused(error: tokenizers::Error) -> Error {
+    Error::Encode { place: "text".into(), reason: error.to_string() }
+}
+
+fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
+    let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
+    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| corrupt(error.to_string()))?;
+    // A file saved after use can carry the last caller's truncation and padding: ids would silently change length.
+    inner.with_truncation(None).map_err(|error| corrupt(error.to_string()))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+/// What the post-processor puts before and after a text, found by sending one made-up token through it.
+fn surroundings(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(Vec<u32>, Vec<u32>)> {
+    const PROBE: u32 = u32::MAX;
+    let Some(processor) = inner.get_post_processor() else { return Ok((Vec::new(), Vec::new())) };
+    let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
+    let probe = Encoding::from_tokens(vec![Token::new(PROBE, "x".into(), (0, 1))], 0);
+    let processed = processor.process(probe, None, true).map_err(|error| corrupt(error.to_string()))?;
+    let ids = processed.get_ids();
+    let mut parts = ids.split(|&id| id == PROBE);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(prefix), Some(suffix), None) => Ok((prefix.to_vec(), suffix.to_vec())),
+        _ => Err(corrupt("its post-processor does not keep the text exactly once".into())),
+    }
+}
+
+/// The bytes of a file, or nothing where there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read { path: path.into(), source }),
+    }
+}
+
+/// Makes sure that a named special token is one: skipped in decoding, found whole in text.
+fn mark_special(inner: &mut tokenizers::Tokenizer, token: &str, path: &Path) -> Result<()> {
+    if inner.get_added_vocabulary().is_special_token(token) {
+        return Ok(());
+    }
+    let added = inner.add_special_tokens([AddedToken::from(token, true)]);
+    added.map(|_| ()).map_err(|error| Error::CorruptTokenizer { path: path.into(), reason: error.to_string() })
+}

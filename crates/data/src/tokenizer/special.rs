@@ -1,0 +1,106 @@
+//! Which ids are special, from the small JSON files beside `tokenizer.json`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Special tokens by role. A role is `None` where no file names it, or names a token that the vocabulary lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Beginning of text.
+    pub bos: Option<u32>,
+    /// End of text.
+    pub eos: Option<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+    /// Unknown word.
+    pub unk: Option<u32>,
+    /// Ids at which generation stops.
+    pub stop: Vec<u32>,
+    /// Explicit `add_bos_token`: overrides what `tokenizer.json` puts around a text.
+    pub add_bos: Option<bool>,
+    /// Explicit `add_eos_token`: likewise.
+    pub add_eos: Option<bool>,
+}
+
+/// Names win in this order: `tokenizer_config.json`, `special_tokens_map.json`; then the ids of
+/// `generation_config.json` and `config.json`.
+pub(super) fn read(folder: &Path, inner: &mut tokenizers::Tokenizer) -> Result<SpecialTokens> {
+    let config = Settings::read(folder.join("tokenizer_config.json"))?;
+    let map = Settings::read(folder.join("special_tokens_map.json"))?;
+    let generation = Settings::read(folder.join("generation_config.json"))?;
+    let model = Settings::read(folder.join("config.json"))?;
+    let mut role = |name: &str| -> Result<Option<u32>> {
+        let token = config.token(&format!("{name}_token"))?.or(map.token(&format!("{name}_token"))?);
+        if let Some(id) = token.as_deref().and_then(|token| inner.token_to_id(token)) {
+            super::mark_special(inner, token.as_deref().unwrap_or_default(), &config.path)?;
+            return Ok(Some(id));
+        }
+        let key = format!("{name}_token_id");
+        let ids = generation.ids(&key)?;
+        Ok(if ids.is_empty() { model.ids(&key)? } else { ids }.first().copied())
+    };
+    let (bos, eos, pad, unk) = (role("bos")?, role("eos")?, role("pad")?, role("unk")?);
+    let mut stop = generation.ids("eos_token_id")?;
+    if stop.is_empty() {
+        stop = model.ids("eos_token_id")?;
+    }
+    stop.extend(eos.filter(|id| !stop.contains(id)));
+    let (add_bos, add_eos) = (config.flag("add_bos_token")?, config.flag("add_eos_token")?);
+    Ok(SpecialTokens { bos, eos, pad, unk, stop, add_bos, add_eos })
+}
+
+/// One JSON object; an absent file is an empty one.
+struct Settings {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl Settings {
+    fn read(path: PathBuf) -> Result<Self> {
+        let Some(bytes) = super::read(&path)? else { return Ok(Self { path, values: Map::new() }) };
+        match serde_json::from_slice(&bytes) {
+            Ok(values) => Ok(Self { path, values }),
+            Err(error) => Err(Error::CorruptTokenizer { path, reason: error.to_string() }),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A token is written as a string or as an object with its text under `content`.
+    fn token(&self, key: &str) -> Result<Option<String>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+        text.map(|text| Some(text.to_owned())).ok_or_else(|| self.wrong(key, value, "a token"))
+    }
+
+    /// One id or a list of them.
+    fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match self.get(key) {
+            None => Some(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect::<Option<_>>(),
+            // Some configurations write -1 for "none".
+            Some(value) if value.as_i64() == Some(-1) => Some(Vec::new()),
+            Some(value) => id(value).map(|id| vec![id]),
+        }
+        .ok_or_else(|| self.wrong(key, self.get(key).unwrap_or(&Value::Null), "a token id or a list of them"))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Null) => Ok(Some(false)),
+            Some(value) => value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false")),
+        }
+    }
+
+    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+        let reason = format!("{key} is {value} where {expected} is expected");
+        Error::CorruptTokenizer { path: self.path.clone(), reason }
+    }
+}

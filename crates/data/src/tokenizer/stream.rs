@@ -1,0 +1,57 @@
+//! Text of a generation while it grows.
+//!
+//! A token can end in the middle of a character, and a decoder may treat the first token of a text differently from
+//! the rest. So the last tokens are decoded again with each new one, and text is handed out only once it is complete.
+
+use super::Tokenizer;
+use crate::error::Result;
+
+/// More tokens than any character has bytes: what is still incomplete then is broken for good.
+const LONGEST_WAIT: usize = 8;
+
+/// Incremental decoding; see [`Tokenizer::stream`].
+#[derive(Debug)]
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    skip_special: bool,
+    /// The tokens that the next piece of text is decoded from: `shown` of them are out already.
+    window: Vec<u32>,
+    shown: usize,
+}
+
+impl<'t> TextStream<'t> {
+    pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
+        Self { tokenizer, skip_special, window: Vec::new(), shown: 0 }
+    }
+
+    /// The text that this token completes; empty while a character is unfinished.
+    ///
+    /// # Errors
+    /// A decoder that fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.window.push(id);
+        let text = self.unseen()?;
+        let waited = self.window.len() - self.shown;
+        if text.is_empty() || (text.ends_with(char::REPLACEMENT_CHARACTER) && waited < LONGEST_WAIT) {
+            return Ok(String::new());
+        }
+        self.window.drain(..self.shown);
+        self.shown = self.window.len();
+        Ok(text)
+    }
+
+    /// What is left at the end, such as the beginning of a character that never came.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn finish(self) -> Result<String> {
+        self.unseen()
+    }
+
+    fn unseen(&self) -> Result<String> {
+        let before = self.tokenizer.decode(&self.window[..self.shown], self.skip_special)?;
+        let all = self.tokenizer.decode(&self.window, self.skip_special)?;
+        // A decoder that rewrites earlier text (spaces before punctuation) gives no common start: cut by length.
+        Ok(all.strip_prefix(&before).or_else(|| all.get(before.len()..)).unwrap_or_default().to_owned())
+    }
+}

@@ -1,0 +1,113 @@
+//! Both formats give the same examples, whatever the layout of the file.
+
+mod common;
+
+use std::sync::Arc;
+
+use arrow_array::types::Int32Type;
+use arrow_array::{ArrayRef, DictionaryArray, LargeStringArray, StringArray, StringViewArray};
+use common::*;
+use halfbyte_data::{DataConfig, Dataset, Report, columns};
+
+fn load(path: &std::path::Path, config: &DataConfig) -> (Dataset, Report) {
+    Dataset::load(path, &tokenizer(), config).unwrap()
+}
+
+#[test]
+fn parquet_and_json_lines_give_the_same_examples() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = texts(700);
+    let lines = file(&folder, "a.jsonl");
+    write_jsonl(&lines, &[("text", &texts)]);
+    let expected = load(&lines, &config(16));
+    assert_eq!(expected.1.rows_read, 700);
+    assert_eq!((expected.1.null, expected.1.empty), (64, 127));
+    assert_eq!(expected.1.rows_used as usize, expected.0.len());
+    for group_rows in [1, 7, 256, 300, 10_000] {
+        let path = file(&folder, "a.parquet");
+        write_parquet(&path, &[("text", &texts)], group_rows);
+        assert_eq!(load(&path, &config(16)), expected, "row groups of {group_rows}");
+    }
+}
+
+#[test]
+fn every_string_type_reads_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = texts(60);
+    let plain = StringArray::from_iter(texts.iter());
+    let arrays: [(&str, ArrayRef); 4] = [
+        ("plain", Arc::new(plain)),
+        ("large", Arc::new(LargeStringArray::from_iter(texts.iter()))),
+        ("view", Arc::new(StringViewArray::from_iter(texts.iter().map(Option::as_deref)))),
+        ("dictionary", Arc::new(texts.iter().map(Option::as_deref).collect::<DictionaryArray<Int32Type>>())),
+    ];
+    let mut seen = Vec::new();
+    for (name, array) in arrays {
+        let path = file(&folder, name);
+        write_arrays(&path, vec![("text", array)], 17);
+        seen.push(load(&path, &config(64)));
+    }
+    assert!(seen.iter().all(|other| *other == seen[0]));
+    assert_eq!(seen[0].0.len(), texts.iter().flatten().filter(|text| !text.trim().is_empty()).count());
+}
+
+#[test]
+fn a_row_range_is_the_same_cut_in_both_formats() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts: Vec<_> = (0..50).map(|row| Some(format!("row {row} good"))).collect();
+    let (lines, parquet) = (file(&folder, "a.jsonl"), file(&folder, "a.parquet"));
+    write_jsonl(&lines, &[("text", &texts)]);
+    write_parquet(&parquet, &[("text", &texts)], 8);
+    let whole = load(&lines, &config(32)).0;
+    for range in [0..50, 0..8, 8..16, 7..9, 3..49, 49..50, 20..usize::MAX] {
+        let config = DataConfig { rows: Some(range.clone()), ..config(32) };
+        let (from_lines, report) = load(&lines, &config);
+        assert_eq!(load(&parquet, &config), (from_lines.clone(), report), "{range:?}");
+        let wanted = &(0..50).collect::<Vec<_>>()[range.start..range.end.min(50)];
+        assert_eq!(report.rows_read as usize, wanted.len());
+        let same = wanted.iter().zip(from_lines.rows()).all(|(&row, got)| got.ids == whole.row(row).ids);
+        assert!(same && from_lines.len() == wanted.len(), "{range:?}");
+    }
+    for range in [0..51, 50..usize::MAX, 50..60, 10..1000] {
+        let config = DataConfig { rows: Some(range.clone()), ..config(32) };
+        for path in [&lines, &parquet] {
+            let message = Dataset::load(path, &tokenizer(), &config).unwrap_err().to_string();
+            assert!(message.contains("50 rows"), "{range:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "a.parquet");
+    write_parquet(&path, &[("text", &texts(1_000))], 333);
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| load(&path, &config(24)))
+    };
+    let one = with(1);
+    assert_eq!(with(2), one);
+    assert_eq!(with(5), one);
+}
+
+#[test]
+fn json_lines_as_they_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "a.json");
+    let text = "\u{feff}{\"text\": \"good\", \"n\": 1}\r\n\n  \n{\"n\": 2}\n{\"text\": null}\n{\"text\": \"the\", \"x\": [{}]}";
+    std::fs::write(&path, text).unwrap();
+    let (dataset, report) = load(&path, &DataConfig { append_eos: Some(true), ..config(32) });
+    assert_eq!((report.rows_read, report.null, dataset.len()), (4, 2, 2));
+    let named = |column: &str| columns(&path).unwrap().into_iter().find(|c| c.name == column).unwrap().kind;
+    assert_eq!((named("text"), named("n"), named("x")), ("string".into(), "number".into(), "array".into()));
+}
+
+#[test]
+fn columns_are_listed_with_their_types() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "a.parquet");
+    write_parquet(&path, &[("review", &texts(3))], 8);
+    let listed: Vec<_> = columns(&path).unwrap().into_iter().map(|c| (c.name, c.kind)).collect();
+    assert_eq!(listed, [("label".into(), "Int64".into()), ("review".to_owned(), "Utf8".to_owned())]);
+}

@@ -1,0 +1,156 @@
+//! Damaged and mistaken files: an error that names the place, never a panic.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::*;
+use halfbyte_data::{DataConfig, Dataset, Error, Tokenizer, columns};
+
+fn fails(path: &Path, config: &DataConfig) -> Error {
+    Dataset::load(path, &tokenizer(), config).expect_err("this file cannot be loaded")
+}
+
+fn written(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = file(folder, name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn sample(folder: &tempfile::TempDir) -> Vec<u8> {
+    let path = file(folder, "sample.parquet");
+    write_parquet(&path, &[("text", &texts(300))], 100);
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn what_is_not_a_data_file_is_said_plainly() {
+    let folder = tempfile::tempdir().unwrap();
+    let expect = |path: &Path, words: &str| {
+        let message = fails(path, &config(8)).to_string();
+        assert!(message.contains(words) && message.contains(path.to_str().unwrap()), "{message}");
+    };
+    expect(&file(&folder, "absent.parquet"), "no such file");
+    expect(folder.path(), "a folder");
+    expect(&written(&folder, "empty.parquet", b""), "the file is empty");
+    expect(&written(&folder, "empty.jsonl", b""), "the file is empty");
+    expect(&written(&folder, "page.parquet", b"<html>not found</html>"), "does not begin with the bytes PAR1");
+    expect(&written(&folder, "a.csv", b"text,label\n"), "unknown format");
+    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}]"), "one JSON array");
+    expect(&written(&folder, "blank.jsonl", b"\n \n"), "no usable rows");
+    expect(&written(&folder, "magic.parquet", b"PAR1"), "corrupt parquet");
+}
+
+#[test]
+fn json_errors_name_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let expect = |second: &[u8], words: &[&str]| {
+        let bytes = [b"{\"text\": \"good\"}\n\n", second, b"\n"].concat();
+        let message = fails(&written(&folder, "a.jsonl", &bytes), &config(8)).to_string();
+        assert!(message.contains("line 3") && words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    expect(b"{\"text\": \"go", &["not JSON", "column 12"]);
+    expect(b"{\"text\": \"\xff\xfe\"}", &["not UTF-8 at byte 10"]);
+    expect(b"[1, 2]", &["an array"]);
+    expect(b"7", &["a number"]);
+    expect(b"{\"text\": 7, \"id\": \"a\"}", &["\"text\" holds number", "id: string"]);
+    expect(&[b'['; 4_000], &["recursion limit"]);
+}
+
+#[test]
+fn a_column_that_is_not_there_lists_those_that_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = texts(30);
+    let (lines, parquet) = (file(&folder, "a.jsonl"), file(&folder, "a.parquet"));
+    write_jsonl(&lines, &[("review", &texts), ("title", &texts)]);
+    write_parquet(&parquet, &[("review", &texts)], 8);
+    let message = fails(&lines, &config(8)).to_string();
+    assert!(message.contains("no column \"text\"; the columns are review: string, title: string"), "{message}");
+    let message = fails(&parquet, &config(8)).to_string();
+    assert!(message.contains("no column \"text\"; the columns are label: Int64, review: Utf8"), "{message}");
+    let config = DataConfig { columns: halfbyte_data::Columns::Text("label".into()), ..config(8) };
+    let message = fails(&parquet, &config).to_string();
+    assert!(message.contains("\"label\" holds Int64 where text is expected"), "{message}");
+}
+
+#[test]
+fn a_truncated_parquet_file_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sample(&folder);
+    for keep in (4..bytes.len()).step_by(37).chain([bytes.len() - 1]) {
+        let path = written(&folder, "cut.parquet", &bytes[..keep]);
+        let error = fails(&path, &config(16));
+        assert!(matches!(error, Error::CorruptParquet { .. }), "{keep} bytes: {error}");
+        assert!(columns(&path).is_err(), "{keep} bytes");
+    }
+}
+
+#[test]
+fn a_flipped_bit_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sample(&folder);
+    let mut failed = 0;
+    for place in (0..bytes.len()).step_by(5) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 1 << (place % 8);
+        let path = written(&folder, "flipped.parquet", &damaged);
+        // Without checksums a flip inside a text is simply another text; what matters is that nothing panics.
+        failed += usize::from(Dataset::load(&path, &tokenizer(), &config(16)).is_err());
+    }
+    assert!(failed > 20, "{failed} of {} flips were noticed", bytes.len() / 5);
+}
+
+#[test]
+fn a_damaged_page_names_its_row_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = sample(&folder);
+    let footer = u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap()) as usize;
+    let pages = bytes.len() - 8 - footer;
+    // The last third of the pages belongs to the last of three row groups; its text column comes last.
+    bytes[pages - 300..pages - 20].fill(0xff);
+    let error = fails(&written(&folder, "page.parquet", &bytes), &config(16));
+    assert!(matches!(error, Error::CorruptParquet { row_group: Some(2), .. }), "{error}");
+    assert!(error.to_string().contains("row group 2"), "{error}");
+    let untouched = DataConfig { rows: Some(0..200), ..config(16) };
+    let path = file(&folder, "page.parquet");
+    assert!(Dataset::load(&path, &tokenizer(), &untouched).is_ok(), "row groups that are not asked for are not read");
+}
+
+#[test]
+fn any_bytes_behind_the_magic_are_survived() {
+    use proptest::prelude::*;
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer();
+    proptest!(ProptestConfig::with_cases(200), |(body in proptest::collection::vec(any::<u8>(), 0..200), parquet: bool)| {
+        let length = (body.len() as u32).to_le_bytes();
+        let bytes = if parquet { [b"PAR1", &body[..], &length, b"PAR1"].concat() } else { [b"{\"text\"", &body[..]].concat() };
+        let path = written(&folder, "any", &bytes);
+        prop_assert!(Dataset::load(&path, &tokenizer, &config(16)).is_err());
+    });
+}
+
+#[test]
+fn a_damaged_tokenizer_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = Tokenizer::load(folder.path()).unwrap_err();
+    assert!(matches!(&missing, Error::Missing { path } if path.ends_with("tokenizer.json")), "{missing}");
+    let json = tokenizer_json().to_string();
+    for keep in (0..json.len()).step_by(97) {
+        let cut = json.char_indices().map(|(place, _)| place).find(|&place| place >= keep).unwrap_or(json.len());
+        written(&folder, "tokenizer.json", &json.as_bytes()[..cut]);
+        let error = Tokenizer::load(folder.path()).unwrap_err();
+        assert!(matches!(error, Error::CorruptTokenizer { .. }), "{cut} bytes: {error}");
+    }
+    let mut bytes = json.clone().into_bytes();
+    for place in (0..bytes.len()).step_by(7) {
+        bytes[place] ^= 4;
+        if let Ok(tokenizer) = Tokenizer::from_json(&bytes, special()) {
+            tokenizer.encode("the good é").map(|ids| tokenizer.decode(&ids, true)).ok();
+        }
+        bytes[place] ^= 4;
+    }
+    written(&folder, "tokenizer.json", json.as_bytes());
+    written(&folder, "tokenizer_config.json", b"{\"eos_token\": 7}");
+    let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json") && error.contains("eos_token is 7"), "{error}");
+}
