@@ -1,5 +1,6 @@
 //! Tokenised rows in memory: 4 bytes and one bit a token, whatever text they came from.
 
+use std::fmt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -21,7 +22,7 @@ pub struct Example {
 }
 
 /// Tokenised rows in file order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Dataset {
     ids: Vec<u32>,
     /// Bit `t` of the whole: token `t` of `ids` is to be predicted.
@@ -141,8 +142,14 @@ impl Dataset {
     }
 }
 
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dataset({} examples, {} tokens)", self.len(), self.tokens())
+    }
+}
+
 /// One example of a [`Dataset`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Row<'d> {
     /// Token ids.
     pub ids: &'d [u32],
@@ -169,6 +176,12 @@ impl Row<'_> {
         let next = t + 1;
         assert!(t < self.ids.len(), "position {t} of a row of {}", self.ids.len());
         if next < self.ids.len() && self.trained(next) { self.ids[next] } else { crate::IGNORE }
+    }
+}
+
+impl fmt::Debug for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries((0..self.ids.len()).map(|t| (self.ids[t], self.trained(t)))).finish()
     }
 }
 

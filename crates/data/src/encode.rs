@@ -89,7 +89,8 @@ impl<'a> Encoder<'a> {
         let trained = mask.iter().skip(1).filter(|&&trained| trained).count() as u64;
         if trained == 0 {
             report.untrained = 1;
-            (ids.clear(), mask.clear());
+            ids.clear();
+            mask.clear();
             return;
         }
         report.rows_used = 1;

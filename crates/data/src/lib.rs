@@ -27,6 +27,7 @@ mod config;
 mod dataset;
 mod encode;
 mod error;
+mod guard;
 mod reader;
 mod render;
 mod report;
@@ -45,3 +46,7 @@ pub use tokenizer::{SpecialTokens, TOKENIZER_FILES, TextStream, Tokenizer};
 
 /// Target of a position that has no loss: padding, the last token of a row, the prompt of an instruction row.
 pub const IGNORE: u32 = u32::MAX;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -21,7 +21,7 @@ fn parquet_and_json_lines_give_the_same_examples() {
     write_jsonl(&lines, &[("text", &texts)]);
     let expected = load(&lines, &config(16));
     assert_eq!(expected.1.rows_read, 700);
-    assert_eq!((expected.1.null, expected.1.empty), (64, 127));
+    assert_eq!((expected.1.null, expected.1.empty), (64, 126));
     assert_eq!(expected.1.rows_used as usize, expected.0.len());
     for group_rows in [1, 7, 256, 300, 10_000] {
         let path = file(&folder, "a.parquet");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::*;
 use halfbyte_data::{DataConfig, Dataset, Error, Tokenizer, columns};
+use parquet::file::reader::{FileReader, SerializedFileReader};
 
 fn fails(path: &Path, config: &DataConfig) -> Error {
     Dataset::load(path, &tokenizer(), config).expect_err("this file cannot be loaded")
@@ -104,16 +105,31 @@ fn a_flipped_bit_never_panics() {
 fn a_damaged_page_names_its_row_group() {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = sample(&folder);
-    let footer = u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap()) as usize;
-    let pages = bytes.len() - 8 - footer;
-    // The last third of the pages belongs to the last of three row groups; its text column comes last.
-    bytes[pages - 300..pages - 20].fill(0xff);
+    let path = file(&folder, "sample.parquet");
+    let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+    let (start, length) = reader.metadata().row_group(2).column(1).byte_range();
+    bytes[start as usize..(start + length) as usize].fill(0xff);
     let error = fails(&written(&folder, "page.parquet", &bytes), &config(16));
     assert!(matches!(error, Error::CorruptParquet { row_group: Some(2), .. }), "{error}");
     assert!(error.to_string().contains("row group 2"), "{error}");
     let untouched = DataConfig { rows: Some(0..200), ..config(16) };
     let path = file(&folder, "page.parquet");
     assert!(Dataset::load(&path, &tokenizer(), &untouched).is_ok(), "row groups that are not asked for are not read");
+}
+
+#[test]
+fn columns_that_are_not_asked_for_are_not_decoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = sample(&folder);
+    let path = file(&folder, "sample.parquet");
+    let intact = Dataset::load(&path, &tokenizer(), &config(16)).unwrap();
+    let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+    for group in reader.metadata().row_groups() {
+        let (start, length) = group.column(0).byte_range();
+        bytes[start as usize..(start + length) as usize].fill(0xff);
+    }
+    let path = written(&folder, "label.parquet", &bytes);
+    assert_eq!(Dataset::load(&path, &tokenizer(), &config(16)).unwrap(), intact);
 }
 
 #[test]

@@ -167,7 +167,9 @@ impl Lines {
             if self.number == 1 && self.line.starts_with(BOM) {
                 self.line.drain(..BOM.len());
             }
-            if !self.line.iter().all(u8::is_ascii_whitespace) {
+            // Without its line end, so that a line cut short is told as such.
+            self.line.truncate(self.line.trim_ascii_end().len());
+            if !self.line.is_empty() {
                 return Ok(true);
             }
         }

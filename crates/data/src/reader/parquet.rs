@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_array::{Array, RecordBatch, StringArray};
@@ -19,6 +18,7 @@ use parquet::arrow::arrow_reader::{
 
 use super::{CHUNK_ROWS, Column, Fields, list, open};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 
 pub(crate) struct ParquetRows {
     path: PathBuf,
@@ -165,17 +165,4 @@ fn spans(path: &Path, metadata: &ArrowReaderMetadata, range: &Range<usize>) -> R
         return Err(Error::Rows { path: path.into(), start, end, available: first as u64 });
     }
     Ok(spans)
-}
-
-/// Turns a panic of the reader into its message: the parquet crate asserts on some damaged pages where it should
-/// return an error, and a damaged file must not end the program.
-fn guarded<T, E: ToString>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(payload) => {
-            let text = payload.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-            Err(format!("the reader gave up: {}", text.unwrap_or("no reason given")))
-        }
-    }
 }

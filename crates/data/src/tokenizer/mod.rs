@@ -9,9 +9,11 @@ mod stream;
 
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use tokenizers::{AddedToken, Encoding, PostProcessor, Token};
 
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 
 pub use special::SpecialTokens;
 pub use stream::TextStream;
@@ -192,7 +194,10 @@ fn refused(error: tokenizers::Error) -> Error {
 
 fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
     let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
-    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| corrupt(error.to_string()))?;
+    // Broken JSON is found here, with its place, before the tokenizers crate can trip over it.
+    let text = std::str::from_utf8(json).map_err(|error| corrupt(error.to_string()))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| corrupt(error.to_string()))?;
+    let mut inner = guarded(|| text.parse::<tokenizers::Tokenizer>()).map_err(corrupt)?;
     // A file saved after use can carry the last caller's truncation and padding: ids would silently change length.
     inner.with_truncation(None).map_err(|error| corrupt(error.to_string()))?;
     inner.with_padding(None);
