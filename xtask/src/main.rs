@@ -1,2 +1,72 @@
-//! Project automation.
-fn main() {}
+//! Project automation behind `cargo xtask`: the one place that knows how Halfbyte is checked, built and run.
+//!
+//! It is compiled before anything else can start, so it stays light: it never links the trainer but runs its binary.
+
+// Talking to the terminal is this program's purpose; the lint guards the libraries.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+mod ci;
+mod finetune;
+mod package_check;
+mod pretrain;
+mod tidy;
+mod workspace;
+
+mod flags {
+    use std::ffi::OsString;
+
+    xflags::xflags! {
+        /// Halfbyte's own tasks, run as `cargo xtask <task>`.
+        cmd xtask {
+            /// Everything that continuous integration checks, cheapest first: fmt, tidy, clippy, test, doc, package.
+            cmd ci {
+                /// Run this step alone.
+                optional --only step: String
+            }
+            /// The layering, file sizes, `unsafe`, and the paths that the documentation names.
+            cmd tidy {}
+            /// Fine-tune the embedded model on the embedded reviews; arguments go to `halfbyte finetune` unchanged.
+            cmd finetune {
+                repeated args: OsString
+            }
+            /// Make the tiny base models of the embedded default again, from nothing.
+            cmd pretrain {
+                /// llama or gpt-neo; both when left out.
+                optional --arch arch: String
+            }
+            /// Package the reusable crates and build a consumer of each outside the workspace.
+            cmd package-check {}
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(std::env::args_os().skip(1).collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Vec<OsString>) -> anyhow::Result<()> {
+    // Before the parser sees them: these flags are not ours, and `--help` among them asks about the fine-tuning.
+    if args.first().is_some_and(|a| a == "finetune") {
+        return finetune::run(&args[1..]);
+    }
+    let task = match flags::Xtask::from_vec(args) {
+        Ok(flags) => flags.subcommand,
+        Err(e) => e.exit(),
+    };
+    match task {
+        flags::XtaskCmd::Ci(f) => ci::run(f.only.as_deref()),
+        flags::XtaskCmd::Tidy(_) => tidy::run(),
+        flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
+        flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
+        flags::XtaskCmd::PackageCheck(_) => package_check::run(),
+    }
+}

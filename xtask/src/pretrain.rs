@@ -1,0 +1,123 @@
+//! `cargo xtask pretrain`: makes the base models of the embedded default again, from nothing but their seed.
+//!
+//! Corpus, tokenizer and untrained model come from the generator in `datasets/`; the training is Halfbyte's own `--method full`.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::{self, cargo, check};
+
+/// Working folder, ignored by git.
+const WORK: &str = "out/pretrain";
+const CORPUS: &str = "out/pretrain/corpus.parquet";
+/// The finished models lie in `datasets/models/tiny-ARCH`.
+const MODELS: &str = "datasets/models";
+const ARCHS: &[&str] = &["llama", "gpt-neo"];
+const SEED: &str = "42";
+
+/// What the trainer is told beyond model, data and output.
+const TRAIN_ARGS: &[&str] = &[
+    "--method",
+    "full",
+    "--quant",
+    "none",
+    "--compute-dtype",
+    "bf16",
+    "--max-length",
+    "128",
+    "--per-device-train-batch-size",
+    "32",
+    "--learning-rate",
+    "2e-3",
+    "--lr-scheduler-type",
+    "cosine",
+    "--num-train-epochs",
+    "1",
+    "--seed",
+    SEED,
+    "--overwrite",
+];
+
+/// What of a finished run belongs in the repository; files that a model does not have are passed over, but never the first three.
+const MODEL_FILES: &[&str] =
+    &["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+const REQUIRED_FILES: usize = 3;
+
+/// Pretrains `arch`, or every architecture when none is named.
+pub(crate) fn run(arch: Option<&str>) -> Result<()> {
+    let archs = chosen(arch)?;
+    let root = workspace::root();
+    std::fs::create_dir_all(root.join(WORK)).with_context(|| format!("cannot create {WORK}"))?;
+    let halfbyte = workspace::build_halfbyte(&root)?;
+    datasets(&root, &["corpus", "--output", CORPUS, "--seed", SEED])?;
+    for arch in archs {
+        let (start, trained) = (format!("{WORK}/{arch}-init"), format!("{WORK}/{arch}"));
+        datasets(&root, &["init", "--arch", arch, "--corpus", CORPUS, "--output", &start, "--seed", SEED])?;
+        let mut cmd = Command::new(&halfbyte);
+        cmd.args(["finetune", "--model", &start, "--data", CORPUS, "--output", &trained]).args(TRAIN_ARGS);
+        check(cmd.current_dir(&root))?;
+        install(&root.join(&trained), &root.join(MODELS).join(format!("tiny-{arch}")))?;
+        println!("{MODELS}/tiny-{arch} is made");
+    }
+    Ok(())
+}
+
+fn chosen(arch: Option<&str>) -> Result<Vec<&'static str>> {
+    let archs: Vec<_> = ARCHS.iter().copied().filter(|a| arch.is_none_or(|name| name == *a)).collect();
+    if archs.is_empty() {
+        bail!("`--arch {}` is not known; the architectures are {}", arch.unwrap_or_default(), ARCHS.join(", "));
+    }
+    Ok(archs)
+}
+
+fn datasets(root: &Path, args: &[&str]) -> Result<()> {
+    let run = ["run", "--release", "--locked", "--package", "halfbyte-datasets", "--"];
+    check(cargo().args(run).args(args).current_dir(root))
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    if let Some(missing) = MODEL_FILES[..REQUIRED_FILES].iter().find(|f| !from.join(f).exists()) {
+        bail!(
+            "{} holds no {missing}: the training did not finish, so {} stays as it was",
+            from.display(),
+            to.display()
+        );
+    }
+    std::fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for file in MODEL_FILES.iter().filter(|f| from.join(f).exists()) {
+        std::fs::copy(from.join(file), to.join(file))
+            .with_context(|| format!("cannot copy {file} to {}", to.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_architecture_is_refused_with_the_known_ones() {
+        assert_eq!(chosen(None).unwrap(), ARCHS);
+        assert_eq!(chosen(Some("gpt-neo")).unwrap(), ["gpt-neo"]);
+        let message = chosen(Some("bert")).unwrap_err().to_string();
+        assert!(message.contains("bert") && message.contains("llama, gpt-neo"), "{message}");
+    }
+
+    #[test]
+    fn an_unfinished_run_replaces_nothing() {
+        let base = std::env::temp_dir().join(format!("halfbyte-xtask-pretrain-{}", std::process::id()));
+        let (from, to) = (base.join("from"), base.join("to"));
+        std::fs::create_dir_all(&from).unwrap();
+        std::fs::write(from.join("config.json"), "{}").unwrap();
+        let message = install(&from, &to).unwrap_err().to_string();
+        assert!(message.contains("model.safetensors") && !to.exists(), "{message}");
+        for file in &MODEL_FILES[..REQUIRED_FILES] {
+            std::fs::write(from.join(file), file).unwrap();
+        }
+        install(&from, &to).unwrap();
+        assert_eq!(std::fs::read_to_string(to.join("tokenizer.json")).unwrap(), "tokenizer.json");
+        std::fs::remove_dir_all(&base).unwrap();
+    }
+}

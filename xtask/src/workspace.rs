@@ -1,0 +1,67 @@
+//! Where the workspace is, what is in it, and how its cargo is called.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The root folder: the parent of xtask's own package, wherever the user stands.
+pub(crate) fn root() -> PathBuf {
+    // Set by `cargo run`; the value of build time serves when the binary is started by hand.
+    let here =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().expect("the manifest of xtask lies one folder below the root").to_path_buf()
+}
+
+/// The cargo that started us, so that a chosen toolchain stays chosen.
+pub(crate) fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// What `cargo metadata` says about the members of the workspace at `root`; no network, no resolution.
+pub(crate) fn metadata(root: &Path) -> Result<Value> {
+    let mut cmd = cargo();
+    cmd.args(["metadata", "--format-version", "1", "--no-deps"]).current_dir(root);
+    let out = cmd.output().with_context(|| format!("cannot start {cmd:?}"))?;
+    if !out.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    serde_json::from_slice(&out.stdout).context("cargo metadata printed something that is not JSON")
+}
+
+/// The folder that cargo builds into, whatever the environment or a configuration file made of it.
+pub(crate) fn target_dir(root: &Path) -> Result<PathBuf> {
+    let meta = metadata(root)?;
+    let dir = meta["target_directory"].as_str().context("cargo metadata named no target_directory")?;
+    Ok(PathBuf::from(dir))
+}
+
+/// Builds the trainer in release, cargo's progress going to the terminal, and returns the path of `halfbyte`.
+pub(crate) fn build_halfbyte(root: &Path) -> Result<PathBuf> {
+    let mut cmd = cargo();
+    cmd.args(["build", "--release", "--locked", "--package", "halfbyte-trainer"]).current_dir(root);
+    check(&mut cmd)?;
+    let exe = format!("halfbyte{}", std::env::consts::EXE_SUFFIX);
+    Ok(target_dir(root)?.join("release").join(exe))
+}
+
+/// Runs a command with the terminal inherited; anything but success is an error that shows the command.
+pub(crate) fn check(cmd: &mut Command) -> Result<()> {
+    let status = cmd.status().with_context(|| format!("cannot start `{}`", shown(cmd)))?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", shown(cmd));
+    }
+    Ok(())
+}
+
+/// The command as one would type it.
+pub(crate) fn shown(cmd: &Command) -> String {
+    let program = Path::new(cmd.get_program()).file_stem().unwrap_or(cmd.get_program());
+    let mut words = vec![program.to_string_lossy().into_owned()];
+    for arg in cmd.get_args().map(|a| a.to_string_lossy()) {
+        let plain = !arg.is_empty() && !arg.contains([' ', '"', '\'', '*', '$', '&', ';', '|']);
+        words.push(if plain { arg.into_owned() } else { format!("'{arg}'") });
+    }
+    words.join(" ")
+}
