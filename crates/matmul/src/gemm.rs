@@ -62,7 +62,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 let plain = Epilogue { alpha: 1.0, bias: None, accumulate: false };
                 let partial = Target::new(Out::F32(sums), width).shifted(rows.0, cols.0);
                 deep(&job, wide, depth, (&partial, &plain));
-                target.store(Tile { sums, stride: width, rows, cols }, &epilogue);
+                kernel.isa.store(&target, Tile { sums, stride: width, rows, cols }, &epilogue);
             }
         });
     }
@@ -216,6 +216,7 @@ impl Shared<'_> {
         let Kernel { mr, nr, .. } = *self.job.kernel;
         let r0 = self.region.rows.0 + panel * mr;
         let rows = (r0, self.region.rows.1.min(r0 + mr));
-        self.target.store(Tile { sums, stride: nr, rows, cols: (c0, c1.min(c0 + nr)) }, self.epilogue);
+        let tile = Tile { sums, stride: nr, rows, cols: (c0, c1.min(c0 + nr)) };
+        self.job.kernel.isa.store(self.target, tile, self.epilogue);
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 } else {
                     job.axpys(cols, strip, (sums, &mut own.pieces))
                 }
-                target.store(Tile { sums, stride: strip, rows: (0, m), cols }, &epilogue);
+                kernel.isa.store(&target, Tile { sums, stride: strip, rows: (0, m), cols }, &epilogue);
             });
         };
         (0..n.div_ceil(strip)).into_par_iter().with_min_len((1 << 15) / (strip * k.max(1)) + 1).for_each(work);

@@ -114,9 +114,7 @@ impl<'a> Side<'a> {
             let row = self.reader.f32((span.start + q, first), valid, round, space);
             for (p, piece) in row.chunks(width).enumerate() {
                 let dst = &mut out[(p * words + q) * width..][..width];
-                for (d, v) in dst.iter_mut().zip(piece) {
-                    *d = v.to_bits();
-                }
+                self.isa.copy_words(piece, &mut dst[..piece.len()]);
                 dst[piece.len()..].fill(0);
             }
         }

@@ -5,6 +5,7 @@
 
 use half::bf16;
 
+use super::output::{Epilogue, Target, Tile};
 use crate::sources::Lut4;
 
 /// Lanes that [`Isa::transpose_f32`] and [`Isa::transpose_bf16`] take at once.
@@ -25,6 +26,7 @@ pub(crate) struct Isa {
     pub(crate) transpose_f32: unsafe fn(&[&[f32]; GROUP], Slot<'_>),
     pub(crate) transpose_bf16: unsafe fn(&[&[bf16]; GROUP], Slot<'_>),
     pub(crate) interleave: unsafe fn(&[bf16], &[bf16], &mut [u32]),
+    pub(crate) copy_words: unsafe fn(&[f32], &mut [u32]),
     pub(crate) lut4_f32: unsafe fn(&Lut4<'_>, usize, &mut [f32], bool),
     pub(crate) lut4_bf16: unsafe fn(&Lut4<'_>, usize, &mut [bf16]),
     pub(crate) widen: unsafe fn(&[bf16], &mut [f32]),
@@ -34,6 +36,7 @@ pub(crate) struct Isa {
     pub(crate) dot_bf16: unsafe fn(&[f32], &[bf16]) -> f32,
     pub(crate) axpy_f32: unsafe fn(f32, &[f32], &mut [f32]),
     pub(crate) axpy_bf16: unsafe fn(f32, &[bf16], &mut [f32]),
+    pub(crate) store: unsafe fn(&Target<'_>, Tile<'_>, &Epilogue<'_>),
 }
 
 macro_rules! safe_call {
@@ -55,6 +58,8 @@ safe_call! {
     transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>);
     /// Word `j` = (`even[j]`, `odd[j]`); all three of one length.
     interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]);
+    /// The bits of each float.
+    copy_words(x: &[f32], out: &mut [u32]);
     /// Decodes elements `start..start + out.len()`, rounded to bf16 if asked.
     lut4_f32(l: &Lut4<'_>, start: usize, out: &mut [f32], round: bool);
     /// Decodes elements `start..start + out.len()` and rounds them to bf16.
@@ -73,4 +78,8 @@ safe_call! {
     axpy_f32(s: f32, x: &[f32], y: &mut [f32]);
     /// y += s * x.
     axpy_bf16(s: f32, x: &[bf16], y: &mut [f32]);
+    /// Writes a tile to the output.
+    ///
+    /// Two threads must not store overlapping tiles at the same time; the callers hand out disjoint ones.
+    store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>);
 }

@@ -1,6 +1,12 @@
 //! The kernels of each instruction set, and the choice among them at run time.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod isa;
+#[cfg(test)]
+mod model;
 mod output;
 mod portable;
 mod tile;
@@ -40,6 +46,10 @@ pub(crate) struct Kernel {
     pub(crate) nr: usize,
     pub(crate) operands: Operands,
     pub(crate) tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
+    /// Multiply-adds on registers alone, to measure the ceiling: see [`tile::spin`].
+    pub(crate) spin: unsafe fn(usize) -> f32,
+    /// Floating-point operations of one round of `spin`.
+    pub(crate) spin_work: usize,
     pub(crate) isa: &'static Isa,
 }
 
@@ -59,8 +69,41 @@ impl Kernel {
 pub(crate) fn all(compute: Compute) -> Vec<&'static Kernel> {
     let mut found: Vec<&'static Kernel> = Vec::new();
     let f32 = compute == Compute::F32;
+    #[cfg(target_arch = "x86_64")]
+    {
+        if avx512::bf16_detected() && !f32 {
+            found.push(&avx512::BF16);
+        }
+        if avx512::detected() {
+            found.push(if f32 { &avx512::F32 } else { &avx512::ROUNDED });
+        }
+        if avx2::detected() {
+            found.push(if f32 { &avx2::F32 } else { &avx2::BF16 });
+        }
+    }
     found.push(if f32 { &portable::F32 } else { &portable::BF16 });
+    #[cfg(test)]
+    found.extend(models(compute));
     found
+}
+
+/// Models of kernels that this machine may lack, with its own vector helpers and with the portable ones.
+#[cfg(test)]
+fn models(compute: Compute) -> Vec<&'static Kernel> {
+    static PORTABLE: [Kernel; 2] = [
+        model::kernel("model of avx512, portable", Operands::F32, &portable::ISA),
+        model::kernel("model of avx512bf16, portable", Operands::Bf16Pairs, &portable::ISA),
+    ];
+    let pick = usize::from(compute == Compute::Bf16);
+    #[cfg(target_arch = "x86_64")]
+    if avx2::detected() {
+        static AVX2: [Kernel; 2] = [
+            model::kernel("model of avx512", Operands::F32, &avx2::ISA),
+            model::kernel("model of avx512bf16", Operands::Bf16Pairs, &avx2::ISA),
+        ];
+        return vec![&AVX2[pick], &PORTABLE[pick]];
+    }
+    vec![&PORTABLE[pick]]
 }
 
 /// Environment variable that names the kernel to use.
@@ -103,30 +146,16 @@ pub fn available_kernels(compute: Compute) -> Vec<&'static str> {
     all(compute).iter().map(|k| k.name).collect()
 }
 
-/// Floating-point operations per second of one core when the chosen tile kernel runs on panels that stay in the
-/// first-level cache: the ceiling that a product of any shape is measured against.
+/// Floating-point operations per second of one core when the chosen kernel's multiply-adds run on registers alone: the
+/// ceiling that a product of any shape is measured against. Takes a few tens of milliseconds.
 pub fn register_peak(compute: Compute) -> f64 {
     let kernel = select(compute);
-    let words = 256;
-    let (mut a, mut b, mut c) = (words::Words::default(), words::Words::default(), words::Words::default());
-    // 0x3f80_3f80 is 1.0 twice as bf16 and close to 1 as f32.
-    a.words(words * kernel.mr).fill(0x3f80_3f80);
-    b.words(words * kernel.nr).fill(0x3f80_3f80);
-    let per_word = if kernel.operands == Operands::Bf16Pairs { 4.0 } else { 2.0 };
-    let work = per_word * (kernel.mr * kernel.nr * words) as f64;
-    let mut best = 0.0f64;
-    for _ in 0..200 {
+    let rounds = 20_000;
+    let best = (0..300).map(|_| {
         let start = std::time::Instant::now();
-        for _ in 0..100 {
-            kernel.multiply(
-                words,
-                a.words(words * kernel.mr),
-                b.words(words * kernel.nr),
-                std::hint::black_box(c.floats(kernel.mr * kernel.nr)),
-                false,
-            );
-        }
-        best = best.max(100.0 * work / start.elapsed().as_secs_f64());
-    }
-    best
+        // SAFETY: a kernel is handed out only where its instruction set is present.
+        std::hint::black_box(unsafe { (kernel.spin)(std::hint::black_box(rounds)) });
+        (rounds * kernel.spin_work) as f64 / start.elapsed().as_secs_f64()
+    });
+    best.fold(0.0, f64::max)
 }

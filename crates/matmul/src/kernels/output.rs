@@ -66,38 +66,36 @@ impl<'a> Target<'a> {
     pub(crate) fn is_f32(&self) -> bool {
         matches!(self.data, Pointer::F32(_))
     }
+}
 
-    /// Writes the tile: rows `rows.0..rows.1` and columns `cols.0..cols.1` of the output.
-    ///
-    /// Two threads must not store overlapping tiles at the same time; the callers hand out disjoint ones.
-    pub(crate) fn store(&self, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
-        let (row, col) = self.origin;
-        let ((r0, r1), (c0, c1)) = ((tile.rows.0 - row, tile.rows.1 - row), (tile.cols.0 - col, tile.cols.1 - col));
-        assert!(c0 <= c1 && c1 <= self.cols && r1 * self.cols <= self.len, "a tile must lie inside the output");
-        for r in r0..r1 {
-            let sums = &tile.sums[(r - r0) * tile.stride..][..c1 - c0];
-            let (at, n) = (r * self.cols + c0, c1 - c0);
-            let bias = epilogue.bias.map(|b| &b[c0..c1]);
-            // SAFETY: at + n <= len by the assertion above, and no other thread holds this part of the row.
-            unsafe {
-                match self.data {
-                    Pointer::F32(p) => {
-                        store_row(sums, std::slice::from_raw_parts_mut(p.add(at), n), bias, epilogue, (|x| x, |x| x))
-                    }
-                    Pointer::Bf16(p) => store_row(
-                        sums,
-                        std::slice::from_raw_parts_mut(p.add(at), n),
-                        bias,
-                        epilogue,
-                        (|x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16), |x| bf16::from_bits(bf16_bits(x))),
-                    ),
-                    Pointer::F16(p) => store_row(
-                        sums,
-                        std::slice::from_raw_parts_mut(p.add(at), n),
-                        bias,
-                        epilogue,
-                        (f16::to_f32, f16::from_f32),
-                    ),
+/// Writes the tile: rows `rows.0..rows.1` and columns `cols.0..cols.1` of the product.
+#[inline(always)]
+pub(super) fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
+    let (row, col) = target.origin;
+    let ((r0, r1), (c0, c1)) = ((tile.rows.0 - row, tile.rows.1 - row), (tile.cols.0 - col, tile.cols.1 - col));
+    assert!(
+        r0 <= r1 && c0 <= c1 && c1 <= target.cols && r1 * target.cols <= target.len,
+        "a tile must lie inside the output"
+    );
+    let n = c1 - c0;
+    let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);
+    for r in r0..r1 {
+        let sums = &tile.sums[(r - r0) * tile.stride..][..n];
+        let at = r * target.cols + c0;
+        // SAFETY: at + n <= len by the assertion above, and no other thread holds this part of the row.
+        unsafe {
+            match target.data {
+                Pointer::F32(p) => {
+                    store_row(sums, std::slice::from_raw_parts_mut(p.add(at), n), bias, epilogue, (|x| x, |x| x));
+                }
+                Pointer::Bf16(p) => {
+                    let out = std::slice::from_raw_parts_mut(p.add(at), n);
+                    let widen = |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+                    store_row(sums, out, bias, epilogue, (widen, |x| bf16::from_bits(bf16_bits(x))));
+                }
+                Pointer::F16(p) => {
+                    let out = std::slice::from_raw_parts_mut(p.add(at), n);
+                    store_row(sums, out, bias, epilogue, (f16::to_f32, f16::from_f32));
                 }
             }
         }

@@ -3,7 +3,8 @@
 use half::bf16;
 
 use super::isa::{GROUP, Isa, Slot};
-use super::tile::{Lanes, tile};
+use super::output::{self, Epilogue, Target, Tile};
+use super::tile::{Lanes, SPIN, spin, tile};
 use super::{Kernel, Operands};
 use crate::sources::Lut4;
 
@@ -54,15 +55,37 @@ unsafe fn tile_4x8(words: usize, a: *const u32, b: *const u32, c: *mut f32, add:
     unsafe { tile::<Four, 4, 2>(words, a, b, c, add) }
 }
 
-pub(crate) static F32: Kernel =
-    Kernel { name: "portable", mr: 4, nr: 8, operands: Operands::F32, tile: tile_4x8, isa: &ISA };
-pub(crate) static BF16: Kernel =
-    Kernel { name: "portable", mr: 4, nr: 8, operands: Operands::RoundedF32, tile: tile_4x8, isa: &ISA };
+unsafe fn spin_floats(rounds: usize) -> f32 {
+    // SAFETY: `Four` needs no instruction set of its own.
+    unsafe { spin::<Four>(rounds) }
+}
+
+pub(crate) static F32: Kernel = Kernel {
+    name: "portable",
+    mr: 4,
+    nr: 8,
+    operands: Operands::F32,
+    tile: tile_4x8,
+    spin: spin_floats,
+    spin_work: 8 * SPIN,
+    isa: &ISA,
+};
+pub(crate) static BF16: Kernel = Kernel {
+    name: "portable",
+    mr: 4,
+    nr: 8,
+    operands: Operands::RoundedF32,
+    tile: tile_4x8,
+    spin: spin_floats,
+    spin_work: 8 * SPIN,
+    isa: &ISA,
+};
 
 pub(crate) static ISA: Isa = Isa {
     transpose_f32,
     transpose_bf16,
     interleave,
+    copy_words,
     lut4_f32,
     lut4_bf16,
     widen,
@@ -72,6 +95,7 @@ pub(crate) static ISA: Isa = Isa {
     dot_bf16,
     axpy_f32,
     axpy_bf16,
+    store,
 };
 
 /// Stores from word row `from` on.
@@ -113,6 +137,13 @@ fn pair(even: bf16, odd: bf16) -> u32 {
 pub(super) fn interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]) {
     for (o, (&e, &d)) in out.iter_mut().zip(even.iter().zip(odd)) {
         *o = pair(e, d);
+    }
+}
+
+#[inline(always)]
+pub(super) fn copy_words(x: &[f32], out: &mut [u32]) {
+    for (o, v) in out.iter_mut().zip(x) {
+        *o = v.to_bits();
     }
 }
 
@@ -228,14 +259,20 @@ fn dot_bf16(x: &[f32], y: &[bf16]) -> f32 {
     dot(x, y, bf16::to_f32)
 }
 
-fn axpy_f32(s: f32, x: &[f32], y: &mut [f32]) {
+#[inline(always)]
+pub(super) fn axpy_f32(s: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += s * x;
     }
 }
 
-fn axpy_bf16(s: f32, x: &[bf16], y: &mut [f32]) {
+#[inline(always)]
+pub(super) fn axpy_bf16(s: f32, x: &[bf16], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y += s * x.to_f32();
+        *y += s * f32::from_bits(u32::from(x.to_bits()) << 16);
     }
+}
+
+fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
+    output::store(target, tile, epilogue);
 }

@@ -67,3 +67,34 @@ pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
         }
     }
 }
+
+/// `rounds` times 12 independent multiply-adds that touch no memory: what bounds every product. Returns something that
+/// depends on all of them.
+///
+/// # Safety
+/// The instruction set of `L` is present.
+#[inline(always)]
+pub(crate) unsafe fn spin<L: Lanes>(rounds: usize) -> f32 {
+    // 1.0 twice as bf16, close to 1 as f32.
+    let words = std::hint::black_box([0x3f80_3f80u32; 16]);
+    let mut last = [0.0f32; 16];
+    // SAFETY: no register is wider than 16 words.
+    unsafe {
+        let (a, b) = (L::load(words.as_ptr()), L::splat(words.as_ptr()));
+        let mut sums = [L::zero(); SPIN];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = sum.mul_acc(a, b);
+            }
+        }
+        let mut total = L::zero();
+        for sum in sums {
+            total = total.plus(sum);
+        }
+        total.store_acc(last.as_mut_ptr());
+    }
+    last[0]
+}
+
+/// Multiply-adds of a round of [`spin`]: enough to hide their latency, few enough for 16 registers.
+pub(crate) const SPIN: usize = 12;

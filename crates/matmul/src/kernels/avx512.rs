@@ -1,0 +1,128 @@
+//! AVX-512: f32 and bf16 tile kernels. Packing and decoding use the AVX2 helpers, which every such machine has.
+
+use std::arch::x86_64::*;
+
+use super::tile::{Lanes, SPIN, spin, tile};
+use super::{Kernel, Operands, avx2};
+
+/// Whether this machine runs the f32 kernel.
+pub(super) fn detected() -> bool {
+    avx2::detected() && is_x86_feature_detected!("avx512f")
+}
+
+/// Whether this machine runs the bf16 kernel too.
+pub(super) fn bf16_detected() -> bool {
+    detected() && is_x86_feature_detected!("avx512bf16")
+}
+
+macro_rules! sixteen {
+    ($name:ident, $operand:ty, |$p:ident| load $load:expr, splat $splat:expr, |$s:ident, $a:ident, $b:ident| $mul:expr) => {
+        #[derive(Clone, Copy)]
+        struct $name(__m512);
+
+        impl Lanes for $name {
+            const WIDTH: usize = 16;
+            type Operand = $operand;
+
+            #[inline(always)]
+            unsafe fn zero() -> Self {
+                // SAFETY: AVX-512 is present where `Lanes` of this type are used.
+                $name(unsafe { _mm512_setzero_ps() })
+            }
+            #[inline(always)]
+            unsafe fn load_acc(p: *const f32) -> Self {
+                // SAFETY: AVX-512 is present, and the caller passes 16 readable floats.
+                $name(unsafe { _mm512_loadu_ps(p) })
+            }
+            #[inline(always)]
+            unsafe fn plus(self, other: Self) -> Self {
+                // SAFETY: AVX-512 is present.
+                $name(unsafe { _mm512_add_ps(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn store_acc(self, p: *mut f32) {
+                // SAFETY: AVX-512 is present, and the caller passes 16 writable floats.
+                unsafe { _mm512_storeu_ps(p, self.0) }
+            }
+            #[inline(always)]
+            unsafe fn load($p: *const u32) -> $operand {
+                // SAFETY: AVX-512 is present, and the caller passes 16 readable words.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn splat($p: *const u32) -> $operand {
+                // SAFETY: AVX-512 is present, and the caller passes a readable word.
+                unsafe { $splat }
+            }
+            #[inline(always)]
+            unsafe fn mul_acc(self, $a: $operand, $b: $operand) -> Self {
+                let $s = self.0;
+                // SAFETY: the instruction set is present.
+                $name(unsafe { $mul })
+            }
+        }
+    };
+}
+
+sixteen!(Floats, __m512, |p| load _mm512_loadu_ps(p.cast()), splat _mm512_set1_ps(*p.cast()),
+    |s, a, b| _mm512_fmadd_ps(a, b, s));
+// A register of bf16 pairs is the same 512 bits under another type.
+sixteen!(Pairs, __m512i, |p| load _mm512_loadu_si512(p.cast()), splat _mm512_set1_epi32(p.cast::<i32>().read()),
+    |s, a, b| _mm512_dpbf16_ps(s, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)));
+
+/// 28 sums, 2 operand registers and a broadcast: 31 of the 32 registers.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile_f32(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract, and the instruction set is enabled.
+    unsafe { tile::<Floats, 14, 2>(words, a, b, c, add) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn tile_bf16(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract, and the instruction set is enabled.
+    unsafe { tile::<Pairs, 14, 2>(words, a, b, c, add) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn spin_f32(rounds: usize) -> f32 {
+    // SAFETY: the instruction set is enabled.
+    unsafe { spin::<Floats>(rounds) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn spin_bf16(rounds: usize) -> f32 {
+    // SAFETY: the instruction set is enabled.
+    unsafe { spin::<Pairs>(rounds) }
+}
+
+pub(super) static F32: Kernel = Kernel {
+    name: "avx512",
+    mr: 14,
+    nr: 32,
+    operands: Operands::F32,
+    tile: tile_f32,
+    spin: spin_f32,
+    spin_work: 32 * SPIN,
+    isa: &avx2::ISA,
+};
+/// For machines without bf16 instructions.
+pub(super) static ROUNDED: Kernel = Kernel {
+    name: "avx512",
+    mr: 14,
+    nr: 32,
+    operands: Operands::RoundedF32,
+    tile: tile_f32,
+    spin: spin_f32,
+    spin_work: 32 * SPIN,
+    isa: &avx2::ISA,
+};
+pub(super) static BF16: Kernel = Kernel {
+    name: "avx512bf16",
+    mr: 14,
+    nr: 32,
+    operands: Operands::Bf16Pairs,
+    tile: tile_bf16,
+    spin: spin_bf16,
+    spin_work: 64 * SPIN,
+    isa: &avx2::ISA,
+};
