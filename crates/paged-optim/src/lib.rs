@@ -1,1 +1,26 @@
-//! AdamW whose state pages between memory and a spill file, with clipping and learning-rate schedules.
+#![doc = include_str!("../README.md")]
+//!
+//! ## How the parts fit
+//! - [`AdamW`] owns the step: it walks the state page by page, in order, and updates the parameters beside it.
+//! - The arena (private) is the mechanism: frames in memory, a spill file behind them.
+//! - [`policy`] decides which page leaves when another must come in. It does no I/O, so it is tested on its own.
+//! - [`clip_by_global_norm`] and [`LrSchedule`] are what stands around an optimizer in a training loop.
+//!
+//! Only slices go in and out: this crate knows no tensor type and depends on no other part of Halfbyte.
+
+mod adamw;
+mod arena;
+mod clip;
+mod error;
+mod layout;
+pub mod policy;
+mod schedule;
+mod spill;
+mod state;
+mod update;
+
+pub use adamw::{AdamW, AdamWConfig, Budget, PageStats, ParamSpec, ParamStep};
+pub use clip::{clip_by_global_norm, global_norm};
+pub use error::{Error, Result};
+pub use schedule::{LrSchedule, Schedule, UnknownSchedule};
+pub use state::{Moment, ParamState, State, StatePlace};
