@@ -1,0 +1,67 @@
+//! Why there is no CUDA, each time with what to do.
+
+use crate::Version;
+
+/// What keeps CUDA from being used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The driver's library is not on this machine, or not where the loader looks.
+    #[error("no CUDA driver: {library} was not found; install the NVIDIA driver, or use --device cpu")]
+    NoDriver {
+        /// The file that the loader looked for.
+        library: &'static str,
+    },
+
+    /// The library is there, but it lacks a function that every driver has.
+    #[error(
+        "the CUDA driver {path} has no function {symbol}: it is damaged or a stub; reinstall the NVIDIA driver, or use --device cpu"
+    )]
+    MissingSymbol {
+        /// The library, by path where the system tells it.
+        path: String,
+        /// The function looked for.
+        symbol: &'static str,
+    },
+
+    /// The driver works, but is older than the bindings reach back.
+    #[error(
+        "the CUDA driver supports CUDA {found}, at least {oldest} is needed; update the NVIDIA driver, or use --device cpu"
+    )]
+    OldDriver {
+        /// What the driver supports.
+        found: Version,
+        /// What is needed.
+        oldest: Version,
+    },
+
+    /// The driver works and sees no device.
+    #[error(
+        "the CUDA driver found no device; check that `nvidia-smi` lists one and that CUDA_VISIBLE_DEVICES does not hide it, or use --device cpu"
+    )]
+    NoDevice,
+
+    /// A call into the driver failed.
+    #[error(
+        "the CUDA driver call {call} failed with {name} ({code}); check that `nvidia-smi` works, or use --device cpu"
+    )]
+    Call {
+        /// The function called.
+        call: &'static str,
+        /// The driver's name for the error.
+        name: String,
+        /// Its number.
+        code: i32,
+    },
+
+    /// The driver works, a library that training on the device needs does not exist.
+    #[error(
+        "{library} was not found: install the CUDA {major} runtime libraries and put their folder on the loader's path (LD_LIBRARY_PATH), or use --device cpu"
+    )]
+    NoLibrary {
+        /// Its file name.
+        library: &'static str,
+        /// The major version of CUDA to install.
+        major: u32,
+    },
+}
