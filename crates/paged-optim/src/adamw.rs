@@ -114,7 +114,7 @@ impl AdamW {
             return Err(Error::DuplicateName { name: twice.name.clone() });
         }
         let page = budget.page_bytes;
-        if page == 0 || page % BYTES_PER_ELEMENT != 0 {
+        if page == 0 || !page.is_multiple_of(BYTES_PER_ELEMENT) {
             return Err(setting("page_bytes", page, "a positive multiple of 8"));
         }
         let layout = Layout::new(specs, page)
@@ -211,4 +211,30 @@ fn check_config(config: &AdamWConfig) -> Result<()> {
 
 fn setting(name: &'static str, got: impl ToString, expected: &'static str) -> Error {
     Error::Setting { name, got: got.to_string(), expected }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::{fs::File, path::Path};
+
+    use super::*;
+    use crate::spill::SpillFile;
+
+    /// `/dev/full` takes any position and answers every write as a full disk does.
+    #[test]
+    fn a_full_disk_is_named_and_stops_the_optimizer() {
+        let specs = [ParamSpec { name: "w".into(), len: 64, decay: true }];
+        let budget = Budget { resident_bytes: Some(256), page_bytes: 128, ..Budget::default() };
+        let mut adamw = AdamW::new(AdamWConfig::default(), &specs, budget).expect("valid");
+        let full = File::options().read(true).write(true).open("/dev/full").expect("the device exists on Linux");
+        adamw.arena.replace_spill(SpillFile::over(full, Path::new("/some/folder")));
+        let (mut value, grad) = ([1.0; 64], [1.0; 64]);
+        let mut step = |adamw: &mut AdamW| adamw.step(0.1, &mut [ParamStep { value: &mut value, grad: &grad }]);
+        let error = step(&mut adamw).expect_err("nothing can be written").to_string();
+        assert!(error.contains("/some/folder") && error.contains("write 128 bytes"), "{error}");
+        assert!(error.contains("No space left on device"), "{error}");
+        assert!(matches!(step(&mut adamw), Err(Error::Broken { reason }) if reason.contains("No space left")));
+        assert_eq!(adamw.steps(), 0);
+    }
 }

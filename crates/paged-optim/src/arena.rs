@@ -105,7 +105,7 @@ impl Arena {
     }
 
     /// Puts a chosen file behind the arena, to see what a failing device does.
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(crate) fn replace_spill(&mut self, spill: SpillFile) {
         self.spill = Some(spill);
     }

@@ -43,7 +43,7 @@ impl SpillFile {
     }
 
     /// A spill file over an open file, for devices that fail in a chosen way.
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(crate) fn over(file: File, dir: &Path) -> Self {
         Self { file, dir: dir.to_owned() }
     }

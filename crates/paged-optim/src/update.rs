@@ -120,6 +120,9 @@ impl<'p> Walk<'p> {
 /// v = v beta2 + (1 - beta2) g g
 /// p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 /// ```
+///
+/// Without fused multiply-add: where the processor lacks it each one would be a slow library call, and where it is used the
+/// bits would differ from machine to machine.
 fn adamw(piece: Piece<'_>, c: &Coefficients) {
     let keep = if piece.decay { c.keep } else { 1.0 };
     let state = piece.first.iter_mut().zip(piece.second);
