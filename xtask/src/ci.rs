@@ -40,7 +40,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "package",
         about: "the reusable crates, packaged and used from outside",
-        action: Action::Own(package_check::run),
+        action: Action::Own(|| package_check::run(None)),
     },
 ];
 

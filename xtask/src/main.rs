@@ -38,7 +38,10 @@ mod flags {
                 optional --arch arch: String
             }
             /// Package the reusable crates and build a consumer of each outside the workspace.
-            cmd package-check {}
+            cmd package-check {
+                /// One of nf4, matmul, data, paged-optim, lora; all when left out.
+                optional --only consumer: String
+            }
         }
     }
 }
@@ -67,6 +70,6 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Tidy(_) => tidy::run(),
         flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
         flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
-        flags::XtaskCmd::PackageCheck(_) => package_check::run(),
+        flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

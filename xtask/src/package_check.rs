@@ -24,18 +24,22 @@ const CONSUMERS: &[Consumer] = &[
     Consumer { name: "matmul", dependencies: &["halfbyte-matmul"] },
     Consumer { name: "data", dependencies: &["halfbyte-data"] },
     Consumer { name: "paged-optim", dependencies: &["halfbyte-paged-optim"] },
-    // Adapters are trained on a tape of tensors over a frozen matrix: their public types come from these crates.
-    Consumer { name: "lora", dependencies: &["halfbyte-lora", "halfbyte-tensor", "halfbyte-autograd", "halfbyte-ops"] },
+    // Adapters are trained on a tape of tensors over a frozen matrix: the types of its interface come from these crates.
+    Consumer {
+        name: "lora",
+        dependencies: &["halfbyte-lora", "halfbyte-tensor", "halfbyte-autograd", "halfbyte-ops", "halfbyte-matmul"],
+    },
 ];
 
 const SOURCES: &str = "tests/consumer";
 
-/// Packages, unpacks, builds and runs; says which package or program failed.
-pub(crate) fn run() -> Result<()> {
+/// Packages, unpacks, builds and runs, for all consumers or the one named; says which package or program failed.
+pub(crate) fn run(only: Option<&str>) -> Result<()> {
+    let consumers = chosen(only)?;
     let root = workspace::root();
     let meta = workspace::metadata(&root)?;
     let target = PathBuf::from(meta["target_directory"].as_str().context("cargo metadata named no target_directory")?);
-    let packages = closure(&meta)?;
+    let packages = closure(&meta, &consumers)?;
 
     let sh = Shell::new()?;
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -54,9 +58,9 @@ pub(crate) fn run() -> Result<()> {
         let file = target.join("package").join(format!("{}.crate", package.folder()));
         cmd!(sh, "tar -xzf {file} -C {unpacked}").quiet().run()?;
     }
-    write_consumers(&sh, &root, outside, &packages)?;
+    write_consumers(&sh, &root, outside, &consumers, &packages)?;
     sh.change_dir(outside);
-    for consumer in CONSUMERS {
+    for consumer in &consumers {
         let name = consumer.package();
         println!("consumer of {}", consumer.dependencies.join(", "));
         cmd!(sh, "{cargo} run --quiet --offline --target-dir {target} --package {name}")
@@ -64,8 +68,17 @@ pub(crate) fn run() -> Result<()> {
             .run()
             .with_context(|| format!("{SOURCES}/{}.rs, built outside the workspace, failed", consumer.name))?;
     }
-    println!("{} packages, {} consumers: ok", packages.len(), CONSUMERS.len());
+    println!("{} packages, {} consumers: ok", packages.len(), consumers.len());
     Ok(())
+}
+
+fn chosen(only: Option<&str>) -> Result<Vec<&'static Consumer>> {
+    let consumers: Vec<_> = CONSUMERS.iter().filter(|c| only.is_none_or(|name| c.name == name)).collect();
+    if consumers.is_empty() {
+        let names: Vec<_> = CONSUMERS.iter().map(|c| c.name).collect();
+        bail!("there is no consumer `{}`; there are {}", only.unwrap_or_default(), names.join(", "));
+    }
+    Ok(consumers)
 }
 
 impl Consumer {
@@ -88,9 +101,9 @@ impl Package {
 }
 
 /// What the consumers name and everything internal below it, but for dev-dependencies: those are not packaged.
-fn closure(meta: &Value) -> Result<BTreeSet<Package>> {
+fn closure(meta: &Value, consumers: &[&Consumer]) -> Result<BTreeSet<Package>> {
     let members = meta["packages"].as_array().context("cargo metadata listed no packages")?;
-    let mut open: Vec<&str> = CONSUMERS.iter().flat_map(|c| c.dependencies.iter().copied()).collect();
+    let mut open: Vec<&str> = consumers.iter().flat_map(|c| c.dependencies.iter().copied()).collect();
     let mut found = BTreeSet::new();
     while let Some(name) = open.pop() {
         let Some(member) = members.iter().find(|m| m["name"] == name) else {
@@ -107,8 +120,14 @@ fn closure(meta: &Value) -> Result<BTreeSet<Package>> {
     Ok(found)
 }
 
-fn write_consumers(sh: &Shell, root: &Path, outside: &Path, packages: &BTreeSet<Package>) -> Result<()> {
-    let members: Vec<_> = CONSUMERS.iter().map(|c| format!("\"{}\"", c.package())).collect();
+fn write_consumers(
+    sh: &Shell,
+    root: &Path,
+    outside: &Path,
+    consumers: &[&Consumer],
+    packages: &BTreeSet<Package>,
+) -> Result<()> {
+    let members: Vec<_> = consumers.iter().map(|c| format!("\"{}\"", c.package())).collect();
     let mut manifest =
         format!("[workspace]\nresolver = \"3\"\nmembers = [{}]\n\n[patch.crates-io]\n", members.join(", "));
     for package in packages {
@@ -118,7 +137,7 @@ fn write_consumers(sh: &Shell, root: &Path, outside: &Path, packages: &BTreeSet<
     manifest += &profiles(&sh.read_file(root.join("Cargo.toml"))?);
     sh.write_file(outside.join("Cargo.toml"), manifest)?;
     sh.copy_file(root.join("Cargo.lock"), outside.join("Cargo.lock"))?;
-    for consumer in CONSUMERS {
+    for consumer in consumers {
         let dir = outside.join(consumer.package());
         sh.write_file(dir.join("Cargo.toml"), consumer_manifest(consumer, packages))?;
         sh.create_dir(dir.join("src"))?;
@@ -172,7 +191,7 @@ mod tests {
             serde_json::json!([dep("below", Value::Null), dep("testkit", "dev".into()), {"name": "half", "kind": null}]),
         ));
         packages.push(member("below", serde_json::json!([])));
-        let found = closure(&serde_json::json!({ "packages": packages })).unwrap();
+        let found = closure(&serde_json::json!({ "packages": packages }), &chosen(None).unwrap()).unwrap();
         let names: Vec<_> = found.iter().map(|p| p.name.as_str()).collect();
         assert!(names.contains(&"below") && names.contains(&"halfbyte-ops"), "{names:?}");
         assert!(!names.contains(&"testkit") && !names.contains(&"half"), "{names:?}");
