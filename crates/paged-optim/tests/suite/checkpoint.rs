@@ -82,7 +82,11 @@ fn restoring_reads_nothing_of_the_former_state() {
     // Parameters of a page each, so that no page is left and entered again on the way.
     let mut training = Training::new(&[16; 6], paged(2, 16)).run(3);
     let before = training.adamw.stats().bytes_fetched;
-    training.adamw.restore(9, &mut |_, values| Ok(values.fill(0.5))).expect("restores");
+    let restore = training.adamw.restore(9, &mut |_, values| {
+        values.fill(0.5);
+        Ok(())
+    });
+    restore.expect("restores");
     assert_eq!(training.adamw.stats().bytes_fetched, before);
     assert_eq!(training.adamw.steps(), 9);
     let state = training.adamw.export().expect("exports");

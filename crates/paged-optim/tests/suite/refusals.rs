@@ -54,7 +54,7 @@ fn a_state_beyond_the_address_space() {
 fn a_wrong_step_is_named_and_changes_nothing() {
     let mut training = Training::new(&[4, 5], Budget::default()).run(1);
     let (values, state) = (training.bits(), training.adamw.export().expect("exports"));
-    let long = vec![1.0; 6];
+    let long = [1.0; 6];
     for (lens, words) in [
         (&[4][..], "the step has 1 parameters, the optimizer was made for 2"),
         (&[4, 6], "gradient of parameter \"p1\" has 6 elements, expected 5"),
