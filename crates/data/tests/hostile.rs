@@ -91,14 +91,14 @@ fn a_flipped_bit_never_panics() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = sample(&folder);
     let mut failed = 0;
-    for place in (0..bytes.len()).step_by(5) {
+    for place in (0..bytes.len()).step_by(13) {
         let mut damaged = bytes.clone();
         damaged[place] ^= 1 << (place % 8);
         let path = written(&folder, "flipped.parquet", &damaged);
         // Without checksums a flip inside a text is simply another text; what matters is that nothing panics.
         failed += usize::from(Dataset::load(&path, &tokenizer(), &config(16)).is_err());
     }
-    assert!(failed > 20, "{failed} of {} flips were noticed", bytes.len() / 5);
+    assert!(failed > 10, "{failed} of {} flips were noticed", bytes.len() / 13);
 }
 
 #[test]
@@ -151,14 +151,14 @@ fn a_damaged_tokenizer_is_an_error() {
     let missing = Tokenizer::load(folder.path()).unwrap_err();
     assert!(matches!(&missing, Error::Missing { path } if path.ends_with("tokenizer.json")), "{missing}");
     let json = tokenizer_json().to_string();
-    for keep in (0..json.len()).step_by(97) {
+    for keep in (0..json.len()).step_by(211) {
         let cut = json.char_indices().map(|(place, _)| place).find(|&place| place >= keep).unwrap_or(json.len());
         written(&folder, "tokenizer.json", &json.as_bytes()[..cut]);
         let error = Tokenizer::load(folder.path()).unwrap_err();
         assert!(matches!(error, Error::CorruptTokenizer { .. }), "{cut} bytes: {error}");
     }
     let mut bytes = json.clone().into_bytes();
-    for place in (0..bytes.len()).step_by(7) {
+    for place in (0..bytes.len()).step_by(17) {
         bytes[place] ^= 4;
         if let Ok(tokenizer) = Tokenizer::from_json(&bytes, special()) {
             tokenizer.encode("the good é").map(|ids| tokenizer.decode(&ids, true)).ok();

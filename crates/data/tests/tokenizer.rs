@@ -87,6 +87,15 @@ fn a_character_is_never_shown_in_halves() {
 }
 
 #[test]
+fn literal_replacement_characters_do_not_break_the_next_character() {
+    let tokenizer = tokenizer();
+    let text = "\u{fffd}\u{fffd}\u{10380}";
+    let mut stream = tokenizer.stream(true);
+    let streamed: String = tokenizer.encode(text).unwrap().into_iter().map(|id| stream.push(id).unwrap()).collect();
+    assert_eq!(streamed + &stream.finish().unwrap(), text);
+}
+
+#[test]
 fn special_tokens_are_left_out_of_a_stream_on_request() {
     let tokenizer = tokenizer();
     let run = |skip| {

@@ -6,8 +6,9 @@
 use super::Tokenizer;
 use crate::error::Result;
 
-/// More tokens than any character has bytes: what is still incomplete then is broken for good.
-const LONGEST_WAIT: usize = 8;
+/// What is still incomplete after so many tokens is broken for good. Far more than a character has bytes, because a
+/// literal U+FFFD looks like an unfinished character until another one follows, and several may stand in a row.
+const LONGEST_WAIT: usize = 64;
 
 /// Incremental decoding; see [`Tokenizer::stream`].
 #[derive(Debug)]
