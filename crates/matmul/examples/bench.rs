@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example bench [m n k]`; `HALFBYTE_MATMUL_KERNEL` chooses the kernel.
 
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
 use std::time::{Duration, Instant};
 
 use half::bf16;
@@ -34,7 +36,7 @@ fn main() {
     for compute in [Compute::Bf16, Compute::F32] {
         let peak = register_peak(compute) * 1e-9;
         println!("{compute:?}: kernel {}, register peak of one core {peak:.1} GFLOP/s", kernel_name(compute));
-        println!("{:>20} {:<11} {:<16} {:>22} {:>22}", "m x n x k", "", "", "1 thread", "2 threads");
+        println!("{:>20} {:<11} {:<16} {:>12} {:>22} {:>22}", "m x n x k", "", "", "CPU time", "1 thread", "2 threads");
         for s in &shapes {
             bench_shape(s, compute, peak);
         }
@@ -83,24 +85,36 @@ fn line(shape: &Shape, name: &str, p: &Product<'_>, peak: f64) {
     let mut text = format!("{:>20} {:<11} {:<16}", format!("{m} x {n} x {k}"), shape.note, name);
     for threads in [1, 2] {
         let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(threads).build() else { continue };
-        let (best, median) = pool.install(|| time(p, m * n));
+        let (best, median, cpu) = pool.install(|| time(p, m * n));
         let rate = 2.0 * (m * n * k) as f64 * 1e-9;
+        if let (1, Some(cpu)) = (threads, cpu) {
+            text += &format!(" {:6.1} {:3.0} %", rate / cpu, 100.0 * rate / cpu / peak);
+        }
         let share = 100.0 * rate / best / (peak * threads as f64);
         text += &format!(" {:7.1} ({:6.1}) {share:3.0} %", rate / best, rate / median);
     }
     println!("{text}");
 }
 
-/// Best and median seconds.
-fn time(p: &Product<'_>, len: usize) -> (f64, f64) {
+/// Seconds that this thread has run, where the system tells: a figure that neighbours on the machine disturb less.
+fn cpu_seconds() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|ns| ns * 1e-9)
+}
+
+/// Best, median and, if one thread does it all, CPU seconds.
+fn time(p: &Product<'_>, len: usize) -> (f64, f64, Option<f64>) {
     let mut out = vec![0.0f32; len];
     let mut times = Vec::new();
+    matmul(p, Out::F32(&mut out));
+    let cpu = cpu_seconds();
     let begin = Instant::now();
     while times.len() < 10 || (begin.elapsed() < Duration::from_millis(250) && times.len() < 20_000) {
         let start = Instant::now();
         matmul(p, Out::F32(&mut out));
         times.push(start.elapsed().as_secs_f64());
     }
+    let cpu = cpu.zip(cpu_seconds()).map(|(from, to)| (to - from) / times.len() as f64);
     times.sort_by(f64::total_cmp);
-    (times[0], times[times.len() / 2])
+    (times[0], times[times.len() / 2], cpu)
 }

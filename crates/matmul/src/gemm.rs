@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::buffers::with_buffers;
 use crate::kernels::{Epilogue, Kernel, Target, Tile};
-use crate::pack::{Side, Span};
+use crate::pack::{Panels, Side, Span};
 use crate::product::{Out, Product};
 
 /// Words of a packed block of the left operand: 4 MiB, shared by all threads.
@@ -93,17 +93,19 @@ fn pass(job: &Job<'_>, region: Region, target: &Target<'_>, epilogue: &Epilogue<
     let small = (r1 - r0) * (c1 - c0) * region.k.len <= SMALL;
     with_buffers(|buffers| {
         let packed = buffers.panels.words(panels * panel_words);
-        let pack = |(p, panel): (usize, &mut [u32])| {
+        // Where lanes are columns, neighbouring panels share the pieces of rows that are read.
+        let together = if job.a.packs_across_panels() { WIDE_STRIP.div_ceil(kernel.mr) } else { 1 };
+        let pack = |(i, words): (usize, &mut [u32])| {
             with_buffers(|own| {
-                let mut rest = panel;
+                let (mut before, count) = (0, words.len() / panel_words);
                 for span in &spans {
-                    let (head, tail) = rest.split_at_mut(kernel.operands.words(span.len) * kernel.mr);
-                    job.a.pack(r0 + p * kernel.mr, *span, head, &mut own.pieces);
-                    rest = tail;
+                    let mut out = Panels { words: &mut words[before * kernel.mr..], stride: panel_words, count };
+                    job.a.pack(r0 + i * together * kernel.mr, *span, &mut out, &mut own.pieces);
+                    before += kernel.operands.words(span.len);
                 }
             });
         };
-        let chunk = panel_words.max(1);
+        let chunk = (panel_words * together).max(1);
         if small {
             packed.chunks_mut(chunk).enumerate().for_each(pack);
         } else {
@@ -194,7 +196,8 @@ impl Shared<'_> {
             for (s, span) in self.spans.iter().enumerate() {
                 let words = operands.words(span.len);
                 let strip = own.panels.words(columns * words * nr);
-                self.job.b.pack(c0, *span, strip, &mut own.pieces);
+                let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
+                self.job.b.pack(c0, *span, &mut out, &mut own.pieces);
                 for column in 0..columns {
                     let b = &strip[column * words * nr..][..words * nr];
                     for p in p0..p1 {

@@ -8,7 +8,7 @@
 use half::bf16;
 
 use crate::buffers::Pieces;
-use crate::kernels::{GROUP, Kernel, Operands, Slot};
+use crate::kernels::{GROUP, Isa, Kernel, Operands, Slot, WordRow};
 use crate::product::{Operand, Trans};
 use crate::reader::Reader;
 
@@ -25,7 +25,7 @@ pub(crate) struct Side<'a> {
     /// Lanes of a panel.
     pub(crate) width: usize,
     operands: Operands,
-    isa: &'static crate::kernels::Isa,
+    isa: &'static Isa,
 }
 
 /// A range of k, in elements.
@@ -56,17 +56,17 @@ impl<'a> Side<'a> {
         !self.lanes_are_rows
     }
 
-    /// Packs the panels of lanes `first..first + panels * width` over `span` into `out`, one after the other. Lanes
-    /// past the end are zero.
-    pub(crate) fn pack(&self, first: usize, span: Span, out: &mut [u32], pieces: &mut Pieces) {
-        let words = self.operands.words(span.len);
+    /// Packs the panels of lanes `first..first + panels * width` over `span`. Lanes past the end are zero.
+    pub(crate) fn pack(&self, first: usize, span: Span, out: &mut Panels<'_>, pieces: &mut Pieces) {
         pieces.f32s.resize(pieces.f32s.len().max(GROUP * PIECE), 0.0);
         pieces.bf16s.resize(pieces.bf16s.len().max(GROUP * PIECE), bf16::ZERO);
+        let words = self.operands.words(span.len);
         if words == 0 {
             return;
         }
         if self.lanes_are_rows {
-            for (p, panel) in out.chunks_mut(words * self.width).enumerate() {
+            for p in 0..out.count {
+                let panel = &mut out.words[p * out.stride..][..words * self.width];
                 for lane in (0..self.width).step_by(GROUP).rev() {
                     self.transpose_group(first + p * self.width, lane, span, (panel, pieces));
                 }
@@ -104,27 +104,20 @@ impl<'a> Side<'a> {
     }
 
     /// Copies pieces of stored rows `span` into word rows.
-    fn copy_rows(&self, first: usize, span: Span, out: &mut [u32], space: &mut Vec<f32>) {
-        let (width, words) = (self.width, span.len);
-        let panels = out.len() / (words * width);
-        let valid = (panels * width).min(self.lanes - first);
+    fn copy_rows(&self, first: usize, span: Span, out: &mut Panels<'_>, space: &mut Vec<f32>) {
+        let valid = (out.count * self.width).min(self.lanes - first);
         space.resize(space.len().max(valid), 0.0);
-        for q in 0..words {
-            let round = self.operands == Operands::RoundedF32;
+        let round = self.operands == Operands::RoundedF32;
+        for q in 0..span.len {
             let row = self.reader.f32((span.start + q, first), valid, round, space);
-            for (p, piece) in row.chunks(width).enumerate() {
-                let dst = &mut out[(p * words + q) * width..][..width];
-                self.isa.copy_words(piece, &mut dst[..piece.len()]);
-                dst[piece.len()..].fill(0);
-            }
+            self.isa.deal_f32(row, self.row(out, q, span.len));
         }
     }
 
     /// Copies pieces of two stored rows at a time into rows of pairs.
-    fn copy_pairs(&self, first: usize, span: Span, out: &mut [u32], space: &mut Vec<bf16>) {
-        let (width, words) = (self.width, span.len.div_ceil(2));
-        let panels = out.len() / (words * width);
-        let valid = (panels * width).min(self.lanes - first);
+    fn copy_pairs(&self, first: usize, span: Span, out: &mut Panels<'_>, space: &mut Vec<bf16>) {
+        let words = span.len.div_ceil(2);
+        let valid = (out.count * self.width).min(self.lanes - first);
         space.resize(space.len().max(2 * valid), bf16::ZERO);
         let (space0, space1) = space.split_at_mut(valid);
         for q in 0..words {
@@ -136,13 +129,21 @@ impl<'a> Side<'a> {
                 space1.fill(bf16::ZERO);
                 &space1[..valid]
             };
-            for (p, (even, odd)) in even.chunks(width).zip(odd.chunks(width)).enumerate() {
-                let dst = &mut out[(p * words + q) * width..][..width];
-                self.isa.interleave(even, odd, &mut dst[..even.len()]);
-                dst[even.len()..].fill(0);
-            }
+            self.isa.deal_pairs((even, odd), self.row(out, q, words));
         }
     }
+
+    fn row<'o>(&self, out: &'o mut Panels<'_>, q: usize, words: usize) -> WordRow<'o> {
+        let rest = &mut out.words[q * self.width..];
+        WordRow { words: rest, width: self.width, stride: out.stride, count: out.count, spill: q + 1 < words }
+    }
+}
+
+/// Panels to be packed, `stride` words from one to the next.
+pub(crate) struct Panels<'a> {
+    pub(crate) words: &'a mut [u32],
+    pub(crate) stride: usize,
+    pub(crate) count: usize,
 }
 
 static ZEROS_F32: [f32; PIECE] = [0.0; PIECE];

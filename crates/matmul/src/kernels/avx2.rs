@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::isa::{GROUP, Isa, Slot};
+use super::isa::{GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Target, Tile};
 use super::portable;
 use super::tile::{Lanes, SPIN, spin, tile};
@@ -97,8 +97,8 @@ pub(super) static BF16: Kernel = Kernel {
 pub(super) static ISA: Isa = Isa {
     transpose_f32,
     transpose_bf16,
-    interleave,
-    copy_words,
+    deal_f32,
+    deal_pairs,
     lut4_f32,
     lut4_bf16,
     widen,
@@ -194,27 +194,39 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], mut slot: Slot<'_>) {
 }
 
 #[target_feature(enable = "avx2")]
-fn interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]) {
-    let n = out.len();
-    assert!(even.len() == n && odd.len() == n, "interleaved rows must be of one length");
-    let mut j = 0;
-    while j + 16 <= n {
-        // SAFETY: elements j..j + 16 lie within all three slices.
-        unsafe {
-            // Quarters 0 2 1 3, so that the unpacked halves come out in order.
-            let e = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_loadu_si256(even.as_ptr().add(j).cast()));
-            let o = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_loadu_si256(odd.as_ptr().add(j).cast()));
-            _mm256_storeu_si256(out.as_mut_ptr().add(j).cast(), _mm256_unpacklo_epi16(e, o));
-            _mm256_storeu_si256(out.as_mut_ptr().add(j + 8).cast(), _mm256_unpackhi_epi16(e, o));
-        }
-        j += 16;
-    }
-    portable::interleave(&even[j..], &odd[j..], &mut out[j..]);
+fn deal_f32(row: &[f32], out: WordRow<'_>) {
+    portable::deal_f32(row, out);
 }
 
+/// 16 pairs a step. Panels of a width that is no multiple of 16 spill into their next word row, which is written later.
 #[target_feature(enable = "avx2")]
-fn copy_words(x: &[f32], out: &mut [u32]) {
-    portable::copy_words(x, out);
+fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
+    let n = even.len().min(odd.len());
+    let steps = out.width.next_multiple_of(16);
+    let mut p = 0;
+    while p < out.count
+        && p * out.width + steps <= n
+        && p * out.stride + steps <= out.words.len()
+        && (steps == out.width || out.spill)
+    {
+        for j in (0..steps).step_by(16) {
+            // SAFETY: 16 elements from p * width + j and 16 words from p * stride + j lie within the slices, by the
+            // loop's conditions.
+            unsafe {
+                let from = p * out.width + j;
+                // Quarters 0 2 1 3, so that the unpacked halves come out in order.
+                let e = _mm256_loadu_si256(even.as_ptr().add(from).cast());
+                let o = _mm256_loadu_si256(odd.as_ptr().add(from).cast());
+                let e = _mm256_permute4x64_epi64::<0b11_01_10_00>(e);
+                let o = _mm256_permute4x64_epi64::<0b11_01_10_00>(o);
+                let dst: *mut __m256i = out.words.as_mut_ptr().add(p * out.stride + j).cast();
+                _mm256_storeu_si256(dst, _mm256_unpacklo_epi16(e, o));
+                _mm256_storeu_si256(dst.add(1), _mm256_unpackhi_epi16(e, o));
+            }
+        }
+        p += 1;
+    }
+    portable::deal_pairs_from(p, (even, odd), out);
 }
 
 /// 16 nibbles of 8 bytes, high first, as bytes.
@@ -287,14 +299,63 @@ fn run_bf16(table: &[bf16; 16], packed: &[u8], out: &mut [bf16]) {
     portable::look_up(byte, table, packed, out);
 }
 
+/// Rounds 8 floats to bf16, left in the upper halves; the lower halves are rubbish.
+#[target_feature(enable = "avx2")]
+fn round_up(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    _mm256_blendv_epi8(rounded, quiet, nan)
+}
+
+/// The two registers of a table times a scale.
+#[target_feature(enable = "avx2")]
+fn scaled(table: &[f32; 16], scale: f32) -> (__m256, __m256) {
+    let s = _mm256_set1_ps(scale);
+    // SAFETY: the table holds 16 floats.
+    let (low, high) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
+    (_mm256_mul_ps(low, s), _mm256_mul_ps(high, s))
+}
+
+#[target_feature(enable = "avx2")]
+fn block_f32(table: &[f32; 16], scale: f32, round: bool) -> [f32; 16] {
+    let (mut low, mut high) = scaled(table, scale);
+    if round {
+        let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+        low = _mm256_castsi256_ps(_mm256_and_si256(round_up(low), upper));
+        high = _mm256_castsi256_ps(_mm256_and_si256(round_up(high), upper));
+    }
+    let mut out = [0.0f32; 16];
+    // SAFETY: the array holds 16 floats.
+    unsafe {
+        _mm256_storeu_ps(out.as_mut_ptr(), low);
+        _mm256_storeu_ps(out.as_mut_ptr().add(8), high);
+    }
+    out
+}
+
+#[target_feature(enable = "avx2")]
+fn block_bf16(table: &[f32; 16], scale: f32) -> [bf16; 16] {
+    let (low, high) = scaled(table, scale);
+    let halves = _mm256_packus_epi32(_mm256_srli_epi32::<16>(round_up(low)), _mm256_srli_epi32::<16>(round_up(high)));
+    let mut out = [bf16::ZERO; 16];
+    // SAFETY: the array holds 16 elements of 2 bytes.
+    unsafe {
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(halves));
+    }
+    out
+}
+
 #[target_feature(enable = "avx2")]
 fn lut4_f32(l: &Lut4<'_>, start: usize, out: &mut [f32], round: bool) {
-    portable::lut4(l, start, out, |s| portable::block_f32(l.table, s, round), |t, p, o| run_f32(t, p, o));
+    portable::lut4(l, start, out, |s| block_f32(l.table, s, round), |t, p, o| run_f32(t, p, o));
 }
 
 #[target_feature(enable = "avx2")]
 fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
-    portable::lut4(l, start, out, |s| portable::block_bf16(l.table, s), |t, p, o| run_bf16(t, p, o));
+    portable::lut4(l, start, out, |s| block_bf16(l.table, s), |t, p, o| run_bf16(t, p, o));
 }
 
 #[target_feature(enable = "avx2")]

@@ -22,11 +22,24 @@ pub(crate) struct Slot<'a> {
     pub(crate) lane: usize,
 }
 
+/// One word row of several panels: lane `i` of panel `p` is `words[p * stride + i]`.
+pub(crate) struct WordRow<'a> {
+    pub(crate) words: &'a mut [u32],
+    /// Lanes of a panel.
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
+    /// Panels. Lanes that a row does not reach become zero.
+    pub(crate) count: usize,
+    /// Whether the word row that follows in each panel is written later, so that a vector store may spill into it.
+    pub(crate) spill: bool,
+}
+
+/// The vector helpers of one instruction set.
 pub(crate) struct Isa {
     pub(crate) transpose_f32: unsafe fn(&[&[f32]; GROUP], Slot<'_>),
     pub(crate) transpose_bf16: unsafe fn(&[&[bf16]; GROUP], Slot<'_>),
-    pub(crate) interleave: unsafe fn(&[bf16], &[bf16], &mut [u32]),
-    pub(crate) copy_words: unsafe fn(&[f32], &mut [u32]),
+    pub(crate) deal_f32: unsafe fn(&[f32], WordRow<'_>),
+    pub(crate) deal_pairs: unsafe fn((&[bf16], &[bf16]), WordRow<'_>),
     pub(crate) lut4_f32: unsafe fn(&Lut4<'_>, usize, &mut [f32], bool),
     pub(crate) lut4_bf16: unsafe fn(&Lut4<'_>, usize, &mut [bf16]),
     pub(crate) widen: unsafe fn(&[bf16], &mut [f32]),
@@ -56,10 +69,10 @@ safe_call! {
     transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>);
     /// As `transpose_f32`, a word holding two consecutive elements (the second is zero past an odd end).
     transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>);
-    /// Word `j` = (`even[j]`, `odd[j]`); all three of one length.
-    interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]);
-    /// The bits of each float.
-    copy_words(x: &[f32], out: &mut [u32]);
+    /// Deals a row out to the lanes of panels.
+    deal_f32(row: &[f32], out: WordRow<'_>);
+    /// As `deal_f32`, a word holding (`even[j]`, `odd[j]`).
+    deal_pairs(rows: (&[bf16], &[bf16]), out: WordRow<'_>);
     /// Decodes elements `start..start + out.len()`, rounded to bf16 if asked.
     lut4_f32(l: &Lut4<'_>, start: usize, out: &mut [f32], round: bool);
     /// Decodes elements `start..start + out.len()` and rounds them to bf16.

@@ -14,7 +14,7 @@ pub(crate) mod words;
 
 use std::sync::OnceLock;
 
-pub(crate) use isa::{GROUP, Isa, Slot};
+pub(crate) use isa::{GROUP, Isa, Slot, WordRow};
 pub(crate) use output::{Epilogue, Target, Tile};
 
 use crate::product::Compute;

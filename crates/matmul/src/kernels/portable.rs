@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::isa::{GROUP, Isa, Slot};
+use super::isa::{GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Target, Tile};
 use super::tile::{Lanes, SPIN, spin, tile};
 use super::{Kernel, Operands};
@@ -84,8 +84,8 @@ pub(crate) static BF16: Kernel = Kernel {
 pub(crate) static ISA: Isa = Isa {
     transpose_f32,
     transpose_bf16,
-    interleave,
-    copy_words,
+    deal_f32,
+    deal_pairs,
     lut4_f32,
     lut4_bf16,
     widen,
@@ -134,16 +134,51 @@ fn pair(even: bf16, odd: bf16) -> u32 {
 }
 
 #[inline(always)]
-pub(super) fn interleave(even: &[bf16], odd: &[bf16], out: &mut [u32]) {
-    for (o, (&e, &d)) in out.iter_mut().zip(even.iter().zip(odd)) {
-        *o = pair(e, d);
+pub(super) fn deal_f32(row: &[f32], out: WordRow<'_>) {
+    // Copies of a fixed length become a few moves.
+    match out.width {
+        6 => deal_wide::<6>(row, out),
+        14 => deal_wide::<14>(row, out),
+        16 => deal_wide::<16>(row, out),
+        32 => deal_wide::<32>(row, out),
+        _ => deal_from(0, out, |i| row.get(i).map_or(0, |v| v.to_bits())),
     }
 }
 
 #[inline(always)]
-pub(super) fn copy_words(x: &[f32], out: &mut [u32]) {
-    for (o, v) in out.iter_mut().zip(x) {
-        *o = v.to_bits();
+fn deal_wide<const W: usize>(row: &[f32], mut out: WordRow<'_>) {
+    let (pieces, _) = row.as_chunks::<W>();
+    for (p, piece) in pieces.iter().enumerate() {
+        let lanes: &mut [u32] = &mut out.words[p * out.stride..][..W];
+        for (lane, v) in lanes.iter_mut().zip(piece) {
+            *lane = v.to_bits();
+        }
+    }
+    let done = pieces.len();
+    out.count -= done.min(out.count);
+    if out.count > 0 {
+        out.words = &mut out.words[done * out.stride..];
+        deal_from(0, out, |i| row.get(done * W + i).map_or(0, |v| v.to_bits()));
+    }
+}
+
+#[inline(always)]
+pub(super) fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
+    deal_pairs_from(0, (even, odd), out);
+}
+
+/// From panel `from` on.
+#[inline(always)]
+pub(super) fn deal_pairs_from(from: usize, (even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
+    deal_from(from, out, |i| if i < even.len() { pair(even[i], odd[i]) } else { 0 });
+}
+
+#[inline(always)]
+fn deal_from(from: usize, out: WordRow<'_>, word: impl Fn(usize) -> u32) {
+    for p in from..out.count {
+        for (i, lane) in out.words[p * out.stride..][..out.width].iter_mut().enumerate() {
+            *lane = word(p * out.width + i);
+        }
     }
 }
 
@@ -202,9 +237,8 @@ pub(super) fn lut4<T: Copy>(
     values: impl Fn(f32) -> [T; 16],
     run: impl Fn(&[T; 16], &[u8], &mut [T]),
 ) {
-    let (mut at, mut out) = (start, out);
+    let (mut at, mut out, mut block) = (start, out, start / l.block_size);
     while !out.is_empty() {
-        let block = at / l.block_size;
         let len = ((block + 1) * l.block_size - at).min(out.len());
         let (mut piece, rest) = out.split_at_mut(len);
         let table = values(l.scales.get(block));
@@ -214,6 +248,7 @@ pub(super) fn lut4<T: Copy>(
         }
         run(&table, &l.packed[at.div_ceil(2)..(at + len).div_ceil(2)], piece);
         at += len;
+        block += 1;
         out = rest;
     }
 }
