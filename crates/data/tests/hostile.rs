@@ -118,6 +118,17 @@ fn a_damaged_page_names_its_row_group() {
 }
 
 #[test]
+fn a_column_outside_the_file_names_its_row_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sample(&folder);
+    // The footer of the whole file behind too few bytes of pages: every offset still points to where pages were.
+    let footer = 8 + u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap()) as usize;
+    let moved = [b"PAR1", &bytes[bytes.len() - footer..]].concat();
+    let error = fails(&written(&folder, "moved.parquet", &moved), &config(16)).to_string();
+    assert!(error.contains("outside the file") && error.contains("row group"), "{error}");
+}
+
+#[test]
 fn columns_that_are_not_asked_for_are_not_decoded() {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = sample(&folder);

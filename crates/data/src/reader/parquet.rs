@@ -132,11 +132,25 @@ pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
 
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    guarded(|| ArrowReaderMetadata::load(file, options)).map_err(|reason| Error::CorruptParquet {
-        path: path.into(),
-        row_group: None,
-        reason,
-    })
+    let corrupt = |row_group, reason| Error::CorruptParquet { path: path.into(), row_group, reason };
+    let metadata = guarded(|| ArrowReaderMetadata::load(file, options)).map_err(|reason| corrupt(None, reason))?;
+    let length = file.metadata().map_err(|source| Error::Read { path: path.into(), source })?.len();
+    for (group, info) in metadata.metadata().row_groups().iter().enumerate() {
+        if let Some(column) = info.columns().iter().find(|column| !lies_within(column, length)) {
+            let reason = format!("column {:?} is said to lie outside the file", column.column_path().string());
+            return Err(corrupt(Some(group), reason));
+        }
+    }
+    Ok(metadata)
+}
+
+/// The page reader asserts that offsets and lengths make sense, so that is looked at before.
+fn lies_within(column: &ColumnChunkMetaData, file_length: u64) -> bool {
+    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+    match (u64::try_from(start), u64::try_from(column.compressed_size())) {
+        (Ok(start), Ok(size)) => start.checked_add(size).is_some_and(|end| end <= file_length),
+        _ => false,
+    }
 }
 
 fn described(metadata: &ArrowReaderMetadata) -> Vec<Column> {
