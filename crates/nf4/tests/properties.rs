@@ -1,0 +1,246 @@
+//! What must hold for every input.
+
+use half::{bf16, f16};
+use halfbyte_nf4::blockwise8::{self, DynamicMap};
+use halfbyte_nf4::{BLOCK_SIZES, Blocks4, Element, Error, QuantType, Rows8, Scales};
+use halfbyte_nf4::{quantize_rows8, quantize4, storage_bytes4};
+use proptest::prelude::*;
+
+fn quant_types() -> impl Strategy<Value = QuantType> {
+    prop::sample::select(&QuantType::ALL)
+}
+
+/// Weights of any ordinary magnitude, some blocks far larger than others.
+fn weights(max_len: usize) -> impl Strategy<Value = Vec<f32>> {
+    (prop::collection::vec(-1.0f32..1.0, 0..max_len), -30i32..30).prop_map(|(mut x, exponent)| {
+        for (i, v) in x.iter_mut().enumerate() {
+            *v *= 2f32.powi(exponent + (i / 50 % 7) as i32);
+        }
+        x
+    })
+}
+
+fn any_bits(max_len: usize) -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(any::<u32>().prop_map(f32::from_bits), 0..max_len)
+}
+
+fn decode<T: Element>(blocks: &Blocks4) -> Vec<T> {
+    let mut out = vec![T::default(); blocks.len];
+    blocks.dequantize(&mut out);
+    out
+}
+
+/// Half of the widest gap between neighbouring values of the code.
+fn half_gap(quant_type: QuantType) -> f32 {
+    let mut code = quant_type.code().to_vec();
+    code.retain(|&c| c >= -1.0); // INT4's unused nibble
+    code.sort_by(f32::total_cmp);
+    code.windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max) / 2.0
+}
+
+fn same_bits<T: Element>(a: &[T], b: &[T]) -> bool {
+    let bits = |x: &[T]| x.iter().map(|v| v.to_f32().to_bits()).collect::<Vec<_>>();
+    bits(a) == bits(b)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn error_is_within_half_the_widest_gap(x in weights(700), q in quant_types(), bs in prop::sample::select(&BLOCK_SIZES)) {
+        let blocks = quantize4(&x, q, bs, false).unwrap();
+        for (i, (a, b)) in x.iter().zip(decode::<f32>(&blocks)).enumerate() {
+            let bound = half_gap(q) * blocks.block_absmax(i / bs) * 1.000_001;
+            prop_assert!((a - b).abs() <= bound, "{q:?} {i}: {a} became {b}, bound {bound}");
+        }
+    }
+
+    #[test]
+    fn requantising_changes_nothing(x in weights(700), q in quant_types(), bs in prop::sample::select(&BLOCK_SIZES)) {
+        let once = decode::<f32>(&quantize4(&x, q, bs, false).unwrap());
+        let twice = decode::<f32>(&quantize4(&once, q, bs, false).unwrap());
+        // FP4 has two zeros, which are one value.
+        prop_assert!(once.iter().zip(&twice).all(|(a, b)| a == b));
+    }
+
+    #[test]
+    fn decoded_values_are_monotone(mut x in prop::collection::vec(-1.0f32..1.0, 1..64), q in quant_types(), double in any::<bool>()) {
+        x.sort_by(f32::total_cmp);
+        let decoded = decode::<f32>(&quantize4(&x, q, 64, double).unwrap());
+        prop_assert!(decoded.windows(2).all(|w| w[0] <= w[1]), "{decoded:?}");
+    }
+
+    #[test]
+    fn double_quantised_scales_are_near(absmax in prop::collection::vec(0.0f32..1.0, 1..600)) {
+        let scales = Scales::double(&absmax);
+        let Scales::Double { nested_absmax, offset, .. } = &scales else { unreachable!() };
+        // Half of the widest gap of the signed map, and the rounding of two additions.
+        let map = DynamicMap::Signed.values();
+        let gap = map.windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max).max(1.0 + map[0]) / 2.0;
+        for (i, (&a, b)) in absmax.iter().zip(scales.to_f32().iter()).enumerate() {
+            let bound = gap * nested_absmax[i / 256] * 1.000_001 + 2.0 * f32::EPSILON * (a + offset.abs());
+            prop_assert!((a - b).abs() <= bound, "{a} became {b}, bound {bound}");
+            prop_assert_eq!(b.to_bits(), scales.get(i).to_bits());
+        }
+    }
+
+    #[test]
+    fn any_bit_pattern_is_accepted(x in any_bits(300), q in quant_types(), bs in prop::sample::select(&BLOCK_SIZES), double in any::<bool>()) {
+        let blocks = quantize4(&x, q, bs, double).unwrap();
+        prop_assert_eq!(blocks.packed.len(), x.len().div_ceil(2));
+        prop_assert_eq!(blocks.blocks(), blocks.absmax().len());
+        if !double {
+            for (block, &absmax) in x.chunks(bs).zip(blocks.absmax().iter()) {
+                prop_assert!(absmax >= 0.0 && !absmax.is_subnormal(), "{absmax}");
+                prop_assert!(block.iter().all(|v| v.is_nan() || v.is_subnormal() || v.abs() <= absmax));
+            }
+        }
+        decode::<f16>(&blocks);
+        let halves: Vec<f16> = x.iter().map(|&v| f16::from_f32(v)).collect();
+        decode::<bf16>(&quantize4(&halves, q, bs, double).unwrap());
+        for map in [DynamicMap::Signed, DynamicMap::Unsigned] {
+            let blocks = blockwise8::quantize(&x, map, bs).unwrap();
+            blocks.dequantize(&mut vec![0.0f32; x.len()]);
+        }
+        quantize_rows8(&x, 1, x.len()).unwrap().dequantize(&mut vec![bf16::ZERO; x.len()]);
+    }
+
+    #[test]
+    fn any_stored_bytes_decode(packed in prop::collection::vec(any::<u8>(), 0..200), odd in any::<bool>(), q in quant_types()) {
+        let len = (packed.len() * 2).saturating_sub(usize::from(odd));
+        let scales = Scales::Plain(vec![f32::NAN; len.div_ceil(64)]);
+        prop_assert_eq!(decode::<bf16>(&Blocks4::from_parts(q, 64, len, packed, scales).unwrap()).len(), len);
+    }
+
+    #[test]
+    fn a_range_is_a_part_of_the_whole(x in weights(700), q in quant_types(), double in any::<bool>(), cut in any::<[prop::sample::Index; 2]>()) {
+        let blocks = quantize4(&x, q, 64, double).unwrap();
+        let mut ends = cut.map(|c| c.index(x.len() + 1));
+        ends.sort();
+        let [start, end] = ends;
+        fn check<T: Element>(blocks: &Blocks4, start: usize, end: usize) -> bool {
+            let mut part = vec![T::default(); end - start];
+            blocks.dequantize_range(start, &mut part);
+            same_bits(&part, &decode::<T>(blocks)[start..end])
+        }
+        prop_assert!(check::<f32>(&blocks, start, end));
+        prop_assert!(check::<f16>(&blocks, start, end));
+        prop_assert!(check::<bf16>(&blocks, start, end));
+    }
+
+    #[test]
+    fn an_element_does_not_depend_on_its_type(x in prop::collection::vec(-1.0f32..1.0, 0..300), q in quant_types()) {
+        let halves: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
+        let widened: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+        let blocks = quantize4(&halves, q, 64, true).unwrap();
+        prop_assert_eq!(&blocks, &quantize4(&widened, q, 64, true).unwrap());
+        let rounded: Vec<bf16> = decode::<f32>(&blocks).into_iter().map(bf16::from_f32).collect();
+        prop_assert!(same_bits(&decode::<bf16>(&blocks), &rounded));
+    }
+
+    #[test]
+    fn blockwise8_is_within_half_the_gap_around_the_value(x in weights(700), bs in 1usize..300) {
+        let blocks = blockwise8::quantize(&x, DynamicMap::Signed, bs).unwrap();
+        let mut decoded = vec![0.0f32; x.len()];
+        blocks.dequantize(&mut decoded);
+        for (i, (a, b)) in x.iter().zip(decoded).enumerate() {
+            let nearest = DynamicMap::Signed.values().iter().map(|m| (a - m * blocks.absmax[i / bs]).abs()).fold(f32::MAX, f32::min);
+            prop_assert!((a - b).abs() <= nearest + 2e-7 * blocks.absmax[i / bs], "{a} became {b}");
+        }
+    }
+
+    #[test]
+    fn rows8_error_is_half_a_step(x in prop::collection::vec(-1.0f32..1.0, 60)) {
+        let rows = quantize_rows8(&x, 5, 12).unwrap();
+        let mut decoded = vec![0.0f32; 60];
+        rows.dequantize(&mut decoded);
+        for (i, (a, b)) in x.iter().zip(&decoded).enumerate() {
+            // Half a step, and the rounding to f16 that comes first.
+            let bound = rows.absmax[i / 12] / 254.0 * 1.0001 + a.abs() / 2048.0 + 1e-7;
+            prop_assert!((a - b).abs() <= bound, "{a} became {b}");
+        }
+        let mut part = [0.0f32; 4];
+        rows.dequantize_row_range(3, 5, &mut part);
+        prop_assert_eq!(&part[..], &decoded[41..45]);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let x: Vec<f32> = (0..300_001).map(|i| ((i * i) as f32 * 0.013).sin() * 0.02).collect();
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let blocks = quantize4(&x, QuantType::Nf4, 64, true).unwrap();
+            let decoded = decode::<f32>(&blocks);
+            (blocks, decoded, quantize_rows8(&x[..300_000], 300, 1000).unwrap())
+        })
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(5));
+}
+
+#[test]
+fn sizes_are_those_of_the_format() {
+    let x = vec![0.5f32; 64 * 256 * 64];
+    let plain = quantize4(&x, QuantType::Nf4, 64, false).unwrap();
+    let double = quantize4(&x, QuantType::Nf4, 64, true).unwrap();
+    assert_eq!(plain.bits_per_parameter(), 4.5);
+    assert!((double.bits_per_parameter() - 4.126_953).abs() < 1e-4, "{}", double.bits_per_parameter());
+    for (len, bs, dq) in [(0, 64, true), (1, 32, false), (70_001, 4096, true), (4097, 32, true)] {
+        let blocks = quantize4(&vec![1.0f32; len], QuantType::Fp4, bs, dq).unwrap();
+        assert_eq!(storage_bytes4(len, bs, dq).unwrap(), blocks.bytes());
+    }
+    let rows = quantize_rows8(&[1.0f32; 12], 3, 4).unwrap();
+    assert_eq!((rows.bytes(), rows.bits_per_parameter()), (24, 16.0));
+}
+
+#[test]
+fn an_empty_tensor_is_a_tensor() {
+    let blocks = quantize4::<f32>(&[], QuantType::Nf4, 64, true).unwrap();
+    assert_eq!((blocks.len, blocks.blocks(), blocks.bits_per_parameter()), (0, 0, 0.0));
+    decode::<f32>(&blocks);
+    blocks.dequantize_range::<f32>(0, &mut []);
+    quantize_rows8::<f32>(&[], 3, 0).unwrap().dequantize::<f32>(&mut []);
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let message = |e: Error| e.to_string();
+    for bs in [0, 1, 16, 48, 8192] {
+        assert!(message(quantize4(&[1.0f32], QuantType::Nf4, bs, false).unwrap_err()).contains(&bs.to_string()));
+        assert!(storage_bytes4(1, bs, false).is_err());
+        assert!(Blocks4::from_parts(QuantType::Nf4, bs, 0, vec![], Scales::Plain(vec![])).is_err());
+    }
+    let parts = |len, packed, scales| Blocks4::from_parts(QuantType::Nf4, 64, len, vec![0; packed], scales);
+    assert!(parts(65, 33, Scales::Plain(vec![0.0; 2])).is_ok());
+    assert!(message(parts(65, 32, Scales::Plain(vec![0.0; 2])).unwrap_err()).contains("packed must have 33"));
+    assert!(message(parts(65, 33, Scales::Plain(vec![0.0; 3])).unwrap_err()).contains("absmax must have 2"));
+    let double =
+        |codes, nested| Scales::Double { codes: vec![0; codes], nested_absmax: vec![0.0; nested], offset: 0.0 };
+    assert!(parts(257 * 64, 257 * 32, double(257, 2)).is_ok());
+    assert!(message(parts(257 * 64, 257 * 32, double(256, 2)).unwrap_err()).contains("absmax codes"));
+    assert!(message(parts(257 * 64, 257 * 32, double(257, 1)).unwrap_err()).contains("nested absmax must have 2"));
+    assert!(message(quantize_rows8(&[0.0f32; 5], 2, 3).unwrap_err()).contains("must have 6"));
+    assert!(matches!(quantize_rows8(&[0.0f32; 5], usize::MAX, 3), Err(Error::TooLarge { .. })));
+    assert!(Rows8::from_parts(2, 3, vec![0; 6], vec![0.0; 3]).is_err());
+    assert!(blockwise8::quantize(&[0.0f32], DynamicMap::Signed, 0).is_err());
+    assert!(blockwise8::Blocks8::from_parts(DynamicMap::Signed, 256, vec![0; 257], vec![0.0]).is_err());
+    assert!(blockwise8::dequantize_into(&[0], &[0.0], DynamicMap::Signed, 256, &mut [0.0f32; 2]).is_err());
+}
+
+#[test]
+fn blockwise8_into_buffers_is_the_same() {
+    let x: Vec<f32> = (0..70_000).map(|i| (i as f32 * 0.37).sin()).collect();
+    for bs in [100, 256, 100_000] {
+        let blocks = blockwise8::quantize(&x, DynamicMap::Signed, bs).unwrap();
+        let (mut codes, mut absmax) = (vec![0; x.len()], vec![0.0; x.len().div_ceil(bs)]);
+        blockwise8::quantize_into(&x, DynamicMap::Signed, bs, &mut codes, &mut absmax).unwrap();
+        assert_eq!((&blocks.codes, &blocks.absmax), (&codes, &absmax));
+        let (mut a, mut b) = (vec![0.0f32; x.len()], vec![0.0f32; x.len()]);
+        blocks.dequantize(&mut a);
+        blockwise8::dequantize_into(&codes, &absmax, DynamicMap::Signed, bs, &mut b).unwrap();
+        assert_eq!(a, b);
+    }
+}
