@@ -34,5 +34,9 @@ pub use kernels::{available_kernels, kernel_name, register_peak};
 pub use product::{Compute, Operand, Out, Product, Trans, matmul};
 pub use sources::{Dense, Element, Lut4, Rows8, Scales4, Source, View};
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests;
