@@ -17,4 +17,12 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 
-pub use frozen_linear::FrozenMatrix;
+mod exp;
+mod product;
+
+pub use cross_entropy::{Head, IGNORE, cross_entropy, logits};
+pub use dropout::{Dropout, dropout};
+pub use embedding::embedding;
+pub use frozen_linear::{FrozenMatrix, frozen_linear};
+pub use linear::linear;
+pub use lora_linear::{LowRank, lora_linear};

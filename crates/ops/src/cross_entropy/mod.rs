@@ -1,1 +1,124 @@
 //! The output head fused with the loss, in chunks, so that the full logits never exist.
+//!
+//! With a vocabulary of 50 thousand the logits of a batch outweigh every other activation. So a chunk of rows at a time is
+//! projected, reduced to its loss and turned into its gradient in the same memory; what remains for the backward pass
+//! is one multiplication. Rows whose target is [`IGNORE`] take no part.
+
+mod cpu;
+mod softmax;
+#[cfg(test)]
+mod tests;
+
+use crate::{FrozenMatrix, linear::no_bias, product};
+use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_matmul::Source;
+use halfbyte_tensor::{DType, Error, Tensor};
+
+/// The target of a position that does not count.
+pub const IGNORE: u32 = u32::MAX;
+
+const OP: &str = "cross_entropy";
+
+/// The output projection, `(vocab, channels)`.
+#[derive(Clone, Copy, Debug)]
+pub enum Head<'a, 'm> {
+    /// It never trains.
+    Frozen(&'m dyn FrozenMatrix),
+    /// It may train; a constant is fine too.
+    Trainable(&'a Var),
+}
+
+impl<'a> Head<'a, '_> {
+    fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Head::Frozen(w) => Ok(w.dims()),
+            Head::Trainable(w) => product::check_matrix(OP, w.value()),
+        }
+    }
+
+    fn source<'s>(&'s self) -> Box<dyn Source + 's> {
+        match self {
+            Head::Frozen(w) => w.source(),
+            Head::Trainable(w) => product::source(w.value()),
+        }
+    }
+
+    fn requires_grad(&self) -> bool {
+        matches!(self, Head::Trainable(w) if w.requires_grad())
+    }
+
+    /// What a format computes itself instead of a plain product.
+    fn override_forward(&self, h: &Tensor) -> Option<Result<Tensor>> {
+        match self {
+            Head::Frozen(w) => w.forward(h),
+            Head::Trainable(_) => None,
+        }
+    }
+}
+
+/// The sum of the cross-entropies of `h Wᵀ` (softmax over the vocabulary) against `targets`, over `denominator`: a scalar
+/// f32 `[1]`, for `h (rows, channels)` and one target a row.
+///
+/// Logits, softmax and the gradient of a trainable head are f32, the sum is f64. On a recording tape the gradients are
+/// computed on the way. Fails if no target counts, a target is outside the vocabulary, or the shapes do not fit.
+pub fn cross_entropy<'m>(
+    tape: &Tape<'m>,
+    h: &Var,
+    head: Head<'_, 'm>,
+    targets: &[u32],
+    denominator: f32,
+) -> Result<Var> {
+    let (vocab, channels) = head.dims()?;
+    product::check_input(OP, h.value(), channels)?;
+    let counted = counted_rows(targets, h.value().rows(), vocab)?;
+    if !(denominator.is_finite() && denominator > 0.0) {
+        let message = format!("the denominator must be positive and finite, got {denominator}");
+        return Err(Error::invalid(OP, message).into());
+    }
+    let job = cpu::Job {
+        h: h.value(),
+        head: &head,
+        rows: &counted,
+        targets,
+        scale: 1.0 / denominator,
+        want_dh: tape.is_recording() && h.requires_grad(),
+        want_dw: tape.is_recording() && head.requires_grad(),
+        at_once: cpu::chunk_rows(vocab),
+    };
+    let found = job.run()?;
+    let loss = Tensor::scalar((found.loss / f64::from(denominator)) as f32);
+    let (dtype, shape) = (h.value().dtype(), h.value().shape().to_vec());
+    let (none, cpu::Found { dh, dw, .. }) = (no_bias(), found);
+    let w = if let Head::Trainable(w) = head { w } else { &none };
+    Ok(tape.record(OP, [h, w], loss, move |dy, _| {
+        let scale = dy.to_f32_vec()[0];
+        let dh = dh.map(|it| cpu::scaled(it, scale).to_dtype(dtype).reshape(&shape));
+        Ok([dh.transpose()?, dw.map(|it| cpu::scaled(it, scale))])
+    }))
+}
+
+/// All logits, f32 `(rows, vocab)`, of `h (rows, channels)`: for a few rows, as generation needs them.
+pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
+    product::check_input("logits", h, head.dims()?.1)?;
+    match head.override_forward(h) {
+        Some(y) => Ok(y?.to_dtype(DType::F32)),
+        None => Ok(product::forward(h, &*head.source(), None, DType::F32)),
+    }
+}
+
+/// The rows whose target counts, after checking all of them.
+fn counted_rows(targets: &[u32], rows: usize, vocab: usize) -> Result<Vec<usize>> {
+    if targets.len() != rows {
+        return Err(Error::shape(OP, format!("{rows} targets, one for each row"), &[targets.len()]).into());
+    }
+    let counted: Vec<usize> = (0..rows).filter(|i| targets[*i] != IGNORE).collect();
+    if let Some(at) = counted.iter().find(|i| targets[**i] as usize >= vocab) {
+        let message = format!("target {} of row {at} is outside the vocabulary of {vocab}", targets[*at]);
+        return Err(Error::invalid(OP, message).into());
+    }
+    if counted.is_empty() {
+        let message = "no target counts: every position is padding or masked out of the loss";
+        return Err(Error::invalid(OP, message).into());
+    }
+    Ok(counted)
+}

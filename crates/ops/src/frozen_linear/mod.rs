@@ -1,6 +1,12 @@
 //! `y = x Wᵀ + b` for a weight that never trains: the one waist between quantisation and everything above it.
 
-use halfbyte_autograd::Result;
+#[cfg(test)]
+pub(crate) mod test_support;
+#[cfg(test)]
+mod tests;
+
+use crate::{linear::no_bias, product};
+use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul as matmul;
 use halfbyte_tensor::Tensor;
 
@@ -24,4 +30,20 @@ pub trait FrozenMatrix: Send + Sync + std::fmt::Debug {
     fn forward(&self, _x: &Tensor) -> Option<Result<Tensor>> {
         None
     }
+}
+
+/// `x (rows, in_features) Wᵀ + bias (out_features)`: `(rows, out_features)` in the dtype of `x`.
+///
+/// Nothing of `x` is saved: the backward pass reads the weight again, transposed. Fails if the shapes do not fit.
+pub fn frozen_linear<'m>(tape: &Tape<'m>, x: &Var, w: &'m dyn FrozenMatrix, bias: Option<&Var>) -> Result<Var> {
+    let (n, k) = w.dims();
+    product::check_input("frozen_linear", x.value(), k)?;
+    product::check_bias("frozen_linear", bias.map(Var::value), n)?;
+    let y = product::frozen_forward(x.value(), w, bias.map(Var::value))?;
+    let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
+    let none = no_bias();
+    Ok(tape.record("frozen_linear", [x, bias.unwrap_or(&none)], y, move |dy, [x, bias]| {
+        let dx = x.then(|| product::backward_x(1.0, &dy, &*w.source(), dtype).reshape(&shape));
+        Ok([dx.transpose()?, bias.then(|| product::backward_bias(&dy))])
+    }))
 }

@@ -1,0 +1,254 @@
+use super::{Head, IGNORE, cpu, cross_entropy, logits, softmax::exp_negative, softmax::losses};
+use crate::frozen_linear::test_support::*;
+use halfbyte_autograd::{Param, Tape, Var};
+use halfbyte_tensor::{DType, Tensor};
+use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in, noise_vec};
+
+fn targets(rows: usize, vocab: usize) -> Vec<u32> {
+    (0..rows).map(|i| if i % 4 == 1 { IGNORE } else { ((i * i * 31 + 5) % vocab) as u32 }).collect()
+}
+
+/// Loss, dh and dW of the plain sum, naively.
+fn oracle(h: &[f64], w: &[f64], targets: &[u32], (vocab, c): (usize, usize)) -> (f64, Vec<f64>, Vec<f64>) {
+    let rows = targets.len();
+    let l = product(h, &transposed(w, vocab, c), (rows, c, vocab));
+    let (mut loss, mut dl) = (0.0, vec![0.0; rows * vocab]);
+    for (i, t) in targets.iter().enumerate().filter(|(_, t)| **t != IGNORE) {
+        let row = &l[i * vocab..][..vocab];
+        let sum: f64 = row.iter().map(|v| v.exp()).sum();
+        loss += sum.ln() - row[*t as usize];
+        for (j, v) in row.iter().enumerate() {
+            dl[i * vocab + j] = v.exp() / sum - f64::from(u8::from(j == *t as usize));
+        }
+    }
+    (loss, product(&dl, w, (rows, vocab, c)), product(&transposed(&dl, rows, vocab), h, (vocab, rows, c)))
+}
+
+#[test]
+fn loss_and_gradients_agree_with_f64_in_every_dtype() {
+    for dtype in FLOATS {
+        for (rows, c, vocab) in [(1, 3, 2), (7, 5, 33), (30, 40, 301)] {
+            let h = Param::new("h", noise(&[rows, c], dtype, 1));
+            let w = Param::new("w", noise_in(&[vocab, c], DType::F32, 2, -0.5, 0.5));
+            let targets = targets(rows, vocab);
+            let tape = Tape::recording();
+            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&tape.param(&w)), &targets, 5.0).unwrap();
+            let (hs, ws) = (as_operand(&h.value(), dtype), as_operand(&w.value(), dtype));
+            let (expected, dh, dw) = oracle(&hs, &ws, &targets, (vocab, c));
+            assert_eq!((loss.value().dtype(), loss.value().shape()), (DType::F32, &[1][..]));
+            assert_close("loss", loss.value().data(), &[expected / 5.0], tolerance(DType::F32, c + rows));
+
+            let grads = tape.backward(loss).unwrap();
+            // The products see dlogits (at most 1 in size) rounded to bf16 if the activations are.
+            let allowed = 2.0 * tolerance(dtype, c.max(rows));
+            let fifth = |v: Vec<f64>| v.iter().map(|v| v / 5.0).collect::<Vec<f64>>();
+            assert_eq!(grads.get(&h).unwrap().dtype(), dtype);
+            assert_close("dh", &grads.get(&h).unwrap().to_f32_vec(), &fifth(dh), allowed);
+            assert_close("dw", grads.get(&w).unwrap().data(), &fifth(dw), allowed);
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_differences() {
+    let h = Param::new("h", noise(&[5, 4], DType::F32, 1));
+    let w = Param::new("w", noise(&[9, 4], DType::F32, 2));
+    gradcheck(&[h, w], |tape, p| {
+        let w = tape.param(&p[1]);
+        cross_entropy(tape, &tape.param(&p[0]), Head::Trainable(&w), &[8, IGNORE, 0, 3, 3], 4.0)
+    });
+}
+
+#[test]
+fn chunks_change_nothing_but_rounding_and_cover_every_row() {
+    let (rows, c, vocab) = (23, 6, 50);
+    let (h, w) = (noise(&[rows, c], DType::F32, 1), Var::constant(noise(&[vocab, c], DType::F32, 2)));
+    let targets = targets(rows, vocab);
+    let counted: Vec<usize> = (0..rows).filter(|i| targets[*i] != IGNORE).collect();
+    let run = |at_once| {
+        let head = Head::Trainable(&w);
+        let (rows, targets) = (&counted[..], &targets[..]);
+        let job = cpu::Job { h: &h, head: &head, rows, targets, scale: 0.5, want_dh: true, want_dw: true, at_once };
+        let found = job.run().unwrap();
+        (found.loss as f32, found.dh.unwrap().to_f32_vec(), found.dw.unwrap().to_f32_vec())
+    };
+    let whole = run(1000);
+    let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+    for at_once in [1, 4, 5, counted.len()] {
+        let (loss, dh, dw) = run(at_once);
+        assert_close("loss", &[loss], &[f64::from(whole.0)], 1e-6);
+        assert_close("dh", &dh, &wide(&whole.1), 1e-5);
+        assert_close("dw", &dw, &wide(&whole.2), 1e-5);
+    }
+    for i in (0..rows).filter(|i| targets[*i] == IGNORE) {
+        assert_eq!(whole.1[i * c..][..c], [0.0; 6], "row {i} does not count");
+    }
+}
+
+#[test]
+fn the_logits_of_a_chunk_stay_small() {
+    for vocab in [1, 4096, 49_152, 50_257, 128_256, 1 << 24] {
+        let rows = cpu::chunk_rows(vocab);
+        assert!(rows >= 1 && (rows == 1 || rows * vocab * 4 <= 32 << 20), "{rows} rows of {vocab}");
+    }
+}
+
+#[test]
+fn a_frozen_head_is_read_for_gradients_only_if_somebody_wants_them() {
+    let h = Param::new("h", noise(&[3, 4], DType::F32, 1));
+    let run = |tape: Tape<'static>, constant: bool| {
+        let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
+        let h = if constant { Var::constant(h.value()) } else { tape.param(&h) };
+        let loss = cross_entropy(&tape, &h, Head::Frozen(w), &[1, 2, 3], 3.0).unwrap();
+        (w.reads(), loss.requires_grad())
+    };
+    assert_eq!(run(Tape::recording(), false), (2, true));
+    assert_eq!(run(Tape::recording(), true), (1, false));
+    assert_eq!(run(Tape::disabled(), false), (1, false));
+}
+
+#[test]
+fn a_four_bit_head_equals_its_decoded_values() {
+    let w = FourBit::random(70, 32, 3);
+    let dense = Var::constant(w.dense());
+    let h = noise(&[6, 32], DType::Bf16, 1);
+    assert_eq!(
+        logits(&h, Head::Frozen(&w)).unwrap().data::<f32>(),
+        logits(&h, Head::Trainable(&dense)).unwrap().data::<f32>()
+    );
+    let loss = |head: Head<'_, '_>| {
+        let loss = cross_entropy(&Tape::disabled(), &Var::constant(h.clone()), head, &[1, 2, 69, 0, 5, 5], 6.0);
+        loss.unwrap().value().data::<f32>()[0]
+    };
+    assert_eq!(loss(Head::Frozen(&w)), loss(Head::Trainable(&dense)));
+}
+
+#[test]
+fn logits_agree_with_f64_and_are_f32() {
+    for dtype in FLOATS {
+        let (h, w) = (noise(&[3, 20], dtype, 1), noise(&[31, 20], DType::F32, 2));
+        let expected = product(&as_operand(&h, dtype), &transposed(&as_operand(&w, dtype), 31, 20), (3, 20, 31));
+        let got = logits(&h, Head::Trainable(&Var::constant(w))).unwrap();
+        assert_close("logits", got.data(), &expected, tolerance(DType::F32, 20));
+    }
+    let sevens = Sevens(Plain::new(noise(&[2, 3], DType::F32, 2)));
+    assert_eq!(logits(&noise(&[1, 3], DType::F32, 1), Head::Frozen(&sevens)).unwrap().data::<f32>(), [7.0, 7.0]);
+}
+
+#[test]
+fn a_scaled_loss_scales_the_gradients() {
+    for dtype in FLOATS {
+        let h = Param::new("h", noise(&[3, 4], dtype, 1));
+        let w = Param::new("w", noise(&[9, 4], DType::F32, 2));
+        let run = |scale: f32| {
+            let tape = Tape::recording();
+            let head = tape.param(&w);
+            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &[1, 2, 3], 3.0).unwrap();
+            let grads = tape.backward_scaled(loss, scale).unwrap();
+            [&h, &w].map(|p| grads.get(p).unwrap().to_f32_vec())
+        };
+        let (once, half) = (run(1.0), run(0.5));
+        for (once, half) in once.iter().zip(&half) {
+            let halved: Vec<f32> = once.iter().map(|v| v * 0.5).collect();
+            assert_eq!(half, &halved, "{dtype}: halving is exact");
+        }
+    }
+}
+
+/// 2^-26 is below the smallest subnormal f16, so a gradient kept in f16 would be lost before loss scaling.
+#[test]
+fn f16_gradients_survive_a_large_denominator_if_the_loss_is_scaled() {
+    let h = Param::new("h", noise(&[3, 4], DType::F16, 1));
+    let w = Var::constant(noise(&[9, 4], DType::F32, 2));
+    let run = |denominator: f32, scale: f32| {
+        let tape = Tape::recording();
+        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&w), &[1, 2, 3], denominator).unwrap();
+        tape.backward_scaled(loss, scale).unwrap().get(&h).unwrap().to_f32_vec()
+    };
+    assert_eq!(run(2f32.powi(26), 2f32.powi(26)), run(1.0, 1.0));
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let run = || {
+        let h = Param::new("h", noise(&[60, 40], DType::Bf16, 1));
+        let w = Param::new("w", noise(&[1500, 40], DType::F32, 2));
+        let tape = Tape::recording();
+        let head = tape.param(&w);
+        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &targets(60, 1500), 7.0).unwrap();
+        let value = loss.value().data::<f32>()[0];
+        let grads = tape.backward(loss).unwrap();
+        (value, [&h, &w].map(|p| grads.get(p).unwrap().to_f32_vec()))
+    };
+    assert_eq!(on_threads(1, run), on_threads(3, run));
+}
+
+#[test]
+fn extreme_logits_neither_overflow_nor_hide_a_nan() {
+    let run = |row: &[f32], target: usize| {
+        let mut gradient = row.to_vec();
+        let loss = losses(&mut gradient, &[target], true)[0];
+        assert_eq!(losses(&mut row.to_vec(), &[target], false)[0].to_bits(), loss.to_bits());
+        (loss, gradient)
+    };
+    let mut row = vec![-1e30f32; 40];
+    row[3] = 1e30;
+    let (loss, gradient) = run(&row, 3);
+    assert_eq!((loss, gradient), (0.0, vec![0.0; 40]));
+    row[3] = f32::NEG_INFINITY;
+    row[20] = 5.0;
+    assert_eq!(run(&row, 20).0, 0.0);
+    assert_eq!(run(&row, 3).0, f64::INFINITY);
+    for bad in [f32::NAN, f32::INFINITY] {
+        for at in [0, 17, 39] {
+            row[at] = bad;
+            assert!(run(&row, 5).0.is_nan());
+            row[at] = 0.0;
+        }
+    }
+}
+
+#[test]
+fn a_wide_row_loses_no_precision() {
+    let n = 50_257;
+    let row: Vec<f32> = noise_vec(n, 3).iter().map(|v| 4.0 * v).collect();
+    let sum: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
+    let expected: Vec<f64> =
+        row.iter().enumerate().map(|(i, v)| f64::from(*v).exp() / sum - f64::from(u8::from(i == 77))).collect();
+    let mut gradient = row.clone();
+    let loss = losses(&mut gradient, &[77], true)[0];
+    assert!((loss - (sum.ln() - f64::from(row[77]))).abs() < 1e-6, "{loss}");
+    for (i, (g, e)) in gradient.iter().zip(&expected).enumerate() {
+        assert!((f64::from(*g) - e).abs() <= 1e-6 * e.abs(), "{i}: {g}, expected {e}");
+    }
+}
+
+#[test]
+fn the_exponential_is_within_two_ulp() {
+    for i in 0..4_000_000u32 {
+        let x = -(i as f32) * 2.2e-5;
+        let (got, exact) = (exp_negative(x), f64::from(x).exp());
+        let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+        let fine = (f64::from(got) - exact).abs() <= 2.0 * ulp || (exact < f64::from(f32::MIN_POSITIVE) && got == 0.0);
+        assert!(fine, "exp({x}) = {got:e}, not {exact:e}");
+    }
+    assert_eq!((exp_negative(0.0), exp_negative(-0.0), exp_negative(f32::NEG_INFINITY)), (1.0, 1.0, 0.0));
+    assert!(exp_negative(f32::NAN).is_nan());
+}
+
+#[test]
+fn targets_that_cannot_be_are_refused() {
+    let tape = Tape::disabled();
+    let (h, w) = (Var::constant(noise(&[2, 4], DType::F32, 1)), Var::constant(noise(&[9, 4], DType::F32, 2)));
+    let run = |targets: &[u32], denominator: f32| {
+        cross_entropy(&tape, &h, Head::Trainable(&w), targets, denominator).unwrap_err().to_string()
+    };
+    assert_eq!(run(&[1, 9], 1.0), "cross_entropy: target 9 of row 1 is outside the vocabulary of 9");
+    assert!(run(&[IGNORE; 2], 1.0).starts_with("cross_entropy: no target counts"));
+    assert_eq!(run(&[1], 1.0), "cross_entropy: expected 2 targets, one for each row, got shape [1]");
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(run(&[1, 2], bad).contains("the denominator must be positive and finite"));
+    }
+    let narrow = Var::constant(Tensor::from_vec(&[2, 3], vec![0.0f32; 6]));
+    assert!(cross_entropy(&tape, &narrow, Head::Trainable(&w), &[1, 2], 1.0).is_err());
+}

@@ -1,0 +1,168 @@
+use super::{LowRank, lora_linear};
+use crate::{
+    Dropout, FrozenMatrix, dropout,
+    frozen_linear::{frozen_linear, test_support::*},
+};
+use halfbyte_autograd::{Grads, Param, Tape, Var};
+use halfbyte_tensor::{DType, Tensor};
+use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in};
+
+const SCALING: f32 = 1.75;
+
+struct Case {
+    x: Param,
+    a: Param,
+    b: Param,
+    bias: Param,
+    dy: Tensor,
+    dropout: Dropout,
+}
+
+impl Case {
+    fn new((m, k, n, r): (usize, usize, usize, usize), dtype: DType, p: f32) -> Case {
+        Case {
+            x: Param::new("x", noise(&[m, k], dtype, 1)),
+            a: Param::new("a", noise_in(&[r, k], DType::F32, 2, -0.4, 0.4)),
+            b: Param::new("b", noise_in(&[n, r], DType::F32, 3, -0.4, 0.4)),
+            bias: Param::new("bias", noise(&[n], DType::F32, 4)),
+            dy: noise(&[m, n], dtype, 5),
+            dropout: Dropout { p, seed: 11, site: 12 },
+        }
+    }
+
+    fn run(&self, w: &dyn FrozenMatrix) -> (Tensor, Grads) {
+        let tape = Tape::recording();
+        let (a, b) = (tape.param(&self.a), tape.param(&self.b));
+        let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: self.dropout };
+        let y = lora_linear(&tape, &tape.param(&self.x), w, Some(&tape.param(&self.bias)), lora).unwrap();
+        let loss = with_gradient(&tape, &y, &self.dy);
+        (y.into_value(), tape.backward(loss).unwrap())
+    }
+}
+
+/// `base + s * (x Aᵀ) Bᵀ` and its gradients, in f64 from operands as the products see them.
+#[test]
+fn forward_and_gradients_agree_with_f64_in_every_dtype() {
+    for (dtype, p) in FLOATS.into_iter().flat_map(|d| [(d, 0.0), (d, 0.3)]) {
+        for (m, k, n, r) in [(1, 5, 3, 1), (9, 66, 35, 4), (40, 130, 70, 8)] {
+            let case = Case::new((m, k, n, r), dtype, p);
+            let w = FourBit::random(n, k, 6);
+            let (y, grads) = case.run(&w);
+            assert_eq!(y.dtype(), dtype);
+
+            let s = f64::from(SCALING);
+            let [xs, ws, av, bv, ds] =
+                [&case.x.value(), &w.dense(), &case.a.value(), &case.b.value(), &case.dy].map(|t| as_operand(t, dtype));
+            let dropped = as_operand(&dropout::apply(&case.x.value(), case.dropout), dtype);
+            let mask: Vec<f64> =
+                rounded(&dropout::apply(&Tensor::from_vec(&[m, k], vec![1.0f32; m * k]), case.dropout), DType::F32);
+            let h = product(&dropped, &transposed(&av, r, k), (m, k, r));
+            let update = product(&h, &transposed(&bv, n, r), (m, r, n));
+            let bias = rounded(&case.bias.value(), DType::F32);
+            let base = product(&xs, &transposed(&ws, n, k), (m, k, n));
+            let expected: Vec<f64> = (0..m * n).map(|i| base[i] + bias[i % n] + s * update[i]).collect();
+            // What is rounded on the way: the base's output, h (its error spreads over r products), the sum.
+            let largest = |v: &[f64]| v.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            let spread = |v: &[f64], other: &[f64]| 1.0 + s * r as f64 * largest(v) * largest(other);
+            let (unit, sum) = (tolerance(dtype, 0), tolerance(DType::F32, k.max(n).max(m)));
+            let allowed = |spread: f64| (2.0 * unit + sum) * spread;
+            assert_close("y", &y.to_f32_vec(), &expected, allowed(spread(&h, &bv)));
+
+            let dh: Vec<f64> = product(&ds, &bv, (m, n, r)).iter().map(|v| s * v).collect();
+            let from_update = product(&dh, &av, (m, r, k));
+            let from_base = product(&ds, &ws, (m, n, k));
+            let dx: Vec<f64> = (0..m * k).map(|i| from_base[i] + mask[i] * from_update[i]).collect();
+            assert_close("dx", &grads.get(&case.x).unwrap().to_f32_vec(), &dx, allowed(2.0 * spread(&dh, &av)));
+            let da = product(&transposed(&dh, m, r), &dropped, (r, m, k));
+            assert_close("da", grads.get(&case.a).unwrap().data(), &da, allowed(m as f64 * largest(&dh) * 3.0));
+            let db: Vec<f64> = product(&transposed(&ds, m, n), &h, (n, m, r)).iter().map(|v| s * v).collect();
+            assert_close("db", grads.get(&case.b).unwrap().data(), &db, allowed(m as f64 * largest(&h) * 2.0));
+            let dbias = product(&vec![1.0; m], &rounded(&case.dy, dtype), (1, m, n));
+            assert_close("dbias", grads.get(&case.bias).unwrap().data(), &dbias, sum);
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_differences_with_and_without_dropout() {
+    for p in [0.0, 0.4] {
+        let w = Plain::leaked(noise(&[5, 7], DType::F32, 9));
+        let case = Case::new((4, 7, 5, 3), DType::F32, p);
+        gradcheck(&[case.x, case.a, case.b, case.bias], |tape, params| {
+            let [x, a, b, bias] = [0, 1, 2, 3].map(|i: usize| tape.param(&params[i]));
+            let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: case.dropout };
+            lora_linear(tape, &x, w, Some(&bias), lora)
+        });
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_no_bit_of_the_base_and_gives_a_no_gradient() {
+    for dtype in FLOATS {
+        let case = Case::new((6, 40, 20, 4), dtype, 0.2);
+        case.b.set(Tensor::zeros(&[20, 4], DType::F32));
+        let w = FourBit::random(20, 40, 6);
+        let (y, grads) = case.run(&w);
+        let tape = Tape::disabled();
+        let base = frozen_linear(&tape, &Var::constant(case.x.value()), &w, Some(&tape.param(&case.bias))).unwrap();
+        assert_eq!(y.to_f32_vec(), base.value().to_f32_vec());
+        assert!(grads.get(&case.a).unwrap().data::<f32>().iter().all(|v| *v == 0.0));
+        assert!(grads.get(&case.b).unwrap().data::<f32>().iter().any(|v| *v != 0.0));
+    }
+}
+
+#[test]
+fn a_constant_input_costs_no_product_with_the_base() {
+    let case = Case::new((4, 7, 5, 3), DType::F32, 0.0);
+    let w = Plain::new(noise(&[5, 7], DType::F32, 9));
+    let tape = Tape::recording();
+    let (a, b) = (tape.param(&case.a), tape.param(&case.b));
+    let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: case.dropout };
+    let y = lora_linear(&tape, &Var::constant(case.x.value()), &w, None, lora).unwrap();
+    let loss = with_gradient(&tape, &y, &case.dy);
+    let grads = tape.backward(loss).unwrap();
+    assert_eq!((grads.len(), w.reads()), (2, 1));
+
+    let (_, full) = case.run(&w);
+    assert_eq!(w.reads(), 3);
+    for p in [&case.a, &case.b] {
+        assert_eq!(grads.get(p).unwrap().data::<f32>(), full.get(p).unwrap().data::<f32>());
+    }
+}
+
+#[test]
+fn a_format_may_compute_its_own_forward() {
+    let case = Case::new((4, 3, 2, 1), DType::F32, 0.0);
+    case.b.set(Tensor::zeros(&[2, 1], DType::F32));
+    case.bias.set(Tensor::from_vec(&[2], vec![0.5f32, -1.0]));
+    let (y, _) = case.run(&Sevens(Plain::new(noise(&[2, 3], DType::F32, 2))));
+    assert_eq!(y.data::<f32>(), [7.5, 6.0].repeat(4));
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for dtype in FLOATS {
+        let run = || {
+            let case = Case::new((130, 200, 90, 8), dtype, 0.3);
+            let (y, grads) = case.run(&FourBit::random(90, 200, 6));
+            let grads = [&case.x, &case.a, &case.b, &case.bias].map(|p| grads.get(p).unwrap().to_f32_vec());
+            (y.to_f32_vec(), grads)
+        };
+        assert_eq!(on_threads(1, run), on_threads(3, run));
+    }
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_named() {
+    let w = Plain::new(noise(&[5, 7], DType::F32, 9));
+    let tape = Tape::disabled();
+    let x = Var::constant(noise(&[4, 7], DType::F32, 1));
+    let run = |a: &[usize], b: &[usize], p: f32| {
+        let (a, b) = (Var::constant(noise(a, DType::F32, 1)), Var::constant(noise(b, DType::F32, 1)));
+        let lora = LowRank { a: &a, b: &b, scaling: 1.0, dropout: Dropout { p, seed: 0, site: 0 } };
+        lora_linear(&tape, &x, &w, None, lora).unwrap_err().to_string()
+    };
+    assert_eq!(run(&[2, 6], &[5, 2], 0.0), "lora_linear: expected A of shape (rank, 7), got shape [2, 6]");
+    assert_eq!(run(&[2, 7], &[5, 3], 0.0), "lora_linear: expected B of shape (5, 2), got shape [5, 3]");
+    assert_eq!(run(&[2, 7], &[5, 2], 1.0), "lora_linear: a dropout probability lies in [0, 1), got 1");
+}
