@@ -121,13 +121,13 @@ pub(crate) fn select(compute: Compute) -> &'static Kernel {
 
 fn choose(wanted: Option<&str>, compute: Compute) -> &'static Kernel {
     let kernels = all(compute);
-    let Some(name) = wanted.filter(|w| !w.is_empty()) else { return kernels[0] };
+    let Some(asked) = wanted.filter(|w| !w.is_empty()) else { return kernels[0] };
     // The bf16 kernel has an f32 sibling of another name on the same machine.
-    let name = if compute == Compute::F32 && name == "avx512bf16" { "avx512" } else { name };
+    let name = if compute == Compute::F32 && asked == "avx512bf16" { "avx512" } else { asked };
     let found = kernels.iter().find(|k| k.name == name);
     found.unwrap_or_else(|| {
         let have: Vec<&str> = all(Compute::Bf16).iter().map(|k| k.name).collect();
-        panic!("{OVERRIDE}={name}: this machine has no such kernel; it has {}", have.join(", "))
+        panic!("{OVERRIDE}={asked}: this machine has no such kernel; it has {}", have.join(", "))
     })
 }
 
