@@ -54,8 +54,8 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
     let p = P[0] + square * (P[1] + square * (P[2] + square * (P[3] + square * (P[4] + square * P[5]))));
     let near = x + x * square * p;
-    let far = (1.0 - 2.0 / (exp(2.0 * size) + 1.0)).copysign(x);
-    if size < NEAR { near } else { far }
+    let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
+    (if size < NEAR { near } else { far }).copysign(x)
 }
 
 /// `2^n` for `n` from -126 to 127.
