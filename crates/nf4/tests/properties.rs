@@ -167,7 +167,7 @@ proptest! {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
-    let x: Vec<f32> = (0..300_001).map(|i| ((i * i) as f32 * 0.013).sin() * 0.02).collect();
+    let x: Vec<f32> = (0..300_001).map(|i| (i as f32 * 0.37).sin() * (i % 977) as f32 * 0.02).collect();
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {

@@ -106,16 +106,17 @@ pub(super) fn for_each_run<T>(run: Run<'_>, out: &mut [T], mut decode: impl FnMu
     }
 }
 
-/// High nibble first.
+/// High nibble first. There may be more bytes than `out` asks for.
 #[inline(always)]
 pub(super) fn look_up<T: Copy>(bytes: &[u8], table: &[T; 16], out: &mut [T]) {
+    let whole = out.len() / 2;
     let mut pairs = out.chunks_exact_mut(2);
     for (pair, &byte) in pairs.by_ref().zip(bytes) {
         pair[0] = table[usize::from(byte >> 4)];
         pair[1] = table[usize::from(byte & 15)];
     }
     if let [last] = pairs.into_remainder() {
-        *last = table[usize::from(bytes[bytes.len() - 1] >> 4)];
+        *last = table[usize::from(bytes[whole] >> 4)];
     }
 }
 
