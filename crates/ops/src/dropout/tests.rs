@@ -1,4 +1,4 @@
-use super::{Dropout, apply, dropout};
+use super::{Dropout, apply, apply_in_place, dropout};
 use crate::frozen_linear::test_support::{FLOATS, on_threads};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor, philox};
@@ -19,6 +19,9 @@ fn an_element_depends_on_seed_site_and_index_alone() {
     }
     assert_eq!(mask(777, D), long[..777]);
     assert_eq!(on_threads(1, || mask(100_003, D)), on_threads(3, || mask(100_003, D)));
+    let mut in_place = Tensor::from_vec(&[100_003], vec![1.0f32; 100_003]);
+    apply_in_place(&mut in_place, D);
+    assert_eq!(in_place.to_f32_vec(), long);
     assert_ne!(mask(777, Dropout { seed: 6, ..D }), long[..777]);
     assert_ne!(mask(777, Dropout { site: 1, ..D }), long[..777]);
 }
