@@ -1,5 +1,7 @@
 //! Quantises made-up weights in every format: size, error and speed. `cargo run --release --example compress`
 
+#![allow(clippy::print_stdout, reason = "an example talks to the terminal")]
+
 use std::time::Instant;
 
 use half::bf16;

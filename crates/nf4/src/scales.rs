@@ -77,7 +77,13 @@ impl Scales {
     pub(crate) fn range(&self, first: usize, count: usize) -> Cow<'_, [f32]> {
         match self {
             Scales::Plain(absmax) => Cow::Borrowed(&absmax[first..first + count]),
-            Scales::Double { .. } => Cow::Owned((first..first + count).map(|i| self.get(i)).collect()),
+            Scales::Double { codes, nested_absmax, offset } => {
+                let map = DynamicMap::Signed.values();
+                let codes = codes[first..first + count].iter().zip(first..);
+                let decode =
+                    |(&c, i): (&u8, usize)| map[usize::from(c)] * nested_absmax[i / NESTED_BLOCK_SIZE] + offset;
+                Cow::Owned(codes.map(decode).collect())
+            }
         }
     }
 

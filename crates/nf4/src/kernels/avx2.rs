@@ -36,7 +36,28 @@ pub(super) fn narrow_bf16(x: &[f32], out: &mut [u16]) {
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn encode_i8(x: &[f32], scale: f32, out: &mut [i8]) {
-    portable::encode_i8(x, scale, out);
+    let (pieces, rest) = x.as_chunks::<16>();
+    let (outs, rest_out) = out.as_chunks_mut::<16>();
+    for (x, out) in pieces.iter().zip(outs) {
+        // SAFETY: two loads of eight floats and a store of sixteen bytes; both arrays have sixteen elements.
+        unsafe {
+            let a = round_scaled(_mm256_loadu_ps(x.as_ptr()), scale);
+            let b = round_scaled(_mm256_loadu_ps(x.as_ptr().add(8)), scale);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+    portable::encode_i8(rest, scale, rest_out);
+}
+
+/// Clamped to +-127 and rounded, ties to even; NaN to 0. (Clamping first changes nothing, as the bounds are integers.)
+#[target_feature(enable = "avx2")]
+fn round_scaled(x: __m256, scale: f32) -> __m256i {
+    let v = _mm256_mul_ps(x, _mm256_set1_ps(scale));
+    let v = _mm256_and_ps(v, _mm256_cmp_ps::<_CMP_ORD_Q>(v, v));
+    let v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(-127.0)), _mm256_set1_ps(127.0));
+    _mm256_cvtps_epi32(v)
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -174,26 +195,33 @@ pub(super) fn decode_block<T: Copy>(
 fn decode4_f32(run: Run<'_>, out: &mut [f32]) {
     for_each_run(run, out, |bytes, table, out| {
         // SAFETY: a table of sixteen floats is two unaligned loads of eight.
-        let (low, high) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
+        let values = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
         decode_block(bytes, table, out, |input, out| {
             let (a, b) = unpack_nibbles(input);
-            for (nibbles, out) in
-                [a, _mm_srli_si128::<8>(a), b, _mm_srli_si128::<8>(b)].into_iter().zip(out.chunks_exact_mut(8))
-            {
-                let index = _mm256_cvtepu8_epi32(nibbles);
-                // The permutation looks at bits 0-2; bit 3, moved to the sign, chooses between the halves.
-                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
-                let (l, h) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
-                // SAFETY: `out` is a chunk of exactly eight floats.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(l, h, upper)) }
+            // SAFETY: four stores of eight floats are the 32 that `out` has.
+            unsafe {
+                let out = out.as_mut_ptr();
+                _mm256_storeu_ps(out, look_up8(a, values));
+                _mm256_storeu_ps(out.add(8), look_up8(_mm_srli_si128::<8>(a), values));
+                _mm256_storeu_ps(out.add(16), look_up8(b, values));
+                _mm256_storeu_ps(out.add(24), look_up8(_mm_srli_si128::<8>(b), values));
             }
         });
     });
 }
 
+/// The values of the first eight nibbles.
+#[target_feature(enable = "avx2")]
+fn look_up8(nibbles: __m128i, (low, high): (__m256, __m256)) -> __m256 {
+    let index = _mm256_cvtepu8_epi32(nibbles);
+    // The permutation looks at bits 0-2; bit 3, moved to the sign, chooses between the halves.
+    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), upper)
+}
+
 #[target_feature(enable = "avx2,f16c")]
 fn decode4_bf16(run: Run<'_>, out: &mut [u16]) {
-    for_each_run(run, out, |bytes, table, out| decode_u16(bytes, &table.map(portable::round_bf16), out));
+    for_each_run(run, out, |bytes, table, out| decode_u16(bytes, &portable::rounded_code(table), out));
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -217,18 +245,22 @@ pub(super) fn round_f16(table: &[f32; 16]) -> [u16; 16] {
 /// Low and high bytes are looked up apart, as a shuffle moves bytes, and put together again.
 #[target_feature(enable = "avx2")]
 fn decode_u16(bytes: &[u8], table: &[u16; 16], out: &mut [u16]) {
-    let (low, high) = (table.map(|t| t as u8), table.map(|t| (t >> 8) as u8));
-    // SAFETY: both arrays have the sixteen bytes that are read.
-    let (low, high) = unsafe { (_mm_loadu_si128(low.as_ptr().cast()), _mm_loadu_si128(high.as_ptr().cast())) };
+    // SAFETY: a table of sixteen halves is two unaligned loads of eight.
+    let (a, b) = unsafe { (_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(table.as_ptr().add(8).cast())) };
+    let byte = _mm_set1_epi16(255);
+    let low = _mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte));
+    let high = _mm_packus_epi16(_mm_srli_epi16::<8>(a), _mm_srli_epi16::<8>(b));
     decode_block(bytes, table, out, |input, out| {
         let (a, b) = unpack_nibbles(input);
-        for (nibbles, out) in [a, b].into_iter().zip(out.chunks_exact_mut(16)) {
-            let (l, h) = (_mm_shuffle_epi8(low, nibbles), _mm_shuffle_epi8(high, nibbles));
-            // SAFETY: `out` is a chunk of exactly sixteen halves, two stores of eight.
-            unsafe {
-                _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_unpacklo_epi8(l, h));
-                _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), _mm_unpackhi_epi8(l, h));
-            }
+        let (al, ah) = (_mm_shuffle_epi8(low, a), _mm_shuffle_epi8(high, a));
+        let (bl, bh) = (_mm_shuffle_epi8(low, b), _mm_shuffle_epi8(high, b));
+        // SAFETY: four stores of eight halves are the 32 that `out` has.
+        unsafe {
+            let out = out.as_mut_ptr();
+            _mm_storeu_si128(out.cast(), _mm_unpacklo_epi8(al, ah));
+            _mm_storeu_si128(out.add(8).cast(), _mm_unpackhi_epi8(al, ah));
+            _mm_storeu_si128(out.add(16).cast(), _mm_unpacklo_epi8(bl, bh));
+            _mm_storeu_si128(out.add(24).cast(), _mm_unpackhi_epi8(bl, bh));
         }
     });
 }

@@ -63,10 +63,11 @@ fn decode4_f32(run: Run<'_>, out: &mut [f32]) {
         let values = unsafe { _mm512_loadu_ps(table.as_ptr()) };
         decode_block(bytes, table, out, |input, out| {
             let (a, b) = unpack_nibbles(input);
-            for (nibbles, out) in [a, b].into_iter().zip(out.chunks_exact_mut(16)) {
-                let decoded = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), values);
-                // SAFETY: `out` is a chunk of exactly sixteen floats.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), decoded) }
+            // SAFETY: two stores of sixteen floats are the 32 that `out` has.
+            unsafe {
+                let out = out.as_mut_ptr();
+                _mm512_storeu_ps(out, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(a), values));
+                _mm512_storeu_ps(out.add(16), _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(b), values));
             }
         });
     });
@@ -74,7 +75,7 @@ fn decode4_f32(run: Run<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
 fn decode4_bf16(run: Run<'_>, out: &mut [u16]) {
-    for_each_run(run, out, |bytes, table, out| decode_u16(bytes, &table.map(portable::round_bf16), out));
+    for_each_run(run, out, |bytes, table, out| decode_u16(bytes, &portable::rounded_code(table), out));
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
@@ -88,10 +89,11 @@ fn decode_u16(bytes: &[u8], table: &[u16; 16], out: &mut [u16]) {
     let values = unsafe { _mm256_loadu_si256(table.as_ptr().cast()) };
     decode_block(bytes, table, out, |input, out| {
         let (a, b) = unpack_nibbles(input);
-        for (nibbles, out) in [a, b].into_iter().zip(out.chunks_exact_mut(16)) {
-            let decoded = _mm256_permutexvar_epi16(_mm256_cvtepu8_epi16(nibbles), values);
-            // SAFETY: `out` is a chunk of exactly sixteen halves.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), decoded) }
+        // SAFETY: two stores of sixteen halves are the 32 that `out` has.
+        unsafe {
+            let out = out.as_mut_ptr();
+            _mm256_storeu_si256(out.cast(), _mm256_permutexvar_epi16(_mm256_cvtepu8_epi16(a), values));
+            _mm256_storeu_si256(out.add(16).cast(), _mm256_permutexvar_epi16(_mm256_cvtepu8_epi16(b), values));
         }
     });
 }
