@@ -1,2 +1,82 @@
-//! Generator of the embedded data sets.
-fn main() {}
+//! Command line of the generator.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use halfbyte_datasets::{SEED, corpus, generate, init, table};
+use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(about = "Makes the embedded data sets, the pretraining corpus and the untrained base models")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes the committed parquet files, byte for byte
+    Generate {
+        /// Folder to write into
+        #[arg(long)]
+        output: PathBuf,
+    },
+    /// Writes corpus.parquet (column text), on which the base models are pretrained
+    Corpus {
+        /// Folder to write into
+        #[arg(long)]
+        output: PathBuf,
+        /// Seed of the documents
+        #[arg(long, default_value_t = SEED)]
+        seed: u64,
+        /// Number of documents
+        #[arg(long, default_value_t = corpus::DOCUMENTS)]
+        rows: usize,
+        /// Joins documents with the end-of-text token into rows of at most this many bytes; 0 keeps one document a row
+        #[arg(long, default_value_t = corpus::ROW_BYTES)]
+        pack: usize,
+    },
+    /// Writes a Hugging Face folder with random weights
+    Init {
+        /// Architecture of the model
+        #[arg(long)]
+        arch: Arch,
+        /// Folder to write into
+        #[arg(long)]
+        output: PathBuf,
+        /// Seed of the weights
+        #[arg(long, default_value_t = SEED)]
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Arch {
+    Llama,
+    GptNeo,
+}
+
+fn main() -> Result<()> {
+    let report = match Cli::parse().command {
+        Command::Generate { output } => {
+            generate(&output)?;
+            format!("wrote the data sets to {}", output.display())
+        }
+        Command::Corpus { output, seed, rows, pack } => {
+            std::fs::create_dir_all(&output)?;
+            let path = output.join("corpus.parquet");
+            table::write_texts(&path, corpus::packed(corpus::documents(seed, rows), pack))?;
+            format!("wrote {rows} documents to {}", path.display())
+        }
+        Command::Init { arch, output, seed } => {
+            let arch = match arch {
+                Arch::Llama => init::Arch::Llama,
+                Arch::GptNeo => init::Arch::GptNeo,
+            };
+            let parameters = init::write(arch, seed, &output)?;
+            format!("wrote a model of {parameters} random parameters to {}", output.display())
+        }
+    };
+    writeln!(std::io::stdout(), "{report}")?;
+    Ok(())
+}

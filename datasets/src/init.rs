@@ -1,0 +1,235 @@
+//! Hugging Face folders of the small base models before pretraining: config, tokenizer, random weights.
+
+use crate::dice::Dice;
+use crate::tokenizer::{self, END_OF_TEXT_ID, PAD_ID, VOCABULARY};
+use anyhow::{Context, Result, anyhow};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Standard deviation of the initial weights.
+const STD: f64 = 0.02;
+const MAX_POSITIONS: usize = 512;
+
+const LLAMA: Llama = Llama { hidden: 192, layers: 6, heads: 6, kv_heads: 2, head_dim: 32, intermediate: 512 };
+const GPT_NEO: GptNeo = GptNeo { hidden: 160, layers: 4, heads: 5, window: 64 };
+
+/// Which model to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// Rotary positions, grouped-query attention, gated feed-forward.
+    Llama,
+    /// Learned positions, global and local attention in turn.
+    GptNeo,
+}
+
+struct Llama {
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    intermediate: usize,
+}
+
+struct GptNeo {
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    window: usize,
+}
+
+/// How a tensor starts.
+#[derive(Clone, Copy)]
+enum Start {
+    Ones,
+    Zeros,
+    Normal,
+    /// A projection onto the residual stream: smaller by the root of twice the number of layers, so that the sum over
+    /// the layers keeps its size.
+    Residual,
+}
+
+struct Spec {
+    name: String,
+    shape: Vec<usize>,
+    start: Start,
+}
+
+/// Writes `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json` and `model.safetensors`;
+/// returns the number of parameters.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write(arch: Arch, seed: u64, folder: &Path) -> Result<usize> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let (config, specs, layers) = match arch {
+        Arch::Llama => (LLAMA.config(), LLAMA.specs(), LLAMA.layers),
+        Arch::GptNeo => (GPT_NEO.config(), GPT_NEO.specs(), GPT_NEO.layers),
+    };
+    write_json(&folder.join("config.json"), &config)?;
+    write_json(&folder.join("generation_config.json"), &generation_config())?;
+    write_json(&folder.join("tokenizer_config.json"), &tokenizer::config(MAX_POSITIONS))?;
+    let json = tokenizer::train()?.to_string(true).map_err(|e| anyhow!("cannot write the tokenizer as JSON: {e}"))?;
+    let path = folder.join("tokenizer.json");
+    std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    write_weights(&folder.join("model.safetensors"), &specs, layers, seed)?;
+    Ok(specs.iter().map(|s| s.shape.iter().product::<usize>()).sum())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn generation_config() -> Value {
+    json!({ "bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, "pad_token_id": PAD_ID })
+}
+
+fn write_weights(path: &Path, specs: &[Spec], layers: usize, seed: u64) -> Result<()> {
+    let residual = STD / (2.0 * layers as f64).sqrt();
+    let data: Vec<Vec<u8>> = specs
+        .iter()
+        .map(|spec| {
+            // A stream a tensor: its values depend on its name, not on the tensors before it.
+            let mut dice = Dice::new(seed, &spec.name);
+            let mut value = || match spec.start {
+                Start::Ones => 1.0,
+                Start::Zeros => 0.0,
+                Start::Normal => (dice.normal() * STD) as f32,
+                Start::Residual => (dice.normal() * residual) as f32,
+            };
+            (0..spec.shape.iter().product()).flat_map(|_: usize| value().to_le_bytes()).collect()
+        })
+        .collect();
+    let views = specs
+        .iter()
+        .zip(&data)
+        .map(|(spec, bytes)| Ok((spec.name.as_str(), TensorView::new(Dtype::F32, spec.shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(views, Some(metadata))?;
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn spec(name: impl Into<String>, shape: &[usize], start: Start) -> Spec {
+    Spec { name: name.into(), shape: shape.to_vec(), start }
+}
+
+impl Llama {
+    fn config(&self) -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": VOCABULARY,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": MAX_POSITIONS,
+            "initializer_range": STD,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "rope_scaling": null,
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "mlp_bias": false,
+            "tie_word_embeddings": true,
+            "use_cache": true,
+            "bos_token_id": END_OF_TEXT_ID,
+            "eos_token_id": END_OF_TEXT_ID,
+            "pad_token_id": PAD_ID,
+            "torch_dtype": "float32",
+        })
+    }
+
+    fn specs(&self) -> Vec<Spec> {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut specs = vec![spec("model.embed_tokens.weight", &[VOCABULARY, self.hidden], Start::Normal)];
+        for layer in 0..self.layers {
+            let rows: [(&str, &[usize], Start); 9] = [
+                ("input_layernorm", &[self.hidden], Start::Ones),
+                ("self_attn.q_proj", &[q, self.hidden], Start::Normal),
+                ("self_attn.k_proj", &[kv, self.hidden], Start::Normal),
+                ("self_attn.v_proj", &[kv, self.hidden], Start::Normal),
+                ("self_attn.o_proj", &[self.hidden, q], Start::Residual),
+                ("post_attention_layernorm", &[self.hidden], Start::Ones),
+                ("mlp.gate_proj", &[self.intermediate, self.hidden], Start::Normal),
+                ("mlp.up_proj", &[self.intermediate, self.hidden], Start::Normal),
+                ("mlp.down_proj", &[self.hidden, self.intermediate], Start::Residual),
+            ];
+            specs.extend(
+                rows.iter()
+                    .map(|(name, shape, start)| spec(format!("model.layers.{layer}.{name}.weight"), shape, *start)),
+            );
+        }
+        specs.push(spec("model.norm.weight", &[self.hidden], Start::Ones));
+        specs
+    }
+}
+
+impl GptNeo {
+    fn config(&self) -> Value {
+        json!({
+            "architectures": ["GPTNeoForCausalLM"],
+            "model_type": "gpt_neo",
+            "vocab_size": VOCABULARY,
+            "hidden_size": self.hidden,
+            "intermediate_size": null,
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "attention_types": [[["global", "local"], self.layers / 2]],
+            "attention_layers": (["global", "local"].repeat(self.layers / 2)),
+            "window_size": self.window,
+            "activation_function": "gelu_new",
+            "max_position_embeddings": MAX_POSITIONS,
+            "initializer_range": STD,
+            "layer_norm_epsilon": 1e-5,
+            "attention_dropout": 0.0,
+            "embed_dropout": 0.0,
+            "resid_dropout": 0.0,
+            "classifier_dropout": 0.0,
+            "tie_word_embeddings": true,
+            "use_cache": true,
+            "bos_token_id": END_OF_TEXT_ID,
+            "eos_token_id": END_OF_TEXT_ID,
+            "pad_token_id": PAD_ID,
+            "torch_dtype": "float32",
+        })
+    }
+
+    fn specs(&self) -> Vec<Spec> {
+        let (h, inner) = (self.hidden, 4 * self.hidden);
+        let mut specs = vec![
+            spec("transformer.wte.weight", &[VOCABULARY, h], Start::Normal),
+            spec("transformer.wpe.weight", &[MAX_POSITIONS, h], Start::Normal),
+        ];
+        for layer in 0..self.layers {
+            let rows: [(&str, &[usize], Start); 13] = [
+                ("ln_1.weight", &[h], Start::Ones),
+                ("ln_1.bias", &[h], Start::Zeros),
+                ("attn.attention.q_proj.weight", &[h, h], Start::Normal),
+                ("attn.attention.k_proj.weight", &[h, h], Start::Normal),
+                ("attn.attention.v_proj.weight", &[h, h], Start::Normal),
+                ("attn.attention.out_proj.weight", &[h, h], Start::Residual),
+                ("attn.attention.out_proj.bias", &[h], Start::Zeros),
+                ("ln_2.weight", &[h], Start::Ones),
+                ("ln_2.bias", &[h], Start::Zeros),
+                ("mlp.c_fc.weight", &[inner, h], Start::Normal),
+                ("mlp.c_fc.bias", &[inner], Start::Zeros),
+                ("mlp.c_proj.weight", &[h, inner], Start::Residual),
+                ("mlp.c_proj.bias", &[h], Start::Zeros),
+            ];
+            specs.extend(
+                rows.iter().map(|(name, shape, start)| spec(format!("transformer.h.{layer}.{name}"), shape, *start)),
+            );
+        }
+        specs.push(spec("transformer.ln_f.weight", &[h], Start::Ones));
+        specs.push(spec("transformer.ln_f.bias", &[h], Start::Zeros));
+        specs
+    }
+}
