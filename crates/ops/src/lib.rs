@@ -18,11 +18,18 @@ pub mod rope;
 pub mod silu_mul;
 
 mod exp;
+mod lanes;
 mod product;
 
+pub use add::{add, add_scaled};
 pub use cross_entropy::{Head, IGNORE, cross_entropy, logits};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use frozen_linear::{FrozenMatrix, frozen_linear};
+pub use gelu_new::gelu_new;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use lora_linear::{LowRank, lora_linear};
+pub use rms_norm::rms_norm;
+pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
+pub use silu_mul::silu_mul;

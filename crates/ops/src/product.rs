@@ -136,7 +136,7 @@ pub(crate) fn check_bias(op: &'static str, bias: Option<&Tensor>, n: usize) -> R
     Ok(())
 }
 
-fn check_float(op: &'static str, t: &Tensor) -> Result<()> {
+pub(crate) fn check_float(op: &'static str, t: &Tensor) -> Result<()> {
     if !t.dtype().is_float() {
         return Err(Error::DType { op, expected: "f32, bf16 or f16", got: t.dtype() }.into());
     }

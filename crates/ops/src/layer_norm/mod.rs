@@ -1,1 +1,35 @@
-//! Layer normalisation.
+//! Layer normalisation with weight and bias, in f32 inside and rounded once, as PyTorch does.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::rms_norm::as_weight;
+use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_tensor::{DType, Tensor, with_float};
+
+/// `w * (x - mean(x)) / sqrt(var(x) + eps) + b` over the last extent, in the shape and dtype of `x`; `w` and `b` are
+/// `(channels)`, and the variance is that of the population.
+///
+/// Trainable `w` and `b` get f32 gradients. Saves `x`, `w` and two numbers a row.
+pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Result<Var> {
+    let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value())?);
+    let bv = as_weight("layer_norm", x.value(), b.value())?;
+    let mut y = Tensor::scratch(xv.shape(), xv.dtype());
+    let mut stats = Tensor::scratch(&[xv.rows(), 2], DType::F32);
+    with_float!(y.dtype(), T, {
+        let affine = cpu::Affine { w: wv.data(), b: bv.data(), eps };
+        cpu::forward::<T>(xv.data(), &affine, y.data_mut(), stats.data_mut());
+    });
+    Ok(tape.record("layer_norm", [x, w, b], y, move |dy, [x, w, b]| {
+        let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
+        let mut dw = with_float!(dx.dtype(), T, {
+            let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), stats: stats.data() };
+            cpu::backward(&saved, dy.data(), dx.data_mut(), w || b)
+        });
+        let db = if b { dw.split_off(wv.len()) } else { Vec::new() };
+        dw.truncate(wv.len());
+        let gradient = |wanted: bool, data| wanted.then(|| Tensor::from_vec::<f32>(wv.shape(), data));
+        Ok([x.then_some(dx), gradient(w, dw), gradient(b, db)])
+    }))
+}

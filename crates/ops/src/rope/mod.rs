@@ -1,1 +1,105 @@
-//! Rotary position embedding.
+//! Rotary position embedding in the convention of LLaMA in transformers: a head's first half is rotated against its
+//! second, by an angle that grows with the position.
+
+mod cpu;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub use spec::{RopeScaling, RopeSpec};
+
+use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_tensor::{Error, Tensor, with_float};
+use std::sync::Arc;
+
+/// Cosines and sines of every position of texts up to a length, computed once for a model, shared when cloned.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    half: usize,
+    length: usize,
+    /// `(length, head_dim / 2)` cosines, then as many sines.
+    values: Arc<[f32]>,
+}
+
+impl RopeTable {
+    /// The table for positions `0..length`. A spec whose [`RopeSpec::depends_on_length`] needs one of its own for every
+    /// length beyond `max_position`.
+    ///
+    /// Fails if the spec holds numbers that make no rotation.
+    pub fn new(spec: &RopeSpec, length: usize) -> halfbyte_tensor::Result<RopeTable> {
+        let (frequencies, factor) = spec.frequencies(length)?;
+        let half = frequencies.len();
+        let mut values = vec![0.0; 2 * length * half];
+        let (cos, sin) = values.split_at_mut(length * half);
+        for (position, (cos, sin)) in cos.chunks_mut(half).zip(sin.chunks_mut(half)).enumerate() {
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
+                // The angle is an f32 in the reference, whatever its size.
+                let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+                (*cos, *sin) = (c as f32 * factor, s as f32 * factor);
+            }
+        }
+        Ok(RopeTable { half, length, values: values.into() })
+    }
+
+    /// Channels of a head.
+    pub fn head_dim(&self) -> usize {
+        2 * self.half
+    }
+
+    /// The number of positions.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        4 * self.values.len()
+    }
+
+    /// The `head_dim / 2` cosines and sines of a position.
+    fn row(&self, position: u32) -> (&[f32], &[f32]) {
+        let (cos, sin) = self.values.split_at(self.length * self.half);
+        let at = position as usize * self.half;
+        (&cos[at..][..self.half], &sin[at..][..self.half])
+    }
+}
+
+/// `x (rows, heads * head_dim)` with row `i` rotated to `positions[i]`, in its dtype.
+///
+/// Cosines, sines, both products and their sum are rounded to the dtype of `x`, as transformers does. Saves nothing but
+/// the positions. Fails if a position lies beyond the table.
+pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<Var> {
+    check(x.value(), table, positions, head_dim)?;
+    let y = rotated(x.value(), table, positions, 1.0);
+    if !x.requires_grad() {
+        return Ok(Var::constant(y));
+    }
+    let (table, positions) = (table.clone(), positions.to_vec());
+    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &positions, -1.0))])))
+}
+
+/// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
+fn rotated(x: &Tensor, table: &RopeTable, positions: &[u32], direction: f32) -> Tensor {
+    let mut y = Tensor::scratch(x.shape(), x.dtype());
+    with_float!(y.dtype(), T, cpu::rotate::<T>(x.data(), (table, direction), positions, y.data_mut()));
+    y
+}
+
+fn check(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<()> {
+    crate::product::check_float("rope", x)?;
+    if table.head_dim() != head_dim {
+        let message = format!("expected heads of {} channels as the table has, got {head_dim}", table.head_dim());
+        return Err(Error::invalid("rope", message).into());
+    }
+    if x.shape().is_empty() || x.cols() == 0 || !x.cols().is_multiple_of(head_dim) || x.rows() != positions.len() {
+        let expected = format!("shape ({}, heads * {head_dim}), one row a position", positions.len());
+        return Err(Error::shape("rope", expected, x.shape()).into());
+    }
+    match positions.iter().find(|it| **it as usize >= table.length()) {
+        None => Ok(()),
+        Some(position) => {
+            let message = format!("position {position} lies beyond a table of {} positions", table.length());
+            Err(Error::invalid("rope", message).into())
+        }
+    }
+}

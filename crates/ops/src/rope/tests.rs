@@ -1,0 +1,200 @@
+use super::{RopeScaling, RopeSpec, RopeTable, rope};
+use crate::frozen_linear::test_support::*;
+use halfbyte_autograd::{Param, Tape, Var};
+use halfbyte_tensor::{DType, Tensor};
+use halfbyte_testkit::{assert_close, gradcheck, noise};
+
+fn spec(head_dim: usize, scaling: RopeScaling) -> RopeSpec {
+    RopeSpec { theta: 10000.0, head_dim, max_position: 16, scaling }
+}
+
+fn yarn(factor: f64) -> RopeScaling {
+    RopeScaling::Yarn {
+        factor,
+        original_max_position: 32,
+        attention_factor: None,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: true,
+    }
+}
+
+#[track_caller]
+fn assert_frequencies(spec: &RopeSpec, length: usize, expected: &[f64], factor: f64) {
+    let (got, got_factor) = spec.frequencies(length).unwrap();
+    assert_eq!(got.len(), expected.len());
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        // The power and its reciprocal are f32.
+        assert!((f64::from(*g) / e - 1.0).abs() < 3.0 * 2f64.powi(-24), "frequency {i}: {g}, expected {e}");
+    }
+    assert!((f64::from(got_factor) / factor - 1.0).abs() < 2f64.powi(-24), "factor {got_factor}, expected {factor}");
+}
+
+// 10000^(-2i/8) for i in 0..4.
+const PLAIN: [f64; 4] = [1.0, 0.1, 0.01, 0.001];
+
+#[test]
+fn default_and_linear_frequencies() {
+    assert_frequencies(&spec(8, RopeScaling::None), 100, &PLAIN, 1.0);
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_frequencies(&spec(8, linear), 100, &[0.25, 0.025, 0.0025, 0.00025], 1.0);
+}
+
+#[test]
+fn dynamic_frequencies_depend_on_lengths_beyond_the_maximum_only() {
+    let dynamic = spec(8, RopeScaling::Dynamic { factor: 2.0 });
+    assert!(dynamic.depends_on_length());
+    assert_frequencies(&dynamic, 7, &PLAIN, 1.0);
+    assert_frequencies(&dynamic, 16, &PLAIN, 1.0);
+    // 2 * 40 / 16 - 1 = 4; the base grows by 4^(8/6), so frequency i shrinks by 4^(i/3).
+    let thirds = [1.0, 0.1 / 4f64.powf(1.0 / 3.0), 0.01 / 4f64.powf(2.0 / 3.0), 0.001 / 4.0];
+    assert_frequencies(&dynamic, 40, &thirds, 1.0);
+}
+
+#[test]
+fn llama3_keeps_short_waves_divides_long_ones_and_blends_between() {
+    let llama3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 128 };
+    // Wavelengths 6.28, 62.8, 628 and 6283 against 128 / 4 = 32 and 128 / 1: kept, blended, divided, divided.
+    let kept = (128.0 / 62.831_853_071_795_86 - 1.0) / 3.0;
+    let blended = (1.0 - kept) * 0.1 / 8.0 + kept * 0.1;
+    assert_frequencies(&spec(8, llama3), 1, &[1.0, blended, 0.00125, 0.000125], 1.0);
+}
+
+#[test]
+fn yarn_ramps_over_channels_and_raises_the_scores() {
+    // dim(32) = 8 ln(32 / 201.06) / 18.42 < 0, so the ramp starts at 0; dim(1) = 8 ln(5.093) / 18.42 = 0.71, up to 1.
+    let expected = [1.0, 0.1 / 4.0, 0.01 / 4.0, 0.001 / 4.0];
+    assert_frequencies(&spec(8, yarn(4.0)), 1, &expected, 0.1 * 4f64.ln() + 1.0);
+    assert_frequencies(&spec(8, yarn(1.0)), 1, &PLAIN, 1.0);
+
+    // A larger original length: dim(32) = 8 ln(4096 / 201.06) / 18.42 = 1.309 and dim(1) = 8 ln(651.9) / 18.42 = 2.814,
+    // so the ramp runs from 1 to 3, or without truncation from 1.309 to 2.814.
+    let longer = |truncated| match yarn(4.0) {
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, .. } => RopeScaling::Yarn {
+            factor,
+            original_max_position: 4096,
+            attention_factor: Some(0.5),
+            beta_fast,
+            beta_slow,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate: truncated,
+        },
+        _ => unreachable!("yarn is yarn"),
+    };
+    let half = 0.5 * (0.01 / 4.0) + 0.5 * 0.01;
+    assert_frequencies(&spec(8, longer(true)), 1, &[1.0, 0.1, half, 0.001 / 4.0], 0.5);
+    let channel = |r: f64| 8.0 * (4096.0 / (r * std::f64::consts::TAU)).ln() / (2.0 * 10000f64.ln());
+    let ramp = (2.0 - channel(32.0)) / (channel(1.0) - channel(32.0));
+    let between = ramp * (0.01 / 4.0) + (1.0 - ramp) * 0.01;
+    assert_frequencies(&spec(8, longer(false)), 1, &[1.0, 0.1, between, 0.001 / 4.0], 0.5);
+}
+
+#[test]
+fn yarn_takes_its_attention_factor_from_mscale_ratios() {
+    let RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, truncate, .. } = yarn(40.0) else {
+        unreachable!("yarn is yarn")
+    };
+    let with = |mscale, mscale_all_dim| {
+        let attention_factor = None;
+        let scaling = RopeScaling::Yarn {
+            factor,
+            original_max_position,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        };
+        spec(8, scaling).frequencies(1).unwrap().1
+    };
+    let grown = |scale: f64| 0.1 * scale * 40f64.ln() + 1.0;
+    assert_eq!(with(Some(1.0), Some(0.5)), (grown(1.0) / grown(0.5)) as f32);
+    assert_eq!(with(Some(1.0), None), grown(1.0) as f32);
+}
+
+/// The rotation in f64 from the table's own spec without scaling.
+fn oracle(x: &[f64], positions: &[u32], head_dim: usize, direction: f64) -> Vec<f64> {
+    let (half, cols) = (head_dim / 2, x.len() / positions.len());
+    let mut y = vec![0.0; x.len()];
+    for (row, position) in positions.iter().enumerate() {
+        for head in (0..cols).step_by(head_dim) {
+            for i in 0..half {
+                let angle = f64::from(*position) * 10000f64.powf(-2.0 * i as f64 / head_dim as f64);
+                let (sin, cos) = (direction * angle).sin_cos();
+                let (a, b) = (row * cols + head + i, row * cols + head + half + i);
+                y[a] = x[a] * cos - x[b] * sin;
+                y[b] = x[b] * cos + x[a] * sin;
+            }
+        }
+    }
+    y
+}
+
+#[test]
+fn rotations_and_gradients_agree_with_f64_in_every_dtype() {
+    for dtype in FLOATS {
+        for (rows, heads, d) in [(1, 1, 2), (5, 3, 8), (70, 2, 64)] {
+            let table = RopeTable::new(&spec(d, RopeScaling::None), 200).unwrap();
+            let positions: Vec<u32> = (0..rows as u32).map(|i| (i * 37) % 200).collect();
+            let x = Param::new("x", noise(&[rows, heads * d], dtype, 1));
+            let dy = noise(&[rows, heads * d], dtype, 2);
+            let tape = Tape::recording();
+            let y = rope(&tape, &tape.param(&x), &table, &positions, d).unwrap();
+            assert_eq!((y.value().shape(), y.value().dtype()), (x.value().shape(), dtype));
+            // Roundings of cosine, product and sum; an angle of 200 in f32 is off by 200 * 2^-24, times |x| = 2.
+            let tolerance = 4.0 * tolerance(dtype, 0) + 1600.0 * 2f64.powi(-24);
+            let expected = oracle(&rounded(&x.value(), dtype), &positions, d, 1.0);
+            assert_close("y", &y.value().to_f32_vec(), &expected, tolerance);
+            let loss = with_gradient(&tape, &y, &dy);
+            let grads = tape.backward(loss).unwrap();
+            let expected = oracle(&rounded(&dy, dtype), &positions, d, -1.0);
+            assert_close("dx", &grads.get(&x).unwrap().to_f32_vec(), &expected, tolerance);
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_differences() {
+    let table = RopeTable::new(&spec(4, yarn(4.0)), 40).unwrap();
+    gradcheck(&[Param::new("x", noise(&[3, 8], DType::F32, 1))], |tape, p| {
+        rope(tape, &tape.param(&p[0]), &table, &[0, 7, 39], 4)
+    });
+}
+
+#[test]
+fn dot_products_depend_on_distances_only() {
+    let table = RopeTable::new(&spec(8, RopeScaling::None), 64).unwrap();
+    let (q, k) = (Var::constant(noise(&[1, 8], DType::F32, 1)), Var::constant(noise(&[1, 8], DType::F32, 2)));
+    let score = |i: u32, j: u32| -> f32 {
+        let at = |x, p| rope(&Tape::disabled(), x, &table, &[p], 8).unwrap().value().to_f32_vec();
+        at(&q, i).iter().zip(&at(&k, j)).map(|(a, b)| a * b).sum()
+    };
+    assert!((score(9, 4) - score(50, 45)).abs() < 1e-4);
+    assert!((score(9, 4) - score(50, 44)).abs() > 1e-3);
+}
+
+#[test]
+fn what_makes_no_rotation_is_refused() {
+    let table = RopeTable::new(&spec(8, RopeScaling::None), 4).unwrap();
+    let refused = |x: Tensor, positions: &[u32], d| {
+        rope(&Tape::disabled(), &Var::constant(x), &table, positions, d).unwrap_err().to_string()
+    };
+    let x = noise(&[1, 16], DType::F32, 1);
+    assert_eq!(refused(x.clone(), &[4], 8), "rope: position 4 lies beyond a table of 4 positions");
+    assert_eq!(
+        refused(x.clone(), &[1, 2], 8),
+        "rope: expected shape (2, heads * 8), one row a position, got shape [1, 16]"
+    );
+    assert_eq!(refused(x, &[1], 4), "rope: expected heads of 8 channels as the table has, got 4");
+    let table = |spec: &RopeSpec| RopeTable::new(spec, 4).unwrap_err().to_string();
+    assert_eq!(table(&spec(7, RopeScaling::None)), "rope: head_dim must be even and positive, got 7");
+    assert_eq!(
+        table(&spec(8, RopeScaling::Linear { factor: 0.0 })),
+        "rope: the factor of rope scaling must be a positive number, got 0"
+    );
+}
