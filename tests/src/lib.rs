@@ -1,1 +1,20 @@
-//! End-to-end tests live in `tests/`.
+//! What the end-to-end tests share: the binary, models and data small enough for a run to take a moment, and a folder
+//! to work in. The tests themselves are in `tests/`.
+//!
+//! Nothing here uses the crates under test: files are written byte by byte and results read as a stranger would.
+
+mod adapter;
+mod binary;
+mod data;
+mod finetune;
+mod model;
+mod tokenizer;
+mod work;
+
+pub use adapter::Tensors;
+pub use binary::{Outcome, halfbyte, run, skipped};
+pub use data::{ROWS, write_jsonl, write_parquet};
+pub use finetune::Finetune;
+pub use model::{Family, NamedTensor, TinyModel};
+pub use tokenizer::{VOCAB, tokenizer_json};
+pub use work::Work;

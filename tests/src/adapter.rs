@@ -1,0 +1,44 @@
+//! Reading what a run wrote as another program would.
+
+use safetensors::{Dtype, SafeTensors};
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// The f32 tensors of a safetensors file: shape and values by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensors(pub BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl Tensors {
+    /// Reads a file.
+    #[track_caller]
+    pub fn read(path: &Path) -> Tensors {
+        let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            assert_eq!(view.dtype(), Dtype::F32, "{name}");
+            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            (name, (view.shape().to_vec(), values))
+        });
+        Tensors(tensors.collect())
+    }
+
+    /// The largest difference of two files with the same names and shapes.
+    #[track_caller]
+    pub fn largest_difference(&self, other: &Tensors) -> f32 {
+        assert!(self.0.keys().eq(other.0.keys()), "the names differ");
+        let pairs = self.0.values().zip(other.0.values()).flat_map(|(a, b)| {
+            assert_eq!(a.0, b.0, "the shapes differ");
+            a.1.iter().zip(&b.1)
+        });
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// The largest absolute value.
+    pub fn largest(&self) -> f32 {
+        self.0.values().flat_map(|it| &it.1).fold(0.0, |a, b| a.max(b.abs()))
+    }
+
+    /// Whether all values are finite.
+    pub fn is_finite(&self) -> bool {
+        self.0.values().flat_map(|it| &it.1).all(|it| it.is_finite())
+    }
+}

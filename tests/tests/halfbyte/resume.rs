@@ -1,0 +1,137 @@
+//! A run that is stopped and goes on equals one that never stopped.
+
+use e2e::{Finetune, Outcome, Work};
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+fn adapter(work: &Work) -> Finetune {
+    work.finetune().flags("--lora-dropout 0.1 --save-steps 3 --max-steps 6")
+}
+
+#[test]
+fn a_resumed_run_equals_one_that_never_stopped() {
+    let work = Work::new();
+    let whole = adapter(&work).output(&work.path("whole"));
+    whole.done();
+    let parts = adapter(&work).output(&work.path("parts"));
+    parts.clone().flags("--max-steps 3").done();
+    let outcome = parts.clone().flags("--resume").run().success();
+    assert!(outcome.stderr.contains("checkpoint-3"), "it says where it goes on from: {outcome}");
+    assert!(whole.adapter_bytes() == parts.adapter_bytes(), "the adapters differ");
+    assert_eq!(whole.losses(), parts.losses(), "the log has each step once");
+}
+
+#[test]
+fn a_paged_run_resumes_as_an_unpaged_one() {
+    let work = Work::new();
+    let whole = adapter(&work).output(&work.path("whole"));
+    whole.done();
+    let parts = adapter(&work).output(&work.path("parts"));
+    parts.clone().flags("--max-steps 3 --optim-resident-mib 0.0078125").done();
+    parts.clone().flags("--resume --optim-resident-mib 0.0078125").done();
+    assert!(whole.adapter_bytes() == parts.adapter_bytes(), "the adapters differ");
+}
+
+#[test]
+fn a_checkpoint_is_an_adapter_too() {
+    let work = Work::new();
+    let whole = adapter(&work);
+    let folder = whole.done();
+    let three = adapter(&work).flags("--max-steps 3 --save-steps 0").output(&work.path("three"));
+    three.done();
+    let bytes = fs::read(folder.join("checkpoint-3/adapter_model.safetensors")).unwrap();
+    assert!(bytes == three.adapter_bytes(), "the adapters differ");
+}
+
+#[test]
+fn old_checkpoints_go() {
+    let work = Work::new();
+    let folder = work.finetune().flags("--save-steps 1 --max-steps 5 --save-total-limit 2").done();
+    let has = |step: usize| folder.join(format!("checkpoint-{step}")).exists();
+    assert_eq!([1, 2, 3, 4, 5].map(has), [false, false, false, true, true]);
+}
+
+#[test]
+fn a_finished_run_says_so_when_resumed() {
+    let work = Work::new();
+    let run = adapter(&work);
+    run.done();
+    let before = run.adapter_bytes();
+    run.clone().flags("--resume").run().user_error(&["ended already", "--max-steps"]);
+    assert!(run.adapter_bytes() == before);
+}
+
+#[test]
+fn control_c_saves_and_says_how_to_go_on() {
+    let work = Work::new();
+    let long = work.finetune().flags("--max-steps 100000 --save-steps 0");
+    let mut child = start(&long);
+    let folder = work.path("run");
+    wait_for(&mut child, || lines(&folder.join("metrics.jsonl")) > 2);
+    signal(&child, "INT");
+    let outcome = end(child);
+    let done = lines(&folder.join("metrics.jsonl"));
+    let checkpoint = format!("checkpoint-{done}");
+    let outcome = outcome.ends(130, &["--resume", &checkpoint]);
+    assert!(folder.join(&checkpoint).is_dir(), "{outcome}");
+
+    let total = done + 2;
+    long.clone().flags(&format!("--resume --max-steps {total}")).done();
+    let whole = long.clone().flags(&format!("--max-steps {total}")).output(&work.path("whole"));
+    whole.done();
+    assert!(whole.adapter_bytes() == long.adapter_bytes(), "the adapters differ");
+    assert_eq!(whole.losses(), long.losses());
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_last_checkpoint() {
+    let work = Work::new();
+    let long = work.finetune().flags("--max-steps 100000 --save-steps 2");
+    let mut child = start(&long);
+    let folder = work.path("run");
+    wait_for(&mut child, || folder.join("checkpoint-4").exists());
+    signal(&child, "KILL");
+    assert_eq!(end(child).code, None, "the signal ended it");
+
+    let total = lines(&folder.join("metrics.jsonl")) + 3;
+    long.clone().flags(&format!("--resume --max-steps {total}")).done();
+    let whole = long.clone().flags(&format!("--max-steps {total}")).output(&work.path("whole"));
+    whole.done();
+    assert!(whole.adapter_bytes() == long.adapter_bytes(), "the adapters differ");
+    assert_eq!(whole.losses(), long.losses());
+    let drafts = fs::read_dir(&folder)
+        .unwrap()
+        .filter(|it| it.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp"));
+    assert_eq!(drafts.count(), 0, "what the killed run was writing is cleared away");
+}
+
+fn start(run: &Finetune) -> Child {
+    run.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("halfbyte starts")
+}
+
+fn wait_for(child: &mut Child, happened: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(child.try_wait().expect("a child").is_none(), "the run ended before it was stopped");
+        assert!(begun.elapsed() < Duration::from_secs(120), "the run does not get anywhere");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("there is a kill");
+    assert!(sent.success());
+}
+
+fn end(child: Child) -> Outcome {
+    Outcome::new("a stopped run".into(), &child.wait_with_output().expect("a child"))
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read_to_string(path).map_or(0, |it| it.lines().count())
+}
