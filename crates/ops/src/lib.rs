@@ -22,6 +22,7 @@ mod lanes;
 mod product;
 
 pub use add::{add, add_scaled};
+pub use attention::{AttentionShape, attend_cached, attention};
 pub use cross_entropy::{Head, IGNORE, cross_entropy, logits};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;

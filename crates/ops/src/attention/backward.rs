@@ -1,0 +1,156 @@
+use super::blocks::{Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
+use crate::{exp::exp, lanes::dot};
+use halfbyte_tensor::{Float, store_f32};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What the backward pass reads.
+pub(super) struct Saved<'a, T> {
+    pub(super) inputs: Inputs<'a, T>,
+    pub(super) y: &'a [T],
+    pub(super) dy: &'a [T],
+    pub(super) lse: &'a [f32],
+    pub(super) lengths: &'a [usize],
+}
+
+/// The rows of a piece in each gradient; none where a gradient is not wanted.
+struct Gradients<'a, T> {
+    dq: Vec<&'a mut [T]>,
+    dk: Vec<&'a mut [T]>,
+    dv: Vec<&'a mut [T]>,
+}
+
+/// Writes those of dq, dk and dv that are given.
+///
+/// With `P = exp(scale q kᵀ - lse)` and `D = rowsum(dy y)`: `dv = Pᵀ dy`, `dS = scale P (dy vᵀ - D)`, `dq = dS k` and
+/// `dk = dSᵀ q`.
+pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mut [T]>; 3]) {
+    let shape = &saved.inputs.shape;
+    let dq = deal(dq, shape, saved.inputs.width());
+    let (dk, dv) = (deal(dk, shape, shape.head_dim), deal(dv, shape, shape.head_dim));
+    let pieces: Vec<_> = dq.into_iter().zip(dk).zip(dv).map(|((dq, dk), dv)| Gradients { dq, dk, dv }).collect();
+    pieces.into_par_iter().enumerate().with_max_len(1).for_each(|(i, gradients)| {
+        Work::new(saved, saved.inputs.piece(i), i).run(gradients);
+    });
+}
+
+/// One piece's operands and sums in f32.
+struct Work<'a, T> {
+    saved: &'a Saved<'a, T>,
+    piece: Piece,
+    length: usize,
+    lse: &'a [f32],
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    block: Block,
+    scores: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+/// A block of queries: `(group * block, head_dim)` and one number a row.
+#[derive(Default)]
+struct Block {
+    q: Vec<f32>,
+    dy: Vec<f32>,
+    dq: Vec<f32>,
+    along: Vec<f32>,
+}
+
+impl<'a, T: Float> Work<'a, T> {
+    fn new(saved: &'a Saved<'a, T>, piece: Piece, i: usize) -> Self {
+        let inputs = &saved.inputs;
+        let length = saved.lengths[i / inputs.shape.kv_heads];
+        let rows = inputs.shape.group() * inputs.shape.time;
+        Work {
+            saved,
+            piece,
+            length,
+            lse: &saved.lse[i * rows..][..rows],
+            k: inputs.keys(inputs.k, piece, length),
+            v: inputs.keys(inputs.v, piece, length),
+            dk: Vec::new(),
+            dv: Vec::new(),
+            block: Block::default(),
+            scores: Vec::new(),
+            slopes: Vec::new(),
+        }
+    }
+
+    fn run(mut self, mut out: Gradients<'_, T>) {
+        let d = self.saved.inputs.shape.head_dim;
+        let wanted = |it: &[&mut [T]]| !it.is_empty();
+        self.dk.resize(if wanted(&out.dk) { self.k.len() } else { 0 }, 0.0);
+        self.dv.resize(if wanted(&out.dv) { self.v.len() } else { 0 }, 0.0);
+        for block in blocks(self.length, QUERIES) {
+            self.load(&block, wanted(&out.dq));
+            for keys in self.saved.inputs.key_blocks(&block) {
+                self.step(&block, keys);
+            }
+            for (r, dq) in self.block.dq.chunks(d).enumerate() {
+                let (h, i) = (r / block.len(), block.start + r % block.len());
+                store_f32(dq, &mut out.dq[i][h * d..][..d]);
+            }
+        }
+        for (sums, rows) in [(&self.dk, &mut out.dk), (&self.dv, &mut out.dv)] {
+            for (sum, row) in sums.chunks(d).zip(rows) {
+                store_f32(sum, row);
+            }
+        }
+        for rows in [&mut out.dq, &mut out.dk, &mut out.dv] {
+            rows.iter_mut().skip(self.length).for_each(|row| row.fill(T::default()));
+        }
+    }
+
+    fn load(&mut self, block: &Range<usize>, dq: bool) {
+        let (inputs, d) = (&self.saved.inputs, self.saved.inputs.shape.head_dim);
+        let it = &mut self.block;
+        // dq's place holds y first.
+        inputs.queries(self.saved.y, self.piece, block.clone(), &mut it.dq);
+        inputs.queries(self.saved.dy, self.piece, block.clone(), &mut it.dy);
+        inputs.queries(inputs.q, self.piece, block.clone(), &mut it.q);
+        it.along.clear();
+        it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y)));
+        it.dq.fill(0.0);
+        it.dq.truncate(if dq { it.q.len() } else { 0 });
+    }
+
+    fn step(&mut self, block: &Range<usize>, keys: Range<usize>) {
+        let shape = &self.saved.inputs.shape;
+        let (d, width) = (shape.head_dim, keys.len());
+        let some = keys.start * d..keys.end * d;
+        let it = &mut self.block;
+        self.scores.resize(it.along.len() * width, 0.0);
+        let k = Matrix::new(&self.k[some.clone()], d);
+        multiply(Matrix::new(&it.q, d), k.t(), (shape.scale, false), &mut self.scores);
+        for (r, row) in self.scores.chunks_mut(width).enumerate() {
+            let (h, i) = (r / block.len(), block.start + r % block.len());
+            let lse = self.lse[h * shape.time + i];
+            let visible = self.saved.inputs.visible_in(i, &keys);
+            row[..visible.start].fill(0.0);
+            row[visible.end..].fill(0.0);
+            row[visible].iter_mut().for_each(|v| *v = exp(*v - lse));
+        }
+        if !self.dv.is_empty() {
+            let p = Matrix::new(&self.scores, width);
+            multiply(p.t(), Matrix::new(&it.dy, d), (1.0, true), &mut self.dv[some.clone()]);
+        }
+        if it.dq.is_empty() && self.dk.is_empty() {
+            return;
+        }
+        self.slopes.resize(self.scores.len(), 0.0);
+        multiply(Matrix::new(&it.dy, d), Matrix::new(&self.v[some.clone()], d).t(), (1.0, false), &mut self.slopes);
+        let rows = self.slopes.chunks_mut(width).zip(self.scores.chunks(width)).zip(&it.along);
+        for ((slopes, p), along) in rows {
+            slopes.iter_mut().zip(p).for_each(|(s, p)| *s = shape.scale * p * (*s - along));
+        }
+        let slopes = Matrix::new(&self.slopes, width);
+        if !it.dq.is_empty() {
+            multiply(slopes, k, (1.0, true), &mut it.dq);
+        }
+        if !self.dk.is_empty() {
+            multiply(slopes.t(), Matrix::new(&it.q, d), (1.0, true), &mut self.dk[some]);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What forward and backward share: which rows, heads and keys a piece of work covers, its operands as f32, and the
+//! small products over them.
+//!
+//! A piece of work is a sequence and a key/value head with all its query heads, so that sums over queries (dk, dv) stay
+//! within one piece and need no atomics. The query heads are stacked, row `h * block + i`, into one tall operand.
+
+use super::AttentionShape;
+use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
+use halfbyte_tensor::{Float, Tensor, load_f32};
+use std::ops::Range;
+
+/// Queries of a block.
+pub(super) const QUERIES: usize = 64;
+/// Keys of a block.
+pub(super) const KEYS: usize = 64;
+
+/// The operands, row-major, and where the queries stand.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a, T> {
+    pub(super) q: &'a [T],
+    pub(super) k: &'a [T],
+    pub(super) v: &'a [T],
+    pub(super) shape: AttentionShape,
+    /// The position of the first query, and the number of keys before it; not 0 for a single sequence only.
+    pub(super) start: usize,
+}
+
+/// A sequence and one of its key/value heads.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    sequence: usize,
+    head: usize,
+}
+
+impl<'a, T: Float> Inputs<'a, T> {
+    pub(super) fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor, shape: AttentionShape) -> Self {
+        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, start: 0 }
+    }
+
+    pub(super) fn piece(&self, i: usize) -> Piece {
+        Piece { sequence: i / self.shape.kv_heads, head: i % self.shape.kv_heads }
+    }
+
+    /// Columns of all query heads of a piece.
+    pub(super) fn width(&self) -> usize {
+        self.shape.group() * self.shape.head_dim
+    }
+
+    /// The first `count` keys or values (whichever `x` holds) of a piece, `(count, head_dim)`.
+    pub(super) fn keys(&self, x: &[T], piece: Piece, count: usize) -> Vec<f32> {
+        let AttentionShape { kv_heads, head_dim: d, .. } = self.shape;
+        let mut wide = vec![0.0; count * d];
+        let first = piece.sequence * self.shape.time;
+        gather(x, (kv_heads * d, piece.head * d), first..first + count, (d, &mut wide));
+        wide
+    }
+
+    /// A block of rows of `x` (shaped as the queries) for all query heads of a piece, stacked `(group * block, d)`.
+    pub(super) fn queries(&self, x: &[T], piece: Piece, block: Range<usize>, wide: &mut Vec<f32>) {
+        let AttentionShape { heads, head_dim: d, time, .. } = self.shape;
+        let group = self.shape.group();
+        wide.resize(group * block.len() * d, 0.0);
+        let first = piece.sequence * time;
+        for (h, wide) in wide.chunks_mut(block.len() * d).enumerate() {
+            let column = (piece.head * group + h) * d;
+            gather(x, (heads * d, column), first + block.start..first + block.end, (d, wide));
+        }
+    }
+
+    /// The blocks of keys that any query of a block sees.
+    pub(super) fn key_blocks(&self, block: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let first = self.visible(block.start).start / KEYS * KEYS;
+        let end = self.visible(block.end - 1).end;
+        (first..end).step_by(KEYS).map(move |it| it..end.min(it + KEYS))
+    }
+
+    /// Which of the keys of a block a query sees, relative to the block; perhaps none.
+    pub(super) fn visible_in(&self, query: usize, keys: &Range<usize>) -> Range<usize> {
+        let all = self.visible(query);
+        let (first, end) = (all.start.max(keys.start), all.end.min(keys.end));
+        if first < end { first - keys.start..end - keys.start } else { 0..0 }
+    }
+
+    /// The keys that a query sees.
+    pub(super) fn visible(&self, query: usize) -> Range<usize> {
+        let end = self.start + query + 1;
+        self.shape.window.map_or(0, |it| end.saturating_sub(it))..end
+    }
+}
+
+/// `0..count` in blocks.
+pub(super) fn blocks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(size).map(move |it| it..count.min(it + size))
+}
+
+/// Deals the columns of a `(batch * time, kv_heads * width)` matrix out to its pieces: for each a slice of every row.
+pub(super) fn deal<'a, T>(data: Option<&'a mut [T]>, shape: &AttentionShape, width: usize) -> Vec<Vec<&'a mut [T]>> {
+    let mut pieces: Vec<Vec<&mut [T]>> = Vec::new();
+    pieces.resize_with(shape.batch * shape.kv_heads, Vec::new);
+    for (row, values) in data.into_iter().flat_map(|it| it.chunks_mut(shape.kv_heads * width)).enumerate() {
+        let first = row / shape.time * shape.kv_heads;
+        for (piece, values) in pieces[first..].iter_mut().zip(values.chunks_mut(width)) {
+            piece.push(values);
+        }
+    }
+    pieces
+}
+
+/// A row-major f32 matrix `(rows, cols)` as an operand, perhaps transposed.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    data: &'a [f32],
+    cols: usize,
+    transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    pub(super) fn new(data: &'a [f32], cols: usize) -> Self {
+        Matrix { data, cols, transposed: false }
+    }
+
+    pub(super) fn t(self) -> Self {
+        Matrix { transposed: true, ..self }
+    }
+
+    fn dense(&self) -> Dense<'a, f32> {
+        Dense::new(self.data.len() / self.cols, self.cols, self.data)
+    }
+}
+
+/// `out = alpha a b`, added to what `out` holds if `accumulate`.
+pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>, (alpha, accumulate): (f32, bool), out: &mut [f32]) {
+    let (da, db) = (a.dense(), b.dense());
+    let operand = |source, transposed| {
+        let it = Operand::new(source);
+        if transposed { it.t() } else { it }
+    };
+    let product = Product::new(operand(&da, a.transposed), operand(&db, b.transposed), Compute::F32);
+    matmul(&Product { alpha, accumulate, ..product }, Out::F32(out));
+}
+
+fn gather<T: Float>(x: &[T], (stride, column): (usize, usize), rows: Range<usize>, (d, out): (usize, &mut [f32])) {
+    for (row, out) in rows.zip(out.chunks_mut(d)) {
+        load_f32(&x[row * stride + column..][..d], out);
+    }
+}

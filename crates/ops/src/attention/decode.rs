@@ -1,0 +1,60 @@
+//! A few queries against a long cache: too little work for blocked products, so every key and value is read once, where
+//! it lies, for all query heads that share it.
+
+use super::blocks::Inputs;
+use crate::{
+    exp::exp,
+    lanes::{axpy, dot, max, sum},
+};
+use halfbyte_tensor::{Float, load_f32, store_f32};
+use rayon::prelude::*;
+
+/// Up to so many queries this beats blocks.
+pub(super) const MAX_QUERIES: usize = 4;
+/// Below so many multiplications a query stays on one thread.
+const SMALL: usize = 1 << 18;
+
+pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
+    let shape = &inputs.shape;
+    let columns = shape.heads * shape.head_dim;
+    for (i, row) in y.chunks_mut(columns).enumerate() {
+        let attend = |(head, y): (usize, &mut [T])| attend(inputs, i, head, y);
+        if (inputs.start + i) * columns < SMALL {
+            row.chunks_mut(inputs.width()).enumerate().for_each(attend);
+        } else {
+            row.par_chunks_mut(inputs.width()).enumerate().with_max_len(1).for_each(attend);
+        }
+    }
+}
+
+/// Query `i` of all query heads of key/value head `head`, `y (group * head_dim)`.
+fn attend<T: Float>(inputs: &Inputs<'_, T>, i: usize, head: usize, y: &mut [T]) {
+    let (d, stride) = (inputs.shape.head_dim, inputs.shape.kv_heads * inputs.shape.head_dim);
+    let visible = inputs.visible(i);
+    let count = visible.len();
+    let mut q = vec![0.0; y.len()];
+    load_f32(&inputs.q[i * inputs.shape.heads * d + head * y.len()..][..y.len()], &mut q);
+    q.iter_mut().for_each(|it| *it *= inputs.shape.scale);
+    let mut scores = vec![0.0; count * y.len() / d];
+    let mut row = vec![0.0; d];
+    for (j, key) in visible.clone().enumerate() {
+        load_f32(&inputs.k[key * stride + head * d..][..d], &mut row);
+        for (scores, q) in scores.chunks_mut(count).zip(q.chunks(d)) {
+            scores[j] = dot(q, &row);
+        }
+    }
+    for scores in scores.chunks_mut(count) {
+        let maximum = max(scores);
+        scores.iter_mut().for_each(|it| *it = exp(*it - maximum));
+        let inverse = 1.0 / sum(scores);
+        scores.iter_mut().for_each(|it| *it *= inverse);
+    }
+    let mut sums = vec![0.0; y.len()];
+    for (j, key) in visible.enumerate() {
+        load_f32(&inputs.v[key * stride + head * d..][..d], &mut row);
+        for (sums, scores) in sums.chunks_mut(d).zip(scores.chunks(count)) {
+            axpy(sums, scores[j], &row);
+        }
+    }
+    store_f32(&sums, y);
+}
