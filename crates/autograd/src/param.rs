@@ -51,6 +51,18 @@ impl Param {
         *slot = value;
     }
 
+    /// Takes the value out, for an optimizer that changes many parameters at once. Until [`Param::put`] the parameter
+    /// holds a placeholder.
+    pub fn take(&self) -> Tensor {
+        let mut slot = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *slot, Tensor::scalar(f32::NAN))
+    }
+
+    /// Puts a value back that [`Param::take`] gave.
+    pub fn put(&self, value: Tensor) {
+        *self.0.value.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+
     /// Changes the value in place; copies it first if somebody still holds it.
     pub fn update<R>(&self, f: impl FnOnce(&mut Tensor) -> R) -> R {
         let mut slot = self.0.value.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,1 +1,16 @@
-//! Frozen weight matrices: dense, 4-bit and 8-bit.
+//! The formats in which a frozen weight is kept: dense, 4-bit blocks, 8-bit rows.
+//!
+//! Every format is one file that implements [`FrozenMatrix`]; nothing above this crate knows which one a layer has.
+
+mod dense;
+mod error;
+mod four_bit;
+mod int8;
+mod quant;
+
+pub use dense::DenseMatrix;
+pub use error::{Error, Result};
+pub use four_bit::FourBitMatrix;
+pub use halfbyte_ops::FrozenMatrix;
+pub use int8::Int8Matrix;
+pub use quant::{Format, Quant};

@@ -1,1 +1,29 @@
-//! LLaMA and GPT-Neo from Hugging Face folders, with generation.
+//! LLaMA and GPT-Neo from Hugging Face folders, written once for dense, 4-bit, adapted, merged and fully trained weights.
+//!
+//! A model file holds the forward pass alone; the derivatives belong to the ops. Where its weights come from and how
+//! they are kept is the business of a [`Weights`] provider.
+
+mod cache;
+mod config;
+mod error;
+mod folder;
+mod generate;
+mod gpt_neo;
+mod llama;
+mod model;
+mod registry;
+mod sampling;
+mod save;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{Architecture, ModelConfig};
+pub use error::{Error, Result};
+pub use folder::{ModelFolder, TensorInfo};
+pub use generate::{GenerateConfig, Generated, StopReason, generate};
+pub use gpt_neo::GptNeo;
+pub use llama::Llama;
+pub use model::{Input, Model, OutputHead};
+pub use registry::{SUPPORTED, build};
+pub use save::{SafetensorsWriter, model_tensors};
+pub use weights::{FolderWeights, Freeze, Loading, Weights};

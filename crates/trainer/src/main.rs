@@ -1,1 +1,15 @@
-fn main() {}
+//! The `halfbyte` binary.
+
+use clap::Parser;
+use halfbyte_trainer::{Cli, exit_code, run};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            halfbyte_trainer::console::error(&format!("{error:#}"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}

@@ -1,0 +1,143 @@
+use crate::{Base, Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection, suggest};
+use halfbyte_autograd::Param;
+use halfbyte_tensor::{DType, Tensor, philox};
+
+/// What [`attach`] did.
+#[derive(Clone, Debug, Default)]
+pub struct AttachReport {
+    /// Paths of the layers that got a low-rank update, in the model's order.
+    pub adapted: Vec<String>,
+    /// Paths of the modules that train in full.
+    pub saved: Vec<String>,
+    /// Things that are allowed, but hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// Puts a fresh adapter on the layers that `config` names and makes it active.
+///
+/// `A` is uniform in `±1/sqrt(in_features)` (Kaiming's rule with `a = sqrt(5)`, as PEFT does) and `B` is zero, so the
+/// adapted model starts as the base. The numbers depend on `seed` and on the layer's place alone.
+///
+/// Fails if nothing matches: the error lists the names that exist.
+pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, seed: u64) -> Result<AttachReport> {
+    config.validate()?;
+    let head = modules.head.clone();
+    let selection = Selection::new(config, head.as_deref())?;
+    let mut report = AttachReport::default();
+    for (site, linear) in modules.linears.iter_mut().enumerate() {
+        let path = linear.path().to_owned();
+        if selection.saves(&path) {
+            linear.add_full(adapter, None);
+            report.saved.push(path);
+        } else if selection.adapts(&path) {
+            if let Base::Trainable(_) = linear.base() {
+                return Err(Error::Config(format!("{path} trains in full; a low-rank adapter on it makes no sense")));
+            }
+            if head.as_deref() == Some(path.as_str()) {
+                return Err(Error::Config(format!(
+                    "{path} is the output head and cannot carry a low-rank update yet; put it into modules_to_save to train it in full"
+                )));
+            }
+            let (rank, scaling) = selection.rank_and_scaling(&path);
+            let (out, inner) = linear.dims();
+            if rank > out.min(inner) {
+                report.warnings.push(format!("rank {rank} is above the rank of {path} ({out} x {inner})"));
+            }
+            let (a, b) = fresh(&path, rank, (out, inner), seed, site as u64);
+            let layer = LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64 };
+            linear.add_lora(adapter, layer);
+            report.adapted.push(path);
+        }
+    }
+    copy_weights(modules, config, &selection, adapter, &mut report);
+    check(modules, config, &report)?;
+    activate(modules, Some(adapter));
+    Ok(report)
+}
+
+/// Makes a named adapter (or none) the active one in the whole model.
+pub(crate) fn activate(modules: &mut Modules<'_>, adapter: Option<&str>) {
+    modules.linears.iter_mut().for_each(|it| it.set_active(adapter));
+    modules.weights.iter_mut().for_each(|it| it.set_active(adapter));
+}
+
+impl Modules<'_> {
+    /// Makes a named adapter (or none) the active one in the whole model.
+    pub fn set_active(&mut self, adapter: Option<&str>) {
+        activate(self, adapter);
+    }
+}
+
+fn fresh(path: &str, rank: usize, (out, inner): (usize, usize), seed: u64, site: u64) -> (Param, Param) {
+    let mut a = vec![0.0; rank * inner];
+    let bound = 1.0 / (inner as f32).sqrt();
+    // The upper bits keep these numbers apart from the dropout masks of the same layer.
+    philox::fill_uniform(seed, site | 1 << 48, -bound, bound, &mut a);
+    let a = Param::new(format!("{path}.lora_A.weight"), Tensor::from_vec(&[rank, inner], a));
+    let b = Param::new(format!("{path}.lora_B.weight"), Tensor::zeros(&[out, rank], DType::F32));
+    (a, b)
+}
+
+/// `modules_to_save` outside the linear layers, and the biases that train along.
+fn copy_weights(
+    modules: &mut Modules<'_>,
+    config: &LoraConfig,
+    selection: &Selection<'_>,
+    adapter: &str,
+    report: &mut AttachReport,
+) {
+    for linear in &mut modules.linears {
+        let wanted = match config.bias {
+            Bias::None => selection.saves(linear.path()),
+            Bias::All => true,
+            Bias::LoraOnly => linear.lora(adapter).is_some() || selection.saves(linear.path()),
+        };
+        if let (true, Some(bias)) = (wanted, linear.bias_mut()) {
+            bias.add_copy(adapter, None);
+        }
+    }
+    for weight in &mut modules.weights {
+        let module = weight.module().to_owned();
+        if selection.saves(&module) {
+            weight.add_copy(adapter, None);
+            if report.saved.last() != Some(&module) {
+                report.saved.push(module);
+            }
+        } else if config.bias == Bias::All && weight.path().ends_with(".bias") {
+            weight.add_copy(adapter, None);
+        }
+    }
+}
+
+fn check(modules: &Modules<'_>, config: &LoraConfig, report: &AttachReport) -> Result<()> {
+    if report.adapted.is_empty() {
+        let available = local_names(modules);
+        let hint = suggest(&config.target_modules, &available);
+        return Err(Error::NoTarget { asked: config.target_modules.to_string(), hint, available });
+    }
+    for name in &config.modules_to_save {
+        let found = report.saved.iter().any(|it| it.split('.').any(|part| part == name) || it.ends_with(name.as_str()));
+        if !found {
+            let mut names = local_names(modules);
+            names.extend(modules.weights.iter().map(|it| it.module().to_owned()));
+            names.dedup();
+            return Err(Error::Config(format!(
+                "modules_to_save names `{name}`, which this model does not have (a tied output head is part of the embedding); it has {}",
+                names.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The last components of the linear layers' paths, each once, in the model's order.
+fn local_names(modules: &Modules<'_>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for linear in &modules.linears {
+        let name = linear.path().rsplit('.').next().unwrap_or_default().to_owned();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}

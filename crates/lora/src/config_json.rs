@@ -1,0 +1,215 @@
+//! `adapter_config.json`, as PEFT writes and reads it.
+
+use crate::{Error, LoraConfig, Result, TargetModules};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// The version of PEFT whose files these are.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// Keys that change what an adapter computes and that are not understood here, with the value that means "off".
+const MUST_BE_OFF: [&str; 14] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "corda_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Keys that do not change what a trained adapter computes.
+const HARMLESS: [&str; 17] = [
+    "auto_mapping",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+    "runtime_config",
+    "base_model_class",
+];
+
+const UNDERSTOOD: [&str; 13] = [
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+    "peft_type",
+];
+
+/// The file's text for a trained adapter: all keys of PEFT, sorted, indented by two. `adapted` are the paths of the
+/// adapted layers, which stand for `all-linear`, as PEFT writes them.
+pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String {
+    let target = match &config.target_modules {
+        TargetModules::AllLinear => sorted(adapted),
+        other => target_value(other),
+    };
+    let patterns = |pairs: Vec<(String, Value)>| Value::Object(pairs.into_iter().collect());
+    let mut keys = Map::new();
+    let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
+    let null = ["alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config"];
+    let null_too = ["layer_replication", "layers_pattern", "lora_ga_config", "megatron_config", "monteclora_config"];
+    let null_last = ["revision", "target_parameters", "trainable_token_indices", "velora_config"];
+    null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
+    let off = ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_bdlora", "use_dora", "use_qalora"];
+    off.iter().for_each(|key| put(key, json!(false)));
+    put("alpha_pattern", patterns(config.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()));
+    put("base_model_name_or_path", json!(config.base_model_name_or_path));
+    put("bias", json!(config.bias));
+    put("exclude_modules", config.exclude_modules.as_ref().map_or(Value::Null, target_value));
+    put("inference_mode", json!(true));
+    put("init_lora_weights", json!(true));
+    put("layers_to_transform", json!(config.layers_to_transform));
+    put("loftq_config", json!({}));
+    put("lora_alpha", number(config.lora_alpha));
+    put("lora_dropout", number(config.lora_dropout));
+    put("megatron_core", json!("megatron.core"));
+    let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
+    put("modules_to_save", json!(saved));
+    put("peft_type", json!("LORA"));
+    put("peft_version", json!(PEFT_VERSION));
+    put("qalora_group_size", json!(16));
+    put("r", json!(config.rank));
+    put("rank_pattern", patterns(config.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect()));
+    put("target_modules", target);
+    put("task_type", json!("CAUSAL_LM"));
+    put("use_rslora", json!(config.use_rslora));
+    keys.sort_keys();
+    format!("{:#}\n", Value::Object(keys))
+}
+
+/// Reads the file's text. Gives the configuration and the keys that are not known (PEFT ignores those too).
+///
+/// `path` is for messages. Only `peft_type` is mandatory; what would change the result and is not understood is an error.
+pub fn parse_adapter_config(path: &Path, text: &str) -> Result<(LoraConfig, Vec<String>)> {
+    let wrong = |message: String| Error::File { path: path.to_owned(), message };
+    let root: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+    let Value::Object(keys) = root else { return Err(wrong("expected a JSON object".into())) };
+    match keys.get("peft_type").and_then(Value::as_str) {
+        Some("LORA") => {}
+        Some(other) => return Err(wrong(format!("peft_type is {other}; only LORA adapters can be loaded"))),
+        None => return Err(wrong("peft_type is missing; is this an adapter_config.json?".into())),
+    }
+    for key in MUST_BE_OFF {
+        if keys.get(key).is_some_and(|it| !is_off(it)) {
+            return Err(wrong(format!("{key} is {}, which is not supported", keys[key])));
+        }
+    }
+    let known =
+        |key: &String| [&MUST_BE_OFF[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
+    let unknown = keys.keys().filter(|it| !known(it)).cloned().collect();
+    let config = read_fields(&keys).map_err(wrong)?;
+    config.validate().map_err(|e| wrong(e.to_string()))?;
+    Ok((config, unknown))
+}
+
+fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, String> {
+    let defaults = LoraConfig::default();
+    Ok(LoraConfig {
+        rank: field(keys, "r")?.unwrap_or(defaults.rank),
+        lora_alpha: field(keys, "lora_alpha")?.unwrap_or(defaults.lora_alpha),
+        lora_dropout: field(keys, "lora_dropout")?.unwrap_or(0.0),
+        target_modules: match target(keys, "target_modules")? {
+            Some(it) => it,
+            // PEFT's default for both architectures of the zoo.
+            None => TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
+        },
+        exclude_modules: target(keys, "exclude_modules")?,
+        bias: field(keys, "bias")?.unwrap_or_default(),
+        use_rslora: field(keys, "use_rslora")?.unwrap_or(false),
+        modules_to_save: field(keys, "modules_to_save")?.unwrap_or_default(),
+        rank_pattern: pairs(keys, "rank_pattern")?,
+        alpha_pattern: pairs(keys, "alpha_pattern")?,
+        layers_to_transform: match keys.get("layers_to_transform") {
+            Some(Value::Number(one)) => Some(vec![one.as_u64().unwrap_or(0) as usize]),
+            _ => field(keys, "layers_to_transform")?,
+        },
+        base_model_name_or_path: field(keys, "base_model_name_or_path")?,
+    })
+}
+
+fn field<T: serde::de::DeserializeOwned>(
+    keys: &Map<String, Value>,
+    key: &str,
+) -> std::result::Result<Option<T>, String> {
+    match keys.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => T::deserialize(value).map(Some).map_err(|e| format!("{key} is {value}: {e}")),
+    }
+}
+
+fn pairs<T: serde::de::DeserializeOwned>(
+    keys: &Map<String, Value>,
+    key: &str,
+) -> std::result::Result<Vec<(String, T)>, String> {
+    let map: Map<String, Value> = field(keys, key)?.unwrap_or_default();
+    let one = |(name, value): (String, Value)| {
+        let parsed = T::deserialize(&value).map_err(|e| format!("{key}.{name} is {value}: {e}"))?;
+        Ok((name, parsed))
+    };
+    map.into_iter().map(one).collect()
+}
+
+fn target(keys: &Map<String, Value>, key: &str) -> std::result::Result<Option<TargetModules>, String> {
+    Ok(match keys.get(key) {
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Some(TargetModules::AllLinear),
+        Some(Value::String(regex)) => Some(TargetModules::Regex(regex.clone())),
+        _ => field(keys, key)?.map(TargetModules::Names),
+    })
+}
+
+fn target_value(target: &TargetModules) -> Value {
+    match target {
+        TargetModules::Names(names) => sorted(names),
+        TargetModules::Regex(regex) => json!(regex),
+        TargetModules::AllLinear => json!("all-linear"),
+    }
+}
+
+fn sorted(names: &[String]) -> Value {
+    let mut names = names.to_vec();
+    names.sort();
+    json!(names)
+}
+
+/// Whole numbers are written without a fraction, as Python users type them; 0.1f32 as 0.1.
+fn number(value: f32) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        return json!(value as i64);
+    }
+    value.to_string().parse::<f64>().map_or(Value::Null, |it| json!(it))
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        _ => false,
+    }
+}

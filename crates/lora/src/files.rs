@@ -1,0 +1,216 @@
+//! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
+
+use crate::{Error, LoraConfig, LoraLayer, Modules, Result, Selection, parse_adapter_config, render_adapter_config};
+use halfbyte_autograd::Param;
+use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use safetensors::{SafeTensors, tensor::TensorView};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// The name of the weights.
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// The name of the configuration.
+const CONFIG: &str = "adapter_config.json";
+const PREFIX: &str = "base_model.model.";
+
+/// An adapter's files, read and checked, before they are put on a model.
+#[derive(Debug)]
+pub struct AdapterFile {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub config: LoraConfig,
+    /// Keys of the configuration that are not known and were ignored.
+    pub unknown_keys: Vec<String>,
+    /// Tensors (f32) by name, without PEFT's prefix.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// Writes a file so that a reader sees the old contents or the new, never a part: to a temporary file beside it, synced,
+/// then renamed.
+pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
+    let failed = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
+    let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(failed)?;
+    file.write_all(contents).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    // A temporary file is private to its owner; the result has the usual permissions.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    }
+    file.persist(path).map_err(|e| failed(e.error))?;
+    Ok(())
+}
+
+/// Writes the adapter `name` of a model into `dir`, which must exist: the trained tensors alone, in f32.
+pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name: &str) -> Result<()> {
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    let mut adapted = Vec::new();
+    let mut push =
+        |key: String, param: &Param| tensors.push((format!("{PREFIX}{key}"), param.value().to_dtype(DType::F32)));
+    for linear in &modules.linears {
+        let path = linear.path();
+        if let Some(layer) = linear.lora(name) {
+            push(format!("{path}.lora_A.weight"), &layer.a);
+            push(format!("{path}.lora_B.weight"), &layer.b);
+            adapted.push(path.to_owned());
+        }
+        if let Some(param) = linear.full(name) {
+            push(format!("{path}.weight"), param);
+        }
+        if let Some(param) = linear.bias().and_then(|it| it.copy_of(name)) {
+            let inside = if linear.lora(name).is_some() { ".base_layer" } else { "" };
+            push(format!("{path}{inside}.bias"), param);
+        }
+    }
+    for weight in &modules.weights {
+        if let Some(param) = weight.copy_of(name) {
+            push(weight.path().to_owned(), param);
+        }
+    }
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    write_atomic(&dir.join(WEIGHTS), &serialise(&tensors, &dir.join(WEIGHTS))?)?;
+    write_atomic(&dir.join(CONFIG), render_adapter_config(config, &adapted).as_bytes())
+}
+
+/// Reads and checks an adapter's files.
+pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
+    let config_path = dir.join(CONFIG);
+    let text =
+        std::fs::read_to_string(&config_path).map_err(|source| Error::Io { path: config_path.clone(), source })?;
+    let (config, unknown_keys) = parse_adapter_config(&config_path, &text)?;
+    let path = dir.join(WEIGHTS);
+    if !path.exists() && dir.join("adapter_model.bin").exists() {
+        let message = "is missing; the adapter is a pickle (adapter_model.bin), which can run code when it is read: save it as safetensors with PEFT".into();
+        return Err(Error::File { path, message });
+    }
+    let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    let tensors = deserialise(&bytes, &path)?;
+    Ok(AdapterFile { dir: dir.to_owned(), config, unknown_keys, tensors })
+}
+
+/// Puts a read adapter on a model under `name`, without making it active.
+///
+/// As in PEFT, target modules that this model lacks are ignored as long as some match; a tensor that is missing, left
+/// over or of another shape is an error that names it.
+pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) -> Result<()> {
+    let AdapterFile { dir, config, mut tensors, .. } = file;
+    let path = dir.join(WEIGHTS);
+    let wrong = |message: String| Error::File { path: path.clone(), message };
+    let head = modules.head.clone();
+    let selection = Selection::new(&config, head.as_deref())?;
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for (site, linear) in modules.linears.iter_mut().enumerate() {
+        let at = linear.path().to_owned();
+        let (out, inner) = linear.dims();
+        if selection.saves(&at) {
+            let value = take(&mut tensors, &format!("{at}.weight"), &[out, inner], &mut missing).map_err(wrong)?;
+            linear.add_full(name, value);
+        } else if selection.adapts(&at) {
+            let (rank, scaling) = selection.rank_and_scaling(&at);
+            let (key_a, key_b) = (format!("{at}.lora_A.weight"), format!("{at}.lora_B.weight"));
+            let a = take(&mut tensors, &key_a, &[rank, inner], &mut missing).map_err(wrong)?;
+            let b = take(&mut tensors, &key_b, &[out, rank], &mut missing).map_err(wrong)?;
+            if let (Some(a), Some(b)) = (a, b) {
+                let (a, b) = (Param::new(key_a, a), Param::new(key_b, b));
+                linear.add_lora(name, LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64 });
+                found += 1;
+            }
+        }
+        if let Some(bias) = linear.bias_mut() {
+            let keys = [format!("{at}.base_layer.bias"), format!("{at}.bias")];
+            if let Some(value) = keys.iter().find_map(|key| tensors.remove(key)) {
+                shape_is(&keys[1], &value, &[out]).map_err(wrong)?;
+                bias.add_copy(name, Some(value));
+            }
+        }
+    }
+    for weight in &mut modules.weights {
+        if let Some(value) = tensors.remove(weight.path()) {
+            shape_is(weight.path(), &value, weight.value().shape()).map_err(wrong)?;
+            weight.add_copy(name, Some(value));
+        }
+    }
+    if found == 0 && missing.is_empty() {
+        return Err(wrong(format!(
+            "none of its target modules {} exists in this model; was it trained on another architecture?",
+            config.target_modules
+        )));
+    }
+    report(missing, "lacks the tensors").map_err(wrong)?;
+    report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)
+}
+
+fn report(names: Vec<String>, what: &str) -> std::result::Result<(), String> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let more = if names.len() > 6 { format!(" and {} more", names.len() - 6) } else { String::new() };
+    Err(format!("{what} {}{more}", names[..names.len().min(6)].join(", ")))
+}
+
+fn take(
+    tensors: &mut BTreeMap<String, Tensor>,
+    key: &str,
+    shape: &[usize],
+    missing: &mut Vec<String>,
+) -> std::result::Result<Option<Tensor>, String> {
+    match tensors.remove(key) {
+        Some(value) => shape_is(key, &value, shape).map(|()| Some(value)),
+        None => {
+            missing.push(key.to_owned());
+            Ok(None)
+        }
+    }
+}
+
+fn shape_is(key: &str, value: &Tensor, shape: &[usize]) -> std::result::Result<(), String> {
+    if value.shape() == shape {
+        return Ok(());
+    }
+    Err(format!("{key} has shape {:?}, this model and adapter_config.json ask for {shape:?}", value.shape()))
+}
+
+fn serialise(tensors: &[(String, Tensor)], path: &Path) -> Result<Vec<u8>> {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, it)| it.data::<f32>().iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let wrong = |e: safetensors::SafeTensorError| Error::File { path: path.to_owned(), message: e.to_string() };
+    let mut views = Vec::with_capacity(tensors.len());
+    for ((name, tensor), bytes) in tensors.iter().zip(&bytes) {
+        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), bytes).map_err(wrong)?;
+        views.push((name.as_str(), view));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(metadata)).map_err(wrong)
+}
+
+fn deserialise(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let wrong = |message: String| Error::File { path: path.to_owned(), message };
+    let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(format!("not a whole safetensors file: {e}")))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let data = widen(&view)
+            .ok_or_else(|| wrong(format!("{name} has dtype {:?}, expected F32, F16 or BF16", view.dtype())))?;
+        // Old files carry the adapter's name inside the key.
+        let key = name.strip_prefix(PREFIX).unwrap_or(&name).replace(".default.", ".");
+        tensors.insert(key, Tensor::from_vec(view.shape(), data));
+    }
+    Ok(tensors)
+}
+
+fn widen(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let pair = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    let data = view.data();
+    Some(match view.dtype() {
+        safetensors::Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        safetensors::Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_bits(pair(b)).to_f32()).collect(),
+        safetensors::Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_bits(pair(b)).to_f32()).collect(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,272 @@
+use crate::Weight;
+use halfbyte_autograd::{Param, Result, Tape, Var};
+use halfbyte_ops::{
+    FrozenMatrix,
+    dropout::Dropout,
+    frozen_linear::frozen_linear,
+    linear::linear,
+    lora_linear::{LowRank, lora_linear},
+};
+use halfbyte_tensor::{DType, Tensor};
+use std::sync::Arc;
+
+/// What a forward pass needs to know beyond its input.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context {
+    /// Whether dropout is on.
+    pub training: bool,
+    /// Seeds dropout; a function of the run's seed, the step and the micro-batch.
+    pub dropout_seed: u64,
+}
+
+/// The matrix of a linear layer.
+#[derive(Clone, Debug)]
+pub enum Base {
+    /// It never trains and has no place for a gradient.
+    Frozen(Arc<dyn FrozenMatrix>),
+    /// It trains with the whole model.
+    Trainable(Param),
+}
+
+/// A low-rank update `scaling * B A` of one layer.
+#[derive(Clone, Debug)]
+pub struct LoraLayer {
+    /// `(rank, in_features)`.
+    pub a: Param,
+    /// `(out_features, rank)`.
+    pub b: Param,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
+    pub scaling: f32,
+    /// Probability of dropping an element of the update's input while training.
+    pub dropout: f32,
+    /// Distinguishes this layer's dropout mask from the others'.
+    pub site: u64,
+}
+
+#[derive(Debug)]
+enum Adapter {
+    LowRank(LoraLayer),
+    /// `modules_to_save`: a full trainable copy.
+    Full(Param),
+}
+
+/// A linear layer: a frozen (or trained) matrix, an optional bias and any number of named adapters.
+#[derive(Debug)]
+pub struct Linear {
+    path: String,
+    base: Base,
+    unmerged: Option<Base>,
+    bias: Option<Weight>,
+    adapters: Vec<(String, Adapter)>,
+    active: Option<usize>,
+}
+
+impl Linear {
+    /// A layer at `path`, such as `model.layers.0.self_attn.q_proj`.
+    pub fn new(path: impl Into<String>, base: Base, bias: Option<Weight>) -> Linear {
+        Linear { path: path.into(), base, unmerged: None, bias, adapters: Vec::new(), active: None }
+    }
+
+    /// The module's path, without `.weight`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// `(out_features, in_features)`.
+    pub fn dims(&self) -> (usize, usize) {
+        match &self.base {
+            Base::Frozen(matrix) => matrix.dims(),
+            Base::Trainable(param) => (param.value().shape()[0], param.value().shape()[1]),
+        }
+    }
+
+    /// The matrix.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// What the matrix is stored as, for people.
+    pub fn format(&self) -> String {
+        match &self.base {
+            Base::Frozen(matrix) => matrix.format(),
+            Base::Trainable(param) => format!("{}, trainable", param.value().dtype()),
+        }
+    }
+
+    /// Bytes of the matrix.
+    pub fn bytes(&self) -> usize {
+        match &self.base {
+            Base::Frozen(matrix) => matrix.bytes(),
+            Base::Trainable(param) => param.value().bytes(),
+        }
+    }
+
+    /// The bias.
+    pub fn bias(&self) -> Option<&Weight> {
+        self.bias.as_ref()
+    }
+
+    /// The bias, for an adapter's copy of it.
+    pub fn bias_mut(&mut self) -> Option<&mut Weight> {
+        self.bias.as_mut()
+    }
+
+    /// Adds a low-rank adapter, replacing one of the same name.
+    pub fn add_lora(&mut self, adapter: &str, layer: LoraLayer) {
+        self.insert(adapter, Adapter::LowRank(layer));
+    }
+
+    /// Gives an adapter a full trainable copy of the matrix (`modules_to_save`), or takes the one given.
+    pub fn add_full(&mut self, adapter: &str, value: Option<Tensor>) -> Param {
+        let value = value.unwrap_or_else(|| self.dense()).to_dtype(DType::F32).into_unique();
+        let param = Param::new(format!("{}.weight", self.path), value);
+        self.insert(adapter, Adapter::Full(param.clone()));
+        param
+    }
+
+    /// The low-rank part of a named adapter.
+    pub fn lora(&self, adapter: &str) -> Option<&LoraLayer> {
+        self.adapters.iter().find_map(|(name, it)| match it {
+            Adapter::LowRank(layer) if name == adapter => Some(layer),
+            _ => None,
+        })
+    }
+
+    /// The full copy of a named adapter.
+    pub fn full(&self, adapter: &str) -> Option<&Param> {
+        self.adapters.iter().find_map(|(name, it)| match it {
+            Adapter::Full(param) if name == adapter => Some(param),
+            _ => None,
+        })
+    }
+
+    /// The low-rank adapter in use.
+    pub fn active_lora(&self) -> Option<&LoraLayer> {
+        match self.active_adapter() {
+            Some(Adapter::LowRank(layer)) => Some(layer),
+            _ => None,
+        }
+    }
+
+    /// Uses an adapter if this layer has it, else the base alone.
+    pub fn set_active(&mut self, adapter: Option<&str>) {
+        self.active = adapter.and_then(|name| self.adapters.iter().position(|it| it.0 == name));
+        if let Some(bias) = &mut self.bias {
+            bias.set_active(adapter);
+        }
+    }
+
+    /// The parameters that train as things stand, in a fixed order.
+    pub fn params(&self) -> Vec<Param> {
+        let mut found = Vec::new();
+        match (self.active_adapter(), &self.base) {
+            (Some(Adapter::LowRank(layer)), _) => found.extend([layer.a.clone(), layer.b.clone()]),
+            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => found.push(param.clone()),
+            (None, Base::Frozen(_)) => {}
+        }
+        found.extend(self.bias.as_ref().and_then(Weight::param).cloned());
+        found
+    }
+
+    /// `x (rows, in_features)` to `(rows, out_features)`.
+    pub fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> Result<Var> {
+        let bias = self.bias.as_ref().map(|it| it.var(tape));
+        let y = match (self.active_adapter(), &self.base) {
+            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => {
+                linear(tape, x, &tape.param(param), bias.as_ref())?
+            }
+            (None, Base::Frozen(matrix)) => frozen_linear(tape, x, matrix.as_ref(), bias.as_ref())?,
+            (Some(Adapter::LowRank(layer)), Base::Frozen(matrix)) => {
+                let (a, b) = (tape.param(&layer.a), tape.param(&layer.b));
+                let low_rank = LowRank { a: &a, b: &b, scaling: layer.scaling, dropout: layer.dropout(ctx) };
+                lora_linear(tape, x, matrix.as_ref(), bias.as_ref(), low_rank)?
+            }
+            (Some(Adapter::LowRank(_)), Base::Trainable(_)) => {
+                unreachable!("attach refuses a low-rank adapter on a layer that trains in full")
+            }
+        };
+        Ok(y)
+    }
+
+    /// The matrix with the active adapter's update, decoded: `(out_features, in_features)` in f32.
+    ///
+    /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
+    pub fn dense(&self) -> Tensor {
+        let (out, inner) = self.dims();
+        let mut w = match (self.active_adapter(), &self.base) {
+            (Some(Adapter::Full(param)), _) | (None | Some(_), Base::Trainable(param)) => {
+                return param.value().to_dtype(DType::F32);
+            }
+            (_, Base::Frozen(matrix)) => {
+                let source = matrix.source();
+                let mut w = vec![0.0; out * inner];
+                for (row, values) in w.chunks_mut(inner).enumerate() {
+                    source.read_f32(row, 0, values);
+                }
+                w
+            }
+        };
+        if let Some(layer) = self.active_lora() {
+            layer.add_update(&mut w, inner);
+        }
+        Tensor::from_vec(&[out, inner], w)
+    }
+
+    /// Folds the active adapter into the matrix, which `freeze` stores again (for a 4-bit base: quantises again). The
+    /// original is kept, so that [`Linear::unmerge`] is exact.
+    pub fn merge<E>(
+        &mut self,
+        freeze: impl FnOnce(&str, Tensor) -> std::result::Result<Base, E>,
+    ) -> std::result::Result<bool, E> {
+        if self.unmerged.is_some() || self.active_adapter().is_none() {
+            return Ok(false);
+        }
+        let merged = freeze(&self.path, self.dense())?;
+        self.unmerged = Some(std::mem::replace(&mut self.base, merged));
+        self.active = None;
+        Ok(true)
+    }
+
+    /// Undoes [`Linear::merge`], bit for bit, and makes the adapter active again if it is named.
+    pub fn unmerge(&mut self, adapter: Option<&str>) {
+        if let Some(original) = self.unmerged.take() {
+            self.base = original;
+            self.set_active(adapter);
+        }
+    }
+
+    fn insert(&mut self, name: &str, adapter: Adapter) {
+        match self.adapters.iter().position(|it| it.0 == name) {
+            Some(at) => self.adapters[at].1 = adapter,
+            None => self.adapters.push((name.to_owned(), adapter)),
+        }
+    }
+
+    fn active_adapter(&self) -> Option<&Adapter> {
+        self.active.map(|at| &self.adapters[at].1)
+    }
+}
+
+impl LoraLayer {
+    fn dropout(&self, ctx: &Context) -> Dropout {
+        let p = if ctx.training { self.dropout } else { 0.0 };
+        Dropout { p, seed: ctx.dropout_seed, site: self.site }
+    }
+
+    /// Adds `scaling * B A` to a row-major matrix of `inner` columns.
+    fn add_update(&self, w: &mut [f32], inner: usize) {
+        let (a, b) = (self.a.value().to_f32_vec(), self.b.value().to_f32_vec());
+        let rank = a.len() / inner;
+        for (row, b) in w.chunks_mut(inner).zip(b.chunks(rank)) {
+            let mut update = vec![0.0f32; inner];
+            for (b, a) in b.iter().zip(a.chunks(inner)) {
+                for (u, a) in update.iter_mut().zip(a) {
+                    *u += b * a;
+                }
+            }
+            for (w, u) in row.iter_mut().zip(update) {
+                *w += self.scaling * u;
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! `config.json`, in the style of today and in that of older versions of transformers.
+
+use crate::{Error, Result, registry::SUPPORTED};
+use halfbyte_ops::rope::{RopeScaling, RopeSpec};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// What a model's architecture needs beyond the sizes that all share.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Architecture {
+    /// `LlamaForCausalLM`.
+    Llama {
+        /// Rotary embedding.
+        rope: RopeSpec,
+        /// Added to the mean square.
+        rms_norm_eps: f32,
+        /// Whether q, k, v and o have biases.
+        attention_bias: bool,
+        /// Whether gate, up and down have biases.
+        mlp_bias: bool,
+    },
+    /// `GPTNeoForCausalLM`.
+    GptNeo {
+        /// Whether each layer sees only a window.
+        local: Vec<bool>,
+        /// The window, in tokens.
+        window_size: usize,
+        /// Added to the variance.
+        layer_norm_epsilon: f32,
+    },
+}
+
+/// The facts of a `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The architecture and what is special about it.
+    pub architecture: Architecture,
+    /// Entries of the embedding.
+    pub vocab_size: usize,
+    /// Channels of the residual stream.
+    pub hidden_size: usize,
+    /// Channels inside the MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Channels a head.
+    pub head_dim: usize,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Things a user should know, such as a dropout that is not applied.
+    pub notes: Vec<String>,
+    /// The whole file, for writing a model out again.
+    pub raw: Map<String, Value>,
+}
+
+impl ModelConfig {
+    /// Parses the text of a `config.json`. `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
+        let wrong = |message: String| Error::File { path: path.to_owned(), message };
+        let raw: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+        let Value::Object(raw) = raw else { return Err(wrong("expected a JSON object".into())) };
+        let keys = Keys { raw: &raw };
+        let name = architecture_name(&raw);
+        let config = match name.as_deref() {
+            Some("LlamaForCausalLM" | "llama") => llama(&keys),
+            Some("GPTNeoForCausalLM" | "gpt_neo") => gpt_neo(&keys),
+            Some(other) => {
+                Err(format!("architecture {other} is not supported; supported are {}", SUPPORTED.join(", ")))
+            }
+            None => {
+                Err(format!("names no architecture; expected `architectures` with one of {}", SUPPORTED.join(", ")))
+            }
+        };
+        let mut config = config.map_err(wrong)?;
+        if raw.contains_key("quantization_config") {
+            return Err(wrong("the checkpoint is quantised already (quantization_config); load the original weights and choose --quant".into()));
+        }
+        config.raw = raw;
+        config.check().map_err(wrong)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((name, value)) = sizes.iter().find(|it| it.1 == 0 || it.1 > 1 << 24) {
+            return Err(format!("{name} is {value}, which no model has"));
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(format!(
+                "{} attention heads cannot share {} key and value heads",
+                self.num_attention_heads, self.num_key_value_heads
+            ));
+        }
+        Ok(())
+    }
+}
+
+struct Keys<'a> {
+    raw: &'a Map<String, Value>,
+}
+
+type Parsed<T> = std::result::Result<T, String>;
+
+impl Keys<'_> {
+    fn size(&self, key: &str, default: Option<usize>) -> Parsed<usize> {
+        match (self.raw.get(key), default) {
+            (None | Some(Value::Null), Some(it)) => Ok(it),
+            (None | Some(Value::Null), None) => Err(format!("{key} is missing")),
+            (Some(value), _) => {
+                value.as_u64().map(|it| it as usize).ok_or(format!("{key} is {value}, expected a whole number"))
+            }
+        }
+    }
+
+    fn float(&self, key: &str, default: f64) -> Parsed<f64> {
+        number(self.raw, key)?.map_or(Ok(default), Ok)
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Parsed<bool> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or(format!("{key} is {value}, expected true or false")),
+        }
+    }
+
+    fn eos(&self) -> Vec<u32> {
+        let id = |it: &Value| it.as_u64().and_then(|it| u32::try_from(it).ok());
+        match self.raw.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn expect(&self, key: &str, wanted: &str) -> Parsed<()> {
+        match self.raw.get(key).and_then(Value::as_str) {
+            Some(other) if other != wanted => Err(format!("{key} is {other}; only {wanted} is supported")),
+            _ => Ok(()),
+        }
+    }
+
+    fn dropout_notes(&self, keys: &[&str]) -> Vec<String> {
+        let set = |key: &&&str| self.raw.get(**key).and_then(Value::as_f64).is_some_and(|it| it > 0.0);
+        keys.iter().filter(set).map(|key| format!("the base model's {key} is not applied; --lora-dropout is")).collect()
+    }
+}
+
+fn number(map: &Map<String, Value>, key: &str) -> Parsed<Option<f64>> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or(format!("{key} is {value}, expected a number")),
+    }
+}
+
+fn architecture_name(raw: &Map<String, Value>) -> Option<String> {
+    let listed = raw.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
+    listed.or_else(|| raw.get("model_type").and_then(Value::as_str)).map(str::to_owned)
+}
+
+fn llama(keys: &Keys<'_>) -> Parsed<ModelConfig> {
+    keys.expect("hidden_act", "silu")?;
+    let hidden = keys.size("hidden_size", None)?;
+    let heads = keys.size("num_attention_heads", None)?;
+    let head_dim = keys.size("head_dim", Some(hidden / heads.max(1)))?;
+    let max_position = keys.size("max_position_embeddings", Some(2048))?;
+    Ok(ModelConfig {
+        architecture: Architecture::Llama {
+            rope: rope(keys, head_dim, max_position)?,
+            rms_norm_eps: keys.float("rms_norm_eps", 1e-6)? as f32,
+            attention_bias: keys.flag("attention_bias", false)?,
+            mlp_bias: keys.flag("mlp_bias", false)?,
+        },
+        vocab_size: keys.size("vocab_size", None)?,
+        hidden_size: hidden,
+        intermediate_size: keys.size("intermediate_size", None)?,
+        num_hidden_layers: keys.size("num_hidden_layers", None)?,
+        num_attention_heads: heads,
+        num_key_value_heads: keys.size("num_key_value_heads", Some(heads))?,
+        head_dim,
+        max_position_embeddings: max_position,
+        tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+        eos_token_ids: keys.eos(),
+        notes: keys.dropout_notes(&["attention_dropout"]),
+        raw: Map::new(),
+    })
+}
+
+fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
+    keys.expect("activation_function", "gelu_new")?;
+    let hidden = keys.size("hidden_size", Some(2048))?;
+    let layers = keys.size("num_layers", Some(24))?;
+    let heads = keys.size("num_heads", Some(16))?;
+    if heads == 0 || !hidden.is_multiple_of(heads) {
+        return Err(format!("hidden_size {hidden} cannot be split into {heads} heads"));
+    }
+    Ok(ModelConfig {
+        architecture: Architecture::GptNeo {
+            local: attention_layers(keys.raw, layers)?,
+            window_size: keys.size("window_size", Some(256))?,
+            layer_norm_epsilon: keys.float("layer_norm_epsilon", 1e-5)? as f32,
+        },
+        vocab_size: keys.size("vocab_size", Some(50257))?,
+        hidden_size: hidden,
+        intermediate_size: keys.size("intermediate_size", Some(4 * hidden))?,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_dim: hidden / heads,
+        max_position_embeddings: keys.size("max_position_embeddings", Some(2048))?,
+        tie_word_embeddings: keys.flag("tie_word_embeddings", true)?,
+        eos_token_ids: keys.eos(),
+        notes: keys.dropout_notes(&["resid_dropout", "embed_dropout", "attention_dropout"]),
+        raw: Map::new(),
+    })
+}
+
+/// Whether each layer is local: from `attention_layers`, or expanded from `attention_types` (`[[["global", "local"], 12]]`).
+fn attention_layers(raw: &Map<String, Value>, layers: usize) -> Parsed<Vec<bool>> {
+    let local = |it: &Value| match it.as_str() {
+        Some("global") => Ok(false),
+        Some("local") => Ok(true),
+        _ => Err(format!("attention type {it} is neither global nor local")),
+    };
+    let mut found = Vec::new();
+    if let Some(Value::Array(kinds)) = raw.get("attention_layers") {
+        found = kinds.iter().map(local).collect::<Parsed<Vec<_>>>()?;
+    } else if let Some(Value::Array(groups)) = raw.get("attention_types") {
+        for group in groups {
+            let kinds = group.get(0).and_then(Value::as_array).ok_or("attention_types is malformed")?;
+            let times = group
+                .get(1)
+                .and_then(Value::as_u64)
+                .filter(|it| *it <= 1 << 16)
+                .ok_or("attention_types is malformed")?;
+            for _ in 0..times {
+                for kind in kinds {
+                    found.push(local(kind)?);
+                }
+            }
+        }
+    } else {
+        found = (0..layers).map(|it| it % 2 == 1).collect();
+    }
+    if found.len() == layers {
+        Ok(found)
+    } else {
+        Err(format!("attention_types describes {} layers, num_layers is {layers}", found.len()))
+    }
+}
+
+/// Rotary settings: `rope_parameters` (version 5), or `rope_theta` and `rope_scaling` (before).
+fn rope(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Parsed<RopeSpec> {
+    let empty = Map::new();
+    let nested = ["rope_parameters", "rope_scaling"]
+        .iter()
+        .find_map(|key| keys.raw.get(*key).and_then(Value::as_object))
+        .unwrap_or(&empty);
+    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", 10000.0), Ok)?;
+    let kind =
+        ["rope_type", "type"].iter().find_map(|key| nested.get(*key).and_then(Value::as_str)).unwrap_or("default");
+    let need = |key: &str| number(nested, key)?.ok_or(format!("rope type {kind} needs {key}"));
+    let original = number(nested, "original_max_position_embeddings")?.map_or(max_position, |it| it as usize);
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: need("factor")? },
+        "dynamic" => RopeScaling::Dynamic { factor: need("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: need("factor")?,
+            low_freq_factor: need("low_freq_factor")?,
+            high_freq_factor: need("high_freq_factor")?,
+            original_max_position: original,
+        },
+        "yarn" => RopeScaling::Yarn {
+            factor: need("factor")?,
+            beta_fast: number(nested, "beta_fast")?.unwrap_or(32.0),
+            beta_slow: number(nested, "beta_slow")?.unwrap_or(1.0),
+            attention_factor: number(nested, "attention_factor")?,
+            mscale: number(nested, "mscale")?,
+            mscale_all_dim: number(nested, "mscale_all_dim")?,
+            truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+            original_max_position: original,
+        },
+        other => {
+            return Err(format!(
+                "rope type {other} is not supported; supported are default, linear, dynamic, llama3, yarn"
+            ));
+        }
+    };
+    Ok(RopeSpec { theta, head_dim, max_position, scaling })
+}

@@ -1,0 +1,76 @@
+use crate::{KvCache, ModelConfig, Result};
+use halfbyte_autograd::{Tape, Var};
+use halfbyte_lora::{Base, Context, Linear, Modules, Weight};
+use halfbyte_ops::{FrozenMatrix, cross_entropy::Head};
+use halfbyte_tensor::{DType, Tensor};
+
+/// A batch of token ids, padded on the right.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// `(batch, time)`, row-major.
+    pub ids: &'a [u32],
+    /// Rows.
+    pub batch: usize,
+    /// Tokens a row, padding included.
+    pub time: usize,
+    /// Tokens of each row that are not padding.
+    pub lengths: &'a [usize],
+    /// Dtype of the activations: f32, bf16 or f16.
+    pub compute: DType,
+    /// Whether blocks are recomputed in the backward pass instead of being kept.
+    pub checkpointing: bool,
+}
+
+/// A causal language model: its forward pass, and access to its parts.
+pub trait Model: Send + Sync {
+    /// The facts of its `config.json`.
+    fn config(&self) -> &ModelConfig;
+
+    /// The normalised hidden states `(batch * time, hidden_size)`.
+    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var>;
+
+    /// The hidden states of new tokens `(ids.len(), hidden_size)`, whose keys and values join the cache.
+    fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor>;
+
+    /// The output head.
+    fn head<'m>(&'m self, tape: &Tape<'m>) -> OutputHead<'m>;
+
+    /// Its parts, in the order of the checkpoint.
+    fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>);
+
+    /// The same, for adapters.
+    fn modules(&mut self) -> Modules<'_>;
+}
+
+/// The matrix that turns hidden states into logits.
+pub enum OutputHead<'m> {
+    /// A frozen matrix of its own.
+    Frozen(&'m dyn FrozenMatrix),
+    /// The embedding, or a matrix that trains: `(vocab_size, hidden_size)`.
+    Var(Var),
+}
+
+impl<'m> OutputHead<'m> {
+    /// The head of a model: the embedding if `linear` is none.
+    pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight) -> OutputHead<'m> {
+        let Some(linear) = linear else { return OutputHead::Var(embedding.var(tape)) };
+        match (linear.params().first(), linear.base()) {
+            (Some(param), _) => OutputHead::Var(tape.param(param)),
+            (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),
+            (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
+        }
+    }
+
+    /// For the ops.
+    pub fn as_head(&self) -> Head<'_, 'm> {
+        match self {
+            OutputHead::Frozen(matrix) => Head::Frozen(*matrix),
+            OutputHead::Var(var) => Head::Trainable(var),
+        }
+    }
+}
+
+/// The position of every token of a `(batch, time)` input: every row counts from zero.
+pub(crate) fn positions(batch: usize, time: usize) -> Vec<u32> {
+    (0..batch).flat_map(|_| 0..time as u32).collect()
+}

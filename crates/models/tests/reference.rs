@@ -1,0 +1,194 @@
+//! Tiny random models of both architectures against transformers: logits, loss and a gradient, all in f32.
+//!
+//! The fixtures hold weights (bf16, exact in f32), inputs with padding and ignored labels, and what transformers computed.
+
+use halfbyte_autograd::{Param, Tape};
+use halfbyte_lora::{Base, Context, Linear, Weight};
+use halfbyte_models::{GenerateConfig, Input, KvCache, Model, ModelConfig, Weights, build, generate};
+use halfbyte_ops::cross_entropy::{cross_entropy, logits};
+use halfbyte_tensor::{DType, Tensor, bf16};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use std::path::Path;
+
+const IGNORE: u32 = u32::MAX;
+
+struct Fixture {
+    bytes: &'static [u8],
+}
+
+impl Fixture {
+    fn tensor(&self, name: &str) -> Tensor {
+        let file = SafeTensors::deserialize(self.bytes).unwrap();
+        let view = file.tensor(name).unwrap();
+        let data: Vec<f32> = match view.dtype() {
+            Dtype::BF16 => view.data().chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F32 => view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            other => panic!("{name}: {other:?}"),
+        };
+        Tensor::from_vec(view.shape(), data)
+    }
+
+    fn integers(&self, name: &str) -> Vec<i64> {
+        let file = SafeTensors::deserialize(self.bytes).unwrap();
+        file.tensor(name).unwrap().data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn config(&self) -> ModelConfig {
+        let (_, header) = SafeTensors::read_metadata(self.bytes).unwrap();
+        let cases: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["cases"]).unwrap();
+        ModelConfig::parse(Path::new("config.json"), &cases[0]["config"].to_string()).unwrap()
+    }
+
+    fn model(&self) -> Box<dyn Model> {
+        build(&self.config(), &mut Provider(self)).unwrap()
+    }
+
+    /// Padding is on the right in the fixtures, so a mask is a length.
+    fn lengths(&self) -> Vec<usize> {
+        let rows = self.integers("in.mask");
+        rows.chunks(16).map(|row| row.iter().filter(|it| **it == 1).count()).collect()
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.integers("in.ids").into_iter().map(|it| it as u32).collect()
+    }
+
+    /// Labels shifted by one: position t predicts the label of t + 1.
+    fn targets(&self) -> Vec<u32> {
+        let shift = |row: &[i64]| {
+            row[1..].iter().chain([&-100]).map(|it| u32::try_from(*it).unwrap_or(IGNORE)).collect::<Vec<_>>()
+        };
+        self.integers("in.labels").chunks(16).flat_map(shift).collect()
+    }
+}
+
+/// All weights train, so that gradients can be compared.
+struct Provider<'a>(&'a Fixture);
+
+impl Weights for Provider<'_> {
+    fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> halfbyte_models::Result<Linear> {
+        let name = format!("{path}.weight");
+        let tensor = self.0.tensor(&name);
+        assert_eq!(tensor.shape(), [dims.0, dims.1], "{name}");
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0])?) } else { None };
+        Ok(Linear::new(path, Base::Trainable(Param::new(name, tensor)), bias))
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize]) -> halfbyte_models::Result<Weight> {
+        let tensor = self.0.tensor(name);
+        assert_eq!(tensor.shape(), shape, "{name}");
+        Ok(Weight::trainable(Param::new(name, tensor)))
+    }
+
+    fn head(&mut self, path: &str, dims: (usize, usize)) -> halfbyte_models::Result<Linear> {
+        self.linear(path, dims, false)
+    }
+}
+
+const LLAMA: Fixture = Fixture { bytes: include_bytes!("fixtures/tiny_llama.safetensors") };
+const GPT_NEO: Fixture = Fixture { bytes: include_bytes!("fixtures/tiny_gpt_neo.safetensors") };
+
+fn close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |m, it| m.max(it.abs()));
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!((g - e).abs() <= tolerance * largest.max(1e-6), "{what}[{i}]: {g}, transformers has {e}");
+    }
+}
+
+fn check(fixture: &Fixture, gradient_of: &str) {
+    let (model, ids, lengths) = (fixture.model(), fixture.ids(), fixture.lengths());
+    for checkpointing in [false, true] {
+        let input = Input { ids: &ids, batch: 2, time: 16, lengths: &lengths, compute: DType::F32, checkpointing };
+        let tape = Tape::recording();
+        let hidden = model.hidden(&tape, &input, Context::default()).unwrap();
+        let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
+        let (got, expected) = (scores.to_f32_vec(), fixture.tensor("out.logits").to_f32_vec());
+        let vocab = model.config().vocab_size;
+        for (row, length) in lengths.iter().enumerate() {
+            let span = row * 16 * vocab..(row * 16 + length) * vocab;
+            close("logits", &got[span.clone()], &expected[span], 1e-5);
+        }
+        let targets = fixture.targets();
+        let counted = targets.iter().filter(|it| **it != IGNORE).count();
+        let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted as f32).unwrap();
+        close("loss", loss.value().data(), fixture.tensor("out.loss").data(), 1e-6);
+        let param = model.parts().0.iter().flat_map(|it| it.params()).find(|it| it.name() == gradient_of).unwrap();
+        drop(hidden);
+        let grads = tape.backward(loss).unwrap();
+        let expected = fixture.tensor(&format!("grad.{gradient_of}"));
+        close(gradient_of, grads.get(&param).unwrap().data(), expected.data(), 1e-5);
+    }
+}
+
+#[test]
+fn llama_computes_what_transformers_computes() {
+    check(&LLAMA, "model.layers.0.self_attn.q_proj.weight");
+}
+
+#[test]
+fn gpt_neo_computes_what_transformers_computes() {
+    check(&GPT_NEO, "transformer.h.0.attn.attention.q_proj.weight");
+}
+
+#[test]
+fn the_cache_gives_the_hidden_states_of_the_whole_sequence() {
+    for fixture in [LLAMA, GPT_NEO] {
+        let (model, ids) = (fixture.model(), fixture.ids());
+        let ids = &ids[..12];
+        let input = Input { ids, batch: 1, time: 12, lengths: &[12], compute: DType::F32, checkpointing: false };
+        let whole = model.hidden(&Tape::disabled(), &input, Context::default()).unwrap().into_value().to_f32_vec();
+        let mut cache = KvCache::new(model.config(), DType::F32);
+        let mut parts = model.extend(&ids[..5], &mut cache).unwrap().to_f32_vec();
+        for id in &ids[5..] {
+            parts.extend(model.extend(&[*id], &mut cache).unwrap().to_f32_vec());
+        }
+        assert_eq!(cache.len(), 12);
+        close("hidden states", &parts, &whole, 1e-5);
+    }
+}
+
+#[test]
+fn greedy_generation_follows_the_largest_logit_and_stops() {
+    let model = LLAMA.model();
+    let prompt = &LLAMA.ids()[..4];
+    let config = GenerateConfig { max_new_tokens: 6, ..GenerateConfig::default() };
+    let mut streamed = Vec::new();
+    let all = generate(model.as_ref(), prompt, &config, &mut |id| {
+        streamed.push(id);
+        true
+    })
+    .unwrap();
+    assert_eq!((all.ids.len(), &streamed), (6, &all.ids));
+    let mut text = prompt.to_vec();
+    for id in &all.ids {
+        let lengths = [text.len()];
+        let input = Input {
+            ids: &text,
+            batch: 1,
+            time: text.len(),
+            lengths: &lengths,
+            compute: DType::F32,
+            checkpointing: false,
+        };
+        let hidden = model.hidden(&Tape::disabled(), &input, Context::default()).unwrap().into_value();
+        let tape = Tape::disabled();
+        let scores = logits(&hidden, model.head(&tape).as_head()).unwrap().to_f32_vec();
+        let last = &scores[scores.len() - 40..];
+        assert!(last.iter().all(|it| *it <= last[*id as usize]), "{id} is not the most probable");
+        text.push(*id);
+    }
+    // The second token as end of text: it is not part of what was generated.
+    let config = GenerateConfig { eos_token_ids: vec![all.ids[1]], ..config };
+    let cut = generate(model.as_ref(), prompt, &config, &mut |_| true).unwrap();
+    let expected = if all.ids[0] == all.ids[1] { &all.ids[..0] } else { &all.ids[..1] };
+    assert_eq!(cut.ids, expected);
+}
+
+#[test]
+fn a_prompt_beyond_the_last_position_is_refused() {
+    let model = GPT_NEO.model();
+    let error = generate(model.as_ref(), &[1; 32], &GenerateConfig::default(), &mut |_| true).unwrap_err().to_string();
+    assert!(error.contains("32"), "{error}");
+}

@@ -1,0 +1,324 @@
+//! The command line. Flags carry the names that users of peft and transformers know.
+
+use crate::failure::user_error;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use halfbyte_frozen::{Format, Quant};
+use halfbyte_tensor::DType;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// QLoRA fine-tuning of language models, on a CPU, without Python.
+#[derive(Debug, Parser)]
+#[command(name = "halfbyte", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Worker threads [default: all cores]; results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Say more about what happens.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+impl Cli {
+    pub(crate) fn set_threads(&self) -> anyhow::Result<()> {
+        if self.threads == Some(0) {
+            return Err(user_error("--threads must be at least 1"));
+        }
+        // The pool may exist already where tests run several commands in one process.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build_global();
+        Ok(())
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter (or a whole model) on a data set.
+    Finetune(crate::finetune::FinetuneArgs),
+    /// Continue a prompt, with or without adapters.
+    Generate(GenerateArgs),
+    /// Talk to a model; `/adapter NAME` switches adapters, `/help` lists what else there is.
+    Chat(ChatArgs),
+    /// Measure loss and perplexity on a data set.
+    Eval(EvalArgs),
+    /// Show a model's structure, what an adapter would train, and the memory it needs.
+    Inspect(InspectArgs),
+    /// Fold an adapter into its base and write a model folder.
+    Merge(MergeArgs),
+    /// Quantise a model and write it as a bitsandbytes checkpoint, reporting the error of every matrix.
+    Quantize(QuantizeArgs),
+    /// Show what devices there are to compute on.
+    Devices,
+}
+
+/// How the base model is loaded.
+#[derive(Args, Clone, Debug)]
+pub struct BaseArgs {
+    /// Folder of the base model, in Hugging Face's layout.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// How the frozen matrices are kept [default: none, or what --adapter was trained on].
+    #[arg(long, value_enum)]
+    pub quant: Option<QuantArg>,
+    /// Whether the scales of 4-bit blocks are quantised once more [default: on].
+    #[arg(long, value_enum)]
+    pub double_quant: Option<Switch>,
+    /// Elements that share a scale in the 4-bit formats [default: 64].
+    #[arg(long, value_name = "N")]
+    pub block_size: Option<usize>,
+    /// Type of the activations [default: bf16].
+    #[arg(long, value_enum)]
+    pub compute_dtype: Option<ComputeArg>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+}
+
+impl BaseArgs {
+    /// The dtype of the activations.
+    pub fn compute(&self) -> DType {
+        self.compute_dtype.unwrap_or(ComputeArg::Bf16).dtype()
+    }
+}
+
+/// How text is continued.
+#[derive(Args, Clone, Debug)]
+pub struct SamplingArgs {
+    /// At most so many new tokens.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// 0 takes the most probable token.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Sample among so many of the most probable tokens; 0 means all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Sample among the most probable tokens that reach this probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Above 1, tokens that occurred become less probable.
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+}
+
+/// `halfbyte generate`.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The base model.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// An adapter's folder, or NAME=DIR; may be given more than once.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// Which adapter to use, by name; `none` is the base alone [default: each in turn].
+    #[arg(long, value_name = "NAME")]
+    pub use_adapter: Option<String>,
+    /// The text to continue.
+    #[arg(long)]
+    pub prompt: String,
+    /// Sampling.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `halfbyte chat`.
+#[derive(Args, Debug)]
+pub struct ChatArgs {
+    /// The base model.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// An adapter's folder, or NAME=DIR; may be given more than once.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
+    /// Sampling.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `halfbyte eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// The base model.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// An adapter's folder.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A parquet or JSON Lines file.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Column of the text.
+    #[arg(long, default_value = "text")]
+    pub text_column: String,
+    /// Only these rows, such as 0..100.
+    #[arg(long, value_name = "FROM..TO")]
+    pub rows: Option<String>,
+    /// Tokens a row at most.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_length: usize,
+    /// Rows a batch.
+    #[arg(long, value_name = "N", default_value_t = 8, visible_alias = "batch-size")]
+    pub per_device_eval_batch_size: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `halfbyte inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The base model.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// Modules that would get an adapter: names, a regular expression, or all-linear.
+    #[arg(long, value_name = "MODULES")]
+    pub target_modules: Option<String>,
+    /// Rank of the adapter.
+    #[arg(long, short = 'r', default_value_t = 16)]
+    pub rank: usize,
+    /// Rows a batch, for the memory plan.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub per_device_train_batch_size: usize,
+    /// Tokens a row, for the memory plan.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_length: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `halfbyte merge`.
+#[derive(Args, Debug)]
+pub struct MergeArgs {
+    /// Folder of the base model.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The adapter's folder.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Merge onto the base as it was quantised in training [default: what is written beside the adapter].
+    #[arg(long, value_enum)]
+    pub quant: Option<QuantArg>,
+    /// Whether the scales of 4-bit blocks are quantised once more.
+    #[arg(long, value_enum)]
+    pub double_quant: Option<Switch>,
+    /// Elements that share a scale in the 4-bit formats.
+    #[arg(long, value_name = "N")]
+    pub block_size: Option<usize>,
+    /// Type of the written weights [default: bf16].
+    #[arg(long, value_enum, default_value_t = ComputeArg::Bf16)]
+    pub dtype: ComputeArg,
+    /// Replace an existing folder.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// `halfbyte quantize`.
+#[derive(Args, Debug)]
+pub struct QuantizeArgs {
+    /// Folder of the model.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The folder to write; without it only the report is made.
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// The format.
+    #[arg(long, value_enum, default_value_t = QuantArg::Nf4)]
+    pub quant: QuantArg,
+    /// Whether the scales of 4-bit blocks are quantised once more.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub double_quant: Switch,
+    /// Elements that share a scale in the 4-bit formats.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub block_size: usize,
+    /// Replace an existing folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How frozen matrices are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantArg {
+    /// 4-bit NormalFloat.
+    Nf4,
+    /// 4-bit floating point.
+    Fp4,
+    /// 4-bit integers.
+    Int4,
+    /// 8-bit integers, a scale a row.
+    Int8,
+    /// As loaded.
+    None,
+}
+
+impl QuantArg {
+    /// The storage format.
+    pub fn format(self, double_quant: bool, block_size: usize) -> Format {
+        let quant = match self {
+            QuantArg::Nf4 => Quant::Nf4,
+            QuantArg::Fp4 => Quant::Fp4,
+            QuantArg::Int4 => Quant::Int4,
+            QuantArg::Int8 => Quant::Int8,
+            QuantArg::None => Quant::None,
+        };
+        Format { quant, block_size, double_quant }
+    }
+}
+
+/// Something that is on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// A floating-point type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeArg {
+    /// 16 bits with f32's range.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl ComputeArg {
+    /// The dtype.
+    pub fn dtype(self) -> DType {
+        match self {
+            ComputeArg::Bf16 => DType::Bf16,
+            ComputeArg::F16 => DType::F16,
+            ComputeArg::F32 => DType::F32,
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceArg {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}

@@ -1,0 +1,54 @@
+use crate::{
+    cli::EvalArgs,
+    console, evaluate,
+    load::{self, BaseRecord},
+};
+use halfbyte_data::{Columns, DataConfig, Dataset, parse_rows};
+use serde_json::json;
+use std::io::Write;
+
+/// `halfbyte eval`: loss and perplexity of a data set.
+pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
+    load::check_device(args.base.device)?;
+    let record =
+        BaseRecord::resolve(args.base.quant, args.base.double_quant, args.base.block_size, args.adapter.as_deref())?;
+    let base = load::open(&args.base.model)?;
+    let config = DataConfig {
+        columns: Columns::Text(args.text_column.clone()),
+        rows: args.rows.as_deref().map(parse_rows).transpose()?,
+        max_length: args.max_length,
+        ..DataConfig::default()
+    };
+    let (data, report) = Dataset::load(&args.data, &base.tokenizer, &config)?;
+    report.warnings().iter().for_each(|it| console::warn(it));
+    let mut model = load::load(&base.folder, record.format())?;
+    if let Some(dir) = &args.adapter {
+        load::add_adapter(model.as_mut(), dir, "adapter")?;
+        model.modules().set_active(Some("adapter"));
+    }
+    let found = evaluate::loss(
+        model.as_ref(),
+        &data,
+        args.per_device_eval_batch_size.max(1),
+        args.base.compute(),
+        "evaluating",
+    )?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(
+            out,
+            "{}",
+            json!({ "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens, "rows": data.len() })
+        )?;
+    } else {
+        writeln!(
+            out,
+            "loss {:.5}, perplexity {:.4}, over {} tokens of {} rows",
+            found.loss,
+            found.perplexity,
+            found.tokens,
+            data.len()
+        )?;
+    }
+    Ok(())
+}

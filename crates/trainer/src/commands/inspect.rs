@@ -1,0 +1,126 @@
+use crate::{
+    cli::InspectArgs,
+    console::{mib, thousands},
+    load::{self, BaseRecord},
+    plan::{Plan, Shape},
+};
+use halfbyte_lora::{LoraConfig, TargetModules, attach};
+use halfbyte_models::Model;
+use serde_json::json;
+use std::io::Write;
+
+/// `halfbyte inspect`: structure, trainable share and memory plan.
+pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+    let record = BaseRecord::resolve(args.base.quant, args.base.double_quant, args.base.block_size, None)?;
+    let base = load::open(&args.base.model)?;
+    let mut model = load::load(&base.folder, record.format())?;
+    if let Some(targets) = &args.target_modules {
+        let config = LoraConfig {
+            rank: args.rank,
+            lora_alpha: args.rank as f32,
+            target_modules: TargetModules::parse(targets),
+            ..LoraConfig::default()
+        };
+        attach(&mut model.modules(), &config, "default", 0)?;
+    }
+    let facts = Facts::of(model.as_ref());
+    let rows = args.per_device_train_batch_size * args.max_length.min(model.config().max_position_embeddings);
+    let plan = Plan::new(model.as_ref(), Shape { rows, compute: args.base.compute(), checkpointing: false }, None);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let object = json!({
+            "modules": facts.modules,
+            "trainable_parameters": facts.trainable,
+            "total_parameters": facts.total,
+            "plan": plan,
+            "planned_bytes": plan.total(),
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    for line in structure(model.as_ref()) {
+        writeln!(out, "{line}")?;
+    }
+    let share = 100.0 * facts.trainable as f64 / facts.total as f64;
+    writeln!(
+        out,
+        "\ntrainable params: {} || all params: {} || trainable%: {share:.4}",
+        thousands(facts.trainable),
+        thousands(facts.total)
+    )?;
+    writeln!(
+        out,
+        "\nmemory plan for training {} rows of {} tokens, activations kept:",
+        args.per_device_train_batch_size, args.max_length
+    )?;
+    for line in plan.lines() {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+struct Facts {
+    modules: Vec<serde_json::Value>,
+    trainable: usize,
+    total: usize,
+}
+
+impl Facts {
+    fn of(model: &dyn Model) -> Facts {
+        let (linears, weights) = model.parts();
+        let mut facts = Facts { modules: Vec::new(), trainable: 0, total: 0 };
+        for weight in weights {
+            facts.total += weight.value().len();
+            facts.modules.push(json!({ "path": weight.path(), "shape": weight.value().shape(), "format": weight.value().dtype().to_string() }));
+        }
+        for linear in linears {
+            let (out, inner) = linear.dims();
+            let trainable: usize = linear.params().iter().map(|it| it.value().len()).sum();
+            facts.trainable += trainable;
+            facts.total += out * inner + trainable + linear.bias().map_or(0, |it| it.value().len());
+            let rank = linear.active_lora().map(|it| it.a.value().shape()[0]);
+            facts.modules.push(json!({ "path": linear.path(), "shape": [out, inner], "format": linear.format(), "bytes": linear.bytes(), "rank": rank }));
+        }
+        facts
+    }
+}
+
+/// One line a module; of layers that look alike only the first is shown.
+fn structure(model: &dyn Model) -> Vec<String> {
+    let (linears, weights) = model.parts();
+    let config = model.config();
+    let mut lines = vec![format!(
+        "{} layers, hidden size {}, {} heads ({} for keys and values) of {}, vocabulary {}{}",
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        thousands(config.vocab_size),
+        if config.tie_word_embeddings { ", tied output head" } else { "" }
+    )];
+    let first = |path: &str| !path.split('.').any(|it| it.parse::<usize>().is_ok_and(|n| n > 0));
+    for weight in weights.iter().filter(|it| first(it.path())) {
+        lines.push(format!(
+            "{:<44} {:>14}  {}",
+            weight.path(),
+            format!("{:?}", weight.value().shape()),
+            weight.value().dtype()
+        ));
+    }
+    for linear in linears.iter().filter(|it| first(it.path())) {
+        let (out, inner) = linear.dims();
+        let lora =
+            linear.active_lora().map_or_else(String::new, |it| format!(" + LoRA rank {}", it.a.value().shape()[0]));
+        let bias = if linear.bias().is_some() { ", bias" } else { "" };
+        lines.push(format!(
+            "{:<44} {:>14}  {}, {}{bias}{lora}",
+            linear.path(),
+            format!("[{out}, {inner}]"),
+            linear.format(),
+            mib(linear.bytes())
+        ));
+    }
+    lines.push(format!("(layers 1 to {} like layer 0)", config.num_hidden_layers.saturating_sub(1)));
+    lines
+}

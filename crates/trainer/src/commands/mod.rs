@@ -1,0 +1,18 @@
+//! The commands that use a model: each a file.
+
+mod chat;
+mod devices;
+mod eval;
+mod generate;
+mod inspect;
+mod merge;
+mod quantize;
+mod session;
+
+pub(crate) use chat::chat;
+pub(crate) use devices::devices;
+pub(crate) use eval::eval;
+pub(crate) use generate::generate;
+pub(crate) use inspect::inspect;
+pub(crate) use merge::merge;
+pub(crate) use quantize::quantize;

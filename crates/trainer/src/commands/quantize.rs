@@ -1,0 +1,129 @@
+use super::merge::write_folder;
+use crate::{
+    cli::{QuantArg, QuantizeArgs, Switch},
+    console::{self, mib, say},
+    failure::user_error,
+    load,
+    quantized_checkpoint::QuantizedWriter,
+};
+use halfbyte_frozen::{Format, FrozenMatrix};
+use halfbyte_models::Loading;
+use halfbyte_tensor::Tensor;
+use serde_json::json;
+use std::{cell::RefCell, io::Write, path::Path, sync::Arc};
+
+/// What storing one matrix in few bits cost.
+struct Cost {
+    path: String,
+    parameters: usize,
+    bytes: usize,
+    /// Root of the mean square of the error, over that of the weight.
+    relative_error: f64,
+    largest_error: f32,
+}
+
+/// `halfbyte quantize`: the error of every matrix, and on request a bitsandbytes checkpoint.
+pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
+    if args.quant == QuantArg::None {
+        return Err(user_error("--quant none stores nothing in fewer bits; choose nf4, fp4, int4 or int8"));
+    }
+    if args.output.is_some() && args.quant == QuantArg::Int4 {
+        return Err(user_error(
+            "--quant int4 has no place in a bitsandbytes checkpoint; leave --output out for the report alone, or use nf4, fp4 or int8",
+        ));
+    }
+    let format = args.quant.format(args.double_quant == Switch::On, args.block_size);
+    let base = load::open(&args.model)?;
+    let costs = match &args.output {
+        None => measure(&base.folder, format, None)?,
+        Some(output) => {
+            let mut costs = Vec::new();
+            write_folder(output, args.overwrite, |draft| {
+                costs = measure(&base.folder, format, Some(draft))?;
+                Ok(())
+            })?;
+            costs
+        }
+    };
+    report(args, &costs)
+}
+
+/// Quantises one matrix at a time; `draft` is the folder to write, if one is wanted.
+fn measure(folder: &halfbyte_models::ModelFolder, format: Format, draft: Option<&Path>) -> anyhow::Result<Vec<Cost>> {
+    let writer = RefCell::new(draft.map(|to| QuantizedWriter::new(folder, to, format)).transpose()?);
+    let costs = RefCell::new(Vec::new());
+    let quantise = |path: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
+        let matrix = format.freeze(weight.clone()).map_err(|e| e.to_string())?;
+        costs.borrow_mut().push(cost(path, &weight, matrix.as_ref()));
+        if let Some(writer) = writer.borrow_mut().as_mut() {
+            writer.matrix(path, &weight, format).map_err(|e| format!("{e:#}"))?;
+        }
+        Ok(matrix)
+    };
+    let dense = |_: &str, weight: Tensor| Format::DENSE.freeze(weight).map_err(|e| e.to_string());
+    let total: usize = folder.tensors().values().map(|it| it.shape.iter().product::<usize>() * it.dtype.size()).sum();
+    let bar = console::byte_bar(total as u64, "quantising");
+    let model =
+        folder.load(Loading::Frozen { quantise: &quantise, dense: &dense }, &mut |bytes| bar.inc(bytes as u64))?;
+    bar.finish_and_clear();
+    if let Some(writer) = writer.into_inner() {
+        writer.finish(model.as_ref())?;
+    }
+    Ok(costs.into_inner())
+}
+
+fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> Cost {
+    let (out, inner) = matrix.dims();
+    let (original, source) = (weight.to_f32_vec(), matrix.source());
+    let mut row = vec![0.0; inner];
+    let (mut error, mut power, mut largest) = (0.0f64, 0.0f64, 0.0f32);
+    for (i, wanted) in original.chunks(inner).enumerate() {
+        source.read_f32(i, 0, &mut row);
+        for (got, wanted) in row.iter().zip(wanted) {
+            error += f64::from(got - wanted).powi(2);
+            power += f64::from(*wanted).powi(2);
+            largest = largest.max((got - wanted).abs());
+        }
+    }
+    let relative_error = if power > 0.0 { (error / power).sqrt() } else { 0.0 };
+    Cost {
+        path: path.to_owned(),
+        parameters: out * inner,
+        bytes: matrix.bytes(),
+        relative_error,
+        largest_error: largest,
+    }
+}
+
+fn report(args: &QuantizeArgs, costs: &[Cost]) -> anyhow::Result<()> {
+    let (parameters, bytes) = costs.iter().fold((0, 0), |sum, it| (sum.0 + it.parameters, sum.1 + it.bytes));
+    let bits = 8.0 * bytes as f64 / parameters.max(1) as f64;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let matrices: Vec<_> = costs
+            .iter()
+            .map(|it| json!({ "path": it.path, "parameters": it.parameters, "bytes": it.bytes, "relative_error": it.relative_error, "largest_error": it.largest_error }))
+            .collect();
+        writeln!(
+            out,
+            "{}",
+            json!({ "matrices": matrices, "parameters": parameters, "bytes": bytes, "bits_per_parameter": bits })
+        )?;
+    } else {
+        for it in costs {
+            writeln!(
+                out,
+                "{:<44} {:>12}  relative error {:.4}, largest {:.4}",
+                it.path,
+                mib(it.bytes),
+                it.relative_error,
+                it.largest_error
+            )?;
+        }
+        writeln!(out, "{parameters} parameters in {}: {bits:.3} bits a parameter", mib(bytes))?;
+    }
+    if let Some(output) = &args.output {
+        say(&format!("quantised model in {}", output.display()));
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What people see: messages and progress bars on standard error, so that standard output holds results alone.
+#![allow(clippy::print_stderr, reason = "this is the one place that talks to people")]
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+/// Sets up logging. `HALFBYTE_LOG` overrides the level.
+pub fn init(verbose: bool) {
+    let level = if verbose { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("HALFBYTE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // A second initialisation, in tests, changes nothing.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().try_init();
+}
+
+/// A line for the user.
+pub fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Something the user should know, though the work goes on.
+pub fn warn(line: &str) {
+    eprintln!("warning: {line}");
+}
+
+/// Why the command failed.
+pub fn error(line: &str) {
+    eprintln!("error: {line}");
+}
+
+/// A bar over `total` bytes.
+pub fn byte_bar(total: u64, what: &str) -> ProgressBar {
+    let style = "{msg} [{bar:30}] {bytes}/{total_bytes} ({bytes_per_sec}, {eta} left)";
+    bar(total, what, style)
+}
+
+/// A bar over `total` steps, with rate and time left.
+pub fn step_bar(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, "[{bar:30}] {pos}/{len} ({elapsed} gone, {eta} left) {msg}")
+}
+
+fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(4));
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// `1234567` as `1,234,567`.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Bytes as people read them.
+pub fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}

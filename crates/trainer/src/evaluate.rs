@@ -1,0 +1,120 @@
+//! Loss and accuracy on rows that are not trained on.
+
+use crate::{console, failure::user_error};
+use halfbyte_autograd::Tape;
+use halfbyte_data::{Dataset, IGNORE, Tokenizer};
+use halfbyte_lora::Context;
+use halfbyte_models::{Input, Model};
+use halfbyte_ops::cross_entropy::cross_entropy;
+use halfbyte_tensor::DType;
+use serde::Serialize;
+
+/// The mean loss a token, over all tokens that count.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Loss {
+    pub(crate) loss: f64,
+    pub(crate) perplexity: f64,
+    pub(crate) tokens: usize,
+}
+
+/// Measures the loss of a data set in file order.
+pub(crate) fn loss(
+    model: &dyn Model,
+    data: &Dataset,
+    batch_size: usize,
+    compute: DType,
+    what: &str,
+) -> anyhow::Result<Loss> {
+    let bar = console::step_bar(data.len().div_ceil(batch_size) as u64, what);
+    let (mut sum, mut tokens) = (0.0f64, 0);
+    for batch in data.in_order(batch_size)? {
+        bar.inc(1);
+        if batch.trained == 0 {
+            continue;
+        }
+        let tape = Tape::disabled();
+        let hidden = model.hidden(
+            &tape,
+            &input(&batch.ids, batch.batch, batch.time, &batch.lengths, compute),
+            Context::default(),
+        )?;
+        // The denominator keeps the sum of a batch within f32's best range.
+        let mean = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &batch.targets, batch.trained as f32)?;
+        sum += f64::from(mean.value().data::<f32>()[0]) * batch.trained as f64;
+        tokens += batch.trained;
+    }
+    bar.finish_and_clear();
+    let loss = sum / tokens.max(1) as f64;
+    Ok(Loss { loss, perplexity: loss.exp(), tokens })
+}
+
+/// A row that ends in one of several labels, and what the model would have put there.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Answer {
+    pub(crate) prompt: String,
+    pub(crate) expected: String,
+    pub(crate) given: String,
+}
+
+/// Asks the model, for every row that ends in a label, which label is the most probable one after the row's beginning.
+pub(crate) fn answers(
+    model: &dyn Model,
+    tokenizer: &Tokenizer,
+    data: &Dataset,
+    labels: &[String],
+    compute: DType,
+) -> anyhow::Result<Vec<Answer>> {
+    let bar = console::step_bar(data.len() as u64, "asking for labels");
+    let mut found = Vec::new();
+    for row in data.rows() {
+        bar.inc(1);
+        let text = tokenizer.decode(row.ids, true)?;
+        let text = text.trim_end();
+        let Some(expected) = labels.iter().find(|it| text.ends_with(it.as_str())) else { continue };
+        let prompt = text[..text.len() - expected.len()].trim_end().to_owned();
+        let scores = labels
+            .iter()
+            .map(|it| log_probability(model, tokenizer, &prompt, it, compute))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let best = (0..labels.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0);
+        found.push(Answer { prompt, expected: expected.clone(), given: labels[best].clone() });
+    }
+    bar.finish_and_clear();
+    if found.is_empty() {
+        return Err(user_error(format!("--eval-labels {}: no held-out row ends in one of them", labels.join(","))));
+    }
+    Ok(found)
+}
+
+/// The share of right answers.
+pub(crate) fn accuracy(answers: &[Answer]) -> f64 {
+    answers.iter().filter(|it| it.given == it.expected).count() as f64 / answers.len().max(1) as f64
+}
+
+/// Log-probability of the tokens by which `prompt + " " + label` is longer than what it shares with `prompt`.
+fn log_probability(
+    model: &dyn Model,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    label: &str,
+    compute: DType,
+) -> anyhow::Result<f64> {
+    let (before, whole) = (tokenizer.encode(prompt)?, tokenizer.encode(&format!("{prompt} {label}"))?);
+    let shared = before.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+    if shared == 0 || shared == whole.len() {
+        return Err(user_error(format!("--eval-labels: `{label}` adds no token of its own")));
+    }
+    let tape = Tape::disabled();
+    let lengths = [whole.len()];
+    let hidden = model.hidden(&tape, &input(&whole, 1, whole.len(), &lengths, compute), Context::default())?;
+    let mut targets = vec![IGNORE; whole.len()];
+    for (t, target) in targets.iter_mut().enumerate().take(whole.len() - 1).skip(shared - 1) {
+        *target = whole[t + 1];
+    }
+    let nll = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, 1.0)?;
+    Ok(-f64::from(nll.value().data::<f32>()[0]))
+}
+
+fn input<'a>(ids: &'a [u32], batch: usize, time: usize, lengths: &'a [usize], compute: DType) -> Input<'a> {
+    Input { ids, batch, time, lengths, compute, checkpointing: false }
+}

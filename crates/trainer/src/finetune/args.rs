@@ -1,0 +1,274 @@
+//! The flags of `halfbyte finetune`, each of them also a key of `--config FILE.toml`.
+
+use crate::{
+    cli::{ComputeArg, DeviceArg, QuantArg, Switch},
+    failure::user_error,
+};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// An adapter on a quantised base.
+    Qlora,
+    /// An adapter on a base kept as loaded.
+    Lora,
+    /// All weights.
+    Full,
+}
+
+/// Which biases train along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasArg {
+    /// None.
+    None,
+    /// Every bias of the model.
+    All,
+    /// The biases of the adapted layers.
+    #[value(name = "lora_only")]
+    LoraOnly,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerArg {
+    /// It does not.
+    #[value(alias = "constant_with_warmup")]
+    Constant,
+    /// Linearly to zero.
+    Linear,
+    /// Along half a cosine to zero.
+    Cosine,
+}
+
+/// Whether blocks are recomputed in the backward pass instead of being kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointingArg {
+    /// If the plan does not fit into the free memory otherwise.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// `halfbyte finetune`: all flags are optional here, so that a file can give them.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FinetuneArgs {
+    /// A TOML file with any of these flags as keys (`lora_alpha = 16`); flags on the command line win.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Folder of the base model, in Hugging Face's layout.
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub model: Option<PathBuf>,
+    /// Rows to train on: parquet or JSON Lines.
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub data: Option<PathBuf>,
+    /// Held-out rows: their loss is measured before and after.
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub eval_data: Option<PathBuf>,
+    /// Folder for the adapter, logs and checkpoints.
+    #[arg(long, value_name = "DIR", visible_alias = "output-dir", help_heading = "Files")]
+    pub output: Option<PathBuf>,
+    /// Replace what an earlier run left in the output folder.
+    #[arg(long, help_heading = "Files")]
+    #[serde(skip)]
+    pub overwrite: bool,
+    /// Go on from the newest checkpoint in the output folder.
+    #[arg(long, visible_alias = "resume-from-checkpoint", help_heading = "Files")]
+    #[serde(skip)]
+    pub resume: bool,
+    /// Start from this adapter instead of a fresh one.
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub init_adapter: Option<PathBuf>,
+
+    /// Column of the text [default: text; without such a column: instruction, input and output].
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// Only these rows of --data, such as 0..1000.
+    #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
+    pub rows: Option<String>,
+    /// Only these rows of --eval-data.
+    #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
+    pub eval_rows: Option<String>,
+    /// Tokens a row at most; the rest is cut off [default: 512].
+    #[arg(long, value_name = "N", visible_alias = "max-seq-length", help_heading = "Data")]
+    pub max_length: Option<usize>,
+    /// Whether rows end with the end-of-text token [default: off for text, on for instructions].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub append_eos: Option<Switch>,
+    /// Train on the prompts of instruction rows, too.
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub train_on_inputs: bool,
+    /// Take rows in file order.
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub no_shuffle: bool,
+    /// Leave out the last, smaller batch of an epoch.
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub drop_last: bool,
+    /// Texts that held-out rows end in, such as `positive,negative`: accuracy is measured before and after.
+    #[arg(long, value_name = "A,B", help_heading = "Data")]
+    pub eval_labels: Option<String>,
+    /// How many held-out rows are shown with the model's answers, before and after [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub samples: Option<usize>,
+
+    /// What trains [default: qlora, or lora with --quant none].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub method: Option<Method>,
+    /// How the frozen matrices are kept [default: nf4 for qlora, else none].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub quant: Option<QuantArg>,
+    /// Whether the scales of 4-bit blocks are quantised once more [default: on].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub double_quant: Option<Switch>,
+    /// Elements that share a scale in the 4-bit formats [default: 64].
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub block_size: Option<usize>,
+    /// Type of the activations [default: bf16].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub compute_dtype: Option<ComputeArg>,
+    /// Same as --compute-dtype bf16.
+    #[arg(long, help_heading = "Model", conflicts_with_all = ["fp16", "compute_dtype"])]
+    #[serde(skip_serializing_if = "is_false")]
+    pub bf16: bool,
+    /// Same as --compute-dtype f16.
+    #[arg(long, help_heading = "Model", conflicts_with = "compute_dtype")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub fp16: bool,
+    /// Recompute blocks in the backward pass instead of keeping them [default: auto].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub gradient_checkpointing: Option<CheckpointingArg>,
+    /// Where to compute [default: auto].
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub device: Option<DeviceArg>,
+
+    /// Rank of the adapter [default: 16].
+    #[arg(long, short = 'r', visible_alias = "lora-r", value_name = "N", help_heading = "Adapter")]
+    pub rank: Option<usize>,
+    /// The adapter's update is scaled by lora_alpha / rank [default: 16].
+    #[arg(long, value_name = "X", help_heading = "Adapter")]
+    pub lora_alpha: Option<f32>,
+    /// Probability of dropping an element of the adapter's input [default: 0].
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
+    pub lora_dropout: Option<f32>,
+    /// Which linear layers get an adapter: names (`q_proj,v_proj`), a regular expression, or all-linear [default].
+    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    pub target_modules: Option<String>,
+    /// Which of them are left out again.
+    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    pub exclude_modules: Option<String>,
+    /// Modules that train in full and are saved with the adapter.
+    #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
+    pub modules_to_save: Option<String>,
+    /// Which biases train along [default: none].
+    #[arg(long, value_enum, help_heading = "Adapter")]
+    pub bias: Option<BiasArg>,
+    /// Scale by lora_alpha / sqrt(rank).
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_rslora: bool,
+    /// Ranks that differ, such as `q_proj=4,down_proj=32`.
+    #[arg(long, value_name = "NAME=N,..", help_heading = "Adapter")]
+    pub rank_pattern: Option<String>,
+    /// Alphas that differ.
+    #[arg(long, value_name = "NAME=X,..", help_heading = "Adapter")]
+    pub alpha_pattern: Option<String>,
+
+    /// Rows a batch [default: 4].
+    #[arg(long, value_name = "N", visible_alias = "batch-size", help_heading = "Training")]
+    pub per_device_train_batch_size: Option<usize>,
+    /// Batches a step [default: 1].
+    #[arg(long, value_name = "N", visible_alias = "grad-accum", help_heading = "Training")]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// Passes over the data [default: 1].
+    #[arg(long, value_name = "X", visible_alias = "epochs", help_heading = "Training")]
+    pub num_train_epochs: Option<f64>,
+    /// Steps, whatever the number of epochs.
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub max_steps: Option<usize>,
+    /// Largest learning rate [default: 2e-4].
+    #[arg(long, value_name = "X", visible_alias = "lr", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// How the learning rate falls [default: linear].
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub lr_scheduler_type: Option<SchedulerArg>,
+    /// Steps over which it rises first [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub warmup_steps: Option<usize>,
+    /// Decoupled weight decay [default: 0].
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+    /// AdamW's decay of the first moment [default: 0.9].
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub adam_beta1: Option<f64>,
+    /// AdamW's decay of the second moment [default: 0.999].
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub adam_beta2: Option<f64>,
+    /// AdamW's epsilon [default: 1e-8].
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub adam_epsilon: Option<f64>,
+    /// Gradients are scaled down to this norm; 0 leaves them [default: 1].
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub max_grad_norm: Option<f32>,
+    /// Optimizer state kept in memory, in MiB; the rest is paged to a file in the output folder [default: all].
+    #[arg(long, value_name = "MIB", help_heading = "Training")]
+    pub optim_resident_mib: Option<f64>,
+    /// Seed of the adapter's first values, of the order of the rows, and of dropout [default: 42].
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<u64>,
+
+    /// A line in metrics.jsonl every so many steps [default: 1].
+    #[arg(long, value_name = "N", help_heading = "Logging")]
+    pub logging_steps: Option<usize>,
+    /// A checkpoint every so many steps; 0 means none before the end [default: 500].
+    #[arg(long, value_name = "N", help_heading = "Logging")]
+    pub save_steps: Option<usize>,
+    /// Checkpoints kept; older ones are removed [default: 2].
+    #[arg(long, value_name = "N", help_heading = "Logging")]
+    pub save_total_limit: Option<usize>,
+    /// The held-out loss every so many steps; 0 means only before and after [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Logging")]
+    pub eval_steps: Option<usize>,
+    /// Do not measure the held-out loss before the first step.
+    #[arg(long, help_heading = "Logging")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub no_eval_before: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl FinetuneArgs {
+    /// The flags, and under them the keys of `--config`.
+    pub fn with_file(self) -> anyhow::Result<FinetuneArgs> {
+        let Some(path) = self.config.clone() else { return Ok(self) };
+        let mut merged = read_table(&path)?;
+        let flags = toml::Table::try_from(&self).map_err(|e| user_error(e.to_string()))?;
+        merged.extend(flags);
+        let mut all: FinetuneArgs = merged.try_into().map_err(|e| user_error(format!("{}: {e}", path.display())))?;
+        (all.overwrite, all.resume) = (self.overwrite, self.resume);
+        Ok(all)
+    }
+}
+
+fn read_table(path: &Path) -> anyhow::Result<toml::Table> {
+    let text = std::fs::read_to_string(path).map_err(|e| user_error(format!("{}: {e}", path.display())))?;
+    // Parsed as flags first, so that an unknown or ill-typed key is shown with its line.
+    toml::from_str::<FinetuneArgs>(&text).map_err(|e| user_error(format!("{}: {e}", path.display())))?;
+    toml::from_str(&text).map_err(|e| user_error(format!("{}: {e}", path.display())))
+}

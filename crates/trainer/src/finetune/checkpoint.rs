@@ -1,0 +1,194 @@
+//! Checkpoints: everything that going on needs, bit for bit. A checkpoint appears whole or not at all.
+
+use super::{args::FinetuneArgs, output::RunFolder};
+use crate::{failure::user_error, load::BaseRecord};
+use anyhow::Context;
+use halfbyte_autograd::Param;
+use halfbyte_data::Position;
+use halfbyte_lora::{LoraConfig, save_adapter, write_atomic};
+use halfbyte_models::{Model, SafetensorsWriter};
+use halfbyte_paged_optim::{AdamW, Moment};
+use halfbyte_tensor::{DType, Tensor};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+const STATE: &str = "trainer_state.json";
+const TENSORS: &str = "training_state.safetensors";
+
+/// Settings that may change between a run and its continuation.
+const MAY_CHANGE: [&str; 13] = [
+    "device",
+    "eval_data",
+    "eval_labels",
+    "eval_rows",
+    "eval_steps",
+    "gradient_checkpointing",
+    "logging_steps",
+    "max_steps",
+    "no_eval_before",
+    "num_train_epochs",
+    "optim_resident_mib",
+    "samples",
+    "save_steps",
+];
+
+/// Where a run stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RunState {
+    pub(crate) step: usize,
+    pub(crate) epoch: u64,
+    pub(crate) batch: usize,
+    pub(crate) examples: usize,
+    pub(crate) eval_loss_before: Option<f64>,
+    pub(crate) seconds: f64,
+    /// Whether each trainable tensor has had a gradient other than zero.
+    pub(crate) reached: Vec<bool>,
+    pub(crate) settings: FinetuneArgs,
+}
+
+impl RunState {
+    /// The position in the data.
+    pub(crate) fn position(&self) -> Position {
+        Position { epoch: self.epoch, batch: self.batch }
+    }
+}
+
+/// What a checkpoint saves beside the state.
+pub(crate) struct Contents<'a> {
+    pub(crate) model: &'a mut dyn Model,
+    pub(crate) params: &'a [Param],
+    pub(crate) optimizer: &'a mut AdamW,
+    /// The adapter's settings and its base's format; none if the whole model trains.
+    pub(crate) adapter: Option<(&'a LoraConfig, BaseRecord)>,
+}
+
+/// Writes `checkpoint-STEP`, then removes the oldest beyond `keep`.
+pub(crate) fn save(
+    folder: &RunFolder,
+    state: &RunState,
+    contents: &mut Contents<'_>,
+    keep: usize,
+) -> anyhow::Result<PathBuf> {
+    let path = folder.checkpoint(state.step);
+    let draft = tempfile::Builder::new()
+        .prefix(".tmp-checkpoint-")
+        .tempdir_in(folder.path())
+        .with_context(|| format!("{}: no checkpoint can be written", folder.path().display()))?;
+    write_tensors(&draft.path().join(TENSORS), contents)?;
+    if let Some((config, base)) = contents.adapter {
+        save_adapter(draft.path(), &contents.model.modules(), config, super::ADAPTER)?;
+        base.write(draft.path())?;
+    }
+    write_atomic(&draft.path().join(STATE), serde_json::to_string_pretty(state)?.as_bytes())?;
+    if path.exists() {
+        std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+    }
+    let draft = draft.keep();
+    std::fs::rename(&draft, &path)
+        .with_context(|| format!("{}: the checkpoint could not be put in its place", path.display()))?;
+    let all = folder.checkpoints()?;
+    for (_, old) in all.iter().take(all.len().saturating_sub(keep)) {
+        std::fs::remove_dir_all(old).with_context(|| old.display().to_string())?;
+    }
+    Ok(path)
+}
+
+/// Reads where a checkpoint stands, and refuses one of another run.
+pub(crate) fn read_state(path: &Path, settings: &FinetuneArgs, examples: usize) -> anyhow::Result<RunState> {
+    let file = path.join(STATE);
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let state: RunState = serde_json::from_str(&text).map_err(|e| user_error(format!("{}: {e}", file.display())))?;
+    let (then, now) = (toml::Table::try_from(&state.settings)?, toml::Table::try_from(settings)?);
+    let keys = then.keys().chain(now.keys());
+    if let Some(key) = keys.filter(|it| !MAY_CHANGE.contains(&it.as_str())).find(|it| then.get(*it) != now.get(*it)) {
+        let show = |table: &toml::Table| table.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
+        return Err(user_error(format!(
+            "{}: is a checkpoint of another run: {key} was {} and is now {}; use the same settings, or --overwrite",
+            path.display(),
+            show(&then),
+            show(&now)
+        )));
+    }
+    if state.examples != examples {
+        return Err(user_error(format!(
+            "{}: is a checkpoint of another run: the data had {} examples and now has {examples}",
+            path.display(),
+            state.examples
+        )));
+    }
+    Ok(state)
+}
+
+/// Restores parameters and optimizer, bit for bit.
+pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mut AdamW) -> anyhow::Result<()> {
+    let file = path.join(TENSORS);
+    let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
+    let wrong = |message: String| {
+        user_error(format!("{}: {message}; remove this checkpoint to go on from an earlier one", file.display()))
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let read = |name: &str, len: usize| -> anyhow::Result<Vec<f32>> {
+        let view = tensors.tensor(name).map_err(|_| wrong(format!("lacks {name}")))?;
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        if values.len() == len {
+            Ok(values)
+        } else {
+            Err(wrong(format!("{name} has {} values, expected {len}", values.len())))
+        }
+    };
+    for param in params {
+        let shape = param.value().shape().to_vec();
+        let values = read(&format!("value.{}", param.name()), shape.iter().product())?;
+        param.set(Tensor::from_vec(&shape, values));
+    }
+    let lens: Vec<usize> = optimizer.specs().iter().map(|it| it.len).collect();
+    optimizer.restore(step as u64, &mut |place, out| {
+        let values = read(&format!("{}.{}", moment_name(place.moment), place.name), lens[place.param])
+            .map_err(io::Error::other)?;
+        out.copy_from_slice(&values[place.offset..place.offset + out.len()]);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn write_tensors(path: &Path, contents: &mut Contents<'_>) -> anyhow::Result<()> {
+    let shape_of = |param: &Param| param.value().shape().to_vec();
+    let mut announced: Vec<(String, Vec<usize>)> = Vec::new();
+    for param in contents.params {
+        announced.push((format!("value.{}", param.name()), shape_of(param)));
+    }
+    for param in contents.params {
+        for moment in Moment::ALL {
+            announced.push((format!("{}.{}", moment_name(moment), param.name()), shape_of(param)));
+        }
+    }
+    let mut writer = SafetensorsWriter::create(path, announced, DType::F32)?;
+    for param in contents.params {
+        writer.write(&format!("value.{}", param.name()), &param.value())?;
+    }
+    // Pieces of a tensor follow each other; one tensor at a time is put together.
+    let (params, mut piece) = (contents.params, Vec::new());
+    contents.optimizer.visit_state(&mut |place, values| {
+        let param = &params[place.param];
+        piece.extend_from_slice(values);
+        if piece.len() < param.value().len() {
+            return Ok(());
+        }
+        let tensor = Tensor::from_vec(&shape_of(param), std::mem::take(&mut piece));
+        writer.write(&format!("{}.{}", moment_name(place.moment), place.name), &tensor).map_err(io::Error::other)
+    })?;
+    Ok(writer.finish()?)
+}
+
+/// Torch's names of the moments.
+fn moment_name(moment: Moment) -> &'static str {
+    match moment {
+        Moment::First => "exp_avg",
+        Moment::Second => "exp_avg_sq",
+    }
+}

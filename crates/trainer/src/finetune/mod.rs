@@ -1,0 +1,16 @@
+//! `halfbyte finetune`: the road from a base model and a data file to an adapter.
+
+mod args;
+mod checkpoint;
+mod output;
+mod record;
+mod run;
+mod settings;
+mod step;
+mod train;
+
+pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
+pub use run::run;
+
+/// The name of the adapter that trains.
+const ADAPTER: &str = "default";

@@ -1,0 +1,91 @@
+//! The folder of a run: what lies where, and what an earlier run left there.
+
+use crate::failure::user_error;
+use anyhow::Context;
+use std::path::{Path, PathBuf};
+
+/// Files that a run writes at the top of its folder.
+const FILES: [&str; 8] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "halfbyte_base.json",
+    "config.json",
+    "config.toml",
+    "metrics.jsonl",
+    "model.safetensors",
+    "summary.json",
+];
+
+/// The folder that `--output` names.
+#[derive(Debug)]
+pub(crate) struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Makes the folder, or refuses one that holds something, unless it is to be replaced or continued.
+    pub(crate) fn prepare(path: &Path, overwrite: bool, resume: bool) -> anyhow::Result<RunFolder> {
+        let folder = RunFolder { path: path.to_owned() };
+        if path.exists() && !path.is_dir() {
+            return Err(user_error(format!("{}: --output is a file; name a folder", path.display())));
+        }
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("{}: the output folder cannot be made", path.display()))?;
+        let occupied = std::fs::read_dir(path).with_context(|| path.display().to_string())?.next().is_some();
+        if overwrite {
+            folder.clear()?;
+        } else if occupied && !resume {
+            return Err(user_error(format!(
+                "{}: the output folder is not empty; --overwrite replaces what an earlier run left, --resume goes on from its newest checkpoint",
+                path.display()
+            )));
+        }
+        if resume && folder.checkpoints()?.is_empty() {
+            return Err(user_error(format!(
+                "{}: --resume found no checkpoint there; leave it out to start",
+                path.display()
+            )));
+        }
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file at its top.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Where the checkpoint of a step lies.
+    pub(crate) fn checkpoint(&self, step: usize) -> PathBuf {
+        self.path.join(format!("checkpoint-{step}"))
+    }
+
+    /// All checkpoints, by rising step.
+    pub(crate) fn checkpoints(&self) -> anyhow::Result<Vec<(usize, PathBuf)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())? {
+            let path = entry?.path();
+            let step = path.file_name().and_then(|it| it.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+            found.extend(step.map(|it: usize| (it, path)));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes what a run writes, and nothing else.
+    fn clear(&self) -> anyhow::Result<()> {
+        for (_, path) in self.checkpoints()? {
+            std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+        for path in FILES.map(|it| self.file(it)) {
+            if path.exists() {
+                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
+    }
+}

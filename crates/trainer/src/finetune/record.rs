@@ -1,0 +1,90 @@
+//! `metrics.jsonl` while a run goes on, `summary.json` when it has ended.
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// A logged step.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Metrics {
+    pub(crate) step: usize,
+    pub(crate) epoch: f64,
+    pub(crate) loss: f32,
+    pub(crate) learning_rate: f64,
+    pub(crate) grad_norm: f32,
+    pub(crate) tokens_per_second: f64,
+    /// Since the command began.
+    pub(crate) seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) eval_loss: Option<f64>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) steps: usize,
+    pub(crate) eval_loss_before: Option<f64>,
+    pub(crate) eval_loss_after: Option<f64>,
+    pub(crate) eval_accuracy_before: Option<f64>,
+    pub(crate) eval_accuracy_after: Option<f64>,
+    pub(crate) train_loss_last: f32,
+    /// Median over the steps after the second.
+    pub(crate) tokens_per_second: f64,
+    pub(crate) peak_rss_mib: Option<f64>,
+    pub(crate) planned_bytes: usize,
+    pub(crate) plan: crate::plan::Plan,
+    pub(crate) optimizer_pages: halfbyte_paged_optim::PageStats,
+    pub(crate) trainable_parameters: usize,
+    pub(crate) total_parameters: usize,
+    pub(crate) seconds_to_first_step: f64,
+    pub(crate) wall_seconds: f64,
+    pub(crate) data: halfbyte_data::Report,
+}
+
+/// The growing log.
+#[derive(Debug)]
+pub(crate) struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens the log; lines after step `keep` are dropped, since a continued run will write them again.
+    pub(crate) fn open(path: &Path, keep: usize) -> anyhow::Result<MetricsLog> {
+        let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+        if path.exists() {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let kept: String = text
+                .lines()
+                .filter(|it| step(it).is_some_and(|n| n as usize <= keep))
+                .map(|it| format!("{it}\n"))
+                .collect();
+            halfbyte_lora::write_atomic(path, kept.as_bytes())?;
+        }
+        let file =
+            OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+        Ok(MetricsLog { path: path.to_owned(), file })
+    }
+
+    /// Appends a line.
+    pub(crate) fn write(&mut self, metrics: &Metrics) -> anyhow::Result<()> {
+        let line = serde_json::to_string(metrics)? + "\n";
+        self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
+    }
+}
+
+/// The middle value; the mean of the two middle ones of an even number.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}

@@ -1,0 +1,350 @@
+//! Before and after the training loop: loading, planning, evaluating, saving, summing up.
+
+use super::{
+    ADAPTER,
+    args::{CheckpointingArg, FinetuneArgs, Method},
+    checkpoint,
+    output::RunFolder,
+    record::{MetricsLog, Summary},
+    settings::Settings,
+    step::StepConfig,
+    train::{Run, Totals},
+};
+use crate::{
+    console::{mib, say, thousands, warn},
+    evaluate::{self, Answer},
+    failure::user_error,
+    load::{self, BaseModel},
+    memory,
+    plan::{Plan, Shape, available_memory},
+    save_model,
+};
+use halfbyte_autograd::Param;
+use halfbyte_data::{Dataset, Report};
+use halfbyte_lora::{attach, save_adapter, write_atomic};
+use halfbyte_models::Model;
+use halfbyte_paged_optim::{AdamW, Budget, ParamSpec};
+use std::time::Instant;
+
+/// Runs the command.
+pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
+    let settings = Settings::resolve(args.with_file()?)?;
+    load::check_device(settings.device)?;
+    let base = load::open(&settings.model)?;
+    let data = Data::load(&settings, &base)?;
+    let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
+    let mut model = match settings.method {
+        Method::Full => load::load_trainable(&base.folder)?,
+        Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format())?,
+    };
+    let settings = attach_adapter(settings, model.as_mut())?;
+    let counts = Counts::of(model.as_ref());
+    say(&counts.line());
+    let shape = settings.shape(&data, model.as_ref());
+    let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_resident());
+    plan.data = data.bytes();
+    say(&format!("memory plan (activations {}):", if shape.checkpointing { "recomputed" } else { "kept" }));
+    plan.lines().iter().for_each(|it| say(it));
+    warn_if_too_large(&plan);
+    write_atomic(&folder.file("config.toml"), toml::to_string_pretty(&settings.args)?.as_bytes())?;
+
+    let params = parameters(model.as_ref());
+    let mut optimizer = optimizer(&settings, &params, &folder)?;
+    let state = resume(&settings, &folder, &params, &mut optimizer, &data)?;
+    let before = match &state {
+        Some(state) => Measured { loss: state.eval_loss_before, ..Measured::default() },
+        None if settings.args.no_eval_before => Measured::default(),
+        None => measure(&settings, model.as_ref(), &base, &data, "before")?,
+    };
+    let mut log = MetricsLog::open(&folder.file("metrics.jsonl"), state.as_ref().map_or(0, |it| it.step))?;
+    let mut run = Run {
+        settings: &settings,
+        folder: &folder,
+        data: &data.train,
+        eval: data.eval.as_ref(),
+        model: model.as_mut(),
+        params: &params,
+        optimizer: &mut optimizer,
+        step: StepConfig {
+            compute: settings.compute.dtype(),
+            checkpointing: shape.checkpointing,
+            max_grad_norm: settings.max_grad_norm,
+            seed: settings.seed,
+        },
+        begun,
+        eval_loss_before: before.loss,
+    };
+    let totals = run.train(state, &mut log)?;
+    let after = measure(&settings, model.as_ref(), &base, &data, "after")?;
+    save_result(&settings, &folder, model.as_mut())?;
+    let pages = optimizer.stats();
+    show_samples(settings.args.samples.unwrap_or(0), &before, &after);
+    let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, begun);
+    write_atomic(&folder.file("summary.json"), format!("{:#}\n", serde_json::to_value(&summary)?).as_bytes())?;
+    conclude(&summary, &settings);
+    Ok(())
+}
+
+/// The data sets of a run.
+struct Data {
+    train: Dataset,
+    eval: Option<Dataset>,
+    report: Report,
+}
+
+impl Data {
+    fn load(settings: &Settings, base: &BaseModel) -> anyhow::Result<Data> {
+        let config = settings.data_config(&settings.data, settings.args.rows.as_deref())?;
+        let (train, report) = Dataset::load(&settings.data, &base.tokenizer, &config)?;
+        say(&format!("{}: {report}", settings.data.display()));
+        report.warnings().iter().for_each(|it| warn(it));
+        let mut eval = None;
+        if let Some(path) = &settings.args.eval_data {
+            let config = settings.data_config(path, settings.args.eval_rows.as_deref())?;
+            let (rows, report) = Dataset::load(path, &base.tokenizer, &config)?;
+            report.warnings().iter().for_each(|it| warn(it));
+            eval = Some(rows);
+        }
+        let limit = base.folder.config().max_position_embeddings;
+        let longest = train.rows().map(|it| it.ids.len()).max().unwrap_or(0);
+        if longest > limit {
+            return Err(user_error(format!(
+                "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
+            )));
+        }
+        Ok(Data { train, eval, report })
+    }
+
+    fn bytes(&self) -> usize {
+        self.train.bytes() + self.eval.as_ref().map_or(0, Dataset::bytes)
+    }
+}
+
+/// Parameters in all, and those that train.
+struct Counts {
+    trainable: usize,
+    total: usize,
+}
+
+impl Counts {
+    fn of(model: &dyn Model) -> Counts {
+        let (linears, weights) = model.parts();
+        let frozen: usize =
+            linears.iter().map(|it| it.dims().0 * it.dims().1 + it.bias().map_or(0, |b| b.value().len())).sum();
+        let dense: usize = weights.iter().map(|it| it.value().len()).sum();
+        let lora: usize =
+            linears.iter().filter_map(|it| it.active_lora()).map(|it| it.a.value().len() + it.b.value().len()).sum();
+        let trainable = parameters(model).iter().map(|it| it.value().len()).sum();
+        Counts { trainable, total: frozen + dense + lora }
+    }
+
+    /// As PEFT prints it.
+    fn line(&self) -> String {
+        let share = 100.0 * self.trainable as f64 / self.total as f64;
+        format!(
+            "trainable params: {} || all params: {} || trainable%: {share:.4}",
+            thousands(self.trainable),
+            thousands(self.total)
+        )
+    }
+}
+
+/// Everything that trains, in the order of creation, each once (tied weights are one).
+pub(super) fn parameters(model: &dyn Model) -> Vec<Param> {
+    let (linears, weights) = model.parts();
+    let mut all: Vec<Param> = weights.iter().filter_map(|it| it.param().cloned()).collect();
+    all.extend(linears.iter().flat_map(|it| it.params()));
+    all.sort_by_key(Param::id);
+    all.dedup_by_key(|it| it.id());
+    all
+}
+
+/// A fresh adapter, or the one that `--init-adapter` names, whose settings then replace those of the flags.
+fn attach_adapter(mut settings: Settings, model: &mut dyn Model) -> anyhow::Result<Settings> {
+    if settings.method == Method::Full {
+        return Ok(settings);
+    }
+    if let Some(dir) = settings.args.init_adapter.clone() {
+        let mut config = load::add_adapter(model, &dir, ADAPTER)?;
+        config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
+        settings.lora = config;
+        model.modules().set_active(Some(ADAPTER));
+        return Ok(settings);
+    }
+    let report = attach(&mut model.modules(), &settings.lora, ADAPTER, settings.seed)?;
+    report.warnings.iter().for_each(|it| warn(it));
+    say(&format!(
+        "{} layers adapted, rank {}, lora_alpha {}",
+        report.adapted.len(),
+        settings.lora.rank,
+        settings.lora.lora_alpha
+    ));
+    Ok(settings)
+}
+
+impl Settings {
+    fn optimizer_resident(&self) -> Option<usize> {
+        self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize)
+    }
+
+    /// The largest batch, and whether its activations are kept.
+    fn shape(&self, data: &Data, model: &dyn Model) -> Shape {
+        let longest = data.train.rows().map(|it| it.ids.len()).max().unwrap_or(1);
+        let keep = Shape {
+            rows: self.batch_size.min(data.train.len()) * longest,
+            compute: self.compute.dtype(),
+            checkpointing: false,
+        };
+        let checkpointing = match self.checkpointing {
+            CheckpointingArg::On => true,
+            CheckpointingArg::Off => false,
+            // Four fifths leave room for everything else on the machine.
+            CheckpointingArg::Auto => available_memory()
+                .is_some_and(|it| Plan::new(model, keep, self.optimizer_resident()).total() > it / 5 * 4),
+        };
+        Shape { checkpointing, ..keep }
+    }
+}
+
+fn warn_if_too_large(plan: &Plan) {
+    if let Some(free) = available_memory().filter(|it| *it < plan.total()) {
+        warn(&format!(
+            "the plan needs {}, {} are free: use a smaller batch or --max-length, --gradient-checkpointing on, or --optim-resident-mib",
+            mib(plan.total()),
+            mib(free)
+        ));
+    }
+}
+
+fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder) -> anyhow::Result<AdamW> {
+    let specs: Vec<ParamSpec> = params
+        .iter()
+        .map(|it| ParamSpec { name: it.name().to_owned(), len: it.value().len(), decay: decays(it.name()) })
+        .collect();
+    let budget = Budget {
+        resident_bytes: settings.optimizer_resident(),
+        spill_dir: folder.path().to_owned(),
+        ..Budget::default()
+    };
+    // Small budgets need small pages.
+    let page_bytes = budget
+        .resident_bytes
+        .map_or(Budget::PAGE_BYTES, |it| (it / 16).next_multiple_of(4096).clamp(4096, Budget::PAGE_BYTES));
+    Ok(AdamW::new(settings.adamw, &specs, Budget { page_bytes, ..budget })?)
+}
+
+/// Biases and norms are not decayed, as in transformers; adapters are.
+fn decays(name: &str) -> bool {
+    !(name.ends_with("bias") || name.contains("norm") || name.contains(".ln_"))
+}
+
+fn resume(
+    settings: &Settings,
+    folder: &RunFolder,
+    params: &[Param],
+    optimizer: &mut AdamW,
+    data: &Data,
+) -> anyhow::Result<Option<checkpoint::RunState>> {
+    if !settings.args.resume {
+        return Ok(None);
+    }
+    let Some((step, path)) = folder.checkpoints()?.pop() else { return Ok(None) };
+    let state = checkpoint::read_state(&path, &settings.args, data.train.len())?;
+    checkpoint::restore(&path, step, params, optimizer)?;
+    say(&format!("going on from {} (step {step})", path.display()));
+    Ok(Some(state))
+}
+
+/// What held-out rows say.
+#[derive(Default)]
+struct Measured {
+    loss: Option<f64>,
+    answers: Vec<Answer>,
+}
+
+impl Measured {
+    fn accuracy(&self) -> Option<f64> {
+        (!self.answers.is_empty()).then(|| evaluate::accuracy(&self.answers))
+    }
+}
+
+fn measure(
+    settings: &Settings,
+    model: &dyn Model,
+    base: &BaseModel,
+    data: &Data,
+    when: &str,
+) -> anyhow::Result<Measured> {
+    let Some(eval) = &data.eval else { return Ok(Measured::default()) };
+    let compute = settings.compute.dtype();
+    let loss = evaluate::loss(model, eval, settings.batch_size, compute, &format!("held-out loss {when}"))?;
+    let mut line = format!("{when}: held-out loss {:.4}, perplexity {:.2}", loss.loss, loss.perplexity);
+    let mut answers = Vec::new();
+    if let Some(labels) = &settings.args.eval_labels {
+        let labels: Vec<String> = labels.split(',').map(|it| it.trim().to_owned()).collect();
+        answers = evaluate::answers(model, &base.tokenizer, eval, &labels, compute)?;
+        line += &format!(", accuracy {:.1} % of {}", 100.0 * evaluate::accuracy(&answers), answers.len());
+    }
+    say(&line);
+    Ok(Measured { loss: Some(loss.loss), answers })
+}
+
+fn show_samples(n: usize, before: &Measured, after: &Measured) {
+    for (b, a) in before.answers.iter().zip(&after.answers).take(n) {
+        say(&format!("\n{}\n  expected: {}   before: {}   after: {}", a.prompt, a.expected, b.given, a.given));
+    }
+}
+
+fn save_result(settings: &Settings, folder: &RunFolder, model: &mut dyn Model) -> anyhow::Result<()> {
+    if settings.method == Method::Full {
+        return save_model::save_model(model, &settings.model, folder.path(), settings.compute.dtype());
+    }
+    save_adapter(folder.path(), &model.modules(), &settings.lora, ADAPTER)?;
+    settings.base.write(folder.path())?;
+    save_model::copy_tokenizer(&settings.model, folder.path())
+}
+
+fn summary(
+    counts: &Counts,
+    plan: &Plan,
+    totals: &Totals,
+    optimizer_pages: halfbyte_paged_optim::PageStats,
+    (before, after): (&Measured, &Measured),
+    data: &Report,
+    begun: Instant,
+) -> Summary {
+    Summary {
+        steps: totals.steps,
+        eval_loss_before: before.loss,
+        eval_loss_after: after.loss,
+        eval_accuracy_before: before.accuracy(),
+        eval_accuracy_after: after.accuracy(),
+        train_loss_last: totals.last_loss,
+        tokens_per_second: totals.tokens_per_second,
+        peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
+        planned_bytes: plan.total(),
+        plan: plan.clone(),
+        optimizer_pages,
+        trainable_parameters: counts.trainable,
+        total_parameters: counts.total,
+        seconds_to_first_step: totals.seconds_to_first_step,
+        wall_seconds: begun.elapsed().as_secs_f64(),
+        data: *data,
+    }
+}
+
+fn conclude(summary: &Summary, settings: &Settings) {
+    let peak = summary.peak_rss_mib.map_or_else(|| "not measured here".to_owned(), |it| format!("{it:.1} MiB"));
+    say(&format!(
+        "\n{} steps in {:.1} s, {:.0} tokens/s; peak memory {peak}, planned {}",
+        summary.steps,
+        summary.wall_seconds,
+        summary.tokens_per_second,
+        mib(summary.planned_bytes)
+    ));
+    if let (Some(before), Some(after)) = (summary.eval_loss_before, summary.eval_loss_after) {
+        say(&format!("held-out loss {before:.4} -> {after:.4}"));
+    }
+    let what = if settings.method == Method::Full { "model" } else { "adapter" };
+    say(&format!("{what} saved in {}", settings.output.display()));
+}

@@ -1,0 +1,221 @@
+//! The settings of a run, with every default filled in and every contradiction refused.
+
+use super::args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
+use crate::{
+    cli::{ComputeArg, DeviceArg, QuantArg, Switch},
+    failure::user_error,
+    load::BaseRecord,
+};
+use halfbyte_data::{Columns, DataConfig, parse_rows};
+use halfbyte_lora::{Bias, LoraConfig, TargetModules};
+use halfbyte_paged_optim::{AdamWConfig, Schedule};
+use std::path::{Path, PathBuf};
+
+/// A run. `args` are the same settings as flags, to be written beside the result.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) args: FinetuneArgs,
+    pub(crate) model: PathBuf,
+    pub(crate) data: PathBuf,
+    pub(crate) output: PathBuf,
+    pub(crate) method: Method,
+    pub(crate) base: BaseRecord,
+    pub(crate) compute: ComputeArg,
+    pub(crate) lora: LoraConfig,
+    pub(crate) batch_size: usize,
+    pub(crate) accumulation: usize,
+    pub(crate) epochs: f64,
+    pub(crate) max_length: usize,
+    pub(crate) seed: u64,
+    pub(crate) adamw: AdamWConfig,
+    pub(crate) schedule: Schedule,
+    pub(crate) learning_rate: f64,
+    pub(crate) warmup_steps: usize,
+    pub(crate) max_grad_norm: f32,
+    pub(crate) logging_steps: usize,
+    pub(crate) save_steps: usize,
+    pub(crate) save_total_limit: usize,
+    pub(crate) eval_steps: usize,
+    pub(crate) device: DeviceArg,
+    pub(crate) checkpointing: CheckpointingArg,
+}
+
+impl Settings {
+    /// Fills the defaults in and checks what can be checked without opening a file.
+    pub(crate) fn resolve(mut a: FinetuneArgs) -> anyhow::Result<Settings> {
+        let need = |value: &Option<PathBuf>, flag: &str, what: &str| {
+            value.clone().ok_or_else(|| user_error(format!("{flag} is missing: {what}")))
+        };
+        let model = need(&a.model, "--model", "the folder of the base model")?;
+        let data = need(&a.data, "--data", "a parquet or JSON Lines file to train on")?;
+        let output = need(&a.output, "--output", "the folder for the adapter, logs and checkpoints")?;
+        let (method, quant) = method_and_quant(&a)?;
+        (a.method, a.quant) = (Some(method), Some(quant));
+        let base = BaseRecord {
+            quant,
+            double_quant: *a.double_quant.get_or_insert(Switch::On),
+            block_size: *a.block_size.get_or_insert(64),
+        };
+        let compute = compute(&a);
+        (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
+        let lora = lora(&mut a, &model)?;
+        let settings = Settings {
+            model,
+            data,
+            output,
+            method,
+            base,
+            compute,
+            lora,
+            batch_size: positive(&mut a.per_device_train_batch_size, 4, "--per-device-train-batch-size")?,
+            accumulation: positive(&mut a.gradient_accumulation_steps, 1, "--gradient-accumulation-steps")?,
+            epochs: *a.num_train_epochs.get_or_insert(1.0),
+            max_length: *a.max_length.get_or_insert(512),
+            seed: *a.seed.get_or_insert(42),
+            adamw: AdamWConfig {
+                beta1: *a.adam_beta1.get_or_insert(0.9),
+                beta2: *a.adam_beta2.get_or_insert(0.999),
+                eps: *a.adam_epsilon.get_or_insert(1e-8),
+                weight_decay: *a.weight_decay.get_or_insert(0.0),
+            },
+            schedule: match *a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear) {
+                SchedulerArg::Constant => Schedule::Constant,
+                SchedulerArg::Linear => Schedule::Linear,
+                SchedulerArg::Cosine => Schedule::Cosine,
+            },
+            learning_rate: *a.learning_rate.get_or_insert(2e-4),
+            warmup_steps: *a.warmup_steps.get_or_insert(0),
+            max_grad_norm: *a.max_grad_norm.get_or_insert(1.0),
+            logging_steps: positive(&mut a.logging_steps, 1, "--logging-steps")?,
+            save_steps: *a.save_steps.get_or_insert(500),
+            save_total_limit: positive(&mut a.save_total_limit, 2, "--save-total-limit")?,
+            eval_steps: *a.eval_steps.get_or_insert(0),
+            device: *a.device.get_or_insert(DeviceArg::Auto),
+            checkpointing: *a.gradient_checkpointing.get_or_insert(CheckpointingArg::Auto),
+            args: a,
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What to read from the training data (or, with `rows`, from other files of the same shape).
+    pub(crate) fn data_config(&self, path: &Path, rows: Option<&str>) -> anyhow::Result<DataConfig> {
+        let columns = match &self.args.text_column {
+            Some(name) => Columns::Text(name.clone()),
+            None => guess_columns(path)?,
+        };
+        Ok(DataConfig {
+            columns,
+            rows: rows.map(parse_rows).transpose()?,
+            max_length: self.max_length,
+            append_eos: self.args.append_eos.map(|it| it == Switch::On),
+            train_on_inputs: self.args.train_on_inputs,
+        })
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.method != Method::Full {
+            self.lora.validate()?;
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
+            return Err(user_error(format!(
+                "--learning-rate must be a number of at least 0, got {}",
+                self.learning_rate
+            )));
+        }
+        if !(self.epochs.is_finite() && self.epochs > 0.0) {
+            return Err(user_error(format!("--num-train-epochs must be above 0, got {}", self.epochs)));
+        }
+        if self.args.max_steps == Some(0) {
+            return Err(user_error("--max-steps must be at least 1"));
+        }
+        if self.args.overwrite && self.args.resume {
+            return Err(user_error("--overwrite starts again and --resume goes on; choose one"));
+        }
+        Ok(())
+    }
+}
+
+fn method_and_quant(a: &FinetuneArgs) -> anyhow::Result<(Method, QuantArg)> {
+    Ok(match (a.method, a.quant) {
+        (None, None) => (Method::Qlora, QuantArg::Nf4),
+        (None, Some(QuantArg::None)) => (Method::Lora, QuantArg::None),
+        (None, Some(quant)) => (Method::Qlora, quant),
+        (Some(Method::Qlora), None) => (Method::Qlora, QuantArg::Nf4),
+        (Some(method), None) => (method, QuantArg::None),
+        (Some(Method::Qlora), Some(QuantArg::None)) => {
+            return Err(user_error(
+                "--method qlora is LoRA on a quantised base, but --quant is none; choose a format, or --method lora",
+            ));
+        }
+        (Some(Method::Qlora), Some(quant)) => (Method::Qlora, quant),
+        (Some(method), Some(QuantArg::None)) => (method, QuantArg::None),
+        (Some(Method::Lora), Some(_)) => {
+            return Err(user_error(
+                "--method lora keeps the base as loaded, but --quant asks for a quantised one; use --method qlora",
+            ));
+        }
+        (Some(Method::Full), Some(_)) => {
+            return Err(user_error("--method full trains all weights, which cannot be quantised; leave --quant out"));
+        }
+    })
+}
+
+fn compute(a: &FinetuneArgs) -> ComputeArg {
+    match (a.compute_dtype, a.fp16) {
+        (Some(it), _) => it,
+        (None, true) => ComputeArg::F16,
+        (None, false) => ComputeArg::Bf16,
+    }
+}
+
+fn lora(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraConfig> {
+    let list = |text: &Option<String>| -> Vec<String> {
+        text.iter().flat_map(|it| it.split(',')).map(|it| it.trim().to_owned()).filter(|it| !it.is_empty()).collect()
+    };
+    Ok(LoraConfig {
+        rank: *a.rank.get_or_insert(16),
+        lora_alpha: *a.lora_alpha.get_or_insert(16.0),
+        lora_dropout: *a.lora_dropout.get_or_insert(0.0),
+        target_modules: TargetModules::parse(a.target_modules.get_or_insert("all-linear".into())),
+        exclude_modules: a.exclude_modules.as_deref().map(TargetModules::parse),
+        bias: match *a.bias.get_or_insert(BiasArg::None) {
+            BiasArg::None => Bias::None,
+            BiasArg::All => Bias::All,
+            BiasArg::LoraOnly => Bias::LoraOnly,
+        },
+        use_rslora: a.use_rslora,
+        modules_to_save: list(&a.modules_to_save),
+        rank_pattern: pattern(a.rank_pattern.as_deref(), "--rank-pattern")?,
+        alpha_pattern: pattern(a.alpha_pattern.as_deref(), "--alpha-pattern")?,
+        layers_to_transform: None,
+        base_model_name_or_path: Some(model.display().to_string()),
+    })
+}
+
+fn pattern<T: std::str::FromStr>(text: Option<&str>, flag: &str) -> anyhow::Result<Vec<(String, T)>> {
+    let one = |pair: &str| {
+        let parsed =
+            pair.rsplit_once('=').and_then(|(name, value)| Some((name.trim().to_owned(), value.trim().parse().ok()?)));
+        parsed.ok_or_else(|| user_error(format!("{flag}: expected NAME=NUMBER, got `{pair}`")))
+    };
+    text.iter().flat_map(|it| it.split(',')).map(one).collect()
+}
+
+fn positive(value: &mut Option<usize>, default: usize, flag: &str) -> anyhow::Result<usize> {
+    match *value.get_or_insert(default) {
+        0 => Err(user_error(format!("{flag} must be at least 1"))),
+        n => Ok(n),
+    }
+}
+
+/// `text` if there is such a column, else instruction rows; if neither is there, the error will list what is.
+fn guess_columns(path: &Path) -> anyhow::Result<Columns> {
+    let names: Vec<String> = halfbyte_data::columns(path)?.into_iter().map(|it| it.name).collect();
+    let has = |name: &str| names.iter().any(|it| it == name);
+    if !has("text") && has("instruction") && has("output") {
+        let input = has("input").then(|| "input".to_owned());
+        return Ok(Columns::Instruction { instruction: "instruction".into(), input, output: "output".into() });
+    }
+    Ok(Columns::Text("text".into()))
+}

@@ -1,0 +1,138 @@
+//! The memory plan: what a run will hold, class by class, before it starts.
+
+use crate::console::mib;
+use halfbyte_lora::Base;
+use halfbyte_models::{Architecture, Model, ModelConfig};
+use halfbyte_tensor::DType;
+use serde::Serialize;
+
+/// What a step works on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Rows times tokens of the largest batch.
+    pub(crate) rows: usize,
+    pub(crate) compute: DType,
+    pub(crate) checkpointing: bool,
+}
+
+/// Bytes of each class.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Plan {
+    /// Frozen matrices as they are stored, scales included.
+    pub(crate) frozen_matrices: usize,
+    /// Embeddings, norms, biases and the output head, where they do not train.
+    pub(crate) dense_weights: usize,
+    /// What trains, in f32.
+    pub(crate) trainable: usize,
+    /// Its gradients, in f32.
+    pub(crate) gradients: usize,
+    /// The optimizer's state that is in memory.
+    pub(crate) optimizer: usize,
+    /// What the forward pass keeps for the backward pass.
+    pub(crate) activations: usize,
+    /// Logits of a chunk, gradients on their way, panels of products.
+    pub(crate) workspace: usize,
+    /// Token ids of the data sets.
+    pub(crate) data: usize,
+    /// The process itself: code, tokenizer, thread stacks, allocator.
+    pub(crate) runtime: usize,
+}
+
+/// Measured on an idle process with a tokenizer of 49,152 entries loaded.
+const RUNTIME_BYTES: usize = 72 << 20;
+/// The most that a chunk of logits takes; see the cross-entropy op.
+const LOGITS_CHUNK_BYTES: usize = 32 << 20;
+
+impl Plan {
+    /// The plan for training `model` as it stands, with its adapters attached.
+    pub(crate) fn new(model: &dyn Model, shape: Shape, optimizer_resident: Option<usize>) -> Plan {
+        let (linears, weights) = model.parts();
+        let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
+        let mut trainable = 0;
+        for linear in linears {
+            if let Base::Frozen(matrix) = linear.base() {
+                plan.frozen_matrices += matrix.bytes();
+            }
+            trainable += linear.params().iter().map(|it| it.value().len()).sum::<usize>();
+            plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
+        }
+        for weight in weights {
+            match weight.param() {
+                Some(param) => trainable += param.value().len(),
+                None => plan.dense_weights += weight.value().bytes(),
+            }
+        }
+        plan.trainable = 4 * trainable;
+        plan.gradients = 4 * trainable;
+        plan.optimizer = (8 * trainable).min(optimizer_resident.unwrap_or(usize::MAX));
+        plan.activations = activations(model.config(), shape);
+        plan.workspace = workspace(model.config(), shape);
+        plan
+    }
+
+    /// All classes together.
+    pub(crate) fn total(&self) -> usize {
+        self.classes().iter().map(|it| it.1).sum()
+    }
+
+    /// Lines for people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let line = |name: &str, bytes: usize| format!("  {name:<22} {:>12}", mib(bytes));
+        let mut lines: Vec<String> = self.classes().iter().filter(|it| it.1 > 0).map(|it| line(it.0, it.1)).collect();
+        lines.push(line("planned in all", self.total()));
+        lines
+    }
+
+    fn classes(&self) -> [(&'static str, usize); 9] {
+        [
+            ("frozen matrices", self.frozen_matrices),
+            ("dense weights", self.dense_weights),
+            ("trainable weights", self.trainable),
+            ("gradients", self.gradients),
+            ("optimizer state", self.optimizer),
+            ("activations", self.activations),
+            ("workspace", self.workspace),
+            ("data", self.data),
+            ("runtime", self.runtime),
+        ]
+    }
+}
+
+/// Channels that a block keeps for every token, in the compute dtype.
+fn kept_channels(config: &ModelConfig) -> usize {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    // Both norms' inputs and outputs; q, k, v and the attention's output; then the MLP's own.
+    let attention = 4 * hidden + 2 * q + 2 * kv;
+    match config.architecture {
+        // gate, up and their product.
+        Architecture::Llama { .. } => attention + 3 * inner,
+        // before and after the activation.
+        Architecture::GptNeo { .. } => attention + 2 * inner,
+    }
+}
+
+fn activations(config: &ModelConfig, shape: Shape) -> usize {
+    let row = shape.compute.size() * shape.rows;
+    let block = row * kept_channels(config);
+    if shape.checkpointing {
+        config.num_hidden_layers * row * config.hidden_size + block
+    } else {
+        config.num_hidden_layers * block
+    }
+}
+
+fn workspace(config: &ModelConfig, shape: Shape) -> usize {
+    let logits = LOGITS_CHUNK_BYTES.min(4 * shape.rows * config.vocab_size);
+    // The gradient of the widest activation, its operands, and the hidden states' gradient.
+    let passing = shape.compute.size() * shape.rows * (3 * config.intermediate_size + 2 * config.hidden_size);
+    logits + passing
+}
+
+/// Bytes that can be used without swapping, where the system tells (Linux).
+pub(crate) fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|it| it.starts_with("MemAvailable:"))?;
+    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
