@@ -30,9 +30,10 @@ impl Work {
         self.folder.path().join(name)
     }
 
-    /// Writes a model folder and gives its path.
+    /// Writes a model folder and gives its path, which is another one for every other model.
     pub fn model(&self, model: &TinyModel) -> PathBuf {
-        let path = self.path(&format!("model-{:?}-{}", model.family, model.seed));
+        let TinyModel { family, tied, attention_bias, shards, bf16, seed } = model;
+        let path = self.path(&format!("{family:?}-{tied}-{attention_bias}-{shards}-{bf16}-{seed}"));
         model.write(&path);
         path
     }

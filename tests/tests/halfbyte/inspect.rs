@@ -91,7 +91,7 @@ fn eval_gives_one_object_whose_perplexity_is_that_of_its_loss() {
 #[test]
 fn devices_says_what_there_is_with_and_without_cuda() {
     let outcome = run(["devices"]).success();
-    assert!(outcome.stdout.contains("cpu:") && outcome.stdout.contains("cuda:"), "{outcome}");
+    assert!(outcome.stdout.contains("CPU: ") && outcome.stdout.contains("CUDA: "), "{outcome}");
 }
 
 #[test]

@@ -11,5 +11,6 @@ mod formats;
 mod generate;
 mod inspect;
 mod merge;
+mod quantize;
 mod resume;
 mod same_bits;
