@@ -415,7 +415,7 @@ pub(crate) fn number_word(n: usize) -> String {
     let tens = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
     match n {
         0..=20 => small[n].to_owned(),
-        _ if n % 10 == 0 => tens[n / 10].to_owned(),
+        _ if n.is_multiple_of(10) => tens[n / 10].to_owned(),
         _ => format!("{}-{}", tens[n / 10], small[n % 10]),
     }
 }

@@ -1,5 +1,7 @@
 //! The tokenizer and the untrained base models.
 
+#![allow(clippy::print_stdout, reason = "the figures of the data card")]
+
 use halfbyte_datasets::init::{Arch, write};
 use halfbyte_datasets::tokenizer::{END_OF_TEXT, END_OF_TEXT_ID, PAD, PAD_ID, VOCABULARY};
 use halfbyte_datasets::{SEED, corpus};

@@ -1,5 +1,7 @@
 //! A bag of words does not solve the held-out reviews: what a tuned model gains there is not counting words.
 
+#![allow(clippy::print_stdout, reason = "the figures of the data card")]
+
 use halfbyte_datasets::dice::Dice;
 use halfbyte_datasets::frames::Kind;
 use halfbyte_datasets::lexicon::Split;

@@ -1,5 +1,7 @@
 //! The corpus shows every word and every frame, and never the label format.
 
+#![allow(clippy::print_stdout, reason = "the figures of the data card")]
+
 use halfbyte_datasets::corpus::{documents, packed};
 use halfbyte_datasets::frames::{KINDS, frames, signature};
 use halfbyte_datasets::lexicon::{Polarity, Split, opinion_words};
