@@ -49,7 +49,7 @@ fn is_users_mistake(error: &(dyn std::error::Error + 'static)) -> bool {
         return matches!(it, Lora::Config(_) | Lora::NoTarget { .. } | Lora::File { .. });
     }
     if let Some(it) = error.downcast_ref::<Models>() {
-        return matches!(it, Models::File { .. } | Models::Input(_));
+        return matches!(it, Models::File { .. } | Models::Freeze { .. } | Models::Input(_));
     }
     if let Some(it) = error.downcast_ref::<io::Error>() {
         return it.kind() == io::ErrorKind::NotFound;

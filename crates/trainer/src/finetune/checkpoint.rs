@@ -1,6 +1,9 @@
 //! Checkpoints: everything that going on needs, bit for bit. A checkpoint appears whole or not at all.
 
-use super::{args::FinetuneArgs, output::RunFolder};
+use super::{
+    args::FinetuneArgs,
+    output::{DRAFT, RunFolder},
+};
 use crate::{failure::user_error, load::BaseRecord};
 use anyhow::Context;
 use halfbyte_autograd::Param;
@@ -75,7 +78,7 @@ pub(crate) fn save(
 ) -> anyhow::Result<PathBuf> {
     let path = folder.checkpoint(state.step);
     let draft = tempfile::Builder::new()
-        .prefix(".tmp-checkpoint-")
+        .prefix(DRAFT)
         .tempdir_in(folder.path())
         .with_context(|| format!("{}: no checkpoint can be written", folder.path().display()))?;
     write_tensors(&draft.path().join(TENSORS), contents)?;

@@ -16,6 +16,9 @@ const FILES: [&str; 8] = [
     "summary.json",
 ];
 
+/// How the name of a checkpoint begins that is being written.
+pub(crate) const DRAFT: &str = ".tmp-checkpoint-";
+
 /// The folder that `--output` names.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
@@ -23,7 +26,8 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder, or refuses one that holds something, unless it is to be replaced or continued.
+    /// Makes the folder, or refuses one that holds something, unless it is to be replaced or continued. Nothing in it
+    /// changes before [`begin`](Self::begin).
     pub(crate) fn prepare(path: &Path, overwrite: bool, resume: bool) -> anyhow::Result<RunFolder> {
         let folder = RunFolder { path: path.to_owned() };
         if path.exists() && !path.is_dir() {
@@ -32,9 +36,7 @@ impl RunFolder {
         std::fs::create_dir_all(path)
             .with_context(|| format!("{}: the output folder cannot be made", path.display()))?;
         let occupied = std::fs::read_dir(path).with_context(|| path.display().to_string())?.next().is_some();
-        if overwrite {
-            folder.clear()?;
-        } else if occupied && !resume {
+        if occupied && !overwrite && !resume {
             return Err(user_error(format!(
                 "{}: the output folder is not empty; --overwrite replaces what an earlier run left, --resume goes on from its newest checkpoint",
                 path.display()
@@ -47,6 +49,17 @@ impl RunFolder {
             )));
         }
         Ok(folder)
+    }
+
+    /// Clears away what a killed run was writing and, with `overwrite`, an earlier run's result.
+    pub(crate) fn begin(&self, overwrite: bool) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(DRAFT)) {
+                std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        if overwrite { self.clear() } else { Ok(()) }
     }
 
     /// The folder.

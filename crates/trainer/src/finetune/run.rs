@@ -46,7 +46,6 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     say(&format!("memory plan (activations {}):", if shape.checkpointing { "recomputed" } else { "kept" }));
     plan.lines().iter().for_each(|it| say(it));
     warn_if_too_large(&plan);
-    write_atomic(&folder.file("config.toml"), toml::to_string_pretty(&settings.args)?.as_bytes())?;
 
     let params = parameters(model.as_ref());
     let mut optimizer = optimizer(&settings, &params, &folder)?;
@@ -56,6 +55,9 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         None if settings.args.no_eval_before => Measured::default(),
         None => measure(&settings, model.as_ref(), &base, &data, "before")?,
     };
+    // Only now, when nothing that the user could have got wrong is left, does an earlier run's result go.
+    folder.begin(settings.args.overwrite)?;
+    write_atomic(&folder.file("config.toml"), toml::to_string_pretty(&settings.args)?.as_bytes())?;
     let mut log = MetricsLog::open(&folder.file("metrics.jsonl"), state.as_ref().map_or(0, |it| it.step))?;
     let mut run = Run {
         settings: &settings,

@@ -175,6 +175,12 @@ impl Run<'_> {
 
     /// An adapter that did not move, or a tensor that no gradient ever reached, must not look like a result.
     fn check_learned(&self, reached: &[bool], start: &[u64], steps: usize) -> anyhow::Result<()> {
+        if self.params.iter().zip(start).all(|(param, before)| fingerprint(param) == *before) {
+            bail!(
+                "no trainable tensor changed in {steps} steps: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
+                self.settings.learning_rate
+            );
+        }
         let name = |at: usize| self.params[at].name();
         // While B is zero, A's gradient is exactly zero: one step tells nothing about A.
         let excused = |at: usize| steps == 1 && name(at).ends_with("lora_A.weight");
@@ -184,12 +190,6 @@ impl Run<'_> {
                 "{} of {} trainable tensors never had a gradient other than zero, {first} among them: nothing was saved, since they would be untrained",
                 never.len(),
                 reached.len()
-            );
-        }
-        if self.params.iter().zip(start).all(|(param, before)| fingerprint(param) == *before) {
-            bail!(
-                "no trainable tensor changed in {steps} steps: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
-                self.settings.learning_rate
             );
         }
         Ok(())
