@@ -12,7 +12,7 @@ use std::ops::Range;
 /// Queries of a block.
 pub(super) const QUERIES: usize = 64;
 /// Keys of a block.
-pub(super) const KEYS: usize = 64;
+pub(super) const KEYS: usize = 128;
 
 /// The operands, row-major, and where the queries stand.
 #[derive(Clone, Copy)]
