@@ -3,7 +3,7 @@
 
 /// `exp(x)` within 2 ulp for every f32: subnormal results, 0 and infinity included; a NaN stays one.
 ///
-/// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)` and `|r| <= ln(2) / 2`. Adding [`SHIFT`] rounds to an integer and
+/// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)` and `|r| <= ln(2) / 2`. Adding `SHIFT` rounds to an integer and
 /// leaves it in the low bits, where no instruction of newer processors is needed to get at it.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
