@@ -17,28 +17,39 @@ const MODELS: &str = "datasets/models";
 const ARCHS: &[&str] = &["llama", "gpt-neo"];
 const SEED: &str = "42";
 
-/// What the trainer is told beyond model, data and output.
+const QUESTIONS: &str = "out/pretrain/questions.parquet";
+
+/// What the trainer is told in both stages.
 const TRAIN_ARGS: &[&str] = &[
     "--method",
     "full",
-    "--quant",
-    "none",
     "--compute-dtype",
-    "bf16",
+    "f32",
     "--max-length",
     "128",
-    "--per-device-train-batch-size",
-    "32",
-    "--learning-rate",
-    "2e-3",
     "--lr-scheduler-type",
     "cosine",
-    "--num-train-epochs",
-    "1",
+    "--warmup-steps",
+    "20",
+    "--weight-decay",
+    "0.05",
+    "--adam-beta2",
+    "0.95",
     "--seed",
     SEED,
+    "--save-steps",
+    "0",
+    "--no-eval-before",
     "--overwrite",
 ];
+
+/// First the language, from packed documents with the loss on every token.
+const LANGUAGE_ARGS: &[&str] =
+    &["--data", CORPUS, "--rows", "0..3600", "--per-device-train-batch-size", "16", "--learning-rate", "3e-3"];
+
+/// Then what opinions mean, from questions with the loss on the answers.
+const QUESTION_ARGS: &[&str] =
+    &["--data", QUESTIONS, "--rows", "0..20000", "--per-device-train-batch-size", "32", "--learning-rate", "1.5e-3"];
 
 /// What of a finished run belongs in the repository; files that a model does not have are passed over, but never the first three.
 const MODEL_FILES: &[&str] =
@@ -51,13 +62,16 @@ pub(crate) fn run(arch: Option<&str>) -> Result<()> {
     let root = workspace::root();
     std::fs::create_dir_all(root.join(WORK)).with_context(|| format!("cannot create {WORK}"))?;
     let halfbyte = workspace::build_halfbyte(&root)?;
-    datasets(&root, &["corpus", "--output", CORPUS, "--seed", SEED])?;
+    datasets(&root, &["corpus", "--output", WORK])?;
+    datasets(&root, &["questions", "--output", WORK])?;
     for arch in archs {
-        let (start, trained) = (format!("{WORK}/{arch}-init"), format!("{WORK}/{arch}"));
-        datasets(&root, &["init", "--arch", arch, "--corpus", CORPUS, "--output", &start, "--seed", SEED])?;
-        let mut cmd = Command::new(&halfbyte);
-        cmd.args(["finetune", "--model", &start, "--data", CORPUS, "--output", &trained]).args(TRAIN_ARGS);
-        check(cmd.current_dir(&root))?;
+        let [start, language, trained] = ["init", "language", "base"].map(|stage| format!("{WORK}/{arch}-{stage}"));
+        datasets(&root, &["init", "--arch", arch, "--output", &start])?;
+        for (from, to, args) in [(&start, &language, LANGUAGE_ARGS), (&language, &trained, QUESTION_ARGS)] {
+            let mut cmd = Command::new(&halfbyte);
+            cmd.args(["finetune", "--model", from, "--output", to]).args(args).args(TRAIN_ARGS);
+            check(cmd.current_dir(&root))?;
+        }
         install(&root.join(&trained), &root.join(MODELS).join(format!("tiny-{arch}")))?;
         println!("{MODELS}/tiny-{arch} is made");
     }

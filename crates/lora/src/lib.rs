@@ -32,3 +32,7 @@ pub struct Modules<'a> {
     /// Path of the output head, which `all-linear` leaves alone.
     pub head: Option<String>,
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -90,6 +90,9 @@ impl ModelFolder {
         if info.shape != shape {
             return Err(wrong(format!("{name} has shape {:?}, config.json asks for {shape:?}", info.shape)));
         }
+        if !info.dtype.is_float() {
+            return Err(wrong(format!("{name} is stored as {}, expected F32, F16 or BF16", info.dtype)));
+        }
         let mut bytes = vec![0; shape.iter().product::<usize>() * info.dtype.size()];
         let io = |source| Error::Io { path: path.clone(), source };
         let mut file = File::open(path).map_err(io)?;

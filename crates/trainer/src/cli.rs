@@ -1,6 +1,5 @@
 //! The command line. Flags carry the names that users of peft and transformers know.
 
-use crate::failure::user_error;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
@@ -22,22 +21,11 @@ pub struct Cli {
     pub verbose: bool,
 }
 
-impl Cli {
-    pub(crate) fn set_threads(&self) -> anyhow::Result<()> {
-        if self.threads == Some(0) {
-            return Err(user_error("--threads must be at least 1"));
-        }
-        // The pool may exist already where tests run several commands in one process.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build_global();
-        Ok(())
-    }
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train an adapter (or a whole model) on a data set.
-    Finetune(crate::finetune::FinetuneArgs),
+    Finetune(Box<crate::finetune::FinetuneArgs>),
     /// Continue a prompt, with or without adapters.
     Generate(GenerateArgs),
     /// Talk to a model; `/adapter NAME` switches adapters, `/help` lists what else there is.
@@ -153,9 +141,9 @@ pub struct EvalArgs {
     /// A parquet or JSON Lines file.
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Column of the text.
-    #[arg(long, default_value = "text")]
-    pub text_column: String,
+    /// Column of the text [default: text; without such a column: instruction, input and output].
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
     /// Only these rows, such as 0..100.
     #[arg(long, value_name = "FROM..TO")]
     pub rows: Option<String>,

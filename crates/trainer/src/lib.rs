@@ -3,12 +3,12 @@
 //! Everything below is wired together here and nowhere else: formats come from `frozen`, adapters from `lora`, models
 //! from `models`, rows from `data`, the optimizer from `paged-optim`.
 
-mod cli;
+pub mod cli;
 mod commands;
 pub mod console;
 mod evaluate;
 mod failure;
-mod finetune;
+pub mod finetune;
 mod load;
 mod memory;
 mod plan;
@@ -17,16 +17,25 @@ mod save_model;
 
 use std::time::Instant;
 
-pub use cli::{Cli, Command};
+use cli::Command;
+
+pub use cli::Cli;
 pub use failure::{Interrupted, UserError, exit_code};
 
 /// Runs a command. What it prints for people goes to standard error, results to standard output.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let begun = Instant::now();
     console::init(cli.verbose);
-    cli.set_threads()?;
-    match cli.command {
-        Command::Finetune(args) => finetune::run(args, begun),
+    let mut command = cli.command;
+    let mut threads = cli.threads;
+    if let Command::Finetune(args) = &mut command {
+        **args = std::mem::take(&mut **args).with_file()?;
+        args.threads = threads.or(args.threads);
+        threads = args.threads;
+    }
+    set_threads(threads)?;
+    match command {
+        Command::Finetune(args) => finetune::run(*args, begun),
         Command::Generate(args) => commands::generate(&args),
         Command::Chat(args) => commands::chat(&args),
         Command::Eval(args) => commands::eval(&args),
@@ -35,4 +44,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Quantize(args) => commands::quantize(&args),
         Command::Devices => commands::devices(),
     }
+}
+
+fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    if threads == Some(0) {
+        return Err(UserError("--threads must be at least 1".into()).into());
+    }
+    // The pool may exist already where several commands run in one process.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global();
+    Ok(())
 }

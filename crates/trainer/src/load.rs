@@ -6,7 +6,7 @@ use crate::{
     failure::user_error,
 };
 use anyhow::Context;
-use halfbyte_data::Tokenizer;
+use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::Format;
 use halfbyte_lora::{LoraConfig, load_adapter, read_adapter, write_atomic};
 use halfbyte_models::{Loading, Model, ModelFolder};
@@ -130,6 +130,21 @@ pub(crate) fn add_adapter(model: &mut dyn Model, dir: &Path, name: &str) -> anyh
     let config = file.config.clone();
     load_adapter(&mut model.modules(), file, name)?;
     Ok(config)
+}
+
+/// The column that was named; else `text` if there is one, else instruction rows. If neither is there, reading fails with
+/// a list of what is.
+pub(crate) fn columns(path: &Path, named: Option<&str>) -> anyhow::Result<Columns> {
+    if let Some(name) = named {
+        return Ok(Columns::Text(name.to_owned()));
+    }
+    let names: Vec<String> = halfbyte_data::columns(path)?.into_iter().map(|it| it.name).collect();
+    let has = |name: &str| names.iter().any(|it| it == name);
+    if !has("text") && has("instruction") && has("output") {
+        let input = has("input").then(|| "input".to_owned());
+        return Ok(Columns::Instruction { instruction: "instruction".into(), input, output: "output".into() });
+    }
+    Ok(Columns::Text("text".into()))
 }
 
 /// Settles where to compute. Asking for CUDA where there is none says what is missing.

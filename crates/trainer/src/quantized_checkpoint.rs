@@ -50,7 +50,12 @@ impl QuantizedWriter {
         Ok(())
     }
 
-    /// Writes weights, configuration and tokenizer. `model` holds what was not quantised.
+    /// Adds a matrix that stays as it was loaded: the output head.
+    pub(crate) fn dense(&mut self, name: &str, weight: &Tensor) {
+        self.push(name.to_owned(), dense(weight));
+    }
+
+    /// Writes weights, configuration and tokenizer. `model` holds embeddings, norms and biases.
     pub(crate) fn finish(mut self, model: &dyn Model) -> anyhow::Result<()> {
         let (linears, weights) = model.parts();
         for weight in weights {
@@ -59,10 +64,6 @@ impl QuantizedWriter {
         for linear in linears {
             if let Some(bias) = linear.bias() {
                 self.push(bias.path().to_owned(), dense(&bias.value()));
-            }
-            let name = format!("{}.weight", linear.path());
-            if !self.tensors.iter().any(|it| it.0 == name) {
-                self.push(name, dense(&linear.dense().to_dtype(DType::Bf16)));
             }
         }
         self.tensors.sort_by(|a, b| a.0.cmp(&b.0));

@@ -3,7 +3,7 @@ use crate::{
     console, evaluate,
     load::{self, BaseRecord},
 };
-use halfbyte_data::{Columns, DataConfig, Dataset, parse_rows};
+use halfbyte_data::{DataConfig, Dataset, parse_rows};
 use serde_json::json;
 use std::io::Write;
 
@@ -14,7 +14,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         BaseRecord::resolve(args.base.quant, args.base.double_quant, args.base.block_size, args.adapter.as_deref())?;
     let base = load::open(&args.base.model)?;
     let config = DataConfig {
-        columns: Columns::Text(args.text_column.clone()),
+        columns: load::columns(&args.data, args.text_column.as_deref())?,
         rows: args.rows.as_deref().map(parse_rows).transpose()?,
         max_length: args.max_length,
         ..DataConfig::default()

@@ -60,7 +60,12 @@ fn measure(folder: &halfbyte_models::ModelFolder, format: Format, draft: Option<
         }
         Ok(matrix)
     };
-    let dense = |_: &str, weight: Tensor| Format::DENSE.freeze(weight).map_err(|e| e.to_string());
+    let dense = |path: &str, weight: Tensor| {
+        if let Some(writer) = writer.borrow_mut().as_mut() {
+            writer.dense(&format!("{path}.weight"), &weight);
+        }
+        Format::DENSE.freeze(weight).map_err(|e| e.to_string())
+    };
     let total: usize = folder.tensors().values().map(|it| it.shape.iter().product::<usize>() * it.dtype.size()).sum();
     let bar = console::byte_bar(total as u64, "quantising");
     let model =

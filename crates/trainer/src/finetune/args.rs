@@ -67,6 +67,11 @@ pub struct FinetuneArgs {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
+    /// `threads` of the file; the command line has it among the flags of all commands.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+
     /// Folder of the base model, in Hugging Face's layout.
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub model: Option<PathBuf>,
@@ -233,6 +238,9 @@ pub struct FinetuneArgs {
     /// A line in metrics.jsonl every so many steps [default: 1].
     #[arg(long, value_name = "N", help_heading = "Logging")]
     pub logging_steps: Option<usize>,
+    /// Type of the weights that --method full saves; an adapter is always saved in f32 [default: bf16].
+    #[arg(long, value_enum, help_heading = "Logging")]
+    pub save_dtype: Option<ComputeArg>,
     /// A checkpoint every so many steps; 0 means none before the end [default: 500].
     #[arg(long, value_name = "N", help_heading = "Logging")]
     pub save_steps: Option<usize>,

@@ -23,7 +23,7 @@ const STATE: &str = "trainer_state.json";
 const TENSORS: &str = "training_state.safetensors";
 
 /// Settings that may change between a run and its continuation.
-const MAY_CHANGE: [&str; 13] = [
+const MAY_CHANGE: [&str; 15] = [
     "device",
     "eval_data",
     "eval_labels",
@@ -37,6 +37,8 @@ const MAY_CHANGE: [&str; 13] = [
     "optim_resident_mib",
     "samples",
     "save_steps",
+    "save_total_limit",
+    "threads",
 ];
 
 /// Where a run stands.
@@ -87,8 +89,10 @@ pub(crate) fn save(
         base.write(draft.path())?;
     }
     write_atomic(&draft.path().join(STATE), serde_json::to_string_pretty(state)?.as_bytes())?;
+    // An earlier one of the same step steps aside and goes only when the new one is in its place.
+    let aside = tempfile::Builder::new().prefix(".tmp-checkpoint-").tempdir_in(folder.path())?;
     if path.exists() {
-        std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        std::fs::rename(&path, aside.path().join("replaced")).with_context(|| path.display().to_string())?;
     }
     let draft = draft.keep();
     std::fs::rename(&draft, &path)

@@ -26,9 +26,9 @@ use halfbyte_models::Model;
 use halfbyte_paged_optim::{AdamW, Budget, ParamSpec};
 use std::time::Instant;
 
-/// Runs the command.
+/// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
-    let settings = Settings::resolve(args.with_file()?)?;
+    let settings = Settings::resolve(args)?;
     load::check_device(settings.device)?;
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
@@ -299,7 +299,7 @@ fn show_samples(n: usize, before: &Measured, after: &Measured) {
 
 fn save_result(settings: &Settings, folder: &RunFolder, model: &mut dyn Model) -> anyhow::Result<()> {
     if settings.method == Method::Full {
-        return save_model::save_model(model, &settings.model, folder.path(), settings.compute.dtype());
+        return save_model::save_model(model, &settings.model, folder.path(), settings.save_dtype.dtype());
     }
     save_adapter(folder.path(), &model.modules(), &settings.lora, ADAPTER)?;
     settings.base.write(folder.path())?;
@@ -322,7 +322,7 @@ fn summary(
         eval_accuracy_before: before.accuracy(),
         eval_accuracy_after: after.accuracy(),
         train_loss_last: totals.last_loss,
-        tokens_per_second: totals.tokens_per_second,
+        tokens_per_second: totals.tokens_per_second(),
         peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
         planned_bytes: plan.total(),
         plan: plan.clone(),

@@ -4,9 +4,9 @@ use super::args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg}
 use crate::{
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
-    load::BaseRecord,
+    load::{self, BaseRecord},
 };
-use halfbyte_data::{Columns, DataConfig, parse_rows};
+use halfbyte_data::{DataConfig, parse_rows};
 use halfbyte_lora::{Bias, LoraConfig, TargetModules};
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) warmup_steps: usize,
     pub(crate) max_grad_norm: f32,
     pub(crate) logging_steps: usize,
+    pub(crate) save_dtype: ComputeArg,
     pub(crate) save_steps: usize,
     pub(crate) save_total_limit: usize,
     pub(crate) eval_steps: usize,
@@ -87,6 +88,7 @@ impl Settings {
             warmup_steps: *a.warmup_steps.get_or_insert(0),
             max_grad_norm: *a.max_grad_norm.get_or_insert(1.0),
             logging_steps: positive(&mut a.logging_steps, 1, "--logging-steps")?,
+            save_dtype: *a.save_dtype.get_or_insert(ComputeArg::Bf16),
             save_steps: *a.save_steps.get_or_insert(500),
             save_total_limit: positive(&mut a.save_total_limit, 2, "--save-total-limit")?,
             eval_steps: *a.eval_steps.get_or_insert(0),
@@ -100,10 +102,7 @@ impl Settings {
 
     /// What to read from the training data (or, with `rows`, from other files of the same shape).
     pub(crate) fn data_config(&self, path: &Path, rows: Option<&str>) -> anyhow::Result<DataConfig> {
-        let columns = match &self.args.text_column {
-            Some(name) => Columns::Text(name.clone()),
-            None => guess_columns(path)?,
-        };
+        let columns = load::columns(path, self.args.text_column.as_deref())?;
         Ok(DataConfig {
             columns,
             rows: rows.map(parse_rows).transpose()?,
@@ -207,15 +206,4 @@ fn positive(value: &mut Option<usize>, default: usize, flag: &str) -> anyhow::Re
         0 => Err(user_error(format!("{flag} must be at least 1"))),
         n => Ok(n),
     }
-}
-
-/// `text` if there is such a column, else instruction rows; if neither is there, the error will list what is.
-fn guess_columns(path: &Path) -> anyhow::Result<Columns> {
-    let names: Vec<String> = halfbyte_data::columns(path)?.into_iter().map(|it| it.name).collect();
-    let has = |name: &str| names.iter().any(|it| it == name);
-    if !has("text") && has("instruction") && has("output") {
-        let input = has("input").then(|| "input".to_owned());
-        return Ok(Columns::Instruction { instruction: "instruction".into(), input, output: "output".into() });
-    }
-    Ok(Columns::Text("text".into()))
 }

@@ -44,63 +44,73 @@ pub(super) struct Run<'a> {
 pub(super) struct Totals {
     pub(super) steps: usize,
     pub(super) last_loss: f32,
-    pub(super) tokens_per_second: f64,
     pub(super) seconds_to_first_step: f64,
+    speeds: Vec<f64>,
+}
+
+impl Totals {
+    fn new(first: usize) -> Totals {
+        Totals { steps: first, last_loss: 0.0, seconds_to_first_step: 0.0, speeds: Vec::new() }
+    }
+
+    fn add(&mut self, step: usize, loss: f32, tokens_per_second: f64, seconds: f64) {
+        if self.speeds.is_empty() {
+            self.seconds_to_first_step = seconds;
+        }
+        (self.steps, self.last_loss) = (step, loss);
+        self.speeds.push(tokens_per_second);
+    }
+
+    /// The median over the steps after the second, which are free of first touches.
+    pub(super) fn tokens_per_second(&self) -> f64 {
+        median(self.speeds.get(2..).filter(|it| !it.is_empty()).unwrap_or(&self.speeds))
+    }
 }
 
 impl Run<'_> {
     /// Trains to the end, from the beginning or from a state.
     pub(super) fn train(&mut self, state: Option<RunState>, log: &mut MetricsLog) -> anyhow::Result<Totals> {
         let settings = self.settings;
-        let config = BatchConfig {
-            batch_size: settings.batch_size,
-            shuffle: (!settings.args.no_shuffle).then_some(settings.seed),
-            drop_last: settings.args.drop_last,
-        };
         let position = state.as_ref().map_or_else(Position::default, RunState::position);
-        let mut batches = self.data.batches(&config, position)?;
-        let per_epoch = batches.per_epoch().div_ceil(settings.accumulation);
-        let total = settings.args.max_steps.unwrap_or_else(|| (settings.epochs * per_epoch as f64).ceil() as usize);
+        let mut batches = self.data.batches(&self.batch_config(), position)?;
         let first = state.as_ref().map_or(0, |it| it.step);
-        if first >= total {
-            return Err(user_error(format!(
-                "the run of {total} steps has ended already (checkpoint at step {first}); raise --max-steps or --num-train-epochs to go on"
-            )));
-        }
-        let schedule = LrSchedule {
-            kind: settings.schedule,
-            base_lr: settings.learning_rate,
-            warmup_steps: settings.warmup_steps as u64,
-            total_steps: total as u64,
-        };
+        let schedule = self.schedule(batches.per_epoch(), first)?;
+        let total = schedule.total_steps as usize;
         let mut reached = state.map_or_else(|| vec![false; self.params.len()], |it| it.reached);
         let start: Vec<u64> = self.params.iter().map(fingerprint).collect();
-        let (mut speeds, mut totals) =
-            (Vec::new(), Totals { steps: first, last_loss: 0.0, tokens_per_second: 0.0, seconds_to_first_step: 0.0 });
+        let mut totals = Totals::new(first);
         let bar = console::step_bar(total as u64, "");
         bar.set_position(first as u64);
         watch_interrupt();
         for n in first + 1..=total {
             let group = next_group(&mut batches, settings.accumulation);
-            let (began, lr) = (Instant::now(), schedule.lr(n as u64 - 1));
-            let result = step::step(self.model, self.params, self.optimizer, &group, &self.step, lr, &mut reached)
-                .with_context(|| self.stopped(n))?;
-            let speed = result.tokens as f64 / began.elapsed().as_secs_f64();
-            speeds.push(speed);
-            (totals.steps, totals.last_loss) = (n, result.loss);
-            if n == first + 1 {
-                totals.seconds_to_first_step = self.begun.elapsed().as_secs_f64();
-            }
-            totals.tokens_per_second = median(speeds.get(2..).filter(|it| !it.is_empty()).unwrap_or(&speeds));
+            let (began, learning_rate) = (Instant::now(), schedule.lr(n as u64 - 1));
+            let result =
+                step::step(self.model, self.params, self.optimizer, &group, &self.step, learning_rate, &mut reached)
+                    .with_context(|| self.stopped(n))?;
+            let tokens_per_second = result.tokens as f64 / began.elapsed().as_secs_f64();
+            let seconds = self.begun.elapsed().as_secs_f64();
+            totals.add(n, result.loss, tokens_per_second, seconds);
             bar.inc(1);
-            bar.set_message(format!("loss {:.4}, {:.0} tokens/s", result.loss, totals.tokens_per_second));
-            let epoch = batches.next_position().epoch as f64
-                + batches.next_position().batch as f64 / batches.per_epoch() as f64;
-            self.log(n, total, epoch, lr, speed, result, log)?;
+            bar.set_message(format!("loss {:.4}, {:.0} tokens/s", result.loss, totals.tokens_per_second()));
+            let (at, StepResult { loss, grad_norm, .. }) = (batches.next_position(), result);
+            let epoch = at.epoch as f64 + at.batch as f64 / batches.per_epoch() as f64;
+            let eval_loss = self.evaluate(n)?;
+            if n.is_multiple_of(settings.logging_steps) || n == total || eval_loss.is_some() {
+                log.write(&Metrics {
+                    step: n,
+                    epoch,
+                    loss,
+                    learning_rate,
+                    grad_norm,
+                    tokens_per_second,
+                    seconds,
+                    eval_loss,
+                })?;
+            }
             let interrupted = INTERRUPTED.load(Ordering::SeqCst);
-            let due = settings.save_steps > 0 && n % settings.save_steps == 0;
-            if due || interrupted {
-                let path = self.save(n, batches.next_position(), &reached)?;
+            if interrupted || (settings.save_steps > 0 && n.is_multiple_of(settings.save_steps)) {
+                let path = self.save(n, at, &reached)?;
                 if interrupted && n < total {
                     bar.abandon();
                     return Err(Interrupted(format!("stopped after step {n} of {total}; everything is in {}: the same command with --resume (instead of --overwrite) goes on", path.display())).into());
@@ -108,41 +118,44 @@ impl Run<'_> {
             }
         }
         bar.finish_and_clear();
-        self.check_learned(&reached, &start, total - first)?;
+        let b_moved_before_the_end = (first..total - 1).any(|it| schedule.lr(it as u64) > 0.0);
+        self.check_learned(&reached, &start, b_moved_before_the_end)?;
         Ok(totals)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the columns of a log line")]
-    fn log(
-        &self,
-        n: usize,
-        total: usize,
-        epoch: f64,
-        lr: f64,
-        speed: f64,
-        result: StepResult,
-        log: &mut MetricsLog,
-    ) -> anyhow::Result<()> {
+    fn batch_config(&self) -> BatchConfig {
+        BatchConfig {
+            batch_size: self.settings.batch_size,
+            shuffle: (!self.settings.args.no_shuffle).then_some(self.settings.seed),
+            drop_last: self.settings.args.drop_last,
+        }
+    }
+
+    /// The learning rates of the run, and with them its number of steps; `first` are behind it already.
+    fn schedule(&self, batches_per_epoch: usize, first: usize) -> anyhow::Result<LrSchedule> {
         let settings = self.settings;
-        let mut eval_loss = None;
-        if let Some(rows) = self.eval.filter(|_| settings.eval_steps > 0 && n % settings.eval_steps == 0) {
-            let found = evaluate::loss(self.model, rows, settings.batch_size, self.step.compute, "held-out loss")?;
-            console::say(&format!("step {n}: held-out loss {:.4}", found.loss));
-            eval_loss = Some(found.loss);
+        let per_epoch = batches_per_epoch.div_ceil(settings.accumulation);
+        let total = settings.args.max_steps.unwrap_or_else(|| (settings.epochs * per_epoch as f64).ceil() as usize);
+        if first >= total {
+            return Err(user_error(format!(
+                "the run of {total} steps has ended already (checkpoint at step {first}); raise --max-steps or --num-train-epochs to go on"
+            )));
         }
-        if n % settings.logging_steps == 0 || n == total || eval_loss.is_some() {
-            log.write(&Metrics {
-                step: n,
-                epoch,
-                loss: result.loss,
-                learning_rate: lr,
-                grad_norm: result.grad_norm,
-                tokens_per_second: speed,
-                seconds: self.begun.elapsed().as_secs_f64(),
-                eval_loss,
-            })?;
-        }
-        Ok(())
+        Ok(LrSchedule {
+            kind: settings.schedule,
+            base_lr: settings.learning_rate,
+            warmup_steps: settings.warmup_steps as u64,
+            total_steps: total as u64,
+        })
+    }
+
+    /// The held-out loss, if it is due after step `n`.
+    fn evaluate(&self, n: usize) -> anyhow::Result<Option<f64>> {
+        let every = self.settings.eval_steps;
+        let Some(rows) = self.eval.filter(|_| every > 0 && n.is_multiple_of(every)) else { return Ok(None) };
+        let found = evaluate::loss(self.model, rows, self.settings.batch_size, self.step.compute, "held-out loss")?;
+        console::say(&format!("step {n}: held-out loss {:.4}", found.loss));
+        Ok(Some(found.loss))
     }
 
     fn save(&mut self, step: usize, at: Position, reached: &[bool]) -> anyhow::Result<PathBuf> {
@@ -174,16 +187,17 @@ impl Run<'_> {
     }
 
     /// An adapter that did not move, or a tensor that no gradient ever reached, must not look like a result.
-    fn check_learned(&self, reached: &[bool], start: &[u64], steps: usize) -> anyhow::Result<()> {
+    ///
+    /// While B is zero, A's gradient is exactly zero, so A proves nothing unless B moved before the last step.
+    fn check_learned(&self, reached: &[bool], start: &[u64], b_moved_before_the_end: bool) -> anyhow::Result<()> {
         if self.params.iter().zip(start).all(|(param, before)| fingerprint(param) == *before) {
             bail!(
-                "no trainable tensor changed in {steps} steps: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
+                "no trainable tensor changed: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
                 self.settings.learning_rate
             );
         }
         let name = |at: usize| self.params[at].name();
-        // While B is zero, A's gradient is exactly zero: one step tells nothing about A.
-        let excused = |at: usize| steps == 1 && name(at).ends_with("lora_A.weight");
+        let excused = |at: usize| !b_moved_before_the_end && name(at).ends_with("lora_A.weight");
         let never: Vec<&str> = (0..reached.len()).filter(|it| !reached[*it] && !excused(*it)).map(name).collect();
         if let Some(first) = never.first() {
             bail!(
