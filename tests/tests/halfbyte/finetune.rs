@@ -185,7 +185,10 @@ fn biases_and_whole_modules_train_along_and_are_saved_by_pefts_names() {
 fn full_training_leaves_a_model_folder() {
     let work = Work::new();
     let rows = work.rows();
-    let run = work.finetune().flags("--method full --quant none --learning-rate 1e-3").path("--eval-data", &rows);
+    let run = work
+        .finetune()
+        .flags("--method full --quant none --learning-rate 1e-3 --save-dtype f32")
+        .path("--eval-data", &rows);
     let folder = run.done();
     assert!(!folder.join("adapter_config.json").exists());
     let again = work.loss(&folder, None, "--max-length 16 --batch-size 2");
