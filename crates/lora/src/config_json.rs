@@ -74,9 +74,9 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
     let null = ["alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config"];
     let null_too = ["layer_replication", "layers_pattern", "lora_ga_config", "megatron_config", "monteclora_config"];
-    let null_last = ["revision", "target_parameters", "trainable_token_indices", "velora_config"];
+    let null_last = ["revision", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
     null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
-    let off = ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_bdlora", "use_dora", "use_qalora"];
+    let off = ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"];
     off.iter().for_each(|key| put(key, json!(false)));
     put("alpha_pattern", patterns(config.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()));
     put("base_model_name_or_path", json!(config.base_model_name_or_path));
@@ -211,5 +211,62 @@ fn is_off(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(items) => items.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<(LoraConfig, Vec<String>)> {
+        parse_adapter_config(Path::new("adapter_config.json"), text)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_every_key_is_known() {
+        let config = LoraConfig {
+            rank: 4,
+            lora_alpha: 0.1,
+            lora_dropout: 0.05,
+            target_modules: TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
+            use_rslora: true,
+            modules_to_save: vec!["lm_head".into()],
+            rank_pattern: vec![("q_proj".into(), 2)],
+            ..LoraConfig::default()
+        };
+        let text = render_adapter_config(&config, &[]);
+        assert_eq!(read(&text).unwrap(), (config, Vec::new()));
+        let keys: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(keys.as_object().unwrap().len(), 41, "PEFT 0.21.2 writes 41 keys");
+        // PEFT takes a dictionary or null here, and refuses false.
+        assert_eq!(keys["use_bdlora"], Value::Null);
+    }
+
+    #[test]
+    fn all_linear_is_written_as_the_paths_it_meant() {
+        let text = render_adapter_config(&LoraConfig::default(), &["b.q".into(), "a.q".into()]);
+        let keys: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(keys["target_modules"], json!(["a.q", "b.q"]));
+    }
+
+    #[test]
+    fn four_keys_are_enough_and_unknown_ones_are_reported() {
+        let (config, unknown) =
+            read(r#"{"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q"], "new": 1}"#).unwrap();
+        assert_eq!((config.rank, config.lora_alpha, unknown), (3, 6.0, vec!["new".to_owned()]));
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_refused() {
+        for text in [
+            r#"{"peft_type": "LORA", "use_dora": true}"#,
+            r#"{"peft_type": "IA3"}"#,
+            r#"{"r": 8}"#,
+            r#"{"peft_type": "LORA", "r": 0}"#,
+            "[]",
+            "{",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 }
