@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::tidy;
 use crate::workspace::{self, cargo, check};
-use crate::{package_check, tidy};
 
 struct Step {
     name: &'static str,
@@ -36,11 +36,6 @@ const STEPS: &[Step] = &[
         name: "doc",
         about: "documentation, warnings denied",
         action: Action::Cargo(&["doc", "--locked", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
-    },
-    Step {
-        name: "package",
-        about: "the reusable crates, packaged and used from outside",
-        action: Action::Own(|| package_check::run(None)),
     },
 ];
 
@@ -109,7 +104,7 @@ mod tests {
     fn one_step_can_be_chosen_and_a_wrong_name_lists_the_right_ones() {
         assert_eq!(chosen(Some("tidy")).unwrap().len(), 1);
         let all: Vec<_> = chosen(None).unwrap().iter().map(|s| s.name).collect();
-        assert_eq!(all, ["fmt", "tidy", "clippy", "test", "doc", "package"]);
+        assert_eq!(all, ["fmt", "tidy", "clippy", "test", "doc"]);
         let message = chosen(Some("lint")).err().expect("lint is no step").to_string();
         assert!(message.contains("no step `lint`") && message.contains("fmt, tidy, clippy"), "{message}");
     }

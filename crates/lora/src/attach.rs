@@ -2,7 +2,7 @@ use crate::{Base, Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection
 use halfbyte_autograd::Param;
 use halfbyte_tensor::{DType, Tensor, philox};
 
-/// What [`attach`] did.
+/// What [`attach()`] did.
 #[derive(Clone, Debug, Default)]
 pub struct AttachReport {
     /// Paths of the layers that got a low-rank update, in the model's order.

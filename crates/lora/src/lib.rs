@@ -1,6 +1,6 @@
 //! LoRA adapters over any frozen matrix, in PEFT's format.
 //!
-//! A model is made of [`Linear`] layers and [`Weight`]s. [`attach`] puts low-rank adapters on the layers that a
+//! A model is made of [`Linear`] layers and [`Weight`]s. [`attach()`] puts low-rank adapters on the layers that a
 //! [`LoraConfig`] names, by PEFT's own matching rules; [`save_adapter`] and [`load_adapter`] exchange them with PEFT.
 //! Any number of named adapters can sit on one base; which one is active is chosen at run time.
 

@@ -169,7 +169,7 @@ pub struct FinetuneArgs {
     /// Probability of dropping an element of the adapter's input [default: 0].
     #[arg(long, value_name = "P", help_heading = "Adapter")]
     pub lora_dropout: Option<f32>,
-    /// Which linear layers get an adapter: names (`q_proj,v_proj`), a regular expression, or all-linear [default].
+    /// Which linear layers get an adapter: names (`q_proj,v_proj`), a regular expression, or all-linear [default: all-linear].
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     pub target_modules: Option<String>,
     /// Which of them are left out again.
