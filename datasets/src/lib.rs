@@ -12,6 +12,7 @@ pub mod lexicon;
 mod opinions;
 mod people;
 mod phrase;
+pub mod questions;
 pub mod reviews;
 mod stories;
 pub mod table;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use halfbyte_datasets::{SEED, corpus, generate, init, table};
+use halfbyte_datasets::{SEED, corpus, generate, init, questions, table};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -36,6 +36,18 @@ enum Command {
         #[arg(long, default_value_t = corpus::ROW_BYTES)]
         pack: usize,
     },
+    /// Writes questions.parquet (columns instruction, input, output), the second stage of pretraining
+    Questions {
+        /// Folder to write into
+        #[arg(long)]
+        output: PathBuf,
+        /// Seed of the questions
+        #[arg(long, default_value_t = SEED)]
+        seed: u64,
+        /// Number of questions
+        #[arg(long, default_value_t = questions::QUESTIONS)]
+        rows: usize,
+    },
     /// Writes a Hugging Face folder with random weights
     Init {
         /// Architecture of the model
@@ -67,6 +79,12 @@ fn main() -> Result<()> {
             let path = output.join("corpus.parquet");
             table::write_texts(&path, corpus::packed(corpus::documents(seed, rows), pack))?;
             format!("wrote {rows} documents to {}", path.display())
+        }
+        Command::Questions { output, seed, rows } => {
+            std::fs::create_dir_all(&output)?;
+            let path = output.join("questions.parquet");
+            table::write_instructions(&path, &questions::questions(seed, rows))?;
+            format!("wrote {rows} questions to {}", path.display())
         }
         Command::Init { arch, output, seed } => {
             let arch = match arch {
