@@ -36,7 +36,8 @@ enum Command {
         #[arg(long, default_value_t = corpus::ROW_BYTES)]
         pack: usize,
     },
-    /// Writes questions.parquet (columns instruction, input, output), the second stage of pretraining
+    /// Writes lessons.parquet (column text) and questions.parquet (columns instruction, input, output), the two stages
+    /// of pretraining
     Questions {
         /// Folder to write into
         #[arg(long)]
@@ -44,9 +45,6 @@ enum Command {
         /// Seed of the questions
         #[arg(long, default_value_t = SEED)]
         seed: u64,
-        /// Number of questions
-        #[arg(long, default_value_t = questions::QUESTIONS)]
-        rows: usize,
     },
     /// Writes a Hugging Face folder with random weights
     Init {
@@ -80,11 +78,13 @@ fn main() -> Result<()> {
             table::write_texts(&path, corpus::packed(corpus::documents(seed, rows), pack))?;
             format!("wrote {rows} documents to {}", path.display())
         }
-        Command::Questions { output, seed, rows } => {
+        Command::Questions { output, seed } => {
             std::fs::create_dir_all(&output)?;
-            let path = output.join("questions.parquet");
-            table::write_instructions(&path, &questions::questions(seed, rows))?;
-            format!("wrote {rows} questions to {}", path.display())
+            let (lessons, rows) = (output.join("lessons.parquet"), output.join("questions.parquet"));
+            let documents = questions::documents(seed, questions::DOCUMENTS);
+            table::write_texts(&lessons, corpus::packed(documents, corpus::ROW_BYTES))?;
+            table::write_instructions(&rows, &questions::questions(seed, questions::QUESTIONS))?;
+            format!("wrote {} and {}", lessons.display(), rows.display())
         }
         Command::Init { arch, output, seed } => {
             let arch = match arch {

@@ -1,6 +1,6 @@
 //! `cargo xtask pretrain`: makes the base models of the embedded default again, from nothing but their seed.
 //!
-//! Corpus, tokenizer and untrained model come from the generator in `datasets/`; the training is Halfbyte's own `--method full`.
+//! Text, tokenizer and untrained model come from the generator in `datasets/`; the training is Halfbyte's own `--method full`.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,16 +11,18 @@ use crate::workspace::{self, cargo, check};
 
 /// Working folder, ignored by git.
 const WORK: &str = "out/pretrain";
-const CORPUS: &str = "out/pretrain/corpus.parquet";
+const LESSONS: &str = "out/pretrain/lessons.parquet";
+const QUESTIONS: &str = "out/pretrain/questions.parquet";
 /// The finished models lie in `datasets/models/tiny-ARCH`.
 const MODELS: &str = "datasets/models";
 const ARCHS: &[&str] = &["llama", "gpt-neo"];
 const SEED: &str = "42";
 
-const QUESTIONS: &str = "out/pretrain/questions.parquet";
-
-/// What the trainer is told in both stages.
+/// What the trainer is told in both stages. The order of the rows is a curriculum, so they are not shuffled.
 const TRAIN_ARGS: &[&str] = &[
+    "--no-shuffle",
+    "--per-device-train-batch-size",
+    "8",
     "--method",
     "full",
     "--compute-dtype",
@@ -32,7 +34,7 @@ const TRAIN_ARGS: &[&str] = &[
     "--warmup-steps",
     "20",
     "--weight-decay",
-    "0.05",
+    "0.01",
     "--adam-beta2",
     "0.95",
     "--seed",
@@ -43,13 +45,11 @@ const TRAIN_ARGS: &[&str] = &[
     "--overwrite",
 ];
 
-/// First the language, from packed documents with the loss on every token.
-const LANGUAGE_ARGS: &[&str] =
-    &["--data", CORPUS, "--rows", "0..3600", "--per-device-train-batch-size", "16", "--learning-rate", "3e-3"];
+/// First the language and what single words mean, with the loss on every token.
+const LESSON_ARGS: &[&str] = &["--data", LESSONS, "--rows", "0..9000", "--learning-rate", "2e-3"];
 
-/// Then what opinions mean, from questions with the loss on the answers.
-const QUESTION_ARGS: &[&str] =
-    &["--data", QUESTIONS, "--rows", "0..20000", "--per-device-train-batch-size", "32", "--learning-rate", "1.5e-3"];
+/// Then what opinions mean, from questions with the loss on the answers. Without the first stage this one learns nothing.
+const QUESTION_ARGS: &[&str] = &["--data", QUESTIONS, "--learning-rate", "3e-4"];
 
 /// What of a finished run belongs in the repository; files that a model does not have are passed over, but never the first three.
 const MODEL_FILES: &[&str] =
@@ -62,12 +62,11 @@ pub(crate) fn run(arch: Option<&str>) -> Result<()> {
     let root = workspace::root();
     std::fs::create_dir_all(root.join(WORK)).with_context(|| format!("cannot create {WORK}"))?;
     let halfbyte = workspace::build_halfbyte(&root)?;
-    datasets(&root, &["corpus", "--output", WORK])?;
     datasets(&root, &["questions", "--output", WORK])?;
     for arch in archs {
-        let [start, language, trained] = ["init", "language", "base"].map(|stage| format!("{WORK}/{arch}-{stage}"));
+        let [start, taught, trained] = ["init", "lessons", "base"].map(|stage| format!("{WORK}/{arch}-{stage}"));
         datasets(&root, &["init", "--arch", arch, "--output", &start])?;
-        for (from, to, args) in [(&start, &language, LANGUAGE_ARGS), (&language, &trained, QUESTION_ARGS)] {
+        for (from, to, args) in [(&start, &taught, LESSON_ARGS), (&taught, &trained, QUESTION_ARGS)] {
             let mut cmd = Command::new(&halfbyte);
             cmd.args(["finetune", "--model", from, "--output", to]).args(args).args(TRAIN_ARGS);
             check(cmd.current_dir(&root))?;
