@@ -21,7 +21,7 @@ mod flags {
     xflags::xflags! {
         /// Halfbyte's own tasks, run as `cargo xtask <task>`.
         cmd xtask {
-            /// Everything that continuous integration checks, cheapest first: fmt, tidy, clippy, test, doc, package.
+            /// Everything that continuous integration checks, cheapest first: fmt, tidy, clippy, test, doc.
             cmd ci {
                 /// Run this step alone.
                 optional --only step: String
