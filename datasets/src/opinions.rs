@@ -46,7 +46,8 @@ const ADVICE: [&[&str]; 2] = [
     &["Stay away from it.", "Save your money.", "Do not bother.", "You should not try it.", "I would not do it again."],
 ];
 
-fn side<T>(polarity: Polarity, good: T, bad: T) -> T {
+/// The one of two things that goes with a polarity.
+pub(crate) fn side<T>(polarity: Polarity, good: T, bad: T) -> T {
     if polarity == Polarity::Positive { good } else { bad }
 }
 

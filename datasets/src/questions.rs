@@ -7,16 +7,17 @@
 use crate::corpus;
 use crate::dice::Dice;
 use crate::domains::DOMAINS;
-use crate::frames::Kind;
+use crate::frames::{KINDS, Kind};
 use crate::instructions::Instruction;
 use crate::lexicon::{Polarity, Split, opinion_words};
+use crate::opinions::side;
 use crate::people::somebody;
 use crate::phrase::capitalise;
 use crate::reviews::{Stance, Subject, opinion};
 
-/// Documents of the first stage unless asked otherwise.
+/// Documents of the first stage.
 pub const DOCUMENTS: usize = 60_000;
-/// Questions of the second stage unless asked otherwise.
+/// Questions of the second stage.
 pub const QUESTIONS: usize = 16_000;
 
 /// A question with the answers for praise and for blame. `{name}` is whoever holds the opinion.
@@ -30,7 +31,7 @@ const FORMS: [(&str, &str, &str); 4] = [
 /// Words that one document of single words names.
 const WORDS: usize = 6;
 
-/// `count` documents: questions, lists of single words, and a quarter from the corpus, so that the language is not
+/// `count` documents: questions, lists of single words, and up to a quarter from the corpus, so that the language is not
 /// unlearned. Their order is a curriculum: what single words mean, then plain opinions, then negation, at last mixed cues.
 /// All at once, none of it is learned in minutes.
 pub fn documents(seed: u64, count: usize) -> impl Iterator<Item = String> {
@@ -40,7 +41,7 @@ pub fn documents(seed: u64, count: usize) -> impl Iterator<Item = String> {
         0 => language.next().unwrap_or_default(),
         1 => single_words(&mut dice),
         kind => {
-            let (question, answer) = question([Kind::Plain, Kind::Negated, Kind::Mixed][kind - 2], &mut dice);
+            let (question, answer) = question(KINDS[kind - 2], &mut dice);
             format!("{question} {answer}")
         }
     })
@@ -51,7 +52,7 @@ pub fn documents(seed: u64, count: usize) -> impl Iterator<Item = String> {
 pub fn questions(seed: u64, count: usize) -> Vec<Instruction> {
     let mut dice = Dice::new(seed, "answers");
     let row = |n| {
-        let kind = [Kind::Plain, Kind::Negated, Kind::Mixed][dice.weighted(&kinds(10 * n / count))];
+        let kind = KINDS[dice.weighted(&kinds(10 * n / count))];
         let (instruction, output) = question(kind, &mut dice);
         Instruction { instruction, input: String::new(), output: output.to_owned() }
     };
@@ -87,7 +88,7 @@ fn single_words(dice: &mut Dice) -> String {
         let polarity = any_polarity(dice);
         let word = dice.pick(&opinion_words(polarity, Split::All));
         let (_, praise, blame) = FORMS[dice.below(FORMS.len())];
-        format!("{word}: {}.", if polarity == Polarity::Positive { praise } else { blame })
+        format!("{word}: {}.", side(polarity, praise, blame))
     };
     (0..WORDS).map(&mut word).collect::<Vec<_>>().join(" ")
 }
@@ -103,5 +104,5 @@ fn question(kind: Kind, dice: &mut Dice) -> (String, &'static str) {
     }
     let (question, praise, blame) = FORMS[dice.below(FORMS.len())];
     let question = capitalise(&question.replace("{name}", somebody(dice).name).replace("{opinion}", &text));
-    (question, if polarity == Polarity::Positive { praise } else { blame })
+    (question, side(polarity, praise, blame))
 }
