@@ -6,6 +6,7 @@
 mod error;
 mod grads;
 mod param;
+pub mod profile;
 mod tape;
 
 pub use error::{Error, Result};

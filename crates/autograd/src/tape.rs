@@ -1,4 +1,7 @@
-use crate::{Error, Grads, Param, ParamId, Result};
+use crate::{
+    Error, Grads, Param, ParamId, Result,
+    profile::{self, Phase},
+};
 use halfbyte_tensor::Tensor;
 use std::cell::{Cell, RefCell};
 
@@ -111,6 +114,7 @@ impl<'m> Tape<'m> {
         y: Tensor,
         backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + 'm,
     ) -> Var {
+        profile::charge(name, Phase::Forward);
         let nodes = parents.map(|it| it.node);
         let needs = nodes.map(|it| it.is_some());
         if !self.recording.get() || !needs.contains(&true) {
@@ -202,6 +206,7 @@ impl<'m> Tape<'m> {
                 continue;
             }
             (node.backward)(dy, &mut Sink { pending: &mut pending, grads: &mut grads })?;
+            profile::charge(node.name, Phase::Backward);
         }
         Ok((grads, kept))
     }

@@ -1,5 +1,7 @@
 //! The public product: what is multiplied, how it is computed, and where the result goes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use half::{bf16, f16};
 
 use crate::kernels::{self, Kernel};
@@ -102,6 +104,13 @@ impl<'a> Product<'a> {
     }
 }
 
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Floating-point operations of all products of this process so far: 2 m n k each.
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
 /// Computes `p` into `out` on the current rayon pool. The bits of the result do not depend on the number of threads.
 ///
 /// # Panics
@@ -120,5 +129,6 @@ pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>
     if m == 0 || n == 0 {
         return;
     }
+    OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
     if m <= gemv::MAX_ROWS { gemv::run(kernel, p, out) } else { gemm::run(kernel, p, out) }
 }

@@ -250,6 +250,10 @@ pub struct FinetuneArgs {
     /// The held-out loss every so many steps; 0 means only before and after [default: 0].
     #[arg(long, value_name = "N", help_heading = "Logging")]
     pub eval_steps: Option<usize>,
+    /// Measure where the time of the steps goes: a table at the end, and profile.json.
+    #[arg(long, help_heading = "Logging")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub profile: bool,
     /// Do not measure the held-out loss before the first step.
     #[arg(long, help_heading = "Logging")]
     #[serde(skip_serializing_if = "is_false")]

@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod output;
+mod profile;
 mod record;
 mod run;
 mod settings;

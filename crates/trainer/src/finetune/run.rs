@@ -5,6 +5,7 @@ use super::{
     args::{CheckpointingArg, FinetuneArgs, Method},
     checkpoint,
     output::RunFolder,
+    profile,
     record::{MetricsLog, Summary},
     settings::Settings,
     step::StepConfig,
@@ -77,6 +78,9 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         eval_loss_before: before.loss,
     };
     let totals = run.train(state, &mut log)?;
+    if settings.args.profile {
+        profile::conclude(&folder.file("profile.json"))?;
+    }
     let after = measure(&settings, model.as_ref(), &base, &data, "after")?;
     save_result(&settings, &folder, model.as_mut())?;
     let pages = optimizer.stats();

@@ -1,7 +1,10 @@
 //! One optimizer step: forward and backward over the micro-batches, clipping, AdamW.
 
 use anyhow::bail;
-use halfbyte_autograd::{Grads, Param, Tape};
+use halfbyte_autograd::{
+    Grads, Param, Tape,
+    profile::{self, Phase},
+};
 use halfbyte_data::Batch;
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Model};
@@ -90,6 +93,7 @@ pub(crate) fn step(
     if !grad_norm.is_finite() {
         bail!("the norm of the gradient is {grad_norm}");
     }
+    profile::charge("clip", Phase::Other);
     let mut values: Vec<Tensor> = params.iter().map(|it| it.take().into_unique()).collect();
     let mut steps: Vec<ParamStep<'_>> = values
         .iter_mut()
@@ -101,6 +105,7 @@ pub(crate) fn step(
         param.put(value);
     }
     done?;
+    profile::charge("optimizer", Phase::Other);
     Ok(StepResult { loss, grad_norm, tokens: batches.iter().map(|it| it.tokens).sum() })
 }
 

@@ -4,6 +4,7 @@ use super::{
     args::Method,
     checkpoint::{self, Contents, RunState},
     output::RunFolder,
+    profile,
     record::{Metrics, MetricsLog, median},
     settings::Settings,
     step::{self, StepConfig, StepResult},
@@ -83,6 +84,10 @@ impl Run<'_> {
         bar.set_position(first as u64);
         watch_interrupt();
         for n in first + 1..=total {
+            // The first two steps touch their memory for the first time.
+            if settings.args.profile && n == total.min(first + 3) {
+                profile::begin();
+            }
             let group = next_group(&mut batches, settings.accumulation);
             let (began, learning_rate) = (Instant::now(), schedule.lr(n as u64 - 1));
             let result =
