@@ -51,7 +51,8 @@ pub(crate) fn side<T>(polarity: Polarity, good: T, bad: T) -> T {
     if polarity == Polarity::Positive { good } else { bad }
 }
 
-fn any_polarity(dice: &mut Dice) -> Polarity {
+/// Praise or blame, one as likely as the other.
+pub(crate) fn any_polarity(dice: &mut Dice) -> Polarity {
     side_of(dice.below(2))
 }
 

@@ -9,8 +9,8 @@ use crate::dice::Dice;
 use crate::domains::DOMAINS;
 use crate::frames::{KINDS, Kind};
 use crate::instructions::Instruction;
-use crate::lexicon::{Polarity, Split, opinion_words};
-use crate::opinions::side;
+use crate::lexicon::{Split, opinion_words};
+use crate::opinions::{any_polarity, side};
 use crate::people::somebody;
 use crate::phrase::capitalise;
 use crate::reviews::{Stance, Subject, opinion};
@@ -76,10 +76,6 @@ fn weights(tenth: usize) -> [usize; 5] {
         3..=5 => [20, 5, 35, 40, 0],
         _ => [25, 5, 15, 25, 30],
     }
-}
-
-fn any_polarity(dice: &mut Dice) -> Polarity {
-    if dice.chance(50) { Polarity::Positive } else { Polarity::Negative }
 }
 
 /// `bland: bad. superb: good.`

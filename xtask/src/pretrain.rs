@@ -15,7 +15,8 @@ const LESSONS: &str = "out/pretrain/lessons.parquet";
 const QUESTIONS: &str = "out/pretrain/questions.parquet";
 /// The finished models lie in `datasets/models/tiny-ARCH`.
 const MODELS: &str = "datasets/models";
-const ARCHS: &[&str] = &["llama", "gpt-neo"];
+/// The architectures, and how often the second stage shows its rows: the smaller GPT-Neo learns them more slowly.
+const ARCHS: &[(&str, &str)] = &[("llama", "1"), ("gpt-neo", "3")];
 const SEED: &str = "42";
 
 /// What the trainer is told in both stages. The order of the rows is a curriculum, so they are not shuffled.
@@ -46,7 +47,7 @@ const TRAIN_ARGS: &[&str] = &[
 ];
 
 /// First the language and what single words mean, with the loss on every token.
-const LESSON_ARGS: &[&str] = &["--data", LESSONS, "--rows", "0..9000", "--learning-rate", "2e-3"];
+const LESSON_ARGS: &[&str] = &["--data", LESSONS, "--learning-rate", "2e-3"];
 
 /// Then what opinions mean, from questions with the loss on the answers. Without the first stage this one learns nothing.
 const QUESTION_ARGS: &[&str] = &["--data", QUESTIONS, "--learning-rate", "3e-4"];
@@ -63,13 +64,14 @@ pub(crate) fn run(arch: Option<&str>) -> Result<()> {
     std::fs::create_dir_all(root.join(WORK)).with_context(|| format!("cannot create {WORK}"))?;
     let halfbyte = workspace::build_halfbyte(&root)?;
     datasets(&root, &["questions", "--output", WORK])?;
-    for arch in archs {
+    for (arch, epochs) in archs {
         let [start, taught, trained] = ["init", "lessons", "base"].map(|stage| format!("{WORK}/{arch}-{stage}"));
         datasets(&root, &["init", "--arch", arch, "--output", &start])?;
-        for (from, to, args) in [(&start, &taught, LESSON_ARGS), (&taught, &trained, QUESTION_ARGS)] {
+        let stages = [(&start, &taught, LESSON_ARGS, "1"), (&taught, &trained, QUESTION_ARGS, epochs)];
+        for (from, to, args, epochs) in stages {
             let mut cmd = Command::new(&halfbyte);
-            cmd.args(["finetune", "--model", from, "--output", to]).args(args).args(TRAIN_ARGS);
-            check(cmd.current_dir(&root))?;
+            cmd.args(["finetune", "--model", from, "--output", to, "--num-train-epochs", epochs]);
+            check(cmd.args(args).args(TRAIN_ARGS).current_dir(&root))?;
         }
         install(&root.join(&trained), &root.join(MODELS).join(format!("tiny-{arch}")))?;
         println!("{MODELS}/tiny-{arch} is made");
@@ -77,10 +79,11 @@ pub(crate) fn run(arch: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn chosen(arch: Option<&str>) -> Result<Vec<&'static str>> {
-    let archs: Vec<_> = ARCHS.iter().copied().filter(|a| arch.is_none_or(|name| name == *a)).collect();
+fn chosen(arch: Option<&str>) -> Result<Vec<(&'static str, &'static str)>> {
+    let archs: Vec<_> = ARCHS.iter().copied().filter(|it| arch.is_none_or(|name| name == it.0)).collect();
     if archs.is_empty() {
-        bail!("`--arch {}` is not known; the architectures are {}", arch.unwrap_or_default(), ARCHS.join(", "));
+        let known: Vec<_> = ARCHS.iter().map(|it| it.0).collect();
+        bail!("`--arch {}` is not known; the architectures are {}", arch.unwrap_or_default(), known.join(", "));
     }
     Ok(archs)
 }
@@ -113,7 +116,7 @@ mod tests {
     #[test]
     fn an_unknown_architecture_is_refused_with_the_known_ones() {
         assert_eq!(chosen(None).unwrap(), ARCHS);
-        assert_eq!(chosen(Some("gpt-neo")).unwrap(), ["gpt-neo"]);
+        assert_eq!(chosen(Some("gpt-neo")).unwrap(), ARCHS[1..]);
         let message = chosen(Some("bert")).unwrap_err().to_string();
         assert!(message.contains("bert") && message.contains("llama, gpt-neo"), "{message}");
     }
