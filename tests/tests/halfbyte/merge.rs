@@ -118,3 +118,37 @@ fn a_merge_leaves_what_no_adapter_touched_as_it_was() {
         assert_eq!(*values == after.0[name], !adapted, "{name}");
     }
 }
+
+#[test]
+fn overwriting_replaces_a_model_folder_and_nothing_else() {
+    let work = Work::new();
+    let (base, adapter) = (work.model(&TinyModel::llama()), work.finetune().done());
+    let folder = work.path("mine");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("thesis.pdf"), "years of work").unwrap();
+    merge(&base, &adapter, &folder, "--overwrite").user_error(&["mine", "thesis.pdf", "model folder"]);
+    fs::remove_file(folder.join("thesis.pdf")).unwrap();
+    fs::create_dir(folder.join("drafts")).unwrap();
+    merge(&base, &adapter, &folder, "--overwrite").user_error(&["mine", "drafts"]);
+    let file = work.path("file");
+    fs::write(&file, "a file").unwrap();
+    merge(&base, &adapter, &file, "--overwrite").user_error(&["file", "name a folder"]);
+    for source in [&base, &adapter, &work.path("")] {
+        let before = work.contents(&base);
+        merge(&base, &adapter, source, "--overwrite").user_error(&["which is being read"]);
+        assert!(work.contents(&base) == before && adapter.join("adapter_config.json").exists());
+    }
+    assert!(folder.join("drafts").is_dir() && fs::read(&file).unwrap() == b"a file");
+}
+
+#[test]
+fn an_adapter_on_the_output_head_is_refused() {
+    let work = Work::new();
+    let base = work.model(&TinyModel { tied: false, ..TinyModel::llama() });
+    let adapter = Finetune::new(&base, &work.rows(), &work.path("run")).flags("--target-modules q_proj").done();
+    let path = adapter.join("adapter_config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    assert!(config.contains("\"q_proj\""), "{config}");
+    fs::write(&path, config.replace("\"q_proj\"", "\"q_proj\", \"lm_head\"")).unwrap();
+    work.eval(&base, Some(&adapter), "").user_error(&["lm_head", "output head", "modules_to_save"]);
+}

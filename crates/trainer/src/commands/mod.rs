@@ -6,6 +6,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod merge;
+mod model_folder;
 mod quantize;
 mod session;
 

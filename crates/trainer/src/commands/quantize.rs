@@ -1,4 +1,4 @@
-use super::merge::write_folder;
+use super::model_folder::Target;
 use crate::{
     cli::{QuantArg, QuantizeArgs, Switch},
     console::{self, mib, say},
@@ -38,7 +38,8 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         None => measure(&base.folder, format, None)?,
         Some(output) => {
             let mut costs = Vec::new();
-            write_folder(output, args.overwrite, |draft| {
+            let target = Target { output, overwrite: args.overwrite, sources: &[&args.model] };
+            target.write(|draft| {
                 costs = measure(&base.folder, format, Some(draft))?;
                 Ok(())
             })?;

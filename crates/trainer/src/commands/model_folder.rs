@@ -1,0 +1,85 @@
+//! Writing a model folder whole or not at all, without harm to what its place holds.
+
+use crate::failure::user_error;
+use anyhow::Context;
+use std::path::Path;
+
+/// Where a finished model goes.
+pub(super) struct Target<'a> {
+    pub(super) output: &'a Path,
+    pub(super) overwrite: bool,
+    /// Folders that are read and must not be replaced.
+    pub(super) sources: &'a [&'a Path],
+}
+
+impl Target<'_> {
+    /// Refuses a place that cannot be taken; for the time before the work begins.
+    ///
+    /// `--overwrite` replaces a model folder and nothing else, so that a slip of the pen deletes no other folder.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let output = self.output;
+        let refuse = |why: &str| Err(user_error(format!("{}: {why}", output.display())));
+        if !output.exists() {
+            return Ok(());
+        }
+        if !output.is_dir() {
+            return refuse("--output is a file; name a folder");
+        }
+        if !self.overwrite {
+            return refuse("exists; --overwrite replaces it");
+        }
+        let place = output.canonicalize().with_context(|| output.display().to_string())?;
+        let holds = |source: &&&Path| source.canonicalize().is_ok_and(|it| it.starts_with(&place));
+        if let Some(source) = self.sources.iter().find(holds) {
+            return refuse(&format!(
+                "--output would replace {}, which is being read; name another folder",
+                source.display()
+            ));
+        }
+        for entry in std::fs::read_dir(output).with_context(|| output.display().to_string())? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.file_type()?.is_dir() || !belongs(&name) {
+                return refuse(&format!(
+                    "--overwrite replaces a model folder, but this one also holds {name}; move that away or name another folder"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills a new folder, which appears under its name only when it is whole. What stood there is put aside first and
+    /// removed last.
+    pub(super) fn write(&self, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        self.check()?;
+        let output = self.output;
+        let parent = output.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+        let beside = || {
+            let made = tempfile::Builder::new().prefix(".tmp-model-").tempdir_in(parent);
+            made.with_context(|| parent.display().to_string())
+        };
+        let draft = beside()?;
+        fill(draft.path())?;
+        let aside = beside()?;
+        let old = aside.path().join("old");
+        if output.exists() {
+            std::fs::rename(output, &old).with_context(|| output.display().to_string())?;
+        }
+        let draft = draft.keep();
+        if let Err(e) = std::fs::rename(&draft, output) {
+            if old.exists() && std::fs::rename(&old, output).is_err() {
+                // Better a folder of an odd name than none.
+                let _ = aside.keep();
+            }
+            return Err(e).with_context(|| format!("{}: the new folder is {}", output.display(), draft.display()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file is one that model folders hold.
+fn belongs(name: &str) -> bool {
+    const ENDINGS: [&str; 6] = [".json", ".safetensors", ".model", ".jinja", ".txt", ".md"];
+    ENDINGS.iter().any(|it| name.ends_with(it)) && !name.starts_with("adapter_")
+}
