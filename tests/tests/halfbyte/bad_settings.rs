@@ -58,6 +58,17 @@ fn settings_outside_their_range() {
 }
 
 #[test]
+fn optimizer_settings_outside_their_range() {
+    refused("--adam-beta1 1.5", &["--adam-beta1", "below 1", "1.5"]);
+    refused("--adam-beta2 nan", &["--adam-beta2"]);
+    refused("--adam-epsilon 0", &["--adam-epsilon", "above 0"]);
+    refused("--weight-decay inf", &["--weight-decay"]);
+    refused("--max-grad-norm nan", &["--max-grad-norm"]);
+    refused("--max-grad-norm=-1", &["--max-grad-norm", "at least 0"]);
+    refused("--optim-resident-mib 0", &["--optim-resident-mib", "above 0"]);
+}
+
+#[test]
 fn qlora_without_quantisation_is_a_contradiction() {
     refused("--method qlora --quant none", &["--method qlora", "--quant is none"]);
     refused("--method lora --quant nf4", &["--method lora", "--quant"]);

@@ -125,11 +125,35 @@ impl Settings {
         if !(self.epochs.is_finite() && self.epochs > 0.0) {
             return Err(user_error(format!("--num-train-epochs must be above 0, got {}", self.epochs)));
         }
+        self.check_optimizer()?;
         if self.args.max_steps == Some(0) {
             return Err(user_error("--max-steps must be at least 1"));
         }
         if self.args.overwrite && self.args.resume {
             return Err(user_error("--overwrite starts again and --resume goes on; choose one"));
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// What AdamW would refuse, too, but after the model was loaded and without the names of the flags.
+    fn check_optimizer(&self) -> anyhow::Result<()> {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.adamw;
+        let clip = f64::from(self.max_grad_norm);
+        let resident = self.args.optim_resident_mib.unwrap_or(1.0);
+        let rules = [
+            ("--adam-beta1", beta1, "at least 0 and below 1", (0.0..1.0).contains(&beta1)),
+            ("--adam-beta2", beta2, "at least 0 and below 1", (0.0..1.0).contains(&beta2)),
+            ("--adam-epsilon", eps, "above 0", eps > 0.0 && eps.is_finite()),
+            ("--weight-decay", weight_decay, "at least 0", weight_decay >= 0.0 && weight_decay.is_finite()),
+            ("--max-grad-norm", clip, "at least 0 (0 leaves gradients as they are)", clip >= 0.0),
+            ("--optim-resident-mib", resident, "above 0", resident > 0.0 && resident.is_finite()),
+        ];
+        for (flag, value, wanted, holds) in rules {
+            if !holds {
+                return Err(user_error(format!("{flag} must be {wanted}, got {value}")));
+            }
         }
         Ok(())
     }
