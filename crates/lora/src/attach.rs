@@ -33,11 +33,7 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
             if let Base::Trainable(_) = linear.base() {
                 return Err(Error::Config(format!("{path} trains in full; a low-rank adapter on it makes no sense")));
             }
-            if head.as_deref() == Some(path.as_str()) {
-                return Err(Error::Config(format!(
-                    "{path} is the output head and cannot carry a low-rank update yet; put it into modules_to_save to train it in full"
-                )));
-            }
+            refuse_head(head.as_deref(), &path)?;
             let (rank, scaling) = selection.rank_and_scaling(&path);
             let (out, inner) = linear.dims();
             if rank > out.min(inner) {
@@ -53,6 +49,16 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
     check(modules, config, &report)?;
     activate(modules, Some(adapter));
     Ok(report)
+}
+
+/// The head's product is part of the loss and knows no update.
+pub(crate) fn refuse_head(head: Option<&str>, path: &str) -> Result<()> {
+    if head == Some(path) {
+        return Err(Error::Config(format!(
+            "{path} is the output head and cannot carry a low-rank update yet; put it into modules_to_save to train it in full"
+        )));
+    }
+    Ok(())
 }
 
 /// Makes a named adapter (or none) the active one in the whole model.

@@ -120,12 +120,23 @@ pub fn parse_adapter_config(path: &Path, text: &str) -> Result<(LoraConfig, Vec<
             return Err(wrong(format!("{key} is {}, which is not supported", keys[key])));
         }
     }
+    if let Some(init) = keys.get("init_lora_weights").filter(|it| changes_base(it)) {
+        return Err(wrong(format!(
+            "init_lora_weights is {init}, so the adapter belongs to a base with changed weights; convert it in PEFT with save_pretrained(path_initial_model_for_weight_conversion=...) first"
+        )));
+    }
     let known =
         |key: &String| [&MUST_BE_OFF[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
     let unknown = keys.keys().filter(|it| !known(it)).cloned().collect();
     let config = read_fields(&keys).map_err(wrong)?;
     config.validate().map_err(|e| wrong(e.to_string()))?;
     Ok((config, unknown))
+}
+
+/// Whether PEFT derives other base weights from this way of initialising (PiSSA, OLoRA, CorDA, LoftQ), also on loading.
+fn changes_base(init: &Value) -> bool {
+    const KEEP_BASE: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+    init.as_str().is_some_and(|it| !KEEP_BASE.contains(&it.to_lowercase().as_str()))
 }
 
 fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, String> {
@@ -257,10 +268,19 @@ mod tests {
     }
 
     #[test]
+    fn ways_to_initialise_that_leave_the_base_alone_are_read() {
+        for init in ["true", "false", "\"gaussian\"", "\"orthogonal\"", "\"eva\""] {
+            read(&format!(r#"{{"peft_type": "LORA", "init_lora_weights": {init}}}"#)).unwrap();
+        }
+    }
+
+    #[test]
     fn what_would_change_the_result_is_refused() {
         for text in [
             r#"{"peft_type": "LORA", "use_dora": true}"#,
             r#"{"peft_type": "IA3"}"#,
+            r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_16"}"#,
+            r#"{"peft_type": "LORA", "init_lora_weights": "olora"}"#,
             r#"{"r": 8}"#,
             r#"{"peft_type": "LORA", "r": 0}"#,
             "[]",

@@ -1,6 +1,9 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
-use crate::{Error, LoraConfig, LoraLayer, Modules, Result, Selection, parse_adapter_config, render_adapter_config};
+use crate::{
+    Error, LoraConfig, LoraLayer, Modules, Result, Selection, attach::refuse_head, parse_adapter_config,
+    render_adapter_config,
+};
 use halfbyte_autograd::Param;
 use halfbyte_tensor::{DType, Tensor, bf16, f16};
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -113,6 +116,7 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
             let value = take(&mut tensors, &format!("{at}.weight"), &[out, inner], &mut missing).map_err(wrong)?;
             linear.add_full(name, value);
         } else if selection.adapts(&at) {
+            refuse_head(head.as_deref(), &at).map_err(|e| wrong(e.to_string()))?;
             let (rank, scaling) = selection.rank_and_scaling(&at);
             let (key_a, key_b) = (format!("{at}.lora_A.weight"), format!("{at}.lora_B.weight"));
             let a = take(&mut tensors, &key_a, &[rank, inner], &mut missing).map_err(wrong)?;

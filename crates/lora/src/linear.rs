@@ -148,6 +148,14 @@ impl Linear {
         }
     }
 
+    /// The full copy in use.
+    pub fn active_full(&self) -> Option<&Param> {
+        match self.active_adapter() {
+            Some(Adapter::Full(param)) => Some(param),
+            _ => None,
+        }
+    }
+
     /// Uses an adapter if this layer has it, else the base alone.
     pub fn set_active(&mut self, adapter: Option<&str>) {
         self.active = adapter.and_then(|name| self.adapters.iter().position(|it| it.0 == name));
