@@ -9,6 +9,8 @@ pub struct AttachReport {
     pub adapted: Vec<String>,
     /// Paths of the modules that train in full.
     pub saved: Vec<String>,
+    /// Whether the embedding trains in full and the output head with it, since the model ties them.
+    pub ties_head: bool,
     /// Things that are allowed, but hardly meant.
     pub warnings: Vec<String>,
 }
@@ -47,7 +49,7 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
     }
     copy_weights(modules, config, &selection, adapter, &mut report);
     check(modules, config, &report)?;
-    activate(modules, Some(adapter));
+    modules.set_active(Some(adapter));
     Ok(report)
 }
 
@@ -59,19 +61,6 @@ pub(crate) fn refuse_head(head: Option<&str>, path: &str) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Makes a named adapter (or none) the active one in the whole model.
-pub(crate) fn activate(modules: &mut Modules<'_>, adapter: Option<&str>) {
-    modules.linears.iter_mut().for_each(|it| it.set_active(adapter));
-    modules.weights.iter_mut().for_each(|it| it.set_active(adapter));
-}
-
-impl Modules<'_> {
-    /// Makes a named adapter (or none) the active one in the whole model.
-    pub fn set_active(&mut self, adapter: Option<&str>) {
-        activate(self, adapter);
-    }
 }
 
 fn fresh(path: &str, rank: usize, (out, inner): (usize, usize), seed: u64, site: u64) -> (Param, Param) {
@@ -93,12 +82,7 @@ fn copy_weights(
     report: &mut AttachReport,
 ) {
     for linear in &mut modules.linears {
-        let wanted = match config.bias {
-            Bias::None => selection.saves(linear.path()),
-            Bias::All => true,
-            Bias::LoraOnly => linear.lora(adapter).is_some() || selection.saves(linear.path()),
-        };
-        if let (true, Some(bias)) = (wanted, linear.bias_mut()) {
+        if let (true, Some(bias)) = (bias_trains(config, selection, linear.path()), linear.bias_mut()) {
             bias.add_copy(adapter, None);
         }
     }
@@ -106,12 +90,22 @@ fn copy_weights(
         let module = weight.module().to_owned();
         if selection.saves(&module) {
             weight.add_copy(adapter, None);
+            report.ties_head |= modules.tied_embedding.as_ref() == Some(&module);
             if report.saved.last() != Some(&module) {
                 report.saved.push(module);
             }
         } else if config.bias == Bias::All && weight.path().ends_with(".bias") {
             weight.add_copy(adapter, None);
         }
+    }
+}
+
+/// Whether the bias of the linear layer at `path` trains along.
+pub(crate) fn bias_trains(config: &LoraConfig, selection: &Selection<'_>, path: &str) -> bool {
+    match config.bias {
+        Bias::None => selection.saves(path),
+        Bias::All => true,
+        Bias::LoraOnly => selection.saves(path) || selection.adapts(path),
     }
 }
 
@@ -122,8 +116,9 @@ fn check(modules: &Modules<'_>, config: &LoraConfig, report: &AttachReport) -> R
         return Err(Error::NoTarget { asked: config.target_modules.to_string(), hint, available });
     }
     for name in &config.modules_to_save {
-        let found = report.saved.iter().any(|it| it.split('.').any(|part| part == name) || it.ends_with(name.as_str()));
-        if !found {
+        let alone = LoraConfig { modules_to_save: vec![name.clone()], ..LoraConfig::default() };
+        let selection = Selection::new(&alone, None)?;
+        if !report.saved.iter().any(|it| selection.saves(it)) {
             let mut names = local_names(modules);
             names.extend(modules.weights.iter().map(|it| it.module().to_owned()));
             names.dedup();

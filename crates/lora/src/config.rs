@@ -1,6 +1,9 @@
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+/// No matrix of a language model has a higher rank; a number above it is a slip.
+const MAX_RANK: usize = 65_536;
+
 /// Which linear layers get an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
@@ -78,6 +81,10 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f32)>,
     /// Only these layers of the stack (for target modules given as names).
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Names of the stack whose numbers those are; empty for the first number in a path.
+    pub layers_pattern: Vec<String>,
+    /// Whether a saved copy of an embedding is the output head, too, where the model ties the two.
+    pub ensure_weight_tying: bool,
     /// What the base model was called when the adapter was trained.
     pub base_model_name_or_path: Option<String>,
 }
@@ -96,6 +103,8 @@ impl Default for LoraConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            ensure_weight_tying: false,
             base_model_name_or_path: None,
         }
     }
@@ -107,6 +116,9 @@ impl LoraConfig {
         let refuse = |message: String| Err(Error::Config(message));
         if self.rank == 0 || self.rank_pattern.iter().any(|it| it.1 == 0) {
             return refuse("rank must be at least 1, got 0; common values are 8, 16 and 64".into());
+        }
+        if let Some(rank) = self.rank_pattern.iter().map(|it| it.1).chain([self.rank]).find(|it| *it > MAX_RANK) {
+            return refuse(format!("rank must be at most {MAX_RANK}, got {rank}; common values are 8, 16 and 64"));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return refuse(format!("lora_dropout must be at least 0 and below 1, got {}", self.lora_dropout));

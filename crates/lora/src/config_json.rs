@@ -26,13 +26,11 @@ const MUST_BE_OFF: [&str; 14] = [
 ];
 
 /// Keys that do not change what a trained adapter computes.
-const HARMLESS: [&str; 17] = [
+const HARMLESS: [&str; 15] = [
     "auto_mapping",
-    "ensure_weight_tying",
     "eva_config",
     "inference_mode",
     "init_lora_weights",
-    "layers_pattern",
     "loftq_config",
     "lora_ga_config",
     "megatron_config",
@@ -46,11 +44,13 @@ const HARMLESS: [&str; 17] = [
     "base_model_class",
 ];
 
-const UNDERSTOOD: [&str; 13] = [
+const UNDERSTOOD: [&str; 15] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
+    "ensure_weight_tying",
     "exclude_modules",
+    "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
@@ -73,17 +73,19 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     let mut keys = Map::new();
     let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
     let null = ["alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config"];
-    let null_too = ["layer_replication", "layers_pattern", "lora_ga_config", "megatron_config", "monteclora_config"];
+    let null_too = ["layer_replication", "lora_ga_config", "megatron_config", "monteclora_config"];
     let null_last = ["revision", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
     null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
-    let off = ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"];
+    let off = ["fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"];
     off.iter().for_each(|key| put(key, json!(false)));
     put("alpha_pattern", patterns(config.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()));
     put("base_model_name_or_path", json!(config.base_model_name_or_path));
     put("bias", json!(config.bias));
+    put("ensure_weight_tying", json!(config.ensure_weight_tying));
     put("exclude_modules", config.exclude_modules.as_ref().map_or(Value::Null, target_value));
     put("inference_mode", json!(true));
     put("init_lora_weights", json!(true));
+    put("layers_pattern", json!((!config.layers_pattern.is_empty()).then_some(&config.layers_pattern)));
     put("layers_to_transform", json!(config.layers_to_transform));
     put("loftq_config", json!({}));
     put("lora_alpha", number(config.lora_alpha));
@@ -150,16 +152,26 @@ fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, Str
             // PEFT's default for both architectures of the zoo.
             None => TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
         },
-        exclude_modules: target(keys, "exclude_modules")?,
+        // Unlike for the targets, `all-linear` is no keyword here.
+        exclude_modules: match keys.get("exclude_modules") {
+            Some(Value::String(regex)) if !regex.is_empty() => Some(TargetModules::Regex(regex.clone())),
+            Some(Value::String(_)) => None,
+            _ => field(keys, "exclude_modules")?.map(TargetModules::Names),
+        },
         bias: field(keys, "bias")?.unwrap_or_default(),
         use_rslora: field(keys, "use_rslora")?.unwrap_or(false),
         modules_to_save: field(keys, "modules_to_save")?.unwrap_or_default(),
         rank_pattern: pairs(keys, "rank_pattern")?,
         alpha_pattern: pairs(keys, "alpha_pattern")?,
         layers_to_transform: match keys.get("layers_to_transform") {
-            Some(Value::Number(one)) => Some(vec![one.as_u64().unwrap_or(0) as usize]),
+            Some(Value::Number(_)) => field(keys, "layers_to_transform")?.map(|one| vec![one]),
             _ => field(keys, "layers_to_transform")?,
         },
+        layers_pattern: match keys.get("layers_pattern") {
+            Some(Value::String(one)) => Some(one.clone()).filter(|it| !it.is_empty()).into_iter().collect(),
+            _ => field(keys, "layers_pattern")?.unwrap_or_default(),
+        },
+        ensure_weight_tying: field(keys, "ensure_weight_tying")?.unwrap_or(false),
         base_model_name_or_path: field(keys, "base_model_name_or_path")?,
     })
 }
@@ -243,6 +255,10 @@ mod tests {
             use_rslora: true,
             modules_to_save: vec!["lm_head".into()],
             rank_pattern: vec![("q_proj".into(), 2)],
+            layers_to_transform: Some(vec![0, 2]),
+            layers_pattern: vec!["layers".into()],
+            ensure_weight_tying: true,
+            exclude_modules: Some(TargetModules::Regex("all-linear".into())),
             ..LoraConfig::default()
         };
         let text = render_adapter_config(&config, &[]);
@@ -283,6 +299,9 @@ mod tests {
             r#"{"peft_type": "LORA", "init_lora_weights": "olora"}"#,
             r#"{"r": 8}"#,
             r#"{"peft_type": "LORA", "r": 0}"#,
+            r#"{"peft_type": "LORA", "r": 1000000000000000000}"#,
+            r#"{"peft_type": "LORA", "layers_to_transform": 1.5}"#,
+            r#"{"peft_type": "LORA", "layers_to_transform": -1}"#,
             "[]",
             "{",
         ] {

@@ -1,8 +1,9 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Error, LoraConfig, LoraLayer, Modules, Result, Selection, attach::refuse_head, parse_adapter_config,
-    render_adapter_config,
+    Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection,
+    attach::{bias_trains, refuse_head},
+    parse_adapter_config, render_adapter_config,
 };
 use halfbyte_autograd::Param;
 use halfbyte_tensor::{DType, Tensor, bf16, f16};
@@ -18,6 +19,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// The name of the configuration.
 const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
+/// What both architectures call a head that is the embedding.
+const TIED_HEAD: &str = "lm_head.weight";
 
 /// An adapter's files, read and checked, before they are put on a model.
 #[derive(Debug)]
@@ -74,6 +77,10 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
     for weight in &modules.weights {
         if let Some(param) = weight.copy_of(name) {
             push(weight.path().to_owned(), param);
+            // PEFT asks for the tied head by its own name, too.
+            if modules.tied_embedding.as_deref() == Some(weight.module()) && !weight.is_untied(name) {
+                push(TIED_HEAD.to_owned(), param);
+            }
         }
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
@@ -127,18 +134,30 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
                 found += 1;
             }
         }
+        let wanted = bias_trains(&config, &selection, &at);
         if let Some(bias) = linear.bias_mut() {
             let keys = [format!("{at}.base_layer.bias"), format!("{at}.bias")];
             if let Some(value) = keys.iter().find_map(|key| tensors.remove(key)) {
                 shape_is(&keys[1], &value, &[out]).map_err(wrong)?;
                 bias.add_copy(name, Some(value));
+            } else if wanted {
+                missing.push(keys[1].clone());
             }
         }
     }
     for weight in &mut modules.weights {
+        let wanted = selection.saves(weight.module()) || (config.bias == Bias::All && weight.path().ends_with(".bias"));
+        let tied = modules.tied_embedding.as_deref() == Some(weight.module());
         if let Some(value) = tensors.remove(weight.path()) {
             shape_is(weight.path(), &value, weight.value().shape()).map_err(wrong)?;
             weight.add_copy(name, Some(value));
+            if tied && config.ensure_weight_tying {
+                tensors.remove(TIED_HEAD);
+            } else if tied {
+                weight.untie(name);
+            }
+        } else if wanted {
+            missing.push(weight.path().to_owned());
         }
     }
     if found == 0 && missing.is_empty() {

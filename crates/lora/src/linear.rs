@@ -55,7 +55,8 @@ enum Adapter {
 pub struct Linear {
     path: String,
     base: Base,
-    unmerged: Option<Base>,
+    /// While an adapter is merged: the matrix without it, and which one it is.
+    unmerged: Option<(Base, Option<usize>)>,
     bias: Option<Weight>,
     adapters: Vec<(String, Adapter)>,
     active: Option<usize>,
@@ -118,7 +119,7 @@ impl Linear {
 
     /// Gives an adapter a full trainable copy of the matrix (`modules_to_save`), or takes the one given.
     pub fn add_full(&mut self, adapter: &str, value: Option<Tensor>) -> Param {
-        let value = value.unwrap_or_else(|| self.dense()).to_dtype(DType::F32).into_unique();
+        let value = value.unwrap_or_else(|| self.base.dense()).to_dtype(DType::F32).into_unique();
         let param = Param::new(format!("{}.weight", self.path), value);
         self.insert(adapter, Adapter::Full(param.clone()));
         param
@@ -156,8 +157,10 @@ impl Linear {
         }
     }
 
-    /// Uses an adapter if this layer has it, else the base alone.
+    /// Uses an adapter if this layer has it, else the base alone. A merged one is taken out first, or it would count
+    /// beside the chosen one.
     pub fn set_active(&mut self, adapter: Option<&str>) {
+        self.unmerge();
         self.active = adapter.and_then(|name| self.adapters.iter().position(|it| it.0 == name));
         if let Some(bias) = &mut self.bias {
             bias.set_active(adapter);
@@ -200,24 +203,16 @@ impl Linear {
     ///
     /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
     pub fn dense(&self) -> Tensor {
-        let (out, inner) = self.dims();
-        let mut w = match (self.active_adapter(), &self.base) {
-            (Some(Adapter::Full(param)), _) | (None | Some(_), Base::Trainable(param)) => {
-                return param.value().to_dtype(DType::F32);
+        match self.active_adapter() {
+            Some(Adapter::Full(param)) => param.value().to_dtype(DType::F32),
+            Some(Adapter::LowRank(layer)) => {
+                let (out, inner) = self.dims();
+                let mut w = self.base.dense().to_f32_vec();
+                layer.add_update(&mut w, inner);
+                Tensor::from_vec(&[out, inner], w)
             }
-            (_, Base::Frozen(matrix)) => {
-                let source = matrix.source();
-                let mut w = vec![0.0; out * inner];
-                for (row, values) in w.chunks_mut(inner).enumerate() {
-                    source.read_f32(row, 0, values);
-                }
-                w
-            }
-        };
-        if let Some(layer) = self.active_lora() {
-            layer.add_update(&mut w, inner);
+            None => self.base.dense(),
         }
-        Tensor::from_vec(&[out, inner], w)
     }
 
     /// Folds the active adapter into the matrix, which `freeze` stores again (for a 4-bit base: quantises again). The
@@ -230,16 +225,15 @@ impl Linear {
             return Ok(false);
         }
         let merged = freeze(&self.path, self.dense())?;
-        self.unmerged = Some(std::mem::replace(&mut self.base, merged));
-        self.active = None;
+        let original = std::mem::replace(&mut self.base, merged);
+        self.unmerged = Some((original, self.active.take()));
         Ok(true)
     }
 
-    /// Undoes [`Linear::merge`], bit for bit, and makes the adapter active again if it is named.
-    pub fn unmerge(&mut self, adapter: Option<&str>) {
-        if let Some(original) = self.unmerged.take() {
-            self.base = original;
-            self.set_active(adapter);
+    /// Undoes [`Linear::merge`], bit for bit: the adapter that was folded in is active again.
+    pub fn unmerge(&mut self) {
+        if let Some((original, active)) = self.unmerged.take() {
+            (self.base, self.active) = (original, active);
         }
     }
 
@@ -252,6 +246,23 @@ impl Linear {
 
     fn active_adapter(&self) -> Option<&Adapter> {
         self.active.map(|at| &self.adapters[at].1)
+    }
+}
+
+impl Base {
+    /// The matrix, decoded, in f32.
+    fn dense(&self) -> Tensor {
+        match self {
+            Base::Trainable(param) => param.value().to_dtype(DType::F32),
+            Base::Frozen(matrix) => {
+                let ((out, inner), source) = (matrix.dims(), matrix.source());
+                let mut w = vec![0.0; out * inner];
+                for (row, values) in w.chunks_mut(inner).enumerate() {
+                    source.read_f32(row, 0, values);
+                }
+                Tensor::from_vec(&[out, inner], w)
+            }
+        }
     }
 }
 

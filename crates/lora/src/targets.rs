@@ -10,6 +10,7 @@ pub struct Selection<'a> {
     exclude: Option<Matcher>,
     ranks: Vec<(Regex, usize)>,
     alphas: Vec<(Regex, f32)>,
+    layers: Vec<Regex>,
     head: Option<&'a str>,
 }
 
@@ -28,13 +29,14 @@ impl<'a> Selection<'a> {
             exclude: config.exclude_modules.as_ref().map(Matcher::new).transpose()?,
             ranks: patterns(&config.rank_pattern)?,
             alphas: patterns(&config.alpha_pattern)?,
+            layers: layer_patterns(&config.layers_pattern)?,
             head,
         })
     }
 
     /// Whether the linear layer at `path` gets an adapter.
     pub fn adapts(&self, path: &str) -> bool {
-        if self.exclude.as_ref().is_some_and(|it| it.matches(path)) || self.saves(path) {
+        if self.exclude.as_ref().is_some_and(|it| it.matches(path)) || self.inside_saved(path) {
             return false;
         }
         match &self.target {
@@ -47,13 +49,17 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Whether the module at `path` trains in full (`modules_to_save`).
+    /// Whether the module at `path` trains in full (`modules_to_save`): its path, or that of a module around it, ends
+    /// in a name. As in PEFT the end need not be a whole component: `norm` means every `input_layernorm`, too.
     pub fn saves(&self, path: &str) -> bool {
-        self.config.modules_to_save.iter().any(|name| {
-            let inside = |p: &str| p == name || p.ends_with(&format!(".{name}"));
-            // The module itself, or anything below it.
-            path.match_indices('.').map(|(at, _)| &path[..at]).chain([path]).any(inside)
-        })
+        let around = || path.match_indices('.').map(|(at, _)| &path[..at]).chain([path]);
+        self.config.modules_to_save.iter().any(|name| around().any(|it| it.ends_with(name.as_str())))
+    }
+
+    /// Whether a component of `path` is a name of `modules_to_save`: such a layer gets no low-rank update.
+    fn inside_saved(&self, path: &str) -> bool {
+        let named = |name: &String| path == name || format!(".{path}.").contains(&format!(".{name}."));
+        self.config.modules_to_save.iter().any(named)
     }
 
     /// Rank, and the factor of the update, of the layer at `path`.
@@ -64,10 +70,14 @@ impl<'a> Selection<'a> {
     }
 
     fn in_chosen_layer(&self, path: &str) -> bool {
-        match &self.config.layers_to_transform {
-            None => true,
-            Some(layers) => layer_index(path).is_some_and(|it| layers.contains(&it)),
-        }
+        let Some(chosen) = self.config.layers_to_transform.as_ref().filter(|it| !it.is_empty()) else { return true };
+        let index = if self.layers.is_empty() {
+            layer_index(path)
+        } else {
+            let number = |regex: &Regex| regex.captures(path).ok().flatten()?.get(1)?.as_str().parse().ok();
+            self.layers.iter().find_map(number)
+        };
+        index.is_some_and(|it| chosen.contains(&it))
     }
 }
 
@@ -126,6 +136,11 @@ pub fn suggest(asked: &TargetModules, available: &[String]) -> String {
 
 fn patterns<T: Copy>(pairs: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     pairs.iter().map(|(key, value)| Ok((compile(&format!(r"\A(?:.*\.)?(?:{key})\z"), key)?, *value))).collect()
+}
+
+/// Names of the stack of layers, which its number follows.
+fn layer_patterns(names: &[String]) -> Result<Vec<Regex>> {
+    names.iter().map(|it| compile(&format!(r"\A(?:|.*?\.){it}\.(\d+)\."), it)).collect()
 }
 
 fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
@@ -198,6 +213,13 @@ mod tests {
             ..Default::default()
         };
         assert!(adapts(&config, Q1) && !adapts(&config, "model.layers.2.self_attn.q_proj"));
+        config.layers_pattern = vec!["blocks".into()];
+        assert!(!adapts(&config, Q1) && adapts(&config, "model.blocks.3.layers.0.q_proj"), "the stack is named");
+        config.layers_pattern = vec!["blocks".into(), "layers".into()];
+        assert!(adapts(&config, Q1));
+        config.layers_to_transform = Some(Vec::new());
+        assert!(adapts(&config, "model.layers.2.self_attn.q_proj"), "an empty choice is none");
+        config.layers_to_transform = Some(vec![1]);
         config.target_modules = names(&["model.layers.2.self_attn.q_proj"]);
         assert!(adapts(&config, "model.layers.2.self_attn.q_proj"), "a whole path wins");
     }
@@ -215,6 +237,15 @@ mod tests {
         assert_eq!(selection.rank_and_scaling(Q1), (4, 4.0));
         assert_eq!(selection.rank_and_scaling("model.layers.1.self_attn.v_proj"), (2, 0.5));
         assert_eq!(selection.rank_and_scaling("model.layers.0.xq_proj"), (8, 2.0));
+    }
+
+    #[test]
+    fn saved_modules_are_found_by_the_end_of_their_names() {
+        let config = LoraConfig { modules_to_save: vec!["norm".into()], ..Default::default() };
+        let selection = Selection::new(&config, None).unwrap();
+        assert!(selection.saves("model.norm") && selection.saves("model.layers.0.input_layernorm"));
+        assert!(!selection.saves("model.layers.0.normal") && selection.saves("model.norm.inner"));
+        assert!(selection.adapts("model.layers.0.input_layernorm"), "a part of a component does not bar an update");
     }
 
     #[test]

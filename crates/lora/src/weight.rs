@@ -10,6 +10,8 @@ pub struct Weight {
     path: String,
     base: Slot,
     copies: Vec<(String, Param)>,
+    /// Adapters whose copy the output head does not share.
+    untied: Vec<String>,
     active: Option<usize>,
 }
 
@@ -22,12 +24,16 @@ enum Slot {
 impl Weight {
     /// A weight that never trains. `path` is its name in the checkpoint, such as `model.norm.weight`.
     pub fn frozen(path: impl Into<String>, value: Tensor) -> Weight {
-        Weight { path: path.into(), base: Slot::Frozen(value), copies: Vec::new(), active: None }
+        Weight::with(path.into(), Slot::Frozen(value))
     }
 
     /// A weight that trains with the whole model.
     pub fn trainable(param: Param) -> Weight {
-        Weight { path: param.name().to_owned(), base: Slot::Trainable(param), copies: Vec::new(), active: None }
+        Weight::with(param.name().to_owned(), Slot::Trainable(param))
+    }
+
+    fn with(path: String, base: Slot) -> Weight {
+        Weight { path, base, copies: Vec::new(), untied: Vec::new(), active: None }
     }
 
     /// Its name in the checkpoint.
@@ -42,9 +48,13 @@ impl Weight {
 
     /// The value in use.
     pub fn value(&self) -> Tensor {
-        match (self.active_param(), &self.base) {
-            (Some(param), _) | (None, Slot::Trainable(param)) => param.value(),
-            (None, Slot::Frozen(tensor)) => tensor.clone(),
+        self.active_param().map_or_else(|| self.base_value(), Param::value)
+    }
+
+    fn base_value(&self) -> Tensor {
+        match &self.base {
+            Slot::Trainable(param) => param.value(),
+            Slot::Frozen(tensor) => tensor.clone(),
         }
     }
 
@@ -56,6 +66,26 @@ impl Weight {
         }
     }
 
+    /// The value that a tied output head uses, on the tape.
+    pub fn head_var(&self, tape: &Tape<'_>) -> Var {
+        match self.active {
+            Some(at) if self.untied.contains(&self.copies[at].0) => Var::constant(self.base_value()),
+            _ => self.var(tape),
+        }
+    }
+
+    /// Whether a tied output head keeps the base although this adapter brought its own copy of the embedding.
+    pub fn is_untied(&self, adapter: &str) -> bool {
+        self.untied.iter().any(|it| it == adapter)
+    }
+
+    /// Keeps a tied output head on the base while this adapter is active.
+    pub fn untie(&mut self, adapter: &str) {
+        if !self.is_untied(adapter) {
+            self.untied.push(adapter.to_owned());
+        }
+    }
+
     /// The parameter behind the value in use, if it trains.
     pub fn param(&self) -> Option<&Param> {
         match (self.active_param(), &self.base) {
@@ -64,12 +94,16 @@ impl Weight {
         }
     }
 
-    /// Gives an adapter its own trainable copy (f32) of the value, or of `value` where one was loaded.
+    /// Gives an adapter its own trainable copy (f32) of the base, or of `value` where one was loaded.
     pub fn add_copy(&mut self, adapter: &str, value: Option<Tensor>) -> Param {
-        let value = value.unwrap_or_else(|| self.value()).to_dtype(DType::F32);
+        let value = value.unwrap_or_else(|| self.base_value()).to_dtype(DType::F32);
         let param = Param::new(self.path.clone(), value.into_unique());
-        self.copies.retain(|it| it.0 != adapter);
-        self.copies.push((adapter.to_owned(), param.clone()));
+        self.untied.retain(|it| it != adapter);
+        // In place, so that the choice of the active one stays right.
+        match self.copies.iter_mut().find(|it| it.0 == adapter) {
+            Some(copy) => copy.1 = param.clone(),
+            None => self.copies.push((adapter.to_owned(), param.clone())),
+        }
         param
     }
 

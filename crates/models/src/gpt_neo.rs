@@ -192,7 +192,11 @@ impl Model for GptNeo {
     }
 
     fn modules(&mut self) -> Modules<'_> {
-        let mut all = Modules { head: self.lm_head.as_ref().map(|it| it.path().to_owned()), ..Modules::default() };
+        let mut all = Modules::default();
+        match &self.lm_head {
+            Some(head) => all.head = Some(head.path().to_owned()),
+            None => all.tied_embedding = Some(self.wte.module().to_owned()),
+        }
         all.weights.extend([&mut self.wte, &mut self.wpe]);
         for block in &mut self.layers {
             all.linears.extend([&mut block.q_proj, &mut block.k_proj, &mut block.v_proj, &mut block.out_proj]);

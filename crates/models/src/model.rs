@@ -53,7 +53,7 @@ pub enum OutputHead<'m> {
 impl<'m> OutputHead<'m> {
     /// The head of a model: the embedding if `linear` is none.
     pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight) -> OutputHead<'m> {
-        let Some(linear) = linear else { return OutputHead::Var(embedding.var(tape)) };
+        let Some(linear) = linear else { return OutputHead::Var(embedding.head_var(tape)) };
         match (linear.active_full(), linear.base()) {
             (Some(param), _) | (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
             (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),

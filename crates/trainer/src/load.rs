@@ -6,6 +6,7 @@ use crate::{
     failure::user_error,
 };
 use anyhow::Context;
+use clap::ValueEnum;
 use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::Format;
 use halfbyte_lora::{LoraConfig, load_adapter, read_adapter, write_atomic};
@@ -29,6 +30,20 @@ pub(crate) struct BaseRecord {
     pub(crate) block_size: usize,
 }
 
+impl std::fmt::Display for BaseRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let quant = self.quant.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned());
+        match self.quant {
+            QuantArg::None => f.write_str("loaded (quant none)"),
+            QuantArg::Int8 => f.write_str(&quant),
+            _ if self.double_quant == Switch::On => {
+                write!(f, "{quant}, blocks of {}, doubly quantised", self.block_size)
+            }
+            _ => write!(f, "{quant}, blocks of {}", self.block_size),
+        }
+    }
+}
+
 impl BaseRecord {
     /// The record beside an adapter, if Halfbyte wrote it.
     pub(crate) fn read(adapter: &Path) -> anyhow::Result<Option<BaseRecord>> {
@@ -48,6 +63,18 @@ impl BaseRecord {
     /// The storage format.
     pub(crate) fn format(&self) -> Format {
         self.quant.format(self.double_quant == Switch::On, self.block_size)
+    }
+
+    /// Warns where an adapter was trained on a base that was kept in another way: its losses will differ from those it was trained to.
+    pub(crate) fn compare(&self, adapter: &Path) -> anyhow::Result<()> {
+        let known = BaseRecord::read(adapter)?.filter(|it| it.format() != self.format());
+        if let Some(trained) = known {
+            console::warn(&format!(
+                "{} was trained on a base kept as {trained}, this one is {self}",
+                adapter.display(),
+            ));
+        }
+        Ok(())
     }
 
     /// From flags that may be absent: what is written beside the first adapter, else dense. `quant` alone means
@@ -108,9 +135,10 @@ fn load_with(folder: &ModelFolder, loading: Loading<'_>) -> anyhow::Result<Box<d
     Ok(model)
 }
 
-/// `NAME=DIR`, or a folder that lends its own name.
+/// `NAME=DIR`, or a folder that lends its own name. A `=` inside a path, as in `runs/lr=2e-4`, names nothing.
 pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
-    if let Some((name, dir)) = text.split_once('=') {
+    let named = text.split_once('=').filter(|it| !it.0.contains(['/', '\\']) && !Path::new(text).is_dir());
+    if let Some((name, dir)) = named {
         if name.is_empty() || dir.is_empty() {
             return Err(user_error(format!("--adapter {text}: expected NAME=DIR")));
         }
@@ -122,7 +150,13 @@ pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
 }
 
 /// Puts an adapter from disk on a model, inactive, and gives its configuration.
-pub(crate) fn add_adapter(model: &mut dyn Model, dir: &Path, name: &str) -> anyhow::Result<LoraConfig> {
+pub(crate) fn add_adapter(
+    model: &mut dyn Model,
+    dir: &Path,
+    name: &str,
+    base: BaseRecord,
+) -> anyhow::Result<LoraConfig> {
+    base.compare(dir)?;
     let file = read_adapter(dir)?;
     if !file.unknown_keys.is_empty() {
         console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));

@@ -23,7 +23,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut model = load::load(&base.folder, record.format())?;
     if let Some(dir) = &args.adapter {
-        load::add_adapter(model.as_mut(), dir, "adapter")?;
+        load::add_adapter(model.as_mut(), dir, "adapter", record)?;
         model.modules().set_active(Some("adapter"));
     }
     let found = evaluate::loss(

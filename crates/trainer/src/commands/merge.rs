@@ -2,6 +2,7 @@ use super::model_folder::Target;
 use crate::{
     cli::MergeArgs,
     console::{say, warn},
+    failure::user_error,
     load::{self, BaseRecord},
     save_model::save_model,
 };
@@ -20,7 +21,13 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let record = BaseRecord::resolve(args.quant, args.double_quant, args.block_size, Some(&args.adapter))?;
     let base = load::open(&args.model)?;
     let mut model = load::load(&base.folder, record.format())?;
-    load::add_adapter(model.as_mut(), &args.adapter, "adapter")?;
+    load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
+    if model.modules().weights.iter().any(|it| it.is_untied("adapter")) {
+        return Err(user_error(format!(
+            "{}: the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead",
+            args.adapter.display()
+        )));
+    }
     model.modules().set_active(Some("adapter"));
     target.write(|draft| save_model(model.as_ref(), &args.model, draft, args.dtype.dtype()))?;
     say(&format!("merged model in {}", args.output.display()));

@@ -39,7 +39,7 @@ impl Session {
                     "--adapter: the name `{name}` is taken; write NAME=DIR with another name"
                 )));
             }
-            load::add_adapter(model.as_mut(), dir, name)?;
+            load::add_adapter(model.as_mut(), dir, name, record)?;
         }
         let config = GenerateConfig {
             max_new_tokens: sampling.max_new_tokens,

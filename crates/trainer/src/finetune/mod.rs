@@ -1,5 +1,6 @@
 //! `halfbyte finetune`: the road from a base model and a data file to an adapter.
 
+mod adapter_flags;
 mod args;
 mod checkpoint;
 mod output;

@@ -1,7 +1,7 @@
 //! Before and after the training loop: loading, planning, evaluating, saving, summing up.
 
 use super::{
-    ADAPTER,
+    ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method},
     checkpoint,
     output::RunFolder,
@@ -171,13 +171,17 @@ fn attach_adapter(mut settings: Settings, model: &mut dyn Model) -> anyhow::Resu
         return Ok(settings);
     }
     if let Some(dir) = settings.args.init_adapter.clone() {
-        let mut config = load::add_adapter(model, &dir, ADAPTER)?;
+        let mut config = load::add_adapter(model, &dir, ADAPTER, settings.base)?;
         config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
+        let asked = adapter_flags::asked(&settings.given, &settings.lora, &config);
+        adapter_flags::differences(&asked, &config, &model.modules())?.iter().for_each(|it| warn(it));
+        adapter_flags::adopt(&mut settings.args, &config);
         settings.lora = config;
         model.modules().set_active(Some(ADAPTER));
         return Ok(settings);
     }
     let report = attach(&mut model.modules(), &settings.lora, ADAPTER, settings.seed)?;
+    settings.lora.ensure_weight_tying = report.ties_head;
     report.warnings.iter().for_each(|it| warn(it));
     say(&format!(
         "{} layers adapted, rank {}, lora_alpha {}",

@@ -1,13 +1,16 @@
 //! The settings of a run, with every default filled in and every contradiction refused.
 
-use super::args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
+use super::{
+    adapter_flags,
+    args::{CheckpointingArg, FinetuneArgs, Method, SchedulerArg},
+};
 use crate::{
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
     load::{self, BaseRecord},
 };
 use halfbyte_data::{DataConfig, parse_rows};
-use halfbyte_lora::{Bias, LoraConfig, TargetModules};
+use halfbyte_lora::LoraConfig;
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +18,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) args: FinetuneArgs,
+    /// The flags before the adapter's defaults were filled in.
+    pub(crate) given: FinetuneArgs,
     pub(crate) model: PathBuf,
     pub(crate) data: PathBuf,
     pub(crate) output: PathBuf,
@@ -59,7 +64,8 @@ impl Settings {
         };
         let compute = compute(&a);
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
-        let lora = lora(&mut a, &model)?;
+        let given = a.clone();
+        let lora = adapter_flags::config(&mut a, &model)?;
         let settings = Settings {
             model,
             data,
@@ -95,6 +101,7 @@ impl Settings {
             device: *a.device.get_or_insert(DeviceArg::Auto),
             checkpointing: *a.gradient_checkpointing.get_or_insert(CheckpointingArg::Auto),
             args: a,
+            given,
         };
         settings.check()?;
         Ok(settings)
@@ -190,39 +197,6 @@ fn compute(a: &FinetuneArgs) -> ComputeArg {
         (None, true) => ComputeArg::F16,
         (None, false) => ComputeArg::Bf16,
     }
-}
-
-fn lora(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraConfig> {
-    let list = |text: &Option<String>| -> Vec<String> {
-        text.iter().flat_map(|it| it.split(',')).map(|it| it.trim().to_owned()).filter(|it| !it.is_empty()).collect()
-    };
-    Ok(LoraConfig {
-        rank: *a.rank.get_or_insert(16),
-        lora_alpha: *a.lora_alpha.get_or_insert(16.0),
-        lora_dropout: *a.lora_dropout.get_or_insert(0.0),
-        target_modules: TargetModules::parse(a.target_modules.get_or_insert("all-linear".into())),
-        exclude_modules: a.exclude_modules.as_deref().map(TargetModules::parse),
-        bias: match *a.bias.get_or_insert(BiasArg::None) {
-            BiasArg::None => Bias::None,
-            BiasArg::All => Bias::All,
-            BiasArg::LoraOnly => Bias::LoraOnly,
-        },
-        use_rslora: a.use_rslora,
-        modules_to_save: list(&a.modules_to_save),
-        rank_pattern: pattern(a.rank_pattern.as_deref(), "--rank-pattern")?,
-        alpha_pattern: pattern(a.alpha_pattern.as_deref(), "--alpha-pattern")?,
-        layers_to_transform: None,
-        base_model_name_or_path: Some(model.display().to_string()),
-    })
-}
-
-fn pattern<T: std::str::FromStr>(text: Option<&str>, flag: &str) -> anyhow::Result<Vec<(String, T)>> {
-    let one = |pair: &str| {
-        let parsed =
-            pair.rsplit_once('=').and_then(|(name, value)| Some((name.trim().to_owned(), value.trim().parse().ok()?)));
-        parsed.ok_or_else(|| user_error(format!("{flag}: expected NAME=NUMBER, got `{pair}`")))
-    };
-    text.iter().flat_map(|it| it.split(',')).map(one).collect()
 }
 
 fn positive(value: &mut Option<usize>, default: usize, flag: &str) -> anyhow::Result<usize> {

@@ -1,0 +1,67 @@
+//! One layer against what PEFT computed for it: `fixtures/lora.safetensors` holds a linear layer (`W`, `b`), an input
+//! `x`, an adapter (`A`, `B`) of rank 4 and alpha 6, and for LoRA and rsLoRA the output, the gradients of `sum(y)` and
+//! the merged matrix, all in f32.
+
+use halfbyte_autograd::{Param, Tape};
+use halfbyte_frozen::Format;
+use halfbyte_lora::{Base, Context, Linear, LoraConfig, LoraLayer, Selection, Weight};
+use halfbyte_tensor::Tensor;
+use halfbyte_testkit::assert_close;
+use safetensors::SafeTensors;
+
+struct Fixture(Vec<u8>);
+
+impl Fixture {
+    fn open() -> Fixture {
+        Fixture(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lora.safetensors")).unwrap())
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Tensor::from_vec(view.shape(), values.collect())
+    }
+
+    fn expected(&self, name: &str) -> Vec<f64> {
+        self.tensor(name).to_f32_vec().into_iter().map(f64::from).collect()
+    }
+}
+
+/// Sums of at most 24 terms of size one: a few units of 2^-24 of each, far below this.
+const TOLERANCE: f64 = 1e-5;
+
+fn agrees(case: &str, use_rslora: bool) {
+    let fixture = Fixture::open();
+    let config = LoraConfig { rank: 4, lora_alpha: 6.0, use_rslora, ..LoraConfig::default() };
+    let (rank, scaling) = Selection::new(&config, None).unwrap().rank_and_scaling("layer");
+    let (a, b) = (Param::new("A", fixture.tensor("A")), Param::new("B", fixture.tensor("B")));
+    assert_eq!(a.value().shape()[0], rank);
+    let base = Base::Frozen(Format::DENSE.freeze(fixture.tensor("W")).unwrap());
+    let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", fixture.tensor("b"))));
+    layer.add_lora("peft", LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0 });
+    layer.set_active(Some("peft"));
+
+    let tape = Tape::recording();
+    let x = tape.param(&Param::new("x", fixture.tensor("x")));
+    let y = layer.forward(&tape, &x, &Context::default()).unwrap();
+    assert_close("y", &y.value().to_f32_vec(), &fixture.expected(&format!("{case}.y")), TOLERANCE);
+    let ones = Tensor::from_vec(y.value().shape(), vec![1.0f32; y.value().len()]);
+    let sum = tape.record("sum", [&y], Tensor::scalar(0.0), move |_, _| Ok([Some(ones)]));
+    let grads = tape.backward(sum).unwrap();
+    for (param, name) in [(&a, "gA"), (&b, "gB")] {
+        let got = grads.get(param).unwrap().to_f32_vec();
+        assert_close(name, &got, &fixture.expected(&format!("{case}.{name}")), TOLERANCE);
+    }
+    assert_close("merged", &layer.dense().to_f32_vec(), &fixture.expected(&format!("{case}.merged")), TOLERANCE);
+}
+
+#[test]
+fn lora_is_pefts() {
+    agrees("lora", false);
+}
+
+#[test]
+fn rank_stabilised_lora_is_pefts() {
+    agrees("rslora", true);
+}
