@@ -1,6 +1,6 @@
 //! Reading what a run wrote as another program would.
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// The f32 tensors of a safetensors file: shape and values by name.
@@ -19,6 +19,20 @@ impl Tensors {
             (name, (view.shape().to_vec(), values))
         });
         Tensors(tensors.collect())
+    }
+
+    /// Writes the file again, in another dtype.
+    pub fn write(&self, path: &Path, dtype: Dtype) {
+        let encode = |value: f32| match dtype {
+            Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+            Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+            _ => value.to_le_bytes().to_vec(),
+        };
+        let bytes: Vec<Vec<u8>> = self.0.values().map(|it| it.1.iter().flat_map(|v| encode(*v)).collect()).collect();
+        let views = self.0.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
+            (name, TensorView::new(dtype, shape.clone(), bytes).expect("bytes of this shape"))
+        });
+        fs::write(path, safetensors::serialize(views, None).expect("a file")).expect("written");
     }
 
     /// The largest difference of two files with the same names and shapes.

@@ -1,6 +1,7 @@
 //! The binary from end to end: what it does with good input, and that bad input gets a sentence, the right exit code and
 //! no loss. One test program, so that the binary is built and this one linked once.
 
+mod adapters;
 mod bad_data;
 mod bad_models;
 mod bad_settings;

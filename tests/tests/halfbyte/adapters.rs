@@ -1,0 +1,204 @@
+//! What adapters are made of, and what is said about those that do not fit.
+
+use e2e::{Finetune, Tensors, TinyModel, VOCAB, Work, run};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+
+fn tensors(adapter: &Path) -> Tensors {
+    Tensors::read(&adapter.join(WEIGHTS))
+}
+
+fn config(adapter: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(adapter.join("adapter_config.json")).unwrap()).unwrap()
+}
+
+/// Changes an adapter's configuration.
+fn set(adapter: &Path, key: &str, value: Value) {
+    let mut all = config(adapter);
+    all[key] = value;
+    fs::write(adapter.join("adapter_config.json"), all.to_string()).unwrap();
+}
+
+fn names(it: &Tensors) -> Vec<&str> {
+    it.0.keys().map(|key| key.strip_prefix(PREFIX).expect("PEFT's prefix")).collect()
+}
+
+/// An adapter after twenty steps, so that it matters, and the loss with it.
+fn trained(work: &Work, flags: &str) -> (PathBuf, f64) {
+    let folder = work.finetune().flags("--max-steps 20").flags(flags).done();
+    let loss = work.loss(&work.model(&TinyModel::llama()), Some(&folder), "");
+    (folder, loss)
+}
+
+#[test]
+fn an_embedding_that_is_the_head_too_trains_as_one_and_is_saved_under_both_names() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let (adapter, loss) = trained(&work, "--target-modules q_proj --modules-to-save embed_tokens");
+    assert_eq!(config(&adapter)["ensure_weight_tying"], json!(true));
+    let mut file = tensors(&adapter);
+    let head = file.0.remove(&format!("{PREFIX}lm_head.weight")).expect("the head");
+    assert_eq!(head.0, [VOCAB, 32]);
+    assert_eq!(Some(&head), file.0.get(&format!("{PREFIX}model.embed_tokens.weight")), "one matrix");
+
+    // Without the flag PEFT trains the embedding alone, and the head stays on the base.
+    set(&adapter, "ensure_weight_tying", json!(false));
+    file.write(&adapter.join(WEIGHTS), Dtype::F32);
+    let apart = work.loss(&base, Some(&adapter), "");
+    let alone = work.loss(&base, None, "--quant nf4");
+    assert!((apart - loss).abs() > 0.01 && (apart - alone).abs() > 0.01, "{apart}, tied {loss}, base {alone}");
+    let args = ["merge", "--model", base.to_str().unwrap(), "--adapter", adapter.to_str().unwrap(), "--output"];
+    run(args.into_iter().chain([work.path("merged").to_str().unwrap()]))
+        .user_error(&["ensure_weight_tying", "side by side"]);
+    assert!(!work.path("merged").exists());
+}
+
+#[test]
+fn saved_modules_are_found_by_the_end_of_their_names() {
+    let work = Work::new();
+    let (adapter, _) = trained(&work, "--target-modules q_proj --modules-to-save norm");
+    let file = tensors(&adapter);
+    let norms = names(&file).into_iter().filter(|it| it.ends_with("norm.weight")).count();
+    assert_eq!(norms, 5, "two a layer and the last: {:?}", names(&file));
+}
+
+#[test]
+fn all_biases_train_under_their_plain_names_and_those_of_adapted_layers_inside() {
+    let work = Work::new();
+    let model = work.model(&TinyModel::gpt_neo());
+    let run = work.finetune().path("--model", &model).flags("--bias all --target-modules out_proj");
+    let file = tensors(&run.done());
+    let names = names(&file);
+    for name in [
+        "transformer.h.0.attn.attention.out_proj.base_layer.bias",
+        "transformer.h.0.mlp.c_fc.bias",
+        "transformer.h.0.ln_1.bias",
+        "transformer.ln_f.bias",
+    ] {
+        assert!(names.contains(&name), "{name} is not among {names:?}");
+    }
+}
+
+#[test]
+fn patterns_give_their_layers_another_rank_and_excluded_layers_none() {
+    let work = Work::new();
+    let (adapter, _) = trained(&work, "--rank-pattern q_proj=2,down_proj=6 --exclude-modules k_proj,up_proj");
+    let file = tensors(&adapter);
+    let shape = |layer: &str| file.0.get(&format!("{PREFIX}model.layers.1.{layer}.weight")).map(|it| it.0.clone());
+    assert_eq!(shape("self_attn.q_proj.lora_A"), Some(vec![2, 32]));
+    assert_eq!(shape("self_attn.q_proj.lora_B"), Some(vec![32, 2]));
+    assert_eq!(shape("mlp.down_proj.lora_B"), Some(vec![32, 6]));
+    assert_eq!(shape("self_attn.v_proj.lora_A"), Some(vec![4, 32]));
+    assert_eq!((shape("self_attn.k_proj.lora_A"), shape("mlp.up_proj.lora_A")), (None, None));
+}
+
+#[test]
+fn adapters_in_half_precision_and_of_old_versions_are_read() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let (adapter, loss) = trained(&work, "");
+    let file = tensors(&adapter);
+    // Weights rounded by 2^-8 and 2^-11 relatively move a loss by far less than the adapter did.
+    for (dtype, tolerance) in [(Dtype::BF16, 0.05), (Dtype::F16, 0.005)] {
+        file.write(&adapter.join(WEIGHTS), dtype);
+        let rounded = work.loss(&base, Some(&adapter), "");
+        assert!((rounded - loss).abs() < tolerance, "{dtype:?}: {rounded}, in f32 {loss}");
+        assert_ne!(rounded, loss, "{dtype:?} was read as something else");
+    }
+    let old = file.0.into_iter().map(|(key, it)| (key.replace(".weight", ".default.weight"), it));
+    Tensors(old.collect()).write(&adapter.join(WEIGHTS), Dtype::F32);
+    assert_eq!(work.loss(&base, Some(&adapter), ""), loss);
+}
+
+#[test]
+fn tensors_that_are_missing_left_over_or_misshapen_are_named() {
+    let work = Work::new();
+    let model = TinyModel { attention_bias: true, ..TinyModel::llama() };
+    let base = work.model(&model);
+    let run = work.finetune().path("--model", &base).flags("--bias lora_only --modules-to-save norm");
+    let adapter = run.done();
+    let whole = tensors(&adapter);
+    let path = adapter.join(WEIGHTS);
+    for name in [
+        "model.norm.weight",
+        "model.layers.0.self_attn.q_proj.base_layer.bias",
+        "model.layers.1.mlp.up_proj.lora_B.weight",
+    ] {
+        let mut file = whole.clone();
+        file.0.remove(&format!("{PREFIX}{name}")).expect(name);
+        file.write(&path, Dtype::F32);
+        let shown = name.replace(".base_layer", "");
+        work.eval(&base, Some(&adapter), "").user_error(&[WEIGHTS, "lacks", &shown]);
+    }
+    let mut file = whole.clone();
+    file.0.insert(format!("{PREFIX}model.layers.7.self_attn.q_proj.lora_A.weight"), (vec![1], vec![0.0]));
+    file.write(&path, Dtype::F32);
+    work.eval(&base, Some(&adapter), "").user_error(&[WEIGHTS, "no module", "model.layers.7.self_attn.q_proj"]);
+    whole.write(&path, Dtype::F32);
+    set(&adapter, "r", json!(3));
+    work.eval(&base, Some(&adapter), "").user_error(&[WEIGHTS, "lora_A.weight has shape [4, 32]", "[3, 32]"]);
+    set(&adapter, "r", json!(4));
+    fs::rename(&path, adapter.join("adapter_model.bin")).unwrap();
+    work.eval(&base, Some(&adapter), "").user_error(&["pickle", "safetensors"]);
+}
+
+#[test]
+fn flags_that_an_initial_adapter_overrules_are_named_and_not_recorded() {
+    let work = Work::new();
+    let first = work.finetune().flags("--target-modules q_proj,v_proj --rank-pattern v_proj=2").done();
+    let again = |flags: &str, output: &str| -> (Finetune, String) {
+        let run = work.finetune().path("--init-adapter", &first).output(&work.path(output)).flags(flags);
+        let stderr = run.run().success().stderr;
+        (run, stderr)
+    };
+    let (run, stderr) = again("--rank 8 --target-modules all-linear --quant fp4", "second");
+    for part in ["--rank 8 is ignored, the adapter has 4", "14 layers, the adapter has 4", "nf4", "fp4"] {
+        assert!(stderr.contains(part), "{part} is not in {stderr}");
+    }
+    let written: toml::Table = fs::read_to_string(run.folder().join("config.toml")).unwrap().parse().unwrap();
+    assert_eq!(written["rank"].as_integer(), Some(4));
+    assert_eq!(written["target_modules"].as_str(), Some("q_proj,v_proj"));
+    assert_eq!(written["rank_pattern"].as_str(), Some("v_proj=2"));
+    let (_, stderr) = again("--rank 4 --target-modules .*\\.[qv]_proj", "third");
+    assert!(!stderr.contains("ignored") && !stderr.contains("keeps them"), "{stderr}");
+}
+
+#[test]
+fn an_adapter_on_a_base_kept_in_another_way_is_pointed_out() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let (adapter, _) = trained(&work, "");
+    let other = work.eval(&base, Some(&adapter), "--quant none").success();
+    assert!(other.stderr.contains("was trained on a base kept as nf4, blocks of 64, doubly quantised"), "{other}");
+    assert!(!work.eval(&base, Some(&adapter), "").success().stderr.contains("kept as"));
+}
+
+#[test]
+fn a_path_with_an_equals_sign_is_a_path() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let folder = work.path("lr=2e-4");
+    let adapter = work.finetune().output(&folder).done();
+    let ask = |adapter: &Path| {
+        let args =
+            ["generate", "--prompt", "a", "--max-new-tokens", "1", "--model", base.to_str().unwrap(), "--adapter"];
+        run(args.into_iter().chain([adapter.to_str().unwrap()]))
+    };
+    ask(&adapter).success();
+    ask(&work.path("lr=3e-4")).user_error(&["lr=3e-4", "adapter_config.json"]);
+}
+
+#[test]
+fn a_rank_beyond_all_matrices_is_a_slip() {
+    let work = Work::new();
+    for flags in ["--rank 1000000000000000000", "--rank 1000000000", "--rank-pattern q_proj=1000000000"] {
+        work.finetune().flags(flags).run().user_error(&["rank must be at most 65536"]);
+    }
+}
