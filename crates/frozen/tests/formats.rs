@@ -9,8 +9,8 @@ const DIMS: [(usize, usize); 4] = [(1, 1), (5, 48), (33, 130), (64, 192)];
 fn formats() -> Vec<Format> {
     let mut all = vec![Format::DENSE, Format { quant: Quant::Int8, ..Format::DENSE }];
     for quant in [Quant::Nf4, Quant::Fp4, Quant::Int4] {
-        for double_quant in [false, true] {
-            all.push(Format { quant, block_size: 64, double_quant });
+        for block_size in [32, 64, 4096] {
+            all.extend([false, true].map(|double_quant| Format { quant, block_size, double_quant }));
         }
     }
     all
@@ -44,17 +44,19 @@ fn a_product_reads_exactly_the_decoded_weight_both_ways() {
             let dense = Dense::new(out, inner, w.data::<f32>());
             let source = matrix.source();
             let (x, dy) = (noise_vec(3 * inner, 3), noise_vec(3 * out, 4));
-            let product = |a: &[f32], k: usize, w: Operand<'_>, n: usize| {
-                let mut y = vec![0.0; 3 * n];
-                let a = Dense::new(3, k, a);
-                matmul(&Product::new(Operand::new(&a), w, Compute::F32), Out::F32(&mut y));
-                y
-            };
-            let what = format!("{format:?} {out}x{inner}");
-            let forward = |w: Operand<'_>| product(&x, inner, w, out);
-            assert_eq!(forward(Operand::new(source.as_ref()).t()), forward(Operand::new(&dense).t()), "{what}");
-            let backward = |w: Operand<'_>| product(&dy, out, w, inner);
-            assert_eq!(backward(Operand::new(source.as_ref())), backward(Operand::new(&dense)), "{what}");
+            for compute in [Compute::F32, Compute::Bf16] {
+                let product = |a: &[f32], k: usize, w: Operand<'_>, n: usize| {
+                    let mut y = vec![0.0; 3 * n];
+                    let a = Dense::new(3, k, a);
+                    matmul(&Product::new(Operand::new(&a), w, compute), Out::F32(&mut y));
+                    y
+                };
+                let what = format!("{format:?} {out}x{inner} {compute:?}");
+                let forward = |w: Operand<'_>| product(&x, inner, w, out);
+                assert_eq!(forward(Operand::new(source.as_ref()).t()), forward(Operand::new(&dense).t()), "{what}");
+                let backward = |w: Operand<'_>| product(&dy, out, w, inner);
+                assert_eq!(backward(Operand::new(source.as_ref())), backward(Operand::new(&dense)), "{what}");
+            }
         }
     }
 }

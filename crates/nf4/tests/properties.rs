@@ -113,6 +113,69 @@ proptest! {
     }
 
     #[test]
+    fn any_stored_scales_decode_as_their_formula(
+        codes in prop::collection::vec(any::<u8>(), 1..600),
+        nested in prop::array::uniform3(any::<u32>()),
+        offset in any::<u32>(),
+        q in quant_types(),
+    ) {
+        let nested_absmax: Vec<f32> = nested[..codes.len().div_ceil(256)].iter().map(|b| f32::from_bits(*b)).collect();
+        let offset = f32::from_bits(offset);
+        let scales = Scales::Double { codes: codes.clone(), nested_absmax: nested_absmax.clone(), offset };
+        let blocks = Blocks4::from_parts(q, 64, codes.len() * 64, vec![0x70; codes.len() * 32], scales).unwrap();
+        // The code of the first of each pair is 7, that of the second 0.
+        let decoded = decode::<f32>(&blocks);
+        for (i, &code) in codes.iter().enumerate() {
+            let absmax = DynamicMap::Signed.values()[usize::from(code)] * nested_absmax[i / 256] + offset;
+            for (at, nibble) in [(i * 64, 7), (i * 64 + 63, 0)] {
+                let expected = q.code()[nibble] * absmax;
+                prop_assert!(decoded[at].to_bits() == expected.to_bits() || (decoded[at].is_nan() && expected.is_nan()));
+            }
+        }
+    }
+
+    #[test]
+    fn any_stored_eight_bit_codes_decode_as_their_formula(codes in prop::collection::vec(any::<u8>(), 60), scale in any::<u32>()) {
+        let scale = f32::from_bits(scale);
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        let mut decoded = vec![0.0f32; 60];
+        // -128 included, which no quantiser writes.
+        let signed: Vec<i8> = codes.iter().map(|c| *c as i8).collect();
+        Rows8::from_parts(5, 12, signed.clone(), vec![scale; 5]).unwrap().dequantize(&mut decoded);
+        for (c, d) in signed.iter().zip(&decoded) {
+            prop_assert!(same(*d, f32::from(*c) * scale * (1.0 / 127.0)), "{c} at {scale} became {d}");
+        }
+        for map in [DynamicMap::Signed, DynamicMap::Unsigned] {
+            let blocks = blockwise8::Blocks8::from_parts(map, 25, codes.clone(), vec![scale; 3]).unwrap();
+            blocks.dequantize(&mut decoded);
+            prop_assert!(codes.iter().zip(&decoded).all(|(c, d)| same(*d, map.values()[usize::from(*c)] * scale)));
+        }
+    }
+
+    #[test]
+    fn halves_and_doubly_quantised_scales_keep_their_bounds(
+        x in prop::collection::vec(-1.0f32..1.0, 1..9000),
+        q in quant_types(),
+        bs in prop::sample::select(&BLOCK_SIZES),
+    ) {
+        fn check<T: Element>(x: &[T], q: QuantType, bs: usize) -> Result<(), TestCaseError> {
+            let (plain, double) = (quantize4(x, q, bs, false).unwrap(), quantize4(x, q, bs, true).unwrap());
+            prop_assert_eq!(&plain.packed, &double.packed, "the scales are quantised after the codes are chosen");
+            for (i, ((a, plain_value), value)) in x.iter().zip(decode::<f32>(&plain)).zip(decode::<f32>(&double)).enumerate() {
+                let (absmax, stored) = (plain.block_absmax(i / bs), double.block_absmax(i / bs));
+                let bound = half_gap(q) * absmax * 1.000_001;
+                prop_assert!((a.to_f32() - plain_value).abs() <= bound, "{q:?} {i}");
+                // No value of a code exceeds one, so that the scale's own error is all that is added.
+                prop_assert!((a.to_f32() - value).abs() <= bound + (absmax - stored).abs() * 1.000_001, "{q:?} {i}");
+            }
+            Ok(())
+        }
+        check(&x, q, bs)?;
+        check(&x.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), q, bs)?;
+        check(&x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), q, bs)?;
+    }
+
+    #[test]
     fn a_range_is_a_part_of_the_whole(x in weights(700), q in quant_types(), double in any::<bool>(), cut in any::<[prop::sample::Index; 2]>()) {
         let blocks = quantize4(&x, q, 64, double).unwrap();
         let mut ends = cut.map(|c| c.index(x.len() + 1));

@@ -45,6 +45,13 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
             assert_eq!(grads.get(&h).unwrap().dtype(), dtype);
             assert_close("dh", &grads.get(&h).unwrap().to_f32_vec(), &fifth(dh), allowed);
             assert_close("dw", grads.get(&w).unwrap().data(), &fifth(dw), allowed);
+
+            let frozen = Plain::new(w.value());
+            let tape = Tape::recording();
+            let loss = cross_entropy(&tape, &tape.param(&h), Head::Frozen(&frozen), &targets, 5.0).unwrap();
+            let again = tape.backward(loss).unwrap();
+            assert_eq!(again.len(), 1, "a frozen head has no gradient");
+            assert_eq!(again.get(&h).unwrap().to_f32_vec(), grads.get(&h).unwrap().to_f32_vec());
         }
     }
 }
@@ -56,6 +63,14 @@ fn gradients_agree_with_differences() {
     gradcheck(&[h, w], |tape, p| {
         let w = tape.param(&p[1]);
         cross_entropy(tape, &tape.param(&p[0]), Head::Trainable(&w), &[8, IGNORE, 0, 3, 3], 4.0)
+    });
+}
+
+#[test]
+fn gradients_through_a_frozen_head_agree_with_differences() {
+    let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
+    gradcheck(&[Param::new("h", noise(&[5, 4], DType::F32, 1))], |tape, p| {
+        cross_entropy(tape, &tape.param(&p[0]), Head::Frozen(w), &[8, IGNORE, 0, 3, 3], 4.0)
     });
 }
 

@@ -12,15 +12,23 @@ fn forward_and_gradient_of_a_four_bit_weight_agree_with_f64_in_every_dtype() {
             let x = Param::new("x", noise(&[m, k], dtype, 1));
             let dy = noise(&[m, n], dtype, 4);
             let tape = Tape::recording();
-            let y = frozen_linear(&tape, &tape.param(&x), &w, None).unwrap();
+            let bias = Param::new("bias", noise(&[n], DType::F32, 6));
+            let y = frozen_linear(&tape, &tape.param(&x), &w, Some(&tape.param(&bias))).unwrap();
             assert_eq!(y.value().dtype(), dtype);
             let ws = as_operand(&w.dense(), dtype);
-            let expected = product(&as_operand(&x.value(), dtype), &transposed(&ws, n, k), (m, k, n));
+            let mut expected = product(&as_operand(&x.value(), dtype), &transposed(&ws, n, k), (m, k, n));
+            let biases = bias.value().to_f32_vec();
+            expected.iter_mut().zip(biases.iter().cycle()).for_each(|(y, b)| *y += f64::from(*b));
             assert_close("y", &y.value().to_f32_vec(), &expected, tolerance(dtype, k));
             let loss = with_gradient(&tape, &y, &dy);
             let grads = tape.backward(loss).unwrap();
             let expected = product(&as_operand(&dy, dtype), &ws, (m, n, k));
             assert_close("dx", &grads.get(&x).unwrap().to_f32_vec(), &expected, tolerance(dtype, n));
+            let mut expected = vec![0.0; n];
+            for row in rounded(&dy, dtype).chunks(n) {
+                expected.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
+            }
+            assert_close("dbias", &grads.get(&bias).unwrap().to_f32_vec(), &expected, tolerance(DType::F32, m));
         }
     }
 }
