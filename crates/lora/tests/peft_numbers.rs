@@ -2,9 +2,10 @@
 //! `x`, an adapter (`A`, `B`) of rank 4 and alpha 6, and for LoRA and rsLoRA the output, the gradients of `sum(y)` and
 //! the merged matrix, all in f32.
 
+mod support;
+
 use halfbyte_autograd::{Param, Tape};
-use halfbyte_frozen::Format;
-use halfbyte_lora::{Base, Context, Linear, LoraConfig, LoraLayer, Selection, Weight};
+use halfbyte_lora::{Context, Linear, LoraConfig, LoraLayer, Selection, Weight};
 use halfbyte_tensor::Tensor;
 use halfbyte_testkit::assert_close;
 use safetensors::SafeTensors;
@@ -37,7 +38,7 @@ fn agrees(case: &str, use_rslora: bool) {
     let (rank, scaling) = Selection::new(&config, None).unwrap().rank_and_scaling("layer");
     let (a, b) = (Param::new("A", fixture.tensor("A")), Param::new("B", fixture.tensor("B")));
     assert_eq!(a.value().shape()[0], rank);
-    let base = Base::Frozen(Format::DENSE.freeze(fixture.tensor("W")).unwrap());
+    let base = support::dense(fixture.tensor("W"));
     let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", fixture.tensor("b"))));
     layer.add_lora("peft", LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0 });
     layer.set_active(Some("peft"));

@@ -46,9 +46,12 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// More than any machine has cores; so many threads would only wait for each other.
+const MAX_THREADS: usize = 1024;
+
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    if threads == Some(0) {
-        return Err(UserError("--threads must be at least 1".into()).into());
+    if let Some(asked) = threads.filter(|it| !(1..=MAX_THREADS).contains(it)) {
+        return Err(UserError(format!("--threads must be between 1 and {MAX_THREADS}, got {asked}")).into());
     }
     // The pool may exist already where several commands run in one process.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global();

@@ -53,6 +53,10 @@ fn settings_outside_their_range() {
     refused("--gradient-accumulation-steps 0", &["--gradient-accumulation-steps"]);
     refused("--block-size 63", &["block", "63"]);
     refused("--threads 0", &["--threads"]);
+    refused("--threads 100000", &["--threads", "1024"]);
+    refused("--eval-labels a,b", &["--eval-labels", "--eval-data"]);
+    refused("--samples 3", &["--samples", "--eval-data"]);
+    refused("--eval-steps 3", &["--eval-steps", "--eval-data"]);
     refused("--quant nf5", &["nf5", "nf4"]);
     refused("--rank many", &["many", "--rank"]);
 }
@@ -73,6 +77,14 @@ fn qlora_without_quantisation_is_a_contradiction() {
     refused("--method qlora --quant none", &["--method qlora", "--quant is none"]);
     refused("--method lora --quant nf4", &["--method lora", "--quant"]);
     refused("--method full --quant nf4", &["--method full", "--quant"]);
+}
+
+#[test]
+fn more_accumulation_than_rows_is_an_epoch_a_step() {
+    let work = Work::new();
+    let run = work.finetune().flags("--gradient-accumulation-steps 1000000000000 --max-steps 2");
+    run.done();
+    assert_eq!(run.losses().len(), 2);
 }
 
 #[test]

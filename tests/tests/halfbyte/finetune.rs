@@ -168,7 +168,7 @@ fn biases_and_whole_modules_train_along_and_are_saved_by_pefts_names() {
         .finetune()
         .path("--model", &base)
         .path("--eval-data", &rows)
-        .flags("--bias lora_only --target-modules q_proj,v_proj --modules-to-save lm_head,norm");
+        .flags("--bias lora_only --target-modules q_proj,v_proj --modules-to-save lm_head,model.norm");
     let folder = run.done();
     let file = Tensors::read(&folder.join("adapter_model.safetensors"));
     let shape = |name: &str| file.0.get(&format!("base_model.model.{name}")).map(|it| it.0.clone());
@@ -179,6 +179,17 @@ fn biases_and_whole_modules_train_along_and_are_saved_by_pefts_names() {
     assert_eq!(file.0.len(), 2 * 2 * 3 + 2, "and nothing else: {:?}", file.0.keys());
     let again = work.loss(&base, Some(&folder), "--max-length 16 --batch-size 2");
     assert_eq!(Some(again), run.summary()["eval_loss_after"].as_f64(), "all of it is loaded again");
+}
+
+#[test]
+fn a_profile_says_where_the_time_of_the_steps_goes() {
+    let work = Work::new();
+    let run = work.finetune().flags("--profile");
+    let table = run.run().success().stderr;
+    assert!(table.contains("lora_linear") && table.contains("GFLOP/s"), "{table}");
+    let text = std::fs::read_to_string(run.folder().join("profile.json")).unwrap();
+    let profile: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(profile.to_string().contains("cross_entropy"), "{profile}");
 }
 
 #[test]

@@ -136,6 +136,15 @@ impl Settings {
         if self.args.max_steps == Some(0) {
             return Err(user_error("--max-steps must be at least 1"));
         }
+        let needs_eval_data = [
+            ("--eval-labels", self.args.eval_labels.is_some()),
+            ("--samples", self.args.samples > Some(0)),
+            ("--eval-rows", self.args.eval_rows.is_some()),
+            ("--eval-steps", self.eval_steps > 0),
+        ];
+        if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && self.args.eval_data.is_none()) {
+            return Err(user_error(format!("{flag} is about held-out rows, but there are none; add --eval-data FILE")));
+        }
         if self.args.overwrite && self.args.resume {
             return Err(user_error("--overwrite starts again and --resume goes on; choose one"));
         }

@@ -217,7 +217,7 @@ impl Run<'_> {
 
 /// The micro-batches of a step; the last group of an epoch may be smaller.
 fn next_group(batches: &mut Batches<'_>, accumulation: usize) -> Vec<Batch> {
-    let mut group = Vec::with_capacity(accumulation);
+    let mut group = Vec::new();
     while group.len() < accumulation {
         if !group.is_empty() && batches.next_position().batch == 0 {
             break;
