@@ -1,7 +1,7 @@
 //! Packing: an operand's elements in the order in which the inner loop reads them.
 //!
 //! A panel is `lanes` rows of op(a) or columns of op(b) side by side: word row `q` of lane `i` is `panel[q * lanes + i]`.
-//! Two layouts of the source lead there. Where lanes are stored rows, groups of eight rows are transposed; where lanes
+//! Two layouts of the source lead there. Where lanes are stored rows, groups of sixteen rows are transposed; where lanes
 //! are stored columns, pieces of rows are copied as they are. Either way the pieces first become f32 or bf16, which is
 //! where a quantised source is decoded.
 
@@ -12,7 +12,7 @@ use crate::kernels::{GROUP, Isa, Kernel, Operands, Slot, WordRow};
 use crate::product::{Operand, Trans};
 use crate::reader::Reader;
 
-/// Elements of a row that are decoded at once: eight such pieces and their panel rows fit a first-level cache.
+/// Elements of a row that are decoded at once: sixteen such pieces and their panel rows fit a first-level cache.
 const PIECE: usize = 256;
 
 /// One side of a product, seen as lanes times k.
@@ -78,7 +78,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// Transposes stored rows `first + lane..` (eight at most) into lanes `lane..` of a panel.
+    /// Transposes stored rows `first + lane..` (sixteen at most) into lanes `lane..` of a panel.
     fn transpose_group(&self, first: usize, lane: usize, span: Span, (panel, pieces): (&mut [u32], &mut Pieces)) {
         let end = (first + lane + GROUP).min(first + self.width).min(self.lanes);
         let rows = end.saturating_sub(first + lane);

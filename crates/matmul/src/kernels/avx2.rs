@@ -150,12 +150,26 @@ fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
+/// Lanes that are transposed at once.
+const HALF: usize = GROUP / 2;
+
+/// The two halves of a group, the higher one first, as [`Slot`] asks.
+fn halves<'r, 's, T>(rows: &[&'r [T]; GROUP], slot: Slot<'s>, mut f: impl FnMut(&[&'r [T]; HALF], Slot<'_>)) {
+    let Slot { panel, width, lane } = slot;
+    let (low, high) = rows.split_at(HALF);
+    for (rows, lane) in [(high, lane + HALF), (low, lane)] {
+        if let (true, Ok(rows)) = (lane < width, rows.try_into()) {
+            f(rows, Slot { panel, width, lane });
+        }
+    }
+}
+
 /// Transposes as many blocks of 8 words as fit, and returns the word rows done. Each row points at `words` words.
 ///
 /// # Safety
 /// Each pointer is readable for `words` words.
 #[target_feature(enable = "avx2")]
-unsafe fn transpose_words(rows: [*const u8; GROUP], words: usize, slot: &mut Slot<'_>) -> usize {
+unsafe fn transpose_words(rows: [*const u8; HALF], words: usize, slot: &mut Slot<'_>) -> usize {
     let mut q = 0;
     while q + 8 <= words && (q + 7) * slot.width + slot.lane + 8 <= slot.panel.len() {
         let mut block = [_mm256_setzero_si256(); 8];
@@ -176,21 +190,25 @@ unsafe fn transpose_words(rows: [*const u8; GROUP], words: usize, slot: &mut Slo
 }
 
 #[target_feature(enable = "avx2")]
-fn transpose_f32(rows: &[&[f32]; GROUP], mut slot: Slot<'_>) {
+fn transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>) {
     let words = rows[0].len();
     assert!(rows.iter().all(|r| r.len() == words), "transposed rows must be of one length");
-    // SAFETY: every row is `words` floats long.
-    let done = unsafe { transpose_words(rows.map(|r| r.as_ptr().cast()), words, &mut slot) };
-    portable::transpose_f32_from(done, rows, slot);
+    halves(rows, slot, |rows, mut slot| {
+        // SAFETY: every row is `words` floats long.
+        let done = unsafe { transpose_words(rows.map(|r| r.as_ptr().cast()), words, &mut slot) };
+        portable::transpose_f32_from(done, rows, slot);
+    });
 }
 
 #[target_feature(enable = "avx2")]
-fn transpose_bf16(rows: &[&[bf16]; GROUP], mut slot: Slot<'_>) {
+fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
     let len = rows[0].len();
     assert!(rows.iter().all(|r| r.len() == len), "transposed rows must be of one length");
-    // SAFETY: every row is at least 2 * (len / 2) elements long, that is len / 2 words.
-    let done = unsafe { transpose_words(rows.map(|r| r.as_ptr().cast()), len / 2, &mut slot) };
-    portable::transpose_bf16_from(done, rows, slot);
+    halves(rows, slot, |rows, mut slot| {
+        // SAFETY: every row is at least 2 * (len / 2) elements long, that is len / 2 words.
+        let done = unsafe { transpose_words(rows.map(|r| r.as_ptr().cast()), len / 2, &mut slot) };
+        portable::transpose_bf16_from(done, rows, slot);
+    });
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,9 +1,9 @@
-//! AVX-512: f32 and bf16 tile kernels. Packing and decoding use the AVX2 helpers, which every such machine has.
+//! AVX-512: f32 and bf16 tile kernels. The f32 kernels pack and decode with the AVX2 helpers.
 
 use std::arch::x86_64::*;
 
 use super::tile::{Lanes, SPIN, spin, tile};
-use super::{Kernel, Operands, avx2};
+use super::{Kernel, Operands, avx2, avx512_isa};
 
 /// Whether this machine runs the f32 kernel.
 pub(super) fn detected() -> bool {
@@ -12,7 +12,7 @@ pub(super) fn detected() -> bool {
 
 /// Whether this machine runs the bf16 kernel too.
 pub(super) fn bf16_detected() -> bool {
-    detected() && is_x86_feature_detected!("avx512bf16")
+    avx512_isa::detected()
 }
 
 macro_rules! sixteen {
@@ -124,5 +124,5 @@ pub(super) static BF16: Kernel = Kernel {
     tile: tile_bf16,
     spin: spin_bf16,
     spin_work: 64 * SPIN,
-    isa: &avx2::ISA,
+    isa: &avx512_isa::ISA,
 };

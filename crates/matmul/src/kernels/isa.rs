@@ -9,7 +9,7 @@ use super::output::{Epilogue, Target, Tile};
 use crate::sources::Lut4;
 
 /// Lanes that [`Isa::transpose_f32`] and [`Isa::transpose_bf16`] take at once.
-pub(crate) const GROUP: usize = 8;
+pub(crate) const GROUP: usize = 16;
 
 /// Where a transposed group of lanes goes inside a panel.
 pub(crate) struct Slot<'a> {
@@ -65,7 +65,7 @@ macro_rules! safe_call {
 }
 
 safe_call! {
-    /// Stores 8 rows of equal length as 8 lanes of a panel of f32 words.
+    /// Stores 16 rows of equal length as 16 lanes of a panel of f32 words.
     transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>);
     /// As `transpose_f32`, a word holding two consecutive elements (the second is zero past an odd end).
     transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>);

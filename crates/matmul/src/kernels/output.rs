@@ -8,7 +8,7 @@ use crate::product::Out;
 /// The output matrix, shared by the threads of a product. Each element belongs to one tile, and a tile to one thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
-    data: Pointer,
+    pub(super) data: Pointer,
     len: usize,
     /// Columns of the matrix.
     cols: usize,
@@ -17,8 +17,9 @@ pub(crate) struct Target<'a> {
     lifetime: std::marker::PhantomData<&'a mut f32>,
 }
 
+/// Where the output begins.
 #[derive(Clone, Copy)]
-enum Pointer {
+pub(super) enum Pointer {
     F32(*mut f32),
     Bf16(*mut bf16),
     F16(*mut f16),
@@ -68,21 +69,40 @@ impl<'a> Target<'a> {
     }
 }
 
+/// A tile's place in the output: element (r, c) of the tile's columns is `data[r * stride + first + c]`.
+pub(super) struct Place {
+    pub(super) rows: (usize, usize),
+    pub(super) first: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+}
+
+impl Target<'_> {
+    /// The place of a tile.
+    ///
+    /// # Panics
+    /// If it lies outside.
+    #[inline(always)]
+    pub(super) fn place(&self, tile: &Tile<'_>) -> Place {
+        let (row, col) = self.origin;
+        let ((r0, r1), (c0, c1)) = ((tile.rows.0 - row, tile.rows.1 - row), (tile.cols.0 - col, tile.cols.1 - col));
+        assert!(
+            r0 <= r1 && c0 <= c1 && c1 <= self.cols && r1 * self.cols <= self.len,
+            "a tile must lie inside the output"
+        );
+        Place { rows: (r0, r1), first: c0, width: c1 - c0, stride: self.cols }
+    }
+}
+
 /// Writes the tile: rows `rows.0..rows.1` and columns `cols.0..cols.1` of the product.
 #[inline(always)]
 pub(super) fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
-    let (row, col) = target.origin;
-    let ((r0, r1), (c0, c1)) = ((tile.rows.0 - row, tile.rows.1 - row), (tile.cols.0 - col, tile.cols.1 - col));
-    assert!(
-        r0 <= r1 && c0 <= c1 && c1 <= target.cols && r1 * target.cols <= target.len,
-        "a tile must lie inside the output"
-    );
-    let n = c1 - c0;
+    let Place { rows: (r0, r1), first, width: n, stride } = target.place(&tile);
     let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);
     for r in r0..r1 {
         let sums = &tile.sums[(r - r0) * tile.stride..][..n];
-        let at = r * target.cols + c0;
-        // SAFETY: at + n <= len by the assertion above, and no other thread holds this part of the row.
+        let at = r * stride + first;
+        // SAFETY: at + n <= len, as `place` checked, and no other thread holds this part of the row.
         unsafe {
             match target.data {
                 Pointer::F32(p) => {

@@ -100,7 +100,7 @@ pub(crate) static ISA: Isa = Isa {
 
 /// Stores from word row `from` on.
 #[inline(always)]
-pub(super) fn transpose_f32_from(from: usize, rows: &[&[f32]; GROUP], slot: Slot<'_>) {
+pub(super) fn transpose_f32_from(from: usize, rows: &[&[f32]], slot: Slot<'_>) {
     for q in from..rows[0].len() {
         let lanes = &mut slot.panel[q * slot.width + slot.lane..(q + 1) * slot.width];
         for (word, row) in lanes.iter_mut().zip(rows) {
@@ -111,7 +111,7 @@ pub(super) fn transpose_f32_from(from: usize, rows: &[&[f32]; GROUP], slot: Slot
 
 /// Stores from word row `from` on.
 #[inline(always)]
-pub(super) fn transpose_bf16_from(from: usize, rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
+pub(super) fn transpose_bf16_from(from: usize, rows: &[&[bf16]], slot: Slot<'_>) {
     for q in from..rows[0].len().div_ceil(2) {
         let lanes = &mut slot.panel[q * slot.width + slot.lane..(q + 1) * slot.width];
         for (word, row) in lanes.iter_mut().zip(rows) {
@@ -268,7 +268,7 @@ fn lut4_f32(l: &Lut4<'_>, start: usize, out: &mut [f32], round: bool) {
     lut4(l, start, out, |s| block_f32(l.table, s, round), |t, p, o| look_up(0, t, p, o));
 }
 
-fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
+pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
     lut4(l, start, out, |s| block_bf16(l.table, s), |t, p, o| look_up(0, t, p, o));
 }
 

@@ -1,0 +1,213 @@
+//! AVX-512 vector helpers around the bf16 tile kernel: packing, decoding 4-bit codes, storing. Masks take care of ends,
+//! so nothing falls back to single elements.
+//!
+//! Rounding uses the hardware's own conversion, which treats subnormal values as zero, as its products do.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::avx2;
+use super::isa::{GROUP, Isa, Slot, WordRow};
+use super::output::{self, Epilogue, Pointer, Target, Tile};
+use super::portable;
+use crate::sources::Lut4;
+
+/// Whether this machine runs what is in this module.
+pub(super) fn detected() -> bool {
+    avx2::detected()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+pub(super) static ISA: Isa = Isa { transpose_bf16, deal_pairs, lut4_bf16, store, ..avx2::ISA };
+
+/// The lowest `n` of 16 lanes.
+#[inline(always)]
+fn first(n: usize) -> __mmask16 {
+    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+}
+
+/// Transposes 16 by 16 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose16(r: &[__m512i; 16]) -> [__m512i; 16] {
+    let mut t = *r;
+    for i in (0..16).step_by(2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    let mut u = t;
+    for i in (0..16).step_by(4) {
+        u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // Quarter `q` of u[4 g + c] is now column 4 q + c of rows 4 g .. 4 g + 4: gather the quarters.
+    let mut out = u;
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(u[c], u[4 + c]);
+        let low2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(u[c], u[4 + c]);
+        let high = _mm512_shuffle_i32x4::<0b10_00_10_00>(u[8 + c], u[12 + c]);
+        let high2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(u[8 + c], u[12 + c]);
+        out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+        out[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+        out[4 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low2, high2);
+        out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low2, high2);
+    }
+    out
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
+    let len = rows[0].len();
+    assert!(rows.iter().all(|r| r.len() == len), "transposed rows must be of one length");
+    let (words, lanes) = (len.div_ceil(2), (slot.width - slot.lane).min(GROUP));
+    assert!(words == 0 || (words - 1) * slot.width + slot.lane + lanes <= slot.panel.len(), "a group must fit its panel");
+    for q in (0..words).step_by(16) {
+        // Elements past an odd end are zero.
+        let left = (len - 2 * q).min(32);
+        let mask = if left == 32 { u32::MAX } else { (1 << left) - 1 };
+        let mut block = [_mm512_setzero_si512(); 16];
+        for (b, row) in block.iter_mut().zip(rows) {
+            // SAFETY: the mask covers elements 2 q .. 2 q + left of a row, which exist.
+            *b = unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().add(2 * q).cast()) };
+        }
+        let columns = transpose16(&block);
+        for (i, column) in columns.iter().take(words - q).enumerate() {
+            let at = (q + i) * slot.width + slot.lane;
+            // SAFETY: lanes at .. at + lanes lie within the panel by the assertion above.
+            unsafe { _mm512_mask_storeu_epi32(slot.panel.as_mut_ptr().add(at).cast(), first(lanes), *column) };
+        }
+    }
+}
+
+/// Element i of the first 16, then element i of the next 16, alternately.
+static INTERLEAVE: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        (order[2 * i], order[2 * i + 1]) = (i as u16, i as u16 + 16);
+        i += 1;
+    }
+    order
+};
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
+    let n = even.len().min(odd.len());
+    if out.count == 0 {
+        return;
+    }
+    assert!((out.count - 1) * out.stride + out.width <= out.words.len(), "a word row must fit its panels");
+    // SAFETY: the order holds 32 elements.
+    let order = unsafe { _mm512_loadu_si512(INTERLEAVE.as_ptr().cast()) };
+    for p in 0..out.count {
+        for j in (0..out.width).step_by(16) {
+            let from = p * out.width + j;
+            let mask = first(n.saturating_sub(from));
+            let lanes = first(out.width - j);
+            // SAFETY: the first mask covers elements below n, the second the words j..width of panel p, which exist by
+            // the assertion above. Where the first is empty the pointers may lie past the end, but are not read.
+            unsafe {
+                let e = _mm256_maskz_loadu_epi16(mask, even.as_ptr().wrapping_add(from).cast());
+                let o = _mm256_maskz_loadu_epi16(mask, odd.as_ptr().wrapping_add(from).cast());
+                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(e), o);
+                let pairs = _mm512_permutexvar_epi16(order, both);
+                _mm512_mask_storeu_epi32(out.words.as_mut_ptr().add(p * out.stride + j).cast(), lanes, pairs);
+            }
+        }
+    }
+}
+
+/// The 16 values of a block, twice.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn block_bf16(table: __m512, scale: f32) -> __m512i {
+    let values = _mm512_cvtneps_pbh(_mm512_mul_ps(table, _mm512_set1_ps(scale)));
+    // SAFETY: both types are 256 bits.
+    _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
+}
+
+/// Looks up the codes of whole bytes: 32 elements a step. A word's index is the low half of it, since both halves of the
+/// table are the same; so a byte shifted right by four is one index, and the byte itself another.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
+    assert!(packed.len() >= out.len().div_ceil(2), "4-bit codes must cover the elements read");
+    for from in (0..out.len()).step_by(32) {
+        let left = (out.len() - from).min(32);
+        let elements = if left == 32 { u32::MAX } else { (1 << left) - 1 };
+        // SAFETY: the masks cover `left` elements from `from`, and the bytes that hold them.
+        unsafe {
+            let bytes = _mm_maskz_loadu_epi8(first(left.div_ceil(2)), packed.as_ptr().add(from / 2).cast());
+            let bytes = _mm512_cvtepu8_epi32(bytes);
+            let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
+            let values = _mm512_permutexvar_epi16(codes, table);
+            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(from).cast(), elements, values);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
+    // SAFETY: the table holds 16 floats.
+    let table = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
+    let (mut at, mut out, mut block) = (start, out, start / l.block_size);
+    if at % 2 == 1 && !out.is_empty() {
+        // A first element in a low nibble.
+        portable::lut4_bf16(l, at, &mut out[..1]);
+        (at, out) = (at + 1, &mut out[1..]);
+        block = at / l.block_size;
+    }
+    while !out.is_empty() {
+        let len = ((block + 1) * l.block_size - at).min(out.len());
+        let (piece, rest) = out.split_at_mut(len);
+        run_bf16(block_bf16(table, l.scales.get(block)), &l.packed[at / 2..(at + len).div_ceil(2)], piece);
+        (at, block, out) = (at + len, block + 1, rest);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
+    let place = target.place(&tile);
+    let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);
+    let alpha = _mm512_set1_ps(epilogue.alpha);
+    for (i, r) in (place.rows.0..place.rows.1).enumerate() {
+        let sums = &tile.sums[i * tile.stride..][..place.width];
+        for j in (0..place.width).step_by(16) {
+            let mask = first(place.width - j);
+            // SAFETY: the mask covers columns j .. width of the sums, of the bias and of row `r` of the output, which
+            // `place` checked and which no other thread holds.
+            unsafe {
+                let mut v = _mm512_mul_ps(alpha, _mm512_maskz_loadu_ps(mask, sums.as_ptr().add(j)));
+                if let Some(bias) = bias {
+                    v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(j)));
+                }
+                let at = r * place.stride + place.first + j;
+                match target.data {
+                    Pointer::F32(p) => {
+                        let p = p.add(at);
+                        if epilogue.accumulate {
+                            v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, p));
+                        }
+                        _mm512_mask_storeu_ps(p, mask, v);
+                    }
+                    Pointer::Bf16(p) => {
+                        let p: *mut i16 = p.add(at).cast();
+                        if epilogue.accumulate {
+                            let old = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+                            v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(old)));
+                        }
+                        let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+                        _mm256_mask_storeu_epi16(p, mask, rounded);
+                    }
+                    Pointer::F16(_) => return output::store(target, tile, epilogue),
+                }
+            }
+        }
+    }
+}
