@@ -1,7 +1,7 @@
 //! The blocked product: the left operand is packed once per block and shared, the right one a strip at a time by the
 //! thread that uses it.
 //!
-//! Sums over k run in an order that the shape fixes: blocks of k in sequence, each summed by a tile kernel. Threads
+//! Sums over k run in an order that the shapes fix: pieces of k in sequence, term by term, each summed by a tile kernel. Threads
 //! divide the output only, so the grid of work may follow the number of threads without touching a bit of the result.
 
 use rayon::prelude::*;
@@ -24,32 +24,50 @@ const SUM_COLS: usize = 2048;
 /// Below this many multiplications a product stays on one thread.
 const SMALL: usize = 1 << 15;
 
-/// The part of the output and of k that one pass computes.
+/// The part of the output that one pass computes.
 #[derive(Clone, Copy)]
 struct Region {
     rows: (usize, usize),
     cols: (usize, usize),
-    k: Span,
 }
 
-struct Job<'a> {
-    kernel: &'static Kernel,
+/// The two operands of one product of a sum.
+struct Sides<'a> {
     a: Side<'a>,
     b: Side<'a>,
 }
 
+struct Job<'a> {
+    kernel: &'static Kernel,
+    terms: Vec<Sides<'a>>,
+}
+
+/// A range of one term's k that a tile kernel sums at once.
+#[derive(Clone, Copy)]
+struct Piece {
+    term: usize,
+    span: Span,
+}
+
 pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
-    let ((m, k), n) = (p.a.dims(), p.b.dims().1);
-    let job = Job { kernel, a: Side::left(kernel, &p.a), b: Side::right(kernel, &p.b) };
+    let (m, n) = (p.a.dims().0, p.b.dims().1);
+    let sides = |(a, b)| Sides { a: Side::left(kernel, a), b: Side::right(kernel, b) };
+    let job = Job { kernel, terms: p.terms().map(sides).collect() };
     let epilogue = Epilogue { alpha: p.alpha, bias: p.bias, accumulate: p.accumulate };
     let target = Target::new(out, n);
-    let depth = DEEP_WORDS * k.max(1) / kernel.operands.words(k).max(1);
+    let pieces: Vec<Piece> = p
+        .terms()
+        .enumerate()
+        .flat_map(|(term, (a, _))| spans(kernel, a.dims().1).map(move |span| Piece { term, span }))
+        .collect();
+    let passes = passes(kernel, &pieces);
+    let deepest = passes.iter().map(|it| words(kernel, it)).max().unwrap_or(0);
     // A multiple of the lanes, so that blocks do not cut panels.
-    let rows = (BLOCK_WORDS / kernel.operands.words(k.min(depth)).max(1)).min(4096) / kernel.mr * kernel.mr;
+    let rows = (BLOCK_WORDS / deepest.max(1)).min(4096) / kernel.mr * kernel.mr;
     for r0 in (0..m).step_by(rows) {
         let rows = (r0, m.min(r0 + rows));
-        if k <= depth || target.is_f32() {
-            deep(&job, Region { rows, cols: (0, n), k: Span { start: 0, len: k } }, depth, (&target, &epilogue));
+        if passes.len() == 1 || target.is_f32() {
+            deep(&job, Region { rows, cols: (0, n) }, &passes, (&target, &epilogue));
             continue;
         }
         // Partial sums do not survive in 16 bits, so they wait in f32.
@@ -58,49 +76,42 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 let cols = (c0, n.min(c0 + SUM_COLS));
                 let width = cols.1 - c0;
                 let sums = buffers.tiles.floats((rows.1 - r0) * width);
-                let wide = Region { rows, cols, k: Span { start: 0, len: k } };
                 let plain = Epilogue { alpha: 1.0, bias: None, accumulate: false };
                 let partial = Target::new(Out::F32(sums), width).shifted(rows.0, cols.0);
-                deep(&job, wide, depth, (&partial, &plain));
+                deep(&job, Region { rows, cols }, &passes, (&partial, &plain));
                 kernel.isa.store(&target, Tile { sums, stride: width, rows, cols }, &epilogue);
             }
         });
     }
 }
 
-/// Runs a region whose k may exceed what a packed block covers: later passes add to the first.
-fn deep(job: &Job<'_>, region: Region, depth: usize, (target, epilogue): (&Target<'_>, &Epilogue<'_>)) {
-    let end = region.k.start + region.k.len;
-    let mut start = region.k.start;
+/// Runs all passes over a region: later ones add to the first.
+fn deep(job: &Job<'_>, region: Region, passes: &[&[Piece]], (target, epilogue): (&Target<'_>, &Epilogue<'_>)) {
     let mut epilogue = *epilogue;
-    loop {
-        let len = depth.min(end - start);
-        pass(job, Region { k: Span { start, len }, ..region }, target, &epilogue);
-        start += len;
-        if start >= end {
-            return;
-        }
+    for pieces in passes {
+        pass(job, region, pieces, (target, &epilogue));
         epilogue = Epilogue { alpha: epilogue.alpha, bias: None, accumulate: true };
     }
 }
 
-/// Packs the left operand of a region, then computes its tiles.
-fn pass(job: &Job<'_>, region: Region, target: &Target<'_>, epilogue: &Epilogue<'_>) {
-    let (kernel, spans) = (job.kernel, spans(job.kernel, region.k));
+/// Packs the left operands of a region, then computes its tiles.
+fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&Target<'_>, &Epilogue<'_>)) {
+    let kernel = job.kernel;
     let ((r0, r1), (c0, c1)) = (region.rows, region.cols);
     let panels = (r1 - r0).div_ceil(kernel.mr);
-    let panel_words = spans.iter().map(|s| kernel.operands.words(s.len)).sum::<usize>() * kernel.mr;
-    let small = (r1 - r0) * (c1 - c0) * region.k.len <= SMALL;
+    let panel_words = words(kernel, pieces) * kernel.mr;
+    let small = (r1 - r0) * (c1 - c0) * pieces.iter().map(|it| it.span.len).sum::<usize>() <= SMALL;
     with_buffers(|buffers| {
         let packed = buffers.panels.words(panels * panel_words);
         // Where lanes are columns, neighbouring panels share the pieces of rows that are read.
-        let together = if job.a.packs_across_panels() { WIDE_STRIP.div_ceil(kernel.mr) } else { 1 };
+        let across = job.terms.iter().any(|it| it.a.packs_across_panels());
+        let together = if across { WIDE_STRIP.div_ceil(kernel.mr) } else { 1 };
         let pack = |(i, words): (usize, &mut [u32])| {
             with_buffers(|own| {
                 let (mut before, count) = (0, words.len() / panel_words);
-                for span in &spans {
+                for Piece { term, span } in pieces {
                     let mut out = Panels { words: &mut words[before * kernel.mr..], stride: panel_words, count };
-                    job.a.pack(r0 + i * together * kernel.mr, *span, &mut out, &mut own.pieces);
+                    job.terms[*term].a.pack(r0 + i * together * kernel.mr, *span, &mut out, &mut own.pieces);
                     before += kernel.operands.words(span.len);
                 }
             });
@@ -112,7 +123,7 @@ fn pass(job: &Job<'_>, region: Region, target: &Target<'_>, epilogue: &Epilogue<
             packed.par_chunks_mut(chunk).enumerate().for_each(pack);
         }
         let grid = Grid::new(job, panels, c1 - c0);
-        let shared = Shared { job, region, spans: &spans, packed, panel_words, target, epilogue };
+        let shared = Shared { job, region, pieces, packed, panel_words, target, epilogue };
         let work = |i: usize| shared.strip(grid.cell(i, panels, (c0, c1)));
         if small {
             (0..grid.cells()).for_each(work);
@@ -122,16 +133,33 @@ fn pass(job: &Job<'_>, region: Region, target: &Target<'_>, epilogue: &Epilogue<
     });
 }
 
-/// Even pieces of a range of k, each at most what a tile kernel sums at once; at least one, though it be empty.
-fn spans(kernel: &Kernel, k: Span) -> Vec<Span> {
-    let words = kernel.operands.words(k.len);
+/// Word rows that pieces take.
+fn words(kernel: &Kernel, pieces: &[Piece]) -> usize {
+    pieces.iter().map(|it| kernel.operands.words(it.span.len)).sum()
+}
+
+/// Even pieces of `k` elements, each at most what a tile kernel sums at once; at least one, though it be empty.
+fn spans(kernel: &Kernel, k: usize) -> impl Iterator<Item = Span> {
+    let words = kernel.operands.words(k);
     let count = words.div_ceil(TILE_WORDS).max(1);
-    let each = words.div_ceil(count).max(1) * if words < k.len { 2 } else { 1 };
-    let spans = (0..count).map(|i| {
-        let start = (i * each).min(k.len);
-        Span { start: k.start + start, len: each.min(k.len - start) }
-    });
-    spans.collect()
+    let each = words.div_ceil(count).max(1) * if words < k { 2 } else { 1 };
+    (0..count).map(move |i| {
+        let start = (i * each).min(k);
+        Span { start, len: each.min(k - start) }
+    })
+}
+
+/// Runs of pieces that a packed block of the left operand may cover.
+fn passes<'p>(kernel: &Kernel, pieces: &'p [Piece]) -> Vec<&'p [Piece]> {
+    let (mut found, mut rest) = (Vec::new(), pieces);
+    while !rest.is_empty() {
+        let fits = |n: &usize| words(kernel, &rest[..*n]) <= DEEP_WORDS;
+        let n = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
+        let (pass, after) = rest.split_at(n);
+        found.push(pass);
+        rest = after;
+    }
+    found
 }
 
 /// How the tiles of a pass are dealt out: strips of columns, cut into groups of panels where strips are too few to
@@ -150,7 +178,8 @@ struct Cell {
 impl Grid {
     fn new(job: &Job<'_>, panels: usize, cols: usize) -> Self {
         let nr = job.kernel.nr;
-        let strip_cols = if job.b.packs_across_panels() { WIDE_STRIP.max(nr) / nr * nr } else { nr };
+        let across = job.terms.iter().any(|it| it.b.packs_across_panels());
+        let strip_cols = if across { WIDE_STRIP.max(nr) / nr * nr } else { nr };
         let strips = cols.div_ceil(strip_cols);
         let wanted = 8 * rayon::current_num_threads();
         let groups = wanted.div_ceil(strips).min(panels.div_ceil(8)).max(1);
@@ -175,7 +204,7 @@ impl Grid {
 struct Shared<'a> {
     job: &'a Job<'a>,
     region: Region,
-    spans: &'a [Span],
+    pieces: &'a [Piece],
     packed: &'a [u32],
     panel_words: usize,
     target: &'a Target<'a>,
@@ -183,29 +212,30 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Computes one cell: packs its strip of the right operand span by span, and runs every panel against it.
+    /// Computes one cell: packs its strip of the right operands piece by piece, and runs every panel against it.
     fn strip(&self, cell: Cell) {
         let Kernel { mr, nr, operands, .. } = *self.job.kernel;
         let ((c0, c1), (p0, p1)) = (cell.cols, cell.panels);
         let columns = (c1 - c0).div_ceil(nr);
         with_buffers(|own| {
-            let many = self.spans.len() > 1;
-            // With one span a tile leaves as soon as it is summed; with several all tiles of the cell wait.
+            let many = self.pieces.len() > 1;
+            // With one piece a tile leaves as soon as it is summed; with several all tiles of the cell wait.
             let tiles = own.tiles.floats(if many { (p1 - p0) * columns * mr * nr } else { mr * nr });
             let mut before = 0;
-            for (s, span) in self.spans.iter().enumerate() {
+            for (s, Piece { term, span }) in self.pieces.iter().enumerate() {
                 let words = operands.words(span.len);
                 let strip = own.panels.words(columns * words * nr);
                 let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
-                self.job.b.pack(c0, *span, &mut out, &mut own.pieces);
+                self.job.terms[*term].b.pack(c0, *span, &mut out, &mut own.pieces);
                 for column in 0..columns {
                     let b = &strip[column * words * nr..][..words * nr];
+                    let cols = c1 - (c0 + column * nr).min(c1);
                     for p in p0..p1 {
                         let a = &self.packed[p * self.panel_words + before * mr..][..words * mr];
                         let slot = if many { (column * (p1 - p0) + p - p0) * mr * nr } else { 0 };
                         let tile = &mut tiles[slot..slot + mr * nr];
-                        self.job.kernel.multiply(words, a, b, tile, s > 0);
-                        if s + 1 == self.spans.len() {
+                        self.job.kernel.multiply(words, a, b, tile, (cols, s > 0));
+                        if s + 1 == self.pieces.len() {
                             self.store(tile, p, c0 + column * nr, c1);
                         }
                     }

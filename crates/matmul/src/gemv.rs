@@ -19,8 +19,11 @@ const STRIP: usize = 64;
 /// As `STRIP`, where a strip is a piece of each stored row.
 const WIDE_STRIP: usize = 256;
 
+/// One product of the sum.
 struct Job<'a> {
     b: Reader<'a>,
+    /// Whether an output is a dot product with a stored row of b.
+    by_rows: bool,
     kernel: &'static Kernel,
     /// Left operand, (m, k), as f32.
     a: &'a [f32],
@@ -30,17 +33,24 @@ struct Job<'a> {
 }
 
 pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
-    let ((m, k), n) = (p.a.dims(), p.b.dims().1);
+    let (m, n) = (p.a.dims().0, p.b.dims().1);
     let round = p.compute == Compute::Bf16;
     debug_assert_eq!(round, kernel.operands != Operands::F32);
     let epilogue = Epilogue { alpha: p.alpha, bias: p.bias, accumulate: p.accumulate };
     let target = Target::new(out, n);
+    let inner: usize = p.terms().map(|(a, _)| a.dims().1).sum();
     with_buffers(|buffers| {
-        let a = buffers.panels.floats(m * k);
-        read_left(&Reader::new(p.a.source, kernel.isa), p.a.trans, (m, k, round), a);
-        let job = Job { b: Reader::new(p.b.source, kernel.isa), kernel, a, m, k, round };
-        let by_rows = p.b.trans == Trans::Yes;
-        let strip = if by_rows { STRIP } else { WIDE_STRIP };
+        let mut left = buffers.panels.floats(m * inner);
+        let mut jobs = Vec::new();
+        for (a, b) in p.terms() {
+            let k = a.dims().1;
+            let (own, rest) = left.split_at_mut(m * k);
+            read_left(&Reader::new(a.source, kernel.isa), a.trans, (m, k, round), own);
+            let by_rows = b.trans == Trans::Yes;
+            jobs.push(Job { b: Reader::new(b.source, kernel.isa), by_rows, kernel, a: own, m, k, round });
+            left = rest;
+        }
+        let strip = if jobs.iter().all(|it| it.by_rows) { STRIP } else { WIDE_STRIP };
         let work = |i: usize| {
             let cols = (i * strip, n.min((i + 1) * strip));
             with_buffers(|own| {
@@ -48,15 +58,17 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 own.pieces.f32s.resize(own.pieces.f32s.len().max(PIECE), 0.0);
                 own.pieces.bf16s.resize(own.pieces.bf16s.len().max(PIECE), half::bf16::ZERO);
                 sums.fill(0.0);
-                if by_rows {
-                    job.dots(cols, strip, (sums, &mut own.pieces))
-                } else {
-                    job.axpys(cols, strip, (sums, &mut own.pieces))
+                for job in &jobs {
+                    if job.by_rows {
+                        job.dots(cols, strip, (sums, &mut own.pieces))
+                    } else {
+                        job.axpys(cols, strip, (sums, &mut own.pieces))
+                    }
                 }
                 kernel.isa.store(&target, Tile { sums, stride: strip, rows: (0, m), cols }, &epilogue);
             });
         };
-        (0..n.div_ceil(strip)).into_par_iter().with_min_len((1 << 15) / (strip * k.max(1)) + 1).for_each(work);
+        (0..n.div_ceil(strip)).into_par_iter().with_min_len((1 << 15) / (strip * inner.max(1)) + 1).for_each(work);
     });
 }
 

@@ -77,7 +77,7 @@ impl Out<'_> {
     }
 }
 
-/// out (m, n) = alpha · op(a) (m, k) · op(b) (k, n) + bias, added to what `out` holds if `accumulate`.
+/// out (m, n) = alpha · (op(a) (m, k) · op(b) (k, n) + more) + bias, added to what `out` holds if `accumulate`.
 ///
 /// Put a quantised weight on the `b` side: `b` is decoded a narrow strip at a time, while `a` is packed up to 4 MiB at
 /// a time.
@@ -87,7 +87,7 @@ pub struct Product<'a> {
     pub a: Operand<'a>,
     /// Right operand, (k, n) as the product sees it.
     pub b: Operand<'a>,
-    /// Factor on the product (not on the bias).
+    /// Factor on the products (not on the bias).
     pub alpha: f32,
     /// Add to the output instead of replacing it.
     pub accumulate: bool,
@@ -95,12 +95,20 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// How the operands enter.
     pub compute: Compute,
+    /// Further products that are summed with a · b before the sum goes anywhere: their inner dimensions may differ.
+    /// One pass over the output then does for all.
+    pub more: &'a [(Operand<'a>, Operand<'a>)],
 }
 
 impl<'a> Product<'a> {
     /// a · b, with alpha 1, no bias, replacing the output.
     pub fn new(a: Operand<'a>, b: Operand<'a>, compute: Compute) -> Self {
-        Self { a, b, alpha: 1.0, accumulate: false, bias: None, compute }
+        Self { a, b, alpha: 1.0, accumulate: false, bias: None, compute, more: &[] }
+    }
+
+    /// Its operands, pair by pair.
+    pub(crate) fn terms(&self) -> impl Iterator<Item = (&Operand<'a>, &Operand<'a>)> {
+        std::iter::once((&self.a, &self.b)).chain(self.more.iter().map(|it| (&it.0, &it.1)))
     }
 }
 
@@ -114,14 +122,18 @@ pub fn operations() -> u64 {
 /// Computes `p` into `out` on the current rayon pool. The bits of the result do not depend on the number of threads.
 ///
 /// # Panics
-/// If the inner dimensions differ, or `out` or the bias has the wrong length.
+/// If the dimensions of operands do not fit each other, or `out` or the bias has the wrong length.
 pub fn matmul(p: &Product<'_>, out: Out<'_>) {
     matmul_with(kernels::select(p.compute), p, out);
 }
 
 pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
-    let ((m, k), (kb, n)) = (p.a.dims(), p.b.dims());
-    assert_eq!(k, kb, "product of ({m}, {k}) and ({kb}, {n}): the inner dimensions must agree");
+    let ((m, k), n) = (p.a.dims(), p.b.dims().1);
+    for (a, b) in p.terms() {
+        let ((ma, ka), (kb, nb)) = (a.dims(), b.dims());
+        assert_eq!(ka, kb, "product of ({ma}, {ka}) and ({kb}, {nb}): the inner dimensions must agree");
+        assert_eq!((ma, nb), (m, n), "product of ({ma}, {ka}) and ({kb}, {nb}): a sum needs ({m}, {n})");
+    }
     assert_eq!(out.len(), m * n, "product of ({m}, {k}) and ({k}, {n}): the output must hold m * n elements");
     if let Some(bias) = p.bias {
         assert_eq!(bias.len(), n, "product of ({m}, {k}) and ({k}, {n}): the bias must hold n elements");
@@ -129,6 +141,7 @@ pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>
     if m == 0 || n == 0 {
         return;
     }
-    OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
+    let inner: usize = p.terms().map(|(a, _)| a.dims().1).sum();
+    OPERATIONS.fetch_add(2 * (m * n * inner) as u64, Ordering::Relaxed);
     if m <= gemv::MAX_ROWS { gemv::run(kernel, p, out) } else { gemm::run(kernel, p, out) }
 }

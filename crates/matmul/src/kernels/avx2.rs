@@ -64,7 +64,13 @@ impl Lanes for Eight {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile_6x16(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract, and the instruction set is enabled.
-    unsafe { tile::<Eight, 6, 2>(words, a, b, c, add) }
+    unsafe { tile::<Eight, 6, 2, 2>(words, a, b, c, add) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_6x16_narrow(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract, and the instruction set is enabled.
+    unsafe { tile::<Eight, 6, 1, 2>(words, a, b, c, add) }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -79,6 +85,7 @@ pub(super) static F32: Kernel = Kernel {
     nr: 16,
     operands: Operands::F32,
     tile: tile_6x16,
+    narrow: tile_6x16_narrow,
     spin: spin_floats,
     spin_work: 16 * SPIN,
     isa: &ISA,
@@ -89,6 +96,7 @@ pub(super) static BF16: Kernel = Kernel {
     nr: 16,
     operands: Operands::RoundedF32,
     tile: tile_6x16,
+    narrow: tile_6x16_narrow,
     spin: spin_floats,
     spin_work: 16 * SPIN,
     isa: &ISA,

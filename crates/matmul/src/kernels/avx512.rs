@@ -74,13 +74,25 @@ sixteen!(Pairs, __m512i, |p| load _mm512_loadu_si512(p.cast()), splat _mm512_set
 #[target_feature(enable = "avx512f")]
 unsafe fn tile_f32(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract, and the instruction set is enabled.
-    unsafe { tile::<Floats, 14, 2>(words, a, b, c, add) }
+    unsafe { tile::<Floats, 14, 2, 2>(words, a, b, c, add) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn tile_f32_narrow(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract, and the instruction set is enabled.
+    unsafe { tile::<Floats, 14, 1, 2>(words, a, b, c, add) }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn tile_bf16(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract, and the instruction set is enabled.
-    unsafe { tile::<Pairs, 14, 2>(words, a, b, c, add) }
+    unsafe { tile::<Pairs, 14, 2, 2>(words, a, b, c, add) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn tile_bf16_narrow(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract, and the instruction set is enabled.
+    unsafe { tile::<Pairs, 14, 1, 2>(words, a, b, c, add) }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -101,6 +113,7 @@ pub(super) static F32: Kernel = Kernel {
     nr: 32,
     operands: Operands::F32,
     tile: tile_f32,
+    narrow: tile_f32_narrow,
     spin: spin_f32,
     spin_work: 32 * SPIN,
     isa: &avx2::ISA,
@@ -112,6 +125,7 @@ pub(super) static ROUNDED: Kernel = Kernel {
     nr: 32,
     operands: Operands::RoundedF32,
     tile: tile_f32,
+    narrow: tile_f32_narrow,
     spin: spin_f32,
     spin_work: 32 * SPIN,
     isa: &avx2::ISA,
@@ -122,6 +136,7 @@ pub(super) static BF16: Kernel = Kernel {
     nr: 32,
     operands: Operands::Bf16Pairs,
     tile: tile_bf16,
+    narrow: tile_bf16_narrow,
     spin: spin_bf16,
     spin_work: 64 * SPIN,
     isa: &avx512_isa::ISA,

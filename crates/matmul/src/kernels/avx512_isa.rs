@@ -66,7 +66,10 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
     let len = rows[0].len();
     assert!(rows.iter().all(|r| r.len() == len), "transposed rows must be of one length");
     let (words, lanes) = (len.div_ceil(2), (slot.width - slot.lane).min(GROUP));
-    assert!(words == 0 || (words - 1) * slot.width + slot.lane + lanes <= slot.panel.len(), "a group must fit its panel");
+    assert!(
+        words == 0 || (words - 1) * slot.width + slot.lane + lanes <= slot.panel.len(),
+        "a group must fit its panel"
+    );
     for q in (0..words).step_by(16) {
         // Elements past an odd end are zero.
         let left = (len - 2 * q).min(32);

@@ -39,6 +39,9 @@ impl Operands {
     }
 }
 
+/// Words, panel of a, panel of b, tile of c, and whether to add to c.
+pub(crate) type Multiply = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
+
 /// A tile kernel: c (mr, nr) = [c +] a · b over packed panels.
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
@@ -47,7 +50,9 @@ pub(crate) struct Kernel {
     /// Columns of a tile: lanes of a packed panel of the right operand.
     pub(crate) nr: usize,
     pub(crate) operands: Operands,
-    pub(crate) tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
+    pub(crate) tile: Multiply,
+    /// The same for the first half of the columns, the others left as they are: for the end of a matrix.
+    pub(crate) narrow: Multiply,
     /// Multiply-adds on registers alone, to measure the ceiling: see [`tile::spin`].
     pub(crate) spin: unsafe fn(usize) -> f32,
     /// Floating-point operations of one round of `spin`.
@@ -56,14 +61,15 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// c (mr, nr) = \[c +\] a · b over `words` word rows of one panel each.
-    pub(crate) fn multiply(&self, words: usize, a: &[u32], b: &[u32], c: &mut [f32], add: bool) {
+    /// c (mr, nr) = \[c +\] a · b over `words` word rows of one panel each. Only the first `cols` columns are needed.
+    pub(crate) fn multiply(&self, words: usize, a: &[u32], b: &[u32], c: &mut [f32], (cols, add): (usize, bool)) {
         assert!(
             a.len() >= words * self.mr && b.len() >= words * self.nr && c.len() >= self.mr * self.nr,
             "a tile kernel was handed panels that are too short"
         );
+        let multiply = if 2 * cols <= self.nr { self.narrow } else { self.tile };
         // SAFETY: the lengths were just checked, and a kernel is handed out only where its instruction set is present.
-        unsafe { (self.tile)(words, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), add) }
+        unsafe { multiply(words, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), add) }
     }
 }
 

@@ -46,7 +46,12 @@ impl<const PAIRS: bool> Lanes for Sixteen<PAIRS> {
 
 unsafe fn tile_14x32<const PAIRS: bool>(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract; plain arrays need no instruction set.
-    unsafe { tile::<Sixteen<PAIRS>, 14, 2>(words, a, b, c, add) }
+    unsafe { tile::<Sixteen<PAIRS>, 14, 2, 2>(words, a, b, c, add) }
+}
+
+unsafe fn tile_14x32_narrow<const PAIRS: bool>(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract; plain arrays need no instruction set.
+    unsafe { tile::<Sixteen<PAIRS>, 14, 1, 2>(words, a, b, c, add) }
 }
 
 unsafe fn spin_model(rounds: usize) -> f32 {
@@ -57,5 +62,7 @@ unsafe fn spin_model(rounds: usize) -> f32 {
 /// The model of every AVX-512 kernel on top of the vector helpers `isa`.
 pub(super) const fn kernel(name: &'static str, operands: Operands, isa: &'static Isa) -> Kernel {
     let tile = if matches!(operands, Operands::Bf16Pairs) { tile_14x32::<true> } else { tile_14x32::<false> };
-    Kernel { name, mr: 14, nr: 32, operands, tile, spin: spin_model, spin_work: 32 * SPIN, isa }
+    let narrow =
+        if matches!(operands, Operands::Bf16Pairs) { tile_14x32_narrow::<true> } else { tile_14x32_narrow::<false> };
+    Kernel { name, mr: 14, nr: 32, operands, tile, narrow, spin: spin_model, spin_work: 32 * SPIN, isa }
 }

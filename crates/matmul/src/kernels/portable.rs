@@ -52,7 +52,12 @@ impl Lanes for Four {
 
 unsafe fn tile_4x8(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract; `Four` needs no instruction set of its own.
-    unsafe { tile::<Four, 4, 2>(words, a, b, c, add) }
+    unsafe { tile::<Four, 4, 2, 2>(words, a, b, c, add) }
+}
+
+unsafe fn tile_4x8_narrow(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract; `Four` needs no instruction set of its own.
+    unsafe { tile::<Four, 4, 1, 2>(words, a, b, c, add) }
 }
 
 unsafe fn spin_floats(rounds: usize) -> f32 {
@@ -66,6 +71,7 @@ pub(crate) static F32: Kernel = Kernel {
     nr: 8,
     operands: Operands::F32,
     tile: tile_4x8,
+    narrow: tile_4x8_narrow,
     spin: spin_floats,
     spin_work: 8 * SPIN,
     isa: &ISA,
@@ -76,6 +82,7 @@ pub(crate) static BF16: Kernel = Kernel {
     nr: 8,
     operands: Operands::RoundedF32,
     tile: tile_4x8,
+    narrow: tile_4x8_narrow,
     spin: spin_floats,
     spin_work: 8 * SPIN,
     isa: &ISA,

@@ -25,14 +25,14 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_acc(self, a: Self::Operand, b: Self::Operand) -> Self;
 }
 
-/// c (MR, NV * WIDTH) = \[c +\] a · b over `words` word rows.
+/// The first NV registers of each row of c (MR, STRIDE * WIDTH) = \[c +\] a · b over `words` word rows.
 ///
 /// # Safety
-/// `a` holds words * MR words, `b` words * NV * WIDTH words and `c` MR * NV * WIDTH floats; the instruction set of `L`
-/// is present.
+/// `a` holds words * MR words, `b` words * STRIDE * WIDTH words and `c` MR * STRIDE * WIDTH floats; NV is at most
+/// STRIDE; the instruction set of `L` is present.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers")]
-pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
+pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize, const STRIDE: usize>(
     words: usize,
     a: *const u32,
     b: *const u32,
@@ -40,7 +40,7 @@ pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
     add: bool,
 ) {
     // SAFETY: all offsets stay below the lengths that the caller promised: row q of `a` starts at q * MR, row q of `b`
-    // at q * NV * WIDTH, row i of `c` at i * NV * WIDTH.
+    // at q * STRIDE * WIDTH, row i of `c` at i * STRIDE * WIDTH.
     unsafe {
         let mut acc = [[L::zero(); NV]; MR];
         let (mut a, mut b) = (a, b);
@@ -56,11 +56,11 @@ pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize>(
                 }
             }
             a = a.add(MR);
-            b = b.add(NV * L::WIDTH);
+            b = b.add(STRIDE * L::WIDTH);
         }
         for (i, row) in acc.iter().enumerate() {
             for (j, &sum) in row.iter().enumerate() {
-                let p = c.add((i * NV + j) * L::WIDTH);
+                let p = c.add((i * STRIDE + j) * L::WIDTH);
                 let sum = if add { sum.plus(L::load_acc(p)) } else { sum };
                 sum.store_acc(p);
             }

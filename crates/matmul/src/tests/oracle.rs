@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::support::{Case, KINDS, Kind, OutKind};
-use crate::Compute;
+use super::support::{Case, KINDS, Kind, OutKind, decoded};
+use crate::{Compute, Dense, Operand};
 
 const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
@@ -75,6 +75,39 @@ fn empty_products_are_left_alone_or_zero() {
     for dims in [(0, 5, 3), (5, 0, 3), (5, 6, 0), (1, 6, 0), (0, 0, 0)] {
         Case::plain(dims, (Kind::F32, false), (Kind::F32, false), Compute::F32).check();
     }
+}
+
+#[test]
+fn a_sum_of_products_is_stored_once() {
+    for compute in COMPUTES {
+        for (m, n) in [(40, 70), (3, 300), (29, 16)] {
+            for (out, accumulate) in [(OutKind::Bf16, false), (OutKind::F32, true)] {
+                for ks in [[576, 16, 16], [17, 0, 4100], [64, 1, 7]] {
+                    check_sum((m, n), ks, out, accumulate, compute);
+                }
+            }
+        }
+    }
+}
+
+/// One product over the concatenation of all k, which has an oracle, and the same as a sum of three.
+fn check_sum((m, n): (usize, usize), ks: [usize; 3], out: OutKind, accumulate: bool, compute: Compute) {
+    let k: usize = ks.iter().sum();
+    let whole = Case::plain((m, n, k), (Kind::F32, false), (Kind::Bf16, true), compute);
+    let whole = Case { out, accumulate, bias: true, alpha: 0.75, ..whole };
+    let (a, b) = whole.operands();
+    let (av, bv) = (decoded(a.source().as_ref(), Compute::F32), decoded(b.source().as_ref(), Compute::F32));
+    let part = |values: &[f32], rows: usize, from: usize, len: usize| -> Vec<f32> {
+        (0..rows).flat_map(|r| values[r * k + from..][..len].to_vec()).collect()
+    };
+    let mut from = 0;
+    let parts = ks.map(|len| {
+        from += len;
+        (part(&av, m, from - len, len), part(&bv, n, from - len, len), len)
+    });
+    let sources = parts.each_ref().map(|(a, b, len)| (Dense::new(m, *len, a), Dense::new(n, *len, b)));
+    let terms = sources.each_ref().map(|(a, b)| (Operand::new(a), Operand::new(b).t()));
+    whole.check_with(|kernel| whole.run_terms(kernel, terms[0], &terms[1..]));
 }
 
 fn kind() -> impl Strategy<Value = (Kind, bool)> {

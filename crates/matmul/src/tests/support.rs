@@ -177,9 +177,15 @@ impl Case {
     pub(super) fn check(&self) {
         let (a, b) = self.operands();
         let (a, b) = (a.source(), b.source());
-        let want = self.expected(a.as_ref(), b.as_ref());
+        self.check_with(|kernel| self.run(kernel, a.as_ref(), b.as_ref()));
+    }
+
+    /// The same for any way to compute it.
+    pub(super) fn check_with(&self, run: impl Fn(&'static Kernel) -> Vec<f32>) {
+        let (a, b) = self.operands();
+        let want = self.expected(a.source().as_ref(), b.source().as_ref());
         for kernel in kernels::all(self.compute) {
-            let got = self.run(kernel, a.as_ref(), b.as_ref());
+            let got = run(kernel);
             for (i, (g, (w, tolerance))) in got.iter().zip(&want).enumerate() {
                 assert!(
                     (f64::from(*g) - w).abs() <= *tolerance,
@@ -191,14 +197,24 @@ impl Case {
     }
 
     pub(super) fn run(&self, kernel: &'static Kernel, a: &dyn Source, b: &dyn Source) -> Vec<f32> {
-        let (m, n, _) = self.dims;
         let operand = |s, t| if t { Operand::new(s).t() } else { Operand::new(s) };
+        self.run_terms(kernel, (operand(a, self.a.1), operand(b, self.b.1)), &[])
+    }
+
+    pub(super) fn run_terms<'s>(
+        &self,
+        kernel: &'static Kernel,
+        (a, b): (Operand<'s>, Operand<'s>),
+        more: &[(Operand<'s>, Operand<'s>)],
+    ) -> Vec<f32> {
+        let (m, n, _) = self.dims;
         let bias = self.bias_values();
         let p = Product {
+            more,
             alpha: self.alpha,
             accumulate: self.accumulate,
             bias: self.bias.then_some(bias.as_slice()),
-            ..Product::new(operand(a, self.a.1), operand(b, self.b.1), self.compute)
+            ..Product::new(a, b, self.compute)
         };
         let old = self.old_values();
         match self.out {
