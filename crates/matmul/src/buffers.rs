@@ -11,6 +11,8 @@ use crate::kernels::words::Words;
 pub(crate) struct Buffers {
     /// Packed panels.
     pub(crate) panels: Words,
+    /// Packed strips of a right operand that several threads share.
+    pub(crate) strips: Words,
     /// Tiles of f32 sums.
     pub(crate) tiles: Words,
     /// Pieces of rows on their way into a panel.

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::buffers::with_buffers;
+use crate::buffers::{Pieces, with_buffers};
 use crate::kernels::{Epilogue, Kernel, Target, Tile};
 use crate::pack::{Panels, Side, Span};
 use crate::product::{Out, Product};
@@ -123,11 +123,27 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
             packed.par_chunks_mut(chunk).enumerate().for_each(pack);
         }
         let grid = Grid::new(job, panels, c1 - c0);
+        let columns = grid.strip_cols / kernel.nr;
+        let strip_words = words(kernel, pieces) * kernel.nr * columns;
         let shared = Shared { job, region, pieces, packed, panel_words, target, epilogue };
-        let work = |i: usize| shared.strip(grid.cell(i, panels, (c0, c1)));
         if small {
-            (0..grid.cells()).for_each(work);
+            (0..grid.cells()).for_each(|i| shared.cell(grid.cell(i, panels, (c0, c1)), None));
+        } else if grid.groups == 1 {
+            let work = |i: usize| shared.cell(grid.cell(i, panels, (c0, c1)), None);
+            (0..grid.cells()).into_par_iter().with_max_len(1).for_each(work);
         } else {
+            // Several cells share a strip, so it is packed beforehand.
+            let strips = buffers.strips.words(grid.strips * strip_words);
+            let pack = |(i, strip): (usize, &mut [u32])| {
+                with_buffers(|own| {
+                    shared.pack_strip(grid.cell(i * grid.groups, panels, (c0, c1)), strip, &mut own.pieces)
+                });
+            };
+            strips.par_chunks_mut(strip_words.max(1)).enumerate().for_each(pack);
+            let work = |i: usize| {
+                let strip = &strips[i / grid.groups * strip_words..][..strip_words];
+                shared.cell(grid.cell(i, panels, (c0, c1)), Some(strip));
+            };
             (0..grid.cells()).into_par_iter().with_max_len(1).for_each(work);
         }
     });
@@ -212,8 +228,24 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Computes one cell: packs its strip of the right operands piece by piece, and runs every panel against it.
-    fn strip(&self, cell: Cell) {
+    /// Packs all pieces of a cell's strip of the right operands, one after the other.
+    fn pack_strip(&self, cell: Cell, strip: &mut [u32], space: &mut Pieces) {
+        let Kernel { nr, operands, .. } = *self.job.kernel;
+        let (c0, c1) = cell.cols;
+        let columns = (c1 - c0).div_ceil(nr);
+        let mut rest = strip;
+        for Piece { term, span } in self.pieces {
+            let words = operands.words(span.len);
+            let (own, after) = rest.split_at_mut(columns * words * nr);
+            let mut out = Panels { words: own, stride: words * nr, count: columns };
+            self.job.terms[*term].b.pack(c0, *span, &mut out, space);
+            rest = after;
+        }
+    }
+
+    /// Computes one cell: every panel against its strip of the right operands, piece by piece. The strip is packed
+    /// here, unless it was `ready`.
+    fn cell(&self, cell: Cell, ready: Option<&[u32]>) {
         let Kernel { mr, nr, operands, .. } = *self.job.kernel;
         let ((c0, c1), (p0, p1)) = (cell.cols, cell.panels);
         let columns = (c1 - c0).div_ceil(nr);
@@ -224,9 +256,15 @@ impl Shared<'_> {
             let mut before = 0;
             for (s, Piece { term, span }) in self.pieces.iter().enumerate() {
                 let words = operands.words(span.len);
-                let strip = own.panels.words(columns * words * nr);
-                let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
-                self.job.terms[*term].b.pack(c0, *span, &mut out, &mut own.pieces);
+                let strip = match ready {
+                    Some(strip) => &strip[before * columns * nr..][..columns * words * nr],
+                    None => {
+                        let strip = own.panels.words(columns * words * nr);
+                        let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
+                        self.job.terms[*term].b.pack(c0, *span, &mut out, &mut own.pieces);
+                        strip
+                    }
+                };
                 for column in 0..columns {
                     let b = &strip[column * words * nr..][..words * nr];
                     let cols = c1 - (c0 + column * nr).min(c1);

@@ -70,7 +70,24 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
         words == 0 || (words - 1) * slot.width + slot.lane + lanes <= slot.panel.len(),
         "a group must fit its panel"
     );
-    for q in (0..words).step_by(16) {
+    let mut q = 0;
+    // Full registers first: masks cost.
+    while lanes == GROUP && 2 * q + 32 <= len {
+        let mut block = [_mm512_setzero_si512(); 16];
+        for (b, row) in block.iter_mut().zip(rows) {
+            // SAFETY: elements 2 q .. 2 q + 32 of a row exist.
+            *b = unsafe { _mm512_loadu_si512(row.as_ptr().add(2 * q).cast()) };
+        }
+        for (i, column) in transpose16(&block).iter().enumerate() {
+            // SAFETY: the 16 lanes of word row q + i lie within the panel by the assertion above.
+            unsafe {
+                let at = slot.panel.as_mut_ptr().add((q + i) * slot.width + slot.lane);
+                _mm512_storeu_si512(at.cast(), *column);
+            }
+        }
+        q += 16;
+    }
+    for q in (q..words).step_by(16) {
         // Elements past an odd end are zero.
         let left = (len - 2 * q).min(32);
         let mask = if left == 32 { u32::MAX } else { (1 << left) - 1 };
@@ -141,16 +158,26 @@ fn block_bf16(table: __m512, scale: f32) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
     assert!(packed.len() >= out.len().div_ceil(2), "4-bit codes must cover the elements read");
-    for from in (0..out.len()).step_by(32) {
-        let left = (out.len() - from).min(32);
-        let elements = if left == 32 { u32::MAX } else { (1 << left) - 1 };
-        // SAFETY: the masks cover `left` elements from `from`, and the bytes that hold them.
+    let values = |bytes: __m128i| {
+        let bytes = _mm512_cvtepu8_epi32(bytes);
+        let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
+        _mm512_permutexvar_epi16(codes, table)
+    };
+    let mut from = 0;
+    while from + 32 <= out.len() {
+        // SAFETY: 32 elements from `from`, and the 16 bytes that hold them, lie within the slices.
+        unsafe {
+            let bytes = _mm_loadu_si128(packed.as_ptr().add(from / 2).cast());
+            _mm512_storeu_si512(out.as_mut_ptr().add(from).cast(), values(bytes));
+        }
+        from += 32;
+    }
+    let left = out.len() - from;
+    if left > 0 {
+        // SAFETY: the masks cover the `left` elements from `from`, and the bytes that hold them.
         unsafe {
             let bytes = _mm_maskz_loadu_epi8(first(left.div_ceil(2)), packed.as_ptr().add(from / 2).cast());
-            let bytes = _mm512_cvtepu8_epi32(bytes);
-            let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
-            let values = _mm512_permutexvar_epi16(codes, table);
-            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(from).cast(), elements, values);
+            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(from).cast(), (1 << left) - 1, values(bytes));
         }
     }
 }
@@ -179,6 +206,20 @@ fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
     let place = target.place(&tile);
     let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);
     let alpha = _mm512_set1_ps(epilogue.alpha);
+    if let (Pointer::Bf16(p), 32, None, false) = (target.data, place.width, bias, epilogue.accumulate) {
+        // The usual tile: no mask, and nothing to decide within.
+        for (i, r) in (place.rows.0..place.rows.1).enumerate() {
+            let sums = &tile.sums[i * tile.stride..][..32];
+            // SAFETY: the row's 32 sums were just sliced, and `place` checked its 32 elements of the output.
+            unsafe {
+                let low = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr()));
+                let high = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr().add(16)));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(p.add(r * place.stride + place.first).cast(), both);
+            }
+        }
+        return;
+    }
     for (i, r) in (place.rows.0..place.rows.1).enumerate() {
         let sums = &tile.sums[i * tile.stride..][..place.width];
         for j in (0..place.width).step_by(16) {
