@@ -17,19 +17,19 @@ pub(crate) fn sum_by(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// `sum_i a_i`.
-#[inline]
+#[inline(always)]
 pub(crate) fn sum(a: &[f32]) -> f32 {
     sum_by(a, a, |a, _| a)
 }
 
 /// `sum_i a_i * b_i`.
-#[inline]
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_by(a, b, |a, b| a * b)
 }
 
 /// The largest element. A NaN is passed over.
-#[inline]
+#[inline(always)]
 pub(crate) fn max(a: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -44,7 +44,7 @@ pub(crate) fn max(a: &[f32]) -> f32 {
 }
 
 /// `y += scale * x`.
-#[inline]
+#[inline(always)]
 pub(crate) fn axpy(y: &mut [f32], scale: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += scale * x;

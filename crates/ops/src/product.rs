@@ -5,7 +5,7 @@
 use crate::FrozenMatrix;
 use halfbyte_autograd::Result;
 use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, Source, matmul};
-use halfbyte_tensor::{DType, Error, Tensor, load_f32, store_f32, with_float};
+use halfbyte_tensor::{DType, Error, Tensor, load_f32, store_f32, vectorised, with_float};
 use rayon::prelude::*;
 
 /// bf16 activations take bf16 products; f16 ones are widened, since the kernels have no f16 products.
@@ -56,11 +56,40 @@ pub(crate) fn frozen_forward(x: &Tensor, w: &dyn FrozenMatrix, bias: Option<&Ten
     Ok(y)
 }
 
-/// Adds `alpha * x (rows, k) Wᵀ` to `y (rows, n)`, for `w` of `(n, k)`.
-pub(crate) fn accumulate_forward(y: &mut Tensor, alpha: f32, x: &Tensor, w: &Tensor) {
+/// `alpha * x (rows, k) Wᵀ` in `dtype`, for `w` of `(n, k)`.
+pub(crate) fn scaled_forward(alpha: f32, x: &Tensor, w: &Tensor, dtype: DType) -> Tensor {
+    let mut y = Tensor::scratch(&[x.rows(), w.rows()], dtype);
     let (xs, ws) = (source(x), source(w));
-    let product = Product::new(Operand::new(&*xs), Operand::new(&*ws).t(), compute(y.dtype()));
-    matmul(&Product { alpha, accumulate: true, ..product }, out(y));
+    let product = Product::new(Operand::new(&*xs), Operand::new(&*ws).t(), compute(x.dtype()));
+    matmul(&Product { alpha, ..product }, out(&mut y));
+    y
+}
+
+/// `x (rows, k) Wᵀ + h (rows, r) Bᵀ + bias` in the dtype of `x`, for `w` of `(n, k)` and `b` of `(n, r)`: one pass over
+/// the output, unless the weight computes its forward itself.
+pub(crate) fn updated_forward(
+    x: &Tensor,
+    w: &dyn FrozenMatrix,
+    (h, b): (&Tensor, &Tensor),
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (hs, bs) = (source(h), source(b));
+    let update = (Operand::new(&*hs), Operand::new(&*bs).t());
+    if let Some(y) = w.forward(x) {
+        let mut y = y?.to_dtype(x.dtype()).into_unique();
+        if let Some(bias) = bias {
+            add_bias(&mut y, bias);
+        }
+        let product = Product::new(update.0, update.1, compute(x.dtype()));
+        matmul(&Product { accumulate: true, ..product }, out(&mut y));
+        return Ok(y);
+    }
+    let mut y = Tensor::scratch(&[x.rows(), w.dims().0], x.dtype());
+    let (xs, ws) = (source(x), w.source());
+    let bias = bias.map(|it| it.to_dtype(DType::F32));
+    let product = Product::new(Operand::new(&*xs), Operand::new(&*ws).t(), compute(x.dtype()));
+    matmul(&Product { bias: bias.as_ref().map(|it| it.data()), more: &[update], ..product }, out(&mut y));
+    Ok(y)
 }
 
 /// `alpha * dy (rows, n) W` in `dtype`, for `w` of `(n, k)`.
@@ -69,6 +98,15 @@ pub(crate) fn backward_x(alpha: f32, dy: &Tensor, w: &dyn Source, dtype: DType) 
     let ds = source(dy);
     let product = Product::new(Operand::new(&*ds), Operand::new(w), compute(dy.dtype()));
     matmul(&Product { alpha, ..product }, out(&mut dx));
+    dx
+}
+
+/// `dy (rows, n) W + dh (rows, r) A` in the dtype of `dy`, for `w` of `(n, k)` and `a` of `(r, k)`.
+pub(crate) fn updated_backward_x(dy: &Tensor, w: &dyn Source, (dh, a): (&Tensor, &Tensor)) -> Tensor {
+    let mut dx = Tensor::scratch(&[dy.rows(), w.cols()], dy.dtype());
+    let (ds, hs, a_rows) = (source(dy), source(dh), source(a));
+    let product = Product::new(Operand::new(&*ds), Operand::new(w), compute(dy.dtype()));
+    matmul(&Product { more: &[(Operand::new(&*hs), Operand::new(&*a_rows))], ..product }, out(&mut dx));
     dx
 }
 
@@ -96,13 +134,15 @@ pub(crate) fn backward_bias(dy: &Tensor) -> Tensor {
     with_float!(dy.dtype(), T, {
         let dy = dy.data::<T>();
         db.data_mut::<f32>().par_chunks_mut(STRIP).enumerate().for_each(|(i, sums)| {
-            let mut wide = [0.0; STRIP];
-            for row in dy.chunks(n) {
-                load_f32(&row[i * STRIP..][..sums.len()], &mut wide[..sums.len()]);
-                for (s, v) in sums.iter_mut().zip(&wide) {
-                    *s += v;
+            vectorised(|| {
+                let mut wide = [0.0; STRIP];
+                for row in dy.chunks(n) {
+                    load_f32(&row[i * STRIP..][..sums.len()], &mut wide[..sums.len()]);
+                    for (s, v) in sums.iter_mut().zip(&wide) {
+                        *s += v;
+                    }
                 }
-            }
+            })
         });
     });
     db
@@ -150,12 +190,14 @@ fn add_bias(y: &mut Tensor, bias: &Tensor) {
     }
     with_float!(y.dtype(), T, {
         y.data_mut::<T>().par_chunks_mut(n).for_each(|row| {
-            let mut wide = vec![0.0; n];
-            load_f32(row, &mut wide);
-            for (v, b) in wide.iter_mut().zip(bias.data::<f32>()) {
-                *v += b;
-            }
-            store_f32(&wide, row);
+            vectorised(|| {
+                let mut wide = vec![0.0; n];
+                load_f32(row, &mut wide);
+                for (v, b) in wide.iter_mut().zip(bias.data::<f32>()) {
+                    *v += b;
+                }
+                store_f32(&wide, row);
+            })
         });
     });
 }

@@ -1,6 +1,6 @@
 //! Conversions between floating-point slices, in loops that the compiler vectorises.
 
-use crate::{DType, Float, Tensor};
+use crate::{DType, Float, Tensor, vectorised};
 use rayon::prelude::*;
 
 /// Below this many elements a second thread costs more than it saves.
@@ -8,7 +8,7 @@ const PARALLEL_FROM: usize = 1 << 16;
 const CHUNK: usize = 1 << 14;
 
 /// Widens `src` into `out` (same length).
-#[inline]
+#[inline(always)]
 pub fn load_f32<T: Float>(src: &[T], out: &mut [f32]) {
     for (o, s) in out.iter_mut().zip(src) {
         *o = s.to_f32();
@@ -16,7 +16,7 @@ pub fn load_f32<T: Float>(src: &[T], out: &mut [f32]) {
 }
 
 /// Rounds `src` into `out` (same length), to nearest, ties to even.
-#[inline]
+#[inline(always)]
 pub fn store_f32<T: Float>(src: &[f32], out: &mut [T]) {
     for (o, s) in out.iter_mut().zip(src) {
         *o = T::from_f32(*s);
@@ -70,15 +70,19 @@ impl Tensor {
         crate::with_float!(
             self.dtype(),
             S,
-            self.data::<S>().par_chunks(CHUNK).all(|it| it.iter().all(|v| v.to_f32().is_finite()))
+            self.data::<S>().par_chunks(CHUNK).all(|it| vectorised(|| {
+                // Without a way out, so that the loop vectorises.
+                it.iter().fold(true, |finite, v| finite & v.to_f32().is_finite())
+            }))
         )
     }
 }
 
 fn for_each_chunk<D: Send, S: Sync>(dst: &mut [D], src: &[S], f: impl Fn(&mut [D], &[S]) + Sync) {
     if dst.len() < PARALLEL_FROM {
-        f(dst, src);
+        vectorised(|| f(dst, src));
     } else {
-        dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(d, s)| f(d, s));
+        let chunks = dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK));
+        chunks.for_each(|(d, s)| vectorised(|| f(d, s)));
     }
 }

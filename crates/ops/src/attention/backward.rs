@@ -1,6 +1,6 @@
 use super::blocks::{Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
 use crate::{exp::exp, lanes::dot};
-use halfbyte_tensor::{Float, store_f32};
+use halfbyte_tensor::{Float, store_f32, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -88,15 +88,19 @@ impl<'a, T: Float> Work<'a, T> {
             for keys in self.saved.inputs.key_blocks(&block) {
                 self.step(&block, keys);
             }
-            for (r, dq) in self.block.dq.chunks(d).enumerate() {
-                let (h, i) = (r / block.len(), block.start + r % block.len());
-                store_f32(dq, &mut out.dq[i][h * d..][..d]);
-            }
+            vectorised(|| {
+                for (r, dq) in self.block.dq.chunks(d).enumerate() {
+                    let (h, i) = (r / block.len(), block.start + r % block.len());
+                    store_f32(dq, &mut out.dq[i][h * d..][..d]);
+                }
+            });
         }
         for (sums, rows) in [(&self.dk, &mut out.dk), (&self.dv, &mut out.dv)] {
-            for (sum, row) in sums.chunks(d).zip(rows) {
-                store_f32(sum, row);
-            }
+            vectorised(|| {
+                for (sum, row) in sums.chunks(d).zip(rows) {
+                    store_f32(sum, row);
+                }
+            });
         }
         for rows in [&mut out.dq, &mut out.dk, &mut out.dv] {
             rows.iter_mut().skip(self.length).for_each(|row| row.fill(T::default()));
@@ -111,7 +115,7 @@ impl<'a, T: Float> Work<'a, T> {
         inputs.queries(self.saved.dy, self.piece, block.clone(), &mut it.dy);
         inputs.queries(inputs.q, self.piece, block.clone(), &mut it.q);
         it.along.clear();
-        it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y)));
+        vectorised(|| it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y))));
         it.dq.fill(0.0);
         it.dq.truncate(if dq { it.q.len() } else { 0 });
     }
@@ -124,14 +128,16 @@ impl<'a, T: Float> Work<'a, T> {
         self.scores.resize(it.along.len() * width, 0.0);
         let k = Matrix::new(&self.k[some.clone()], d);
         multiply(Matrix::new(&it.q, d), k.t(), (shape.scale, false), &mut self.scores);
-        for (r, row) in self.scores.chunks_mut(width).enumerate() {
-            let (h, i) = (r / block.len(), block.start + r % block.len());
-            let lse = self.lse[h * shape.time + i];
-            let visible = self.saved.inputs.visible_in(i, &keys);
-            row[..visible.start].fill(0.0);
-            row[visible.end..].fill(0.0);
-            row[visible].iter_mut().for_each(|v| *v = exp(*v - lse));
-        }
+        vectorised(|| {
+            for (r, row) in self.scores.chunks_mut(width).enumerate() {
+                let (h, i) = (r / block.len(), block.start + r % block.len());
+                let lse = self.lse[h * shape.time + i];
+                let visible = self.saved.inputs.visible_in(i, &keys);
+                row[..visible.start].fill(0.0);
+                row[visible.end..].fill(0.0);
+                row[visible].iter_mut().for_each(|v| *v = exp(*v - lse));
+            }
+        });
         if !self.dv.is_empty() {
             let p = Matrix::new(&self.scores, width);
             multiply(p.t(), Matrix::new(&it.dy, d), (1.0, true), &mut self.dv[some.clone()]);
@@ -142,9 +148,11 @@ impl<'a, T: Float> Work<'a, T> {
         self.slopes.resize(self.scores.len(), 0.0);
         multiply(Matrix::new(&it.dy, d), Matrix::new(&self.v[some.clone()], d).t(), (1.0, false), &mut self.slopes);
         let rows = self.slopes.chunks_mut(width).zip(self.scores.chunks(width)).zip(&it.along);
-        for ((slopes, p), along) in rows {
-            slopes.iter_mut().zip(p).for_each(|(s, p)| *s = shape.scale * p * (*s - along));
-        }
+        vectorised(|| {
+            for ((slopes, p), along) in rows {
+                slopes.iter_mut().zip(p).for_each(|(s, p)| *s = shape.scale * p * (*s - along));
+            }
+        });
         let slopes = Matrix::new(&self.slopes, width);
         if !it.dq.is_empty() {
             multiply(slopes, k, (1.0, true), &mut it.dq);

@@ -6,7 +6,7 @@
 
 use super::AttentionShape;
 use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
-use halfbyte_tensor::{Float, Tensor, load_f32};
+use halfbyte_tensor::{Float, Tensor, load_f32, vectorised};
 use std::ops::Range;
 
 /// Queries of a block.
@@ -140,7 +140,9 @@ pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>, (alpha, accumulate): (f32, 
 }
 
 fn gather<T: Float>(x: &[T], (stride, column): (usize, usize), rows: Range<usize>, (d, out): (usize, &mut [f32])) {
-    for (row, out) in rows.zip(out.chunks_mut(d)) {
-        load_f32(&x[row * stride + column..][..d], out);
-    }
+    vectorised(|| {
+        for (row, out) in rows.zip(out.chunks_mut(d)) {
+            load_f32(&x[row * stride + column..][..d], out);
+        }
+    });
 }

@@ -3,7 +3,7 @@ use crate::{
     exp::exp,
     lanes::{max, sum},
 };
-use halfbyte_tensor::{Float, store_f32};
+use halfbyte_tensor::{Float, store_f32, vectorised};
 use rayon::prelude::*;
 
 /// Writes `y`, and `lse (batch * heads, time)`: the logarithm of each row's sum of exponentials.
@@ -32,21 +32,25 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse
             let some = keys.start * d..keys.end * d;
             let scale = (inputs.shape.scale, false);
             multiply(Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t(), scale, &mut scores);
-            for (r, row) in scores.chunks_mut(keys.len()).enumerate() {
-                let visible = inputs.visible_in(block.start + r % block.len(), &keys);
-                row[..visible.start].fill(0.0);
-                row[visible.end..].fill(0.0);
-                state.absorb(r, &mut row[visible], d);
-            }
+            vectorised(|| {
+                for (r, row) in scores.chunks_mut(keys.len()).enumerate() {
+                    let visible = inputs.visible_in(block.start + r % block.len(), &keys);
+                    row[..visible.start].fill(0.0);
+                    row[visible.end..].fill(0.0);
+                    state.absorb(r, &mut row[visible], d);
+                }
+            });
             multiply(Matrix::new(&scores, keys.len()), Matrix::new(&v[some], d), (1.0, true), &mut state.sums);
         }
-        for (r, sums) in state.sums.chunks_mut(d).enumerate() {
-            let (h, i) = (r / block.len(), block.start + r % block.len());
-            let inverse = 1.0 / state.totals[r];
-            sums.iter_mut().for_each(|v| *v *= inverse);
-            store_f32(sums, &mut y[i][h * d..][..d]);
-            lse[h * inputs.shape.time + i] = state.maxima[r] + state.totals[r].ln();
-        }
+        vectorised(|| {
+            for (r, sums) in state.sums.chunks_mut(d).enumerate() {
+                let (h, i) = (r / block.len(), block.start + r % block.len());
+                let inverse = 1.0 / state.totals[r];
+                sums.iter_mut().for_each(|v| *v *= inverse);
+                store_f32(sums, &mut y[i][h * d..][..d]);
+                lse[h * inputs.shape.time + i] = state.maxima[r] + state.totals[r].ln();
+            }
+        });
     }
 }
 
@@ -70,6 +74,7 @@ impl Softmax {
     }
 
     /// Turns visible scores of row `r` into exponentials relative to the new maximum, and rescales what was before.
+    #[inline(always)]
     fn absorb(&mut self, r: usize, scores: &mut [f32], d: usize) {
         if scores.is_empty() {
             return;

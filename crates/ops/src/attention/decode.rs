@@ -6,7 +6,7 @@ use crate::{
     exp::exp,
     lanes::{axpy, dot, max, sum},
 };
-use halfbyte_tensor::{Float, load_f32, store_f32};
+use halfbyte_tensor::{Float, load_f32, store_f32, vectorised};
 use rayon::prelude::*;
 
 /// Up to so many queries this beats blocks.
@@ -18,7 +18,7 @@ pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
     let shape = &inputs.shape;
     let columns = shape.heads * shape.head_dim;
     for (i, row) in y.chunks_mut(columns).enumerate() {
-        let attend = |(head, y): (usize, &mut [T])| attend(inputs, i, head, y);
+        let attend = |(head, y): (usize, &mut [T])| vectorised(|| attend(inputs, i, head, y));
         if (inputs.start + i) * columns < SMALL {
             row.chunks_mut(inputs.width()).enumerate().for_each(attend);
         } else {
@@ -28,6 +28,7 @@ pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
 }
 
 /// Query `i` of all query heads of key/value head `head`, `y (group * head_dim)`.
+#[inline(always)]
 fn attend<T: Float>(inputs: &Inputs<'_, T>, i: usize, head: usize, y: &mut [T]) {
     let (d, stride) = (inputs.shape.head_dim, inputs.shape.kv_heads * inputs.shape.head_dim);
     let visible = inputs.visible(i);

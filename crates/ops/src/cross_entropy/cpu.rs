@@ -2,7 +2,7 @@ use super::{Head, softmax};
 use crate::product;
 use halfbyte_autograd::Result;
 use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
-use halfbyte_tensor::{DType, Float, Tensor, load_f32, with_float};
+use halfbyte_tensor::{DType, Float, Tensor, load_f32, vectorised, with_float};
 use rayon::prelude::*;
 
 /// What the logits of a chunk may take. Small enough to matter to nobody, large enough that reading the head once a
@@ -106,9 +106,11 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Tensor {
     let mut t = t.into_unique();
     with_float!(t.dtype(), T, {
         t.data_mut::<T>().par_chunks_mut(1 << 14).for_each(|chunk| {
-            for v in chunk {
-                *v = T::from_f32(v.to_f32() * scale);
-            }
+            vectorised(|| {
+                for v in chunk {
+                    *v = T::from_f32(v.to_f32() * scale);
+                }
+            })
         });
     });
     t

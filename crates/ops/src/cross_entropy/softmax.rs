@@ -1,6 +1,7 @@
 //! The loss of a row of logits, and its gradient in the row's place, in loops that the compiler vectorises.
 
 use crate::exp::exp;
+use halfbyte_tensor::vectorised;
 use rayon::prelude::*;
 
 /// Sums of so many terms are kept in f32 lanes; beyond, in f64.
@@ -16,19 +17,22 @@ pub(super) fn losses(logits: &mut [f32], targets: &[usize], gradient: bool) -> V
         .par_chunks_mut(vocab)
         .zip(targets)
         .map(|(row, target)| {
-            let (max, logit) = (maximum(row), row[*target]);
-            let sum = exp_in_place(row, max);
-            if gradient {
-                let inverse = (1.0 / sum) as f32;
-                row.iter_mut().for_each(|v| *v *= inverse);
-                row[*target] -= 1.0;
-            }
-            f64::from(max) - f64::from(logit) + sum.ln()
+            vectorised(|| {
+                let (max, logit) = (maximum(row), row[*target]);
+                let sum = exp_in_place(row, max);
+                if gradient {
+                    let inverse = (1.0 / sum) as f32;
+                    row.iter_mut().for_each(|v| *v *= inverse);
+                    row[*target] -= 1.0;
+                }
+                f64::from(max) - f64::from(logit) + sum.ln()
+            })
         })
         .collect()
 }
 
 /// The largest element. A NaN is passed over here and shows in the sum of exponentials.
+#[inline(always)]
 fn maximum(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -43,6 +47,7 @@ fn maximum(row: &[f32]) -> f32 {
 }
 
 /// Replaces each `v` by `exp(v - max)` and gives the sum.
+#[inline(always)]
 fn exp_in_place(row: &mut [f32], max: f32) -> f64 {
     let mut total = 0.0;
     for block in row.chunks_mut(BLOCK) {

@@ -1,4 +1,4 @@
-use halfbyte_tensor::Float;
+use halfbyte_tensor::{Float, vectorised};
 use rayon::prelude::*;
 
 /// Rows of the table or of the output that a thread takes at once.
@@ -10,11 +10,13 @@ pub(super) fn gather<S: Float, D: Float>(table: &[S], ids: &[u32], out: &mut [D]
         return;
     }
     out.par_chunks_mut(ROWS * channels).zip(ids.par_chunks(ROWS)).for_each(|(out, ids)| {
-        for (out, id) in out.chunks_mut(channels).zip(ids) {
-            for (o, v) in out.iter_mut().zip(&table[*id as usize * channels..]) {
-                *o = D::from_f32(v.to_f32());
+        vectorised(|| {
+            for (out, id) in out.chunks_mut(channels).zip(ids) {
+                for (o, v) in out.iter_mut().zip(&table[*id as usize * channels..]) {
+                    *o = D::from_f32(v.to_f32());
+                }
             }
-        }
+        })
     });
 }
 
@@ -26,13 +28,15 @@ pub(super) fn scatter_add<T: Float>(dy: &[T], ids: &[u32], table: &mut [f32], ch
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|i| ids[*i]);
     table.par_chunks_mut(ROWS * channels).enumerate().for_each(|(chunk, table)| {
-        let first = chunk * ROWS;
-        let from = order.partition_point(|i| (ids[*i] as usize) < first);
-        for i in order[from..].iter().take_while(|i| (ids[**i] as usize) < first + ROWS) {
-            let row = &mut table[(ids[*i] as usize - first) * channels..][..channels];
-            for (sum, v) in row.iter_mut().zip(&dy[i * channels..]) {
-                *sum += v.to_f32();
+        vectorised(|| {
+            let first = chunk * ROWS;
+            let from = order.partition_point(|i| (ids[*i] as usize) < first);
+            for i in order[from..].iter().take_while(|i| (ids[**i] as usize) < first + ROWS) {
+                let row = &mut table[(ids[*i] as usize - first) * channels..][..channels];
+                for (sum, v) in row.iter_mut().zip(&dy[i * channels..]) {
+                    *sum += v.to_f32();
+                }
             }
-        }
+        })
     });
 }

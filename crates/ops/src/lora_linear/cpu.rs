@@ -5,7 +5,7 @@ use halfbyte_tensor::{DType, Tensor};
 pub(super) struct Saved {
     /// `(rows, in_features)`, before dropout.
     pub(super) x: Option<Tensor>,
-    /// `drop(x) Aᵀ`, `(rows, rank)`.
+    /// `s drop(x) Aᵀ`, `(rows, rank)`.
     pub(super) h: Option<Tensor>,
     pub(super) a: Option<Tensor>,
     pub(super) b: Option<Tensor>,
@@ -14,14 +14,14 @@ pub(super) struct Saved {
     pub(super) dtype: DType,
 }
 
-/// With `dh = s dy B`: `dB = s dyᵀ h`, `dA = dhᵀ drop(x)`, `dx = dy W + mask(dh A)`. Gives (dx, dA, dB).
+/// With `dh = s dy B`: `dB = dyᵀ h`, `dA = dhᵀ drop(x)`, `dx = dy W + mask(dh A)`. Gives (dx, dA, dB).
 pub(super) fn backward(
     dy: &Tensor,
     w: &dyn FrozenMatrix,
     saved: Saved,
 ) -> (Option<Tensor>, Option<Tensor>, Option<Tensor>) {
     let Saved { x, h, a, b, scaling, dropout, dtype } = saved;
-    let db = h.map(|h| product::backward_w(scaling, dy, &h, dtype));
+    let db = h.map(|h| product::backward_w(1.0, dy, &h, dtype));
     let Some(b) = b else { return (None, None, db) };
     let dh = product::backward_x(scaling, dy, &*product::source(&b), product::compute_dtype(dtype));
     let da = x.map(|x| product::backward_w(1.0, &dh, &dropout::apply(&x, dropout), dtype));
@@ -31,13 +31,10 @@ pub(super) fn backward(
 
 /// `dy W + mask(dh A)`. A mask is applied to the update's part in place, before the base's part is added to it.
 fn input_gradient(dy: &Tensor, dh: &Tensor, w: &dyn FrozenMatrix, a: &Tensor, dropout: Dropout) -> Tensor {
-    let a = product::source(a);
     if dropout.is_off() {
-        let mut dx = product::backward_x(1.0, dy, &*w.source(), dy.dtype());
-        product::accumulate_backward_x(&mut dx, dh, &*a);
-        dx
+        product::updated_backward_x(dy, &*w.source(), (dh, a))
     } else {
-        let mut dx = product::backward_x(1.0, dh, &*a, dy.dtype());
+        let mut dx = product::backward_x(1.0, dh, &*product::source(a), dy.dtype());
         dropout::apply_in_place(&mut dx, dropout);
         product::accumulate_backward_x(&mut dx, dy, &*w.source());
         dx

@@ -1,7 +1,7 @@
 //! A frozen product and its low-rank update in one op.
 //!
-//! The update's products add to the output of the base's product, so there is no pass over a second `(rows, out)`
-//! array, and only `x` and the `(rows, rank)` projection are kept for the backward pass.
+//! The update is summed with the base's product before the output is written, so there is no pass over a second
+//! `(rows, out)` array, and only `x` and the `(rows, rank)` projection are kept for the backward pass.
 
 mod cpu;
 #[cfg(test)]
@@ -41,12 +41,12 @@ pub fn lora_linear<'m>(
     check(&lora, n, k)?;
 
     let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
-    let mut y = product::frozen_forward(x.value(), w, bias.map(Var::value))?.into_unique();
+    // The projection carries the factor, so that the update is a plain product that joins the base's.
     let h = {
         let dropped = dropout::apply(x.value(), lora.dropout);
-        product::forward(&dropped, &*product::source(lora.a.value()), None, product::compute_dtype(dtype))
+        product::scaled_forward(lora.scaling, &dropped, lora.a.value(), product::compute_dtype(dtype))
     };
-    product::accumulate_forward(&mut y, lora.scaling, &h, lora.b.value());
+    let y = product::updated_forward(x.value(), w, (&h, lora.b.value()), bias.map(Var::value))?;
 
     let saved = cpu::Saved {
         x: lora.a.requires_grad().then(|| x.value().clone()),

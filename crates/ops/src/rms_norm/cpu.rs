@@ -1,5 +1,5 @@
 use crate::lanes::{add_up, dot};
-use halfbyte_tensor::{Float, load_f32};
+use halfbyte_tensor::{Float, load_f32, vectorised};
 use rayon::prelude::*;
 
 /// Rows a thread takes at once, and rows of one partial sum of a weight's gradient.
@@ -16,14 +16,16 @@ pub(super) fn forward<T: Float>(x: &[T], (w, eps): (&[f32], f32), y: &mut [T], r
     let c = w.len();
     let rows = y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(rstd.par_chunks_mut(ROWS));
     rows.for_each(|((y, x), rstd)| {
-        let mut wide = vec![0.0; c];
-        for ((y, x), rstd) in y.chunks_mut(c).zip(x.chunks(c)).zip(rstd) {
-            load_f32(x, &mut wide);
-            *rstd = 1.0 / (dot(&wide, &wide) / c as f32 + eps).sqrt();
-            for ((y, x), w) in y.iter_mut().zip(&wide).zip(w) {
-                *y = T::from_f32(w * T::from_f32(x * *rstd).to_f32());
+        vectorised(|| {
+            let mut wide = vec![0.0; c];
+            for ((y, x), rstd) in y.chunks_mut(c).zip(x.chunks(c)).zip(rstd) {
+                load_f32(x, &mut wide);
+                *rstd = 1.0 / (dot(&wide, &wide) / c as f32 + eps).sqrt();
+                for ((y, x), w) in y.iter_mut().zip(&wide).zip(w) {
+                    *y = T::from_f32(w * T::from_f32(x * *rstd).to_f32());
+                }
             }
-        }
+        })
     });
 }
 
@@ -34,24 +36,26 @@ pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, dy: &[T], dx: &mut [T], t
     let rows = dx.par_chunks_mut(ROWS * c).zip(dy.par_chunks(ROWS * c)).enumerate();
     let partials: Vec<Vec<f32>> = rows
         .map(|(i, (dx, dy))| {
-            let (mut h, mut g) = (vec![0.0; c], vec![0.0; c]);
-            let mut dw = vec![0.0; if train { c } else { 0 }];
-            for (j, (dx, dy)) in dx.chunks_mut(c).zip(dy.chunks(c)).enumerate() {
-                let row = i * ROWS + j;
-                let rstd = saved.rstd[row];
-                load_f32(&saved.x[row * c..][..c], &mut h);
-                load_f32(dy, &mut g);
-                h.iter_mut().for_each(|h| *h *= rstd);
-                for ((dw, g), h) in dw.iter_mut().zip(&g).zip(&h) {
-                    *dw += g * T::from_f32(*h).to_f32();
+            vectorised(|| {
+                let (mut h, mut g) = (vec![0.0; c], vec![0.0; c]);
+                let mut dw = vec![0.0; if train { c } else { 0 }];
+                for (j, (dx, dy)) in dx.chunks_mut(c).zip(dy.chunks(c)).enumerate() {
+                    let row = i * ROWS + j;
+                    let rstd = saved.rstd[row];
+                    load_f32(&saved.x[row * c..][..c], &mut h);
+                    load_f32(dy, &mut g);
+                    h.iter_mut().for_each(|h| *h *= rstd);
+                    for ((dw, g), h) in dw.iter_mut().zip(&g).zip(&h) {
+                        *dw += g * T::from_f32(*h).to_f32();
+                    }
+                    g.iter_mut().zip(saved.w).for_each(|(g, w)| *g *= w);
+                    let mean = dot(&g, &h) / c as f32;
+                    for ((dx, g), h) in dx.iter_mut().zip(&g).zip(&h) {
+                        *dx = T::from_f32(rstd * (g - h * mean));
+                    }
                 }
-                g.iter_mut().zip(saved.w).for_each(|(g, w)| *g *= w);
-                let mean = dot(&g, &h) / c as f32;
-                for ((dx, g), h) in dx.iter_mut().zip(&g).zip(&h) {
-                    *dx = T::from_f32(rstd * (g - h * mean));
-                }
-            }
-            dw
+                dw
+            })
         })
         .collect();
     add_up(&partials, if train { c } else { 0 })

@@ -1,5 +1,5 @@
 use super::RopeTable;
-use halfbyte_tensor::Float;
+use halfbyte_tensor::{Float, vectorised};
 use rayon::prelude::*;
 
 /// Rows a thread takes at once.
@@ -15,20 +15,22 @@ pub(super) fn rotate<T: Float>(x: &[T], (table, direction): (&RopeTable, f32), p
     let round = |v: f32| T::from_f32(v).to_f32();
     let chunks = y.par_chunks_mut(ROWS * cols).zip(x.par_chunks(ROWS * cols)).zip(positions.par_chunks(ROWS));
     chunks.for_each(|((y, x), positions)| {
-        let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
-        for ((y, x), position) in y.chunks_mut(cols).zip(x.chunks(cols)).zip(positions) {
-            let row = table.row(*position);
-            cos.iter_mut().zip(row.0).for_each(|(o, v)| *o = round(*v));
-            sin.iter_mut().zip(row.1).for_each(|(o, v)| *o = direction * round(*v));
-            for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
-                let (y, x, angle) = (y_a.iter_mut().zip(y_b), a.iter().zip(b), cos.iter().zip(&sin));
-                for (((y_a, y_b), (a, b)), (cos, sin)) in y.zip(x).zip(angle) {
-                    let (a, b) = (a.to_f32(), b.to_f32());
-                    *y_a = T::from_f32(round(a * cos) - round(b * sin));
-                    *y_b = T::from_f32(round(b * cos) + round(a * sin));
+        vectorised(|| {
+            let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
+            for ((y, x), position) in y.chunks_mut(cols).zip(x.chunks(cols)).zip(positions) {
+                let row = table.row(*position);
+                cos.iter_mut().zip(row.0).for_each(|(o, v)| *o = round(*v));
+                sin.iter_mut().zip(row.1).for_each(|(o, v)| *o = direction * round(*v));
+                for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
+                    let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
+                    let (y, x, angle) = (y_a.iter_mut().zip(y_b), a.iter().zip(b), cos.iter().zip(&sin));
+                    for (((y_a, y_b), (a, b)), (cos, sin)) in y.zip(x).zip(angle) {
+                        let (a, b) = (a.to_f32(), b.to_f32());
+                        *y_a = T::from_f32(round(a * cos) - round(b * sin));
+                        *y_b = T::from_f32(round(b * cos) + round(a * sin));
+                    }
                 }
             }
-        }
+        })
     });
 }

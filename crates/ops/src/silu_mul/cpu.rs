@@ -1,5 +1,5 @@
 use crate::{add::cpu::CHUNK, exp::sigmoid};
-use halfbyte_tensor::{Float, load_f32, store_f32};
+use halfbyte_tensor::{Float, load_f32, store_f32, vectorised};
 use rayon::prelude::*;
 
 /// Elements that are widened at once.
@@ -7,11 +7,13 @@ const PIECE: usize = 256;
 
 pub(super) fn forward<T: Float>(gate: &[T], up: &[T], y: &mut [T]) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, g), u)| {
-        for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-            let g = g.to_f32();
-            let silu = T::from_f32(g * sigmoid(g)).to_f32();
-            *y = T::from_f32(silu * u.to_f32());
-        }
+        vectorised(|| {
+            for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
+                let g = g.to_f32();
+                let silu = T::from_f32(g * sigmoid(g)).to_f32();
+                *y = T::from_f32(silu * u.to_f32());
+            }
+        })
     });
 }
 
@@ -19,22 +21,25 @@ pub(super) fn backward<T: Float>([dy, gate, up]: [&[T]; 3], dg: &mut [T], du: &m
     let grads = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
     let saved = dy.par_chunks(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
     grads.zip(saved).for_each(|((dg, du), ((dy, g), u))| {
-        let pieces = dg.chunks_mut(PIECE).zip(du.chunks_mut(PIECE));
-        let saved = dy.chunks(PIECE).zip(g.chunks(PIECE)).zip(u.chunks(PIECE));
-        for ((dg, du), ((dy, g), u)) in pieces.zip(saved) {
-            let mut wide = [[0.0; PIECE]; 3];
-            [dy, g, u].into_iter().zip(&mut wide).for_each(|(from, to)| load_f32(from, to));
-            let [dy, g, u] = &mut wide;
-            differentiate(dy, g, u);
-            store_f32(g, dg);
-            store_f32(u, du);
-        }
+        vectorised(|| {
+            let pieces = dg.chunks_mut(PIECE).zip(du.chunks_mut(PIECE));
+            let saved = dy.chunks(PIECE).zip(g.chunks(PIECE)).zip(u.chunks(PIECE));
+            for ((dg, du), ((dy, g), u)) in pieces.zip(saved) {
+                let mut wide = [[0.0; PIECE]; 3];
+                [dy, g, u].into_iter().zip(&mut wide).for_each(|(from, to)| load_f32(from, to));
+                let [dy, g, u] = &mut wide;
+                differentiate(dy, g, u);
+                store_f32(g, dg);
+                store_f32(u, du);
+            }
+        })
     });
 }
 
 /// With `s = sigmoid(g)`: `du = dy g s` in the place of `u`, and `dg = dy u s (1 + g (1 - s))` in that of `g`.
 ///
 /// On arrays of f32, since loops over so many slices of 16-bit numbers do not vectorise.
+#[inline(always)]
 fn differentiate(dy: &[f32; PIECE], g: &mut [f32; PIECE], u: &mut [f32; PIECE]) {
     for i in 0..PIECE {
         let s = sigmoid(g[i]);
