@@ -134,7 +134,7 @@ pub(crate) fn backward_bias(dy: &Tensor) -> Tensor {
     with_float!(dy.dtype(), T, {
         let dy = dy.data::<T>();
         db.data_mut::<f32>().par_chunks_mut(STRIP).enumerate().for_each(|(i, sums)| {
-            vectorised(|| {
+            vectorised!({
                 let mut wide = [0.0; STRIP];
                 for row in dy.chunks(n) {
                     load_f32(&row[i * STRIP..][..sums.len()], &mut wide[..sums.len()]);
@@ -190,7 +190,7 @@ fn add_bias(y: &mut Tensor, bias: &Tensor) {
     }
     with_float!(y.dtype(), T, {
         y.data_mut::<T>().par_chunks_mut(n).for_each(|row| {
-            vectorised(|| {
+            vectorised!({
                 let mut wide = vec![0.0; n];
                 load_f32(row, &mut wide);
                 for (v, b) in wide.iter_mut().zip(bias.data::<f32>()) {

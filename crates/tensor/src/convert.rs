@@ -33,11 +33,16 @@ impl Tensor {
             crate::with_float!(dtype, D, {
                 let mut out = Tensor::scratch(self.shape(), dtype);
                 let (src, dst) = (self.data::<S>(), out.data_mut::<D>());
-                for_each_chunk(dst, src, |dst, src| {
-                    for (d, s) in dst.iter_mut().zip(src) {
-                        *d = D::from_f32(s.to_f32());
-                    }
-                });
+                for_each_chunk(
+                    dst,
+                    src,
+                    #[inline(always)]
+                    |dst: &mut [D], src: &[S]| {
+                        for (d, s) in dst.iter_mut().zip(src) {
+                            *d = D::from_f32(s.to_f32());
+                        }
+                    },
+                );
                 out
             })
         })
@@ -46,7 +51,16 @@ impl Tensor {
     /// All elements, widened to f32.
     pub fn to_f32_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];
-        crate::with_float!(self.dtype(), S, for_each_chunk(&mut out, self.data::<S>(), |o, s| load_f32(s, o)));
+        crate::with_float!(
+            self.dtype(),
+            S,
+            for_each_chunk(
+                &mut out,
+                self.data::<S>(),
+                #[inline(always)]
+                |o: &mut [f32], s: &[S]| load_f32(s, o)
+            )
+        );
         out
     }
 
@@ -56,11 +70,16 @@ impl Tensor {
         self.make_unique();
         crate::with_float!(self.dtype(), D, {
             crate::with_float!(rhs.dtype(), S, {
-                for_each_chunk(self.data_mut::<D>(), rhs.data::<S>(), |dst, src| {
-                    for (d, s) in dst.iter_mut().zip(src) {
-                        *d = D::from_f32(d.to_f32() + s.to_f32());
-                    }
-                });
+                for_each_chunk(
+                    self.data_mut::<D>(),
+                    rhs.data::<S>(),
+                    #[inline(always)]
+                    |dst: &mut [D], src: &[S]| {
+                        for (d, s) in dst.iter_mut().zip(src) {
+                            *d = D::from_f32(d.to_f32() + s.to_f32());
+                        }
+                    },
+                );
             })
         })
     }
@@ -70,7 +89,7 @@ impl Tensor {
         crate::with_float!(
             self.dtype(),
             S,
-            self.data::<S>().par_chunks(CHUNK).all(|it| vectorised(|| {
+            self.data::<S>().par_chunks(CHUNK).all(|it| vectorised!({
                 // Without a way out, so that the loop vectorises.
                 it.iter().fold(true, |finite, v| finite & v.to_f32().is_finite())
             }))
@@ -80,9 +99,9 @@ impl Tensor {
 
 fn for_each_chunk<D: Send, S: Sync>(dst: &mut [D], src: &[S], f: impl Fn(&mut [D], &[S]) + Sync) {
     if dst.len() < PARALLEL_FROM {
-        vectorised(|| f(dst, src));
+        vectorised!(f(dst, src));
     } else {
         let chunks = dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK));
-        chunks.for_each(|(d, s)| vectorised(|| f(d, s)));
+        chunks.for_each(|(d, s)| vectorised!(f(d, s)));
     }
 }

@@ -17,7 +17,7 @@ pub use convert::{load_f32, store_f32};
 pub use dtype::{DType, Device, Element, Float};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use simd::vectorised;
+pub use simd::dispatch;
 pub use tensor::Tensor;
 
 /// Runs the body with `$T` bound to the Rust type of a floating-point dtype.

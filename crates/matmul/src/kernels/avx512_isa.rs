@@ -105,16 +105,19 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
     }
 }
 
-/// Element i of the first 16, then element i of the next 16, alternately.
-static INTERLEAVE: [u16; 32] = {
+/// Orders in which elements of two rows alternate: of 16 and 16 in one register, and the lower and the upper half of 32
+/// and 32 in two.
+static INTERLEAVE: [[u16; 32]; 3] = [alternate(0, 16), alternate(0, 32), alternate(16, 48)];
+
+const fn alternate(first: u16, second: u16) -> [u16; 32] {
     let mut order = [0; 32];
     let mut i = 0;
     while i < 16 {
-        (order[2 * i], order[2 * i + 1]) = (i as u16, i as u16 + 16);
+        (order[2 * i], order[2 * i + 1]) = (first + i as u16, second + i as u16);
         i += 1;
     }
     order
-};
+}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
@@ -123,9 +126,41 @@ fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
         return;
     }
     assert!((out.count - 1) * out.stride + out.width <= out.words.len(), "a word row must fit its panels");
-    // SAFETY: the order holds 32 elements.
-    let order = unsafe { _mm512_loadu_si512(INTERLEAVE.as_ptr().cast()) };
-    for p in 0..out.count {
+    // SAFETY: each order holds 32 elements.
+    let [order, low, high] =
+        unsafe { [&INTERLEAVE[0], &INTERLEAVE[1], &INTERLEAVE[2]].map(|it| _mm512_loadu_si512(it.as_ptr().cast())) };
+    // Full panels first: masks cost.
+    let mut done = 0;
+    while out.width == 32 && done < out.count && (done + 1) * 32 <= n {
+        // SAFETY: 32 elements from done * 32 lie below n, and 32 words from done * stride within the panels by the
+        // assertion above.
+        unsafe {
+            let e = _mm512_loadu_si512(even.as_ptr().add(done * 32).cast());
+            let o = _mm512_loadu_si512(odd.as_ptr().add(done * 32).cast());
+            let to: *mut __m512i = out.words.as_mut_ptr().add(done * out.stride).cast();
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(e, low, o));
+            _mm512_storeu_si512(to.add(1), _mm512_permutex2var_epi16(e, high, o));
+        }
+        done += 1;
+    }
+    // Rows of 14 may spill into the next word row, which is written later.
+    while out.width == 14
+        && out.spill
+        && done < out.count
+        && done * 14 + 16 <= n
+        && done * out.stride + 16 <= out.words.len()
+    {
+        // SAFETY: by the loop's conditions.
+        unsafe {
+            let e = _mm256_loadu_si256(even.as_ptr().add(done * 14).cast());
+            let o = _mm256_loadu_si256(odd.as_ptr().add(done * 14).cast());
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(e), o);
+            let to = out.words.as_mut_ptr().add(done * out.stride);
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, both));
+        }
+        done += 1;
+    }
+    for p in done..out.count {
         for j in (0..out.width).step_by(16) {
             let from = p * out.width + j;
             let mask = first(n.saturating_sub(from));

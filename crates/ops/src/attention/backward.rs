@@ -88,7 +88,7 @@ impl<'a, T: Float> Work<'a, T> {
             for keys in self.saved.inputs.key_blocks(&block) {
                 self.step(&block, keys);
             }
-            vectorised(|| {
+            vectorised!({
                 for (r, dq) in self.block.dq.chunks(d).enumerate() {
                     let (h, i) = (r / block.len(), block.start + r % block.len());
                     store_f32(dq, &mut out.dq[i][h * d..][..d]);
@@ -96,7 +96,7 @@ impl<'a, T: Float> Work<'a, T> {
             });
         }
         for (sums, rows) in [(&self.dk, &mut out.dk), (&self.dv, &mut out.dv)] {
-            vectorised(|| {
+            vectorised!({
                 for (sum, row) in sums.chunks(d).zip(rows) {
                     store_f32(sum, row);
                 }
@@ -115,7 +115,7 @@ impl<'a, T: Float> Work<'a, T> {
         inputs.queries(self.saved.dy, self.piece, block.clone(), &mut it.dy);
         inputs.queries(inputs.q, self.piece, block.clone(), &mut it.q);
         it.along.clear();
-        vectorised(|| it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y))));
+        vectorised!(it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y))));
         it.dq.fill(0.0);
         it.dq.truncate(if dq { it.q.len() } else { 0 });
     }
@@ -128,7 +128,7 @@ impl<'a, T: Float> Work<'a, T> {
         self.scores.resize(it.along.len() * width, 0.0);
         let k = Matrix::new(&self.k[some.clone()], d);
         multiply(Matrix::new(&it.q, d), k.t(), (shape.scale, false), &mut self.scores);
-        vectorised(|| {
+        vectorised!({
             for (r, row) in self.scores.chunks_mut(width).enumerate() {
                 let (h, i) = (r / block.len(), block.start + r % block.len());
                 let lse = self.lse[h * shape.time + i];
@@ -148,7 +148,7 @@ impl<'a, T: Float> Work<'a, T> {
         self.slopes.resize(self.scores.len(), 0.0);
         multiply(Matrix::new(&it.dy, d), Matrix::new(&self.v[some.clone()], d).t(), (1.0, false), &mut self.slopes);
         let rows = self.slopes.chunks_mut(width).zip(self.scores.chunks(width)).zip(&it.along);
-        vectorised(|| {
+        vectorised!({
             for ((slopes, p), along) in rows {
                 slopes.iter_mut().zip(p).for_each(|(s, p)| *s = shape.scale * p * (*s - along));
             }

@@ -140,7 +140,7 @@ pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>, (alpha, accumulate): (f32, 
 }
 
 fn gather<T: Float>(x: &[T], (stride, column): (usize, usize), rows: Range<usize>, (d, out): (usize, &mut [f32])) {
-    vectorised(|| {
+    vectorised!({
         for (row, out) in rows.zip(out.chunks_mut(d)) {
             load_f32(&x[row * stride + column..][..d], out);
         }

@@ -32,7 +32,7 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse
             let some = keys.start * d..keys.end * d;
             let scale = (inputs.shape.scale, false);
             multiply(Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t(), scale, &mut scores);
-            vectorised(|| {
+            vectorised!({
                 for (r, row) in scores.chunks_mut(keys.len()).enumerate() {
                     let visible = inputs.visible_in(block.start + r % block.len(), &keys);
                     row[..visible.start].fill(0.0);
@@ -42,7 +42,7 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse
             });
             multiply(Matrix::new(&scores, keys.len()), Matrix::new(&v[some], d), (1.0, true), &mut state.sums);
         }
-        vectorised(|| {
+        vectorised!({
             for (r, sums) in state.sums.chunks_mut(d).enumerate() {
                 let (h, i) = (r / block.len(), block.start + r % block.len());
                 let inverse = 1.0 / state.totals[r];

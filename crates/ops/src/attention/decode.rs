@@ -18,7 +18,7 @@ pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
     let shape = &inputs.shape;
     let columns = shape.heads * shape.head_dim;
     for (i, row) in y.chunks_mut(columns).enumerate() {
-        let attend = |(head, y): (usize, &mut [T])| vectorised(|| attend(inputs, i, head, y));
+        let attend = |(head, y): (usize, &mut [T])| vectorised!(attend(inputs, i, head, y));
         if (inputs.start + i) * columns < SMALL {
             row.chunks_mut(inputs.width()).enumerate().for_each(attend);
         } else {

@@ -106,7 +106,7 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Tensor {
     let mut t = t.into_unique();
     with_float!(t.dtype(), T, {
         t.data_mut::<T>().par_chunks_mut(1 << 14).for_each(|chunk| {
-            vectorised(|| {
+            vectorised!({
                 for v in chunk {
                     *v = T::from_f32(v.to_f32() * scale);
                 }

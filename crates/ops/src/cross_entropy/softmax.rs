@@ -17,7 +17,7 @@ pub(super) fn losses(logits: &mut [f32], targets: &[usize], gradient: bool) -> V
         .par_chunks_mut(vocab)
         .zip(targets)
         .map(|(row, target)| {
-            vectorised(|| {
+            vectorised!({
                 let (max, logit) = (maximum(row), row[*target]);
                 let sum = exp_in_place(row, max);
                 if gradient {

@@ -9,7 +9,7 @@ const PIECE: usize = 256;
 
 pub(super) fn apply<T: Float>(x: &[T], y: &mut [T], d: Dropout) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(i, (y, x))| {
-        vectorised(|| {
+        vectorised!({
             let mut factors = [0.0; PIECE];
             for (j, (y, x)) in y.chunks_mut(PIECE).zip(x.chunks(PIECE)).enumerate() {
                 draw(&d, i * CHUNK + j * PIECE, &mut factors);
@@ -23,7 +23,7 @@ pub(super) fn apply<T: Float>(x: &[T], y: &mut [T], d: Dropout) {
 
 pub(super) fn apply_in_place<T: Float>(x: &mut [T], d: Dropout) {
     x.par_chunks_mut(CHUNK).enumerate().for_each(|(i, x)| {
-        vectorised(|| {
+        vectorised!({
             let mut factors = [0.0; PIECE];
             for (j, x) in x.chunks_mut(PIECE).enumerate() {
                 draw(&d, i * CHUNK + j * PIECE, &mut factors);

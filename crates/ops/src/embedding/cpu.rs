@@ -10,7 +10,7 @@ pub(super) fn gather<S: Float, D: Float>(table: &[S], ids: &[u32], out: &mut [D]
         return;
     }
     out.par_chunks_mut(ROWS * channels).zip(ids.par_chunks(ROWS)).for_each(|(out, ids)| {
-        vectorised(|| {
+        vectorised!({
             for (out, id) in out.chunks_mut(channels).zip(ids) {
                 for (o, v) in out.iter_mut().zip(&table[*id as usize * channels..]) {
                     *o = D::from_f32(v.to_f32());
@@ -28,7 +28,7 @@ pub(super) fn scatter_add<T: Float>(dy: &[T], ids: &[u32], table: &mut [f32], ch
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|i| ids[*i]);
     table.par_chunks_mut(ROWS * channels).enumerate().for_each(|(chunk, table)| {
-        vectorised(|| {
+        vectorised!({
             let first = chunk * ROWS;
             let from = order.partition_point(|i| (ids[*i] as usize) < first);
             for i in order[from..].iter().take_while(|i| (ids[**i] as usize) < first + ROWS) {

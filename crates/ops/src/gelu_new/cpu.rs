@@ -10,7 +10,7 @@ const CUBIC: f32 = 0.044_715;
 
 pub(super) fn forward<T: Float>(x: &[T], y: &mut [T]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        vectorised(|| {
+        vectorised!({
             for (y, x) in y.iter_mut().zip(x) {
                 let x = x.to_f32();
                 *y = T::from_f32(x * sigmoid(SLOPE * (x + CUBIC * x * x * x)));
@@ -22,7 +22,7 @@ pub(super) fn forward<T: Float>(x: &[T], y: &mut [T]) {
 /// With `s = sigmoid(v(x))`: `dx = dy s (1 + x (1 - s) v'(x))`.
 pub(super) fn backward<T: Float>(dy: &[T], x: &[T], dx: &mut [T]) {
     dx.par_chunks_mut(CHUNK).zip(dy.par_chunks(CHUNK)).zip(x.par_chunks(CHUNK)).for_each(|((dx, dy), x)| {
-        vectorised(|| {
+        vectorised!({
             for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
                 let x = x.to_f32();
                 let s = sigmoid(SLOPE * (x + CUBIC * x * x * x));

@@ -22,7 +22,7 @@ pub(super) fn forward<T: Float>(x: &[T], affine: &Affine<'_>, y: &mut [T], stats
     let c = affine.w.len();
     let rows = y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(stats.par_chunks_mut(2 * ROWS));
     rows.for_each(|((y, x), stats)| {
-        vectorised(|| {
+        vectorised!({
             let mut wide = vec![0.0; c];
             for ((y, x), stats) in y.chunks_mut(c).zip(x.chunks(c)).zip(stats.chunks_mut(2)) {
                 load_f32(x, &mut wide);
@@ -47,7 +47,7 @@ pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, dy: &[T], dx: &mut [T], t
     let rows = dx.par_chunks_mut(ROWS * c).zip(dy.par_chunks(ROWS * c)).enumerate();
     let partials: Vec<Vec<f32>> = rows
         .map(|(i, (dx, dy))| {
-            vectorised(|| {
+            vectorised!({
                 let (mut h, mut g) = (vec![0.0; c], vec![0.0; c]);
                 let mut partial = vec![0.0; sums];
                 let (dw, db) = partial.split_at_mut(sums / 2);

@@ -16,7 +16,7 @@ pub(super) fn forward<T: Float>(x: &[T], (w, eps): (&[f32], f32), y: &mut [T], r
     let c = w.len();
     let rows = y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(rstd.par_chunks_mut(ROWS));
     rows.for_each(|((y, x), rstd)| {
-        vectorised(|| {
+        vectorised!({
             let mut wide = vec![0.0; c];
             for ((y, x), rstd) in y.chunks_mut(c).zip(x.chunks(c)).zip(rstd) {
                 load_f32(x, &mut wide);
@@ -36,7 +36,7 @@ pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, dy: &[T], dx: &mut [T], t
     let rows = dx.par_chunks_mut(ROWS * c).zip(dy.par_chunks(ROWS * c)).enumerate();
     let partials: Vec<Vec<f32>> = rows
         .map(|(i, (dx, dy))| {
-            vectorised(|| {
+            vectorised!({
                 let (mut h, mut g) = (vec![0.0; c], vec![0.0; c]);
                 let mut dw = vec![0.0; if train { c } else { 0 }];
                 for (j, (dx, dy)) in dx.chunks_mut(c).zip(dy.chunks(c)).enumerate() {

@@ -15,7 +15,7 @@ pub(super) fn rotate<T: Float>(x: &[T], (table, direction): (&RopeTable, f32), p
     let round = |v: f32| T::from_f32(v).to_f32();
     let chunks = y.par_chunks_mut(ROWS * cols).zip(x.par_chunks(ROWS * cols)).zip(positions.par_chunks(ROWS));
     chunks.for_each(|((y, x), positions)| {
-        vectorised(|| {
+        vectorised!({
             let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
             for ((y, x), position) in y.chunks_mut(cols).zip(x.chunks(cols)).zip(positions) {
                 let row = table.row(*position);

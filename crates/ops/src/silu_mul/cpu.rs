@@ -7,7 +7,7 @@ const PIECE: usize = 256;
 
 pub(super) fn forward<T: Float>(gate: &[T], up: &[T], y: &mut [T]) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, g), u)| {
-        vectorised(|| {
+        vectorised!({
             for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
                 let g = g.to_f32();
                 let silu = T::from_f32(g * sigmoid(g)).to_f32();
@@ -21,7 +21,7 @@ pub(super) fn backward<T: Float>([dy, gate, up]: [&[T]; 3], dg: &mut [T], du: &m
     let grads = dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK));
     let saved = dy.par_chunks(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
     grads.zip(saved).for_each(|((dg, du), ((dy, g), u))| {
-        vectorised(|| {
+        vectorised!({
             let pieces = dg.chunks_mut(PIECE).zip(du.chunks_mut(PIECE));
             let saved = dy.chunks(PIECE).zip(g.chunks(PIECE)).zip(u.chunks(PIECE));
             for ((dg, du), ((dy, g), u)) in pieces.zip(saved) {
