@@ -53,7 +53,8 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if let Some(asked) = threads.filter(|it| !(1..=MAX_THREADS).contains(it)) {
         return Err(UserError(format!("--threads must be between 1 and {MAX_THREADS}, got {asked}")).into());
     }
+    // This thread is one of the pool: it works on what it hands out instead of falling asleep until others have done it.
     // The pool may exist already where several commands run in one process.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global();
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread().build_global();
     Ok(())
 }
