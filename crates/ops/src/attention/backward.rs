@@ -1,6 +1,6 @@
-use super::blocks::{Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
+use super::blocks::{Activation, Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
 use crate::{exp::exp, lanes::dot};
-use halfbyte_tensor::{Float, store_f32, vectorised};
+use halfbyte_tensor::{load_f32, store_f32, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ struct Gradients<'a, T> {
 ///
 /// With `P = exp(scale q kᵀ - lse)` and `D = rowsum(dy y)`: `dv = Pᵀ dy`, `dS = scale P (dy vᵀ - D)`, `dq = dS k` and
 /// `dk = dSᵀ q`.
-pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mut [T]>; 3]) {
+pub(super) fn backward<T: Activation>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mut [T]>; 3]) {
     let shape = &saved.inputs.shape;
     let dq = deal(dq, shape, saved.inputs.width());
     let (dk, dv) = (deal(dk, shape, shape.head_dim), deal(dv, shape, shape.head_dim));
@@ -34,31 +34,32 @@ pub(super) fn backward<T: Float>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mu
     });
 }
 
-/// One piece's operands and sums in f32.
+/// One piece's operands, and sums in f32.
 struct Work<'a, T> {
     saved: &'a Saved<'a, T>,
     piece: Piece,
     length: usize,
     lse: &'a [f32],
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Vec<T>,
+    v: Vec<T>,
     dk: Vec<f32>,
     dv: Vec<f32>,
-    block: Block,
+    block: Block<T>,
     scores: Vec<f32>,
     slopes: Vec<f32>,
 }
 
 /// A block of queries: `(group * block, head_dim)` and one number a row.
 #[derive(Default)]
-struct Block {
-    q: Vec<f32>,
-    dy: Vec<f32>,
+struct Block<T> {
+    q: Vec<T>,
+    y: Vec<T>,
+    dy: Vec<T>,
     dq: Vec<f32>,
     along: Vec<f32>,
 }
 
-impl<'a, T: Float> Work<'a, T> {
+impl<'a, T: Activation> Work<'a, T> {
     fn new(saved: &'a Saved<'a, T>, piece: Piece, i: usize) -> Self {
         let inputs = &saved.inputs;
         let length = saved.lengths[i / inputs.shape.kv_heads];
@@ -110,14 +111,21 @@ impl<'a, T: Float> Work<'a, T> {
     fn load(&mut self, block: &Range<usize>, dq: bool) {
         let (inputs, d) = (&self.saved.inputs, self.saved.inputs.shape.head_dim);
         let it = &mut self.block;
-        // dq's place holds y first.
-        inputs.queries(self.saved.y, self.piece, block.clone(), &mut it.dq);
+        inputs.queries(self.saved.y, self.piece, block.clone(), &mut it.y);
         inputs.queries(self.saved.dy, self.piece, block.clone(), &mut it.dy);
         inputs.queries(inputs.q, self.piece, block.clone(), &mut it.q);
         it.along.clear();
-        vectorised!(it.along.extend(it.dy.chunks(d).zip(it.dq.chunks(d)).map(|(dy, y)| dot(dy, y))));
-        it.dq.fill(0.0);
-        it.dq.truncate(if dq { it.q.len() } else { 0 });
+        vectorised!({
+            let mut wide = [vec![0.0; d], vec![0.0; d]];
+            for (dy, y) in it.dy.chunks(d).zip(it.y.chunks(d)) {
+                let [a, b] = &mut wide;
+                load_f32(dy, a);
+                load_f32(y, b);
+                it.along.push(dot(a, b));
+            }
+        });
+        it.dq.clear();
+        it.dq.resize(if dq { it.q.len() } else { 0 }, 0.0);
     }
 
     fn step(&mut self, block: &Range<usize>, keys: Range<usize>) {
@@ -127,7 +135,7 @@ impl<'a, T: Float> Work<'a, T> {
         let it = &mut self.block;
         self.scores.resize(it.along.len() * width, 0.0);
         let k = Matrix::new(&self.k[some.clone()], d);
-        multiply(Matrix::new(&it.q, d), k.t(), (shape.scale, false), &mut self.scores);
+        multiply::<T, _, _>((Matrix::new(&it.q, d), k.t()), (shape.scale, false), &mut self.scores);
         vectorised!({
             for (r, row) in self.scores.chunks_mut(width).enumerate() {
                 let (h, i) = (r / block.len(), block.start + r % block.len());
@@ -140,13 +148,14 @@ impl<'a, T: Float> Work<'a, T> {
         });
         if !self.dv.is_empty() {
             let p = Matrix::new(&self.scores, width);
-            multiply(p.t(), Matrix::new(&it.dy, d), (1.0, true), &mut self.dv[some.clone()]);
+            multiply::<T, _, _>((p.t(), Matrix::new(&it.dy, d)), (1.0, true), &mut self.dv[some.clone()]);
         }
         if it.dq.is_empty() && self.dk.is_empty() {
             return;
         }
         self.slopes.resize(self.scores.len(), 0.0);
-        multiply(Matrix::new(&it.dy, d), Matrix::new(&self.v[some.clone()], d).t(), (1.0, false), &mut self.slopes);
+        let v = Matrix::new(&self.v[some.clone()], d);
+        multiply::<T, _, _>((Matrix::new(&it.dy, d), v.t()), (1.0, false), &mut self.slopes);
         let rows = self.slopes.chunks_mut(width).zip(self.scores.chunks(width)).zip(&it.along);
         vectorised!({
             for ((slopes, p), along) in rows {
@@ -155,10 +164,10 @@ impl<'a, T: Float> Work<'a, T> {
         });
         let slopes = Matrix::new(&self.slopes, width);
         if !it.dq.is_empty() {
-            multiply(slopes, k, (1.0, true), &mut it.dq);
+            multiply::<T, _, _>((slopes, k), (1.0, true), &mut it.dq);
         }
         if !self.dk.is_empty() {
-            multiply(slopes.t(), Matrix::new(&it.q, d), (1.0, true), &mut self.dk[some]);
+            multiply::<T, _, _>((slopes.t(), Matrix::new(&it.q, d)), (1.0, true), &mut self.dk[some]);
         }
     }
 }

@@ -1,18 +1,23 @@
-//! What forward and backward share: which rows, heads and keys a piece of work covers, its operands as f32, and the
-//! small products over them.
+//! What forward and backward share: which rows, heads and keys a piece of work covers, its operands, and the small
+//! products over them.
 //!
 //! A piece of work is a sequence and a key/value head with all its query heads, so that sums over queries (dk, dv) stay
 //! within one piece and need no atomics. The query heads are stacked, row `h * block + i`, into one tall operand.
 
 use super::AttentionShape;
-use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
-use halfbyte_tensor::{Float, Tensor, load_f32, vectorised};
+use crate::product;
+use halfbyte_matmul::{Dense, Element, Operand, Out, Product, matmul};
+use halfbyte_tensor::{Float, Tensor};
 use std::ops::Range;
 
 /// Queries of a block.
 pub(super) const QUERIES: usize = 64;
 /// Keys of a block.
 pub(super) const KEYS: usize = 128;
+
+/// An element of activations, as a tensor and as an operand of a product.
+pub(super) trait Activation: Float + Element {}
+impl<T: Float + Element> Activation for T {}
 
 /// The operands, row-major, and where the queries stand.
 #[derive(Clone, Copy)]
@@ -47,23 +52,23 @@ impl<'a, T: Float> Inputs<'a, T> {
     }
 
     /// The first `count` keys or values (whichever `x` holds) of a piece, `(count, head_dim)`.
-    pub(super) fn keys(&self, x: &[T], piece: Piece, count: usize) -> Vec<f32> {
+    pub(super) fn keys(&self, x: &[T], piece: Piece, count: usize) -> Vec<T> {
         let AttentionShape { kv_heads, head_dim: d, .. } = self.shape;
-        let mut wide = vec![0.0; count * d];
+        let mut rows = vec![T::default(); count * d];
         let first = piece.sequence * self.shape.time;
-        gather(x, (kv_heads * d, piece.head * d), first..first + count, (d, &mut wide));
-        wide
+        gather(x, (kv_heads * d, piece.head * d), first..first + count, (d, &mut rows));
+        rows
     }
 
     /// A block of rows of `x` (shaped as the queries) for all query heads of a piece, stacked `(group * block, d)`.
-    pub(super) fn queries(&self, x: &[T], piece: Piece, block: Range<usize>, wide: &mut Vec<f32>) {
+    pub(super) fn queries(&self, x: &[T], piece: Piece, block: Range<usize>, stacked: &mut Vec<T>) {
         let AttentionShape { heads, head_dim: d, time, .. } = self.shape;
         let group = self.shape.group();
-        wide.resize(group * block.len() * d, 0.0);
+        stacked.resize(group * block.len() * d, T::default());
         let first = piece.sequence * time;
-        for (h, wide) in wide.chunks_mut(block.len() * d).enumerate() {
+        for (h, rows) in stacked.chunks_mut(block.len() * d).enumerate() {
             let column = (piece.head * group + h) * d;
-            gather(x, (heads * d, column), first + block.start..first + block.end, (d, wide));
+            gather(x, (heads * d, column), first + block.start..first + block.end, (d, rows));
         }
     }
 
@@ -106,16 +111,16 @@ pub(super) fn deal<'a, T>(data: Option<&'a mut [T]>, shape: &AttentionShape, wid
     pieces
 }
 
-/// A row-major f32 matrix `(rows, cols)` as an operand, perhaps transposed.
+/// A row-major matrix `(rows, cols)` as an operand, perhaps transposed.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    data: &'a [f32],
+pub(super) struct Matrix<'a, T> {
+    data: &'a [T],
     cols: usize,
     transposed: bool,
 }
 
-impl<'a> Matrix<'a> {
-    pub(super) fn new(data: &'a [f32], cols: usize) -> Self {
+impl<'a, T: Element> Matrix<'a, T> {
+    pub(super) fn new(data: &'a [T], cols: usize) -> Self {
         Matrix { data, cols, transposed: false }
     }
 
@@ -123,26 +128,29 @@ impl<'a> Matrix<'a> {
         Matrix { transposed: true, ..self }
     }
 
-    fn dense(&self) -> Dense<'a, f32> {
+    fn dense(&self) -> Dense<'a, T> {
         Dense::new(self.data.len() / self.cols, self.cols, self.data)
     }
 }
 
-/// `out = alpha a b`, added to what `out` holds if `accumulate`.
-pub(super) fn multiply(a: Matrix<'_>, b: Matrix<'_>, (alpha, accumulate): (f32, bool), out: &mut [f32]) {
+/// `out = alpha a b`, added to what `out` holds if `accumulate`, as products over activations `T` are computed: for
+/// bf16 the probabilities and their slopes are rounded to bf16 on the way in.
+pub(super) fn multiply<T: Activation, A: Element, B: Element>(
+    (a, b): (Matrix<'_, A>, Matrix<'_, B>),
+    (alpha, accumulate): (f32, bool),
+    out: &mut [f32],
+) {
     let (da, db) = (a.dense(), b.dense());
     let operand = |source, transposed| {
         let it = Operand::new(source);
         if transposed { it.t() } else { it }
     };
-    let product = Product::new(operand(&da, a.transposed), operand(&db, b.transposed), Compute::F32);
+    let product = Product::new(operand(&da, a.transposed), operand(&db, b.transposed), product::compute(T::DTYPE));
     matmul(&Product { alpha, accumulate, ..product }, Out::F32(out));
 }
 
-fn gather<T: Float>(x: &[T], (stride, column): (usize, usize), rows: Range<usize>, (d, out): (usize, &mut [f32])) {
-    vectorised!({
-        for (row, out) in rows.zip(out.chunks_mut(d)) {
-            load_f32(&x[row * stride + column..][..d], out);
-        }
-    });
+fn gather<T: Copy>(x: &[T], (stride, column): (usize, usize), rows: Range<usize>, (d, out): (usize, &mut [T])) {
+    for (row, out) in rows.zip(out.chunks_mut(d)) {
+        out.copy_from_slice(&x[row * stride + column..][..d]);
+    }
 }

@@ -1,13 +1,13 @@
-use super::blocks::{Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
+use super::blocks::{Activation, Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
 use crate::{
     exp::exp,
     lanes::{max, sum},
 };
-use halfbyte_tensor::{Float, store_f32, vectorised};
+use halfbyte_tensor::{store_f32, vectorised};
 use rayon::prelude::*;
 
 /// Writes `y`, and `lse (batch * heads, time)`: the logarithm of each row's sum of exponentials.
-pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, lengths: &[usize], y: &mut [T], lse: &mut [f32]) {
+pub(super) fn forward<T: Activation>(inputs: &Inputs<'_, T>, lengths: &[usize], y: &mut [T], lse: &mut [f32]) {
     let shape = &inputs.shape;
     let pieces = deal(Some(y), shape, inputs.width());
     let lse = lse.par_chunks_mut(shape.group() * shape.time);
@@ -16,7 +16,7 @@ pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, lengths: &[usize], y: &m
     });
 }
 
-fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse): (&mut [&mut [T]], &mut [f32])) {
+fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse): (&mut [&mut [T]], &mut [f32])) {
     let d = inputs.shape.head_dim;
     let (y, padding) = y.split_at_mut(length);
     padding.iter_mut().for_each(|row| row.fill(T::default()));
@@ -31,7 +31,7 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse
             scores.resize(rows * keys.len(), 0.0);
             let some = keys.start * d..keys.end * d;
             let scale = (inputs.shape.scale, false);
-            multiply(Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t(), scale, &mut scores);
+            multiply::<T, _, _>((Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t()), scale, &mut scores);
             vectorised!({
                 for (r, row) in scores.chunks_mut(keys.len()).enumerate() {
                     let visible = inputs.visible_in(block.start + r % block.len(), &keys);
@@ -40,7 +40,8 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse
                     state.absorb(r, &mut row[visible], d);
                 }
             });
-            multiply(Matrix::new(&scores, keys.len()), Matrix::new(&v[some], d), (1.0, true), &mut state.sums);
+            let p = Matrix::new(&scores, keys.len());
+            multiply::<T, _, _>((p, Matrix::new(&v[some], d)), (1.0, true), &mut state.sums);
         }
         vectorised!({
             for (r, sums) in state.sums.chunks_mut(d).enumerate() {
