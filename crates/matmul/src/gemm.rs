@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::buffers::{Pieces, with_buffers};
+use crate::buffers::with_buffers;
 use crate::kernels::{Epilogue, Kernel, Target, Tile};
 use crate::pack::{Panels, Side, Span};
 use crate::product::{Out, Product};
@@ -18,7 +18,7 @@ const DEEP_WORDS: usize = 2048;
 /// Word rows of k that a tile kernel sums at once: a panel of the right operand then stays in a near cache.
 const TILE_WORDS: usize = 384;
 /// Columns of a strip where packing several panels together pays.
-const WIDE_STRIP: usize = 64;
+const WIDE_STRIP: usize = 192;
 /// Columns of a block of f32 sums for outputs that cannot hold partial sums.
 const SUM_COLS: usize = 2048;
 /// Below this many multiplications a product stays on one thread.
@@ -134,15 +134,10 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
         } else {
             // Several cells share a strip, so it is packed beforehand.
             let strips = buffers.strips.words(grid.strips * strip_words);
-            let pack = |(i, strip): (usize, &mut [u32])| {
-                with_buffers(|own| {
-                    shared.pack_strip(grid.cell(i * grid.groups, panels, (c0, c1)), strip, &mut own.pieces)
-                });
-            };
-            strips.par_chunks_mut(strip_words.max(1)).enumerate().for_each(pack);
+            shared.pack_strips(&grid, strips, (c0, c1));
             let work = |i: usize| {
                 let strip = &strips[i / grid.groups * strip_words..][..strip_words];
-                shared.cell(grid.cell(i, panels, (c0, c1)), Some(strip));
+                shared.cell(grid.cell(i, panels, (c0, c1)), Some((strip, columns)));
             };
             (0..grid.cells()).into_par_iter().with_max_len(1).for_each(work);
         }
@@ -228,24 +223,30 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Packs all pieces of a cell's strip of the right operands, one after the other.
-    fn pack_strip(&self, cell: Cell, strip: &mut [u32], space: &mut Pieces) {
+    /// Packs all strips of the right operands: each holds its pieces one after the other. Pieces are dealt out, since
+    /// strips are few here.
+    fn pack_strips(&self, grid: &Grid, strips: &mut [u32], (c0, c1): (usize, usize)) {
         let Kernel { nr, operands, .. } = *self.job.kernel;
-        let (c0, c1) = cell.cols;
-        let columns = (c1 - c0).div_ceil(nr);
-        let mut rest = strip;
-        for Piece { term, span } in self.pieces {
-            let words = operands.words(span.len);
-            let (own, after) = rest.split_at_mut(columns * words * nr);
-            let mut out = Panels { words: own, stride: words * nr, count: columns };
-            self.job.terms[*term].b.pack(c0, *span, &mut out, space);
-            rest = after;
+        let columns = grid.strip_cols / nr;
+        let mut work = Vec::new();
+        let mut rest = strips;
+        for first in (c0..c1).step_by(grid.strip_cols) {
+            for piece in self.pieces {
+                let (own, after) = rest.split_at_mut(columns * operands.words(piece.span.len) * nr);
+                work.push((first, piece, own));
+                rest = after;
+            }
         }
+        work.into_par_iter().with_max_len(1).for_each(|(first, Piece { term, span }, words)| {
+            let count = columns.min((c1 - first).div_ceil(nr));
+            let mut out = Panels { words, stride: operands.words(span.len) * nr, count };
+            with_buffers(|own| self.job.terms[*term].b.pack(first, *span, &mut out, &mut own.pieces));
+        });
     }
 
     /// Computes one cell: every panel against its strip of the right operands, piece by piece. The strip is packed
-    /// here, unless it was `ready`.
-    fn cell(&self, cell: Cell, ready: Option<&[u32]>) {
+    /// here, unless it is `ready`: with the columns of tiles that it was packed for.
+    fn cell(&self, cell: Cell, ready: Option<(&[u32], usize)>) {
         let Kernel { mr, nr, operands, .. } = *self.job.kernel;
         let ((c0, c1), (p0, p1)) = (cell.cols, cell.panels);
         let columns = (c1 - c0).div_ceil(nr);
@@ -257,7 +258,8 @@ impl Shared<'_> {
             for (s, Piece { term, span }) in self.pieces.iter().enumerate() {
                 let words = operands.words(span.len);
                 let strip = match ready {
-                    Some(strip) => &strip[before * columns * nr..][..columns * words * nr],
+                    // A strip at the end has fewer columns, but its pieces lie as far apart.
+                    Some((strip, full)) => &strip[before * full * nr..][..columns * words * nr],
                     None => {
                         let strip = own.panels.words(columns * words * nr);
                         let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
