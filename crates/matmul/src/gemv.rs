@@ -2,10 +2,11 @@
 //!
 //! The right operand is read row by row as it lies in memory, decoded into a piece that stays in the first-level cache.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::buffers::with_buffers;
-use crate::kernels::{Epilogue, Kernel, Operands, Target, Tile};
+use crate::kernels::{Dots, Epilogue, Kernel, Operands, Target, Tile};
 use crate::product::{Compute, Out, Product, Trans};
 use crate::reader::Reader;
 
@@ -14,8 +15,12 @@ pub(crate) const MAX_ROWS: usize = 4;
 
 /// Elements of a row that are decoded at once.
 const PIECE: usize = 512;
-/// Columns of the output that one piece of work covers.
-const STRIP: usize = 64;
+/// The same where the processor multiplies bf16.
+const LONG_PIECE: usize = 4096;
+/// Columns of the output that one piece of work covers at most.
+const STRIP: usize = 1024;
+/// A strip is a multiple of so many columns.
+const COLUMNS: usize = 16;
 /// As `STRIP`, where a strip is a piece of each stored row.
 const WIDE_STRIP: usize = 256;
 
@@ -27,6 +32,8 @@ struct Job<'a> {
     kernel: &'static Kernel,
     /// Left operand, (m, k), as f32.
     a: &'a [f32],
+    /// The same as bf16, where the processor multiplies that.
+    pairs: Option<(Dots, Vec<bf16>)>,
     m: usize,
     k: usize,
     round: bool,
@@ -47,16 +54,26 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
             let (own, rest) = left.split_at_mut(m * k);
             read_left(&Reader::new(a.source, kernel.isa), a.trans, (m, k, round), own);
             let by_rows = b.trans == Trans::Yes;
-            jobs.push(Job { b: Reader::new(b.source, kernel.isa), by_rows, kernel, a: own, m, k, round });
+            let pairs = kernel.isa.dots.filter(|_| by_rows && kernel.operands == Operands::Bf16Pairs).map(|dots| {
+                let mut pairs = vec![bf16::ZERO; m * k];
+                kernel.isa.round(own, &mut pairs);
+                (dots, pairs)
+            });
+            jobs.push(Job { b: Reader::new(b.source, kernel.isa), by_rows, kernel, a: own, pairs, m, k, round });
             left = rest;
         }
-        let strip = if jobs.iter().all(|it| it.by_rows) { STRIP } else { WIDE_STRIP };
+        let strip = if jobs.iter().all(|it| it.by_rows) {
+            // Every thread gets a few, so that one that comes late does not hold up the others.
+            n.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(COLUMNS).min(STRIP)
+        } else {
+            WIDE_STRIP
+        };
         let work = |i: usize| {
             let cols = (i * strip, n.min((i + 1) * strip));
             with_buffers(|own| {
                 let sums = own.tiles.floats(m * strip);
                 own.pieces.f32s.resize(own.pieces.f32s.len().max(PIECE), 0.0);
-                own.pieces.bf16s.resize(own.pieces.bf16s.len().max(PIECE), half::bf16::ZERO);
+                own.pieces.bf16s.resize(own.pieces.bf16s.len().max(LONG_PIECE), bf16::ZERO);
                 sums.fill(0.0);
                 for job in &jobs {
                     if job.by_rows {
@@ -97,6 +114,23 @@ type Work<'w> = (&'w mut [f32], &'w mut crate::buffers::Pieces);
 impl Job<'_> {
     /// Each output is a dot product with a stored row of b.
     fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
+        if let Some((dots, a)) = &self.pairs {
+            for c in c0..c1 {
+                let mut found = [0.0; MAX_ROWS];
+                for from in (0..self.k).step_by(LONG_PIECE) {
+                    let len = LONG_PIECE.min(self.k - from);
+                    let mut x: [&[bf16]; MAX_ROWS] = [&[]; MAX_ROWS];
+                    for (i, x) in x[..self.m].iter_mut().enumerate() {
+                        *x = &a[i * self.k + from..][..len];
+                    }
+                    self.b.dots(dots, &x[..self.m], (c, from), (&mut pieces.bf16s, &mut found));
+                }
+                for (i, v) in found[..self.m].iter().enumerate() {
+                    sums[i * stride + c - c0] += v;
+                }
+            }
+            return;
+        }
         for c in c0..c1 {
             for from in (0..self.k).step_by(PIECE) {
                 let len = PIECE.min(self.k - from);

@@ -3,7 +3,7 @@
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::kernels::Isa;
+use crate::kernels::{Dots, Isa};
 use crate::sources::{Source, View};
 
 /// A matrix with its view looked up once.
@@ -75,6 +75,20 @@ impl<'a> Reader<'a> {
         }
         if round {
             self.isa.round_in_place(out);
+        }
+    }
+
+    /// Adds the dot products of rows `x` (bf16, of one length) with as much of row `row` from column `col` to `out`.
+    pub(crate) fn dots(
+        &self,
+        dots: &Dots,
+        x: &[&[bf16]],
+        (row, col): (usize, usize),
+        (space, out): (&mut [bf16], &mut [f32]),
+    ) {
+        match self.view {
+            View::Lut4(l) => dots.lut4(x, &l, row * self.cols + col, out),
+            _ => dots.dense(x, self.bf16((row, col), x[0].len(), space), out),
         }
     }
 

@@ -117,6 +117,7 @@ pub(super) static ISA: Isa = Isa {
     axpy_f32,
     axpy_bf16,
     store,
+    dots: None,
 };
 
 /// Transposes 8 by 8 words.

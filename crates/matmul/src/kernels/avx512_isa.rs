@@ -7,10 +7,9 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx2;
-use super::isa::{GROUP, Isa, Slot, WordRow};
+use super::isa::{Dots, GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Pointer, Target, Tile};
-use super::portable;
+use super::{avx2, avx512_dots, portable};
 use crate::sources::Lut4;
 
 /// Whether this machine runs what is in this module.
@@ -22,7 +21,14 @@ pub(super) fn detected() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
-pub(super) static ISA: Isa = Isa { transpose_bf16, deal_pairs, lut4_bf16, store, ..avx2::ISA };
+pub(super) static ISA: Isa = Isa {
+    transpose_bf16,
+    deal_pairs,
+    lut4_bf16,
+    store,
+    dots: Some(Dots { dense: avx512_dots::dense, lut4: avx512_dots::lut4 }),
+    ..avx2::ISA
+};
 
 /// The lowest `n` of 16 lanes.
 #[inline(always)]
@@ -181,44 +187,55 @@ fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
 /// The 16 values of a block, twice.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn block_bf16(table: __m512, scale: f32) -> __m512i {
+pub(super) fn block_bf16(table: __m512, scale: f32) -> __m512i {
     let values = _mm512_cvtneps_pbh(_mm512_mul_ps(table, _mm512_set1_ps(scale)));
     // SAFETY: both types are 256 bits.
     _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
 }
 
-/// Looks up the codes of whole bytes: 32 elements a step. A word's index is the low half of it, since both halves of the
-/// table are the same; so a byte shifted right by four is one index, and the byte itself another.
+/// Elements `at..at + left` (32 at most) of packed codes, then zeros. A word's index is the low half of it, since both
+/// halves of the table are the same; so a byte shifted right by four is one index, and the byte itself another.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) -> __m512i {
+    let bytes = &packed[at / 2..(at + left).div_ceil(2)];
+    // SAFETY: the slice holds what is read, by its length or by the mask.
+    let bytes = unsafe {
+        if left == 32 {
+            _mm_loadu_si128(bytes.as_ptr().cast())
+        } else {
+            _mm_maskz_loadu_epi8(first(bytes.len()), bytes.as_ptr().cast())
+        }
+    };
+    let bytes = _mm512_cvtepu8_epi32(bytes);
+    let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
+    let wanted = if left == 32 { u32::MAX } else { (1 << left) - 1 };
+    _mm512_maskz_permutexvar_epi16(wanted, codes, table)
+}
+
+/// Looks up the codes of whole bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
     assert!(packed.len() >= out.len().div_ceil(2), "4-bit codes must cover the elements read");
-    let values = |bytes: __m128i| {
-        let bytes = _mm512_cvtepu8_epi32(bytes);
-        let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
-        _mm512_permutexvar_epi16(codes, table)
-    };
     let mut from = 0;
     while from + 32 <= out.len() {
-        // SAFETY: 32 elements from `from`, and the 16 bytes that hold them, lie within the slices.
-        unsafe {
-            let bytes = _mm_loadu_si128(packed.as_ptr().add(from / 2).cast());
-            _mm512_storeu_si512(out.as_mut_ptr().add(from).cast(), values(bytes));
-        }
+        // SAFETY: 32 elements from `from` lie within the slice.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(from).cast(), decode32(table, packed, from, 32)) };
         from += 32;
     }
     let left = out.len() - from;
     if left > 0 {
-        // SAFETY: the masks cover the `left` elements from `from`, and the bytes that hold them.
+        // SAFETY: the mask covers the `left` elements from `from`.
         unsafe {
-            let bytes = _mm_maskz_loadu_epi8(first(left.div_ceil(2)), packed.as_ptr().add(from / 2).cast());
-            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(from).cast(), (1 << left) - 1, values(bytes));
+            let to = out.as_mut_ptr().add(from).cast();
+            _mm512_mask_storeu_epi16(to, (1 << left) - 1, decode32(table, packed, from, left));
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
+pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
     // SAFETY: the table holds 16 floats.
     let table = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
     let (mut at, mut out, mut block) = (start, out, start / l.block_size);

@@ -50,6 +50,29 @@ pub(crate) struct Isa {
     pub(crate) axpy_f32: unsafe fn(f32, &[f32], &mut [f32]),
     pub(crate) axpy_bf16: unsafe fn(f32, &[bf16], &mut [f32]),
     pub(crate) store: unsafe fn(&Target<'_>, Tile<'_>, &Epilogue<'_>),
+    /// Dot products in bf16, where the processor has them.
+    pub(crate) dots: Option<Dots>,
+}
+
+/// Dot products of one to four rows with a stored row, all in bf16 with sums in f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Dots {
+    /// Adds `x[i] . w` to `out[i]`.
+    pub(crate) dense: unsafe fn(&[&[bf16]], &[bf16], &mut [f32]),
+    /// The same with elements from a place on of 4-bit blocks.
+    pub(crate) lut4: unsafe fn(&[&[bf16]], &Lut4<'_>, usize, &mut [f32]),
+}
+
+impl Dots {
+    pub(crate) fn dense(&self, x: &[&[bf16]], w: &[bf16], out: &mut [f32]) {
+        // SAFETY: as in `safe_call` below.
+        unsafe { (self.dense)(x, w, out) }
+    }
+
+    pub(crate) fn lut4(&self, x: &[&[bf16]], l: &Lut4<'_>, start: usize, out: &mut [f32]) {
+        // SAFETY: as in `safe_call` below.
+        unsafe { (self.lut4)(x, l, start, out) }
+    }
 }
 
 macro_rules! safe_call {

@@ -5,6 +5,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_dots;
+#[cfg(target_arch = "x86_64")]
 mod avx512_isa;
 mod isa;
 #[cfg(test)]
@@ -16,7 +18,7 @@ pub(crate) mod words;
 
 use std::sync::OnceLock;
 
-pub(crate) use isa::{GROUP, Isa, Slot, WordRow};
+pub(crate) use isa::{Dots, GROUP, Isa, Slot, WordRow};
 pub(crate) use output::{Epilogue, Target, Tile};
 
 use crate::product::Compute;

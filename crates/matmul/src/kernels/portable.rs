@@ -103,6 +103,7 @@ pub(crate) static ISA: Isa = Isa {
     axpy_f32,
     axpy_bf16,
     store,
+    dots: None,
 };
 
 /// Stores from word row `from` on.

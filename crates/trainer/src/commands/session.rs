@@ -2,7 +2,6 @@
 
 use crate::{
     cli::{BaseArgs, SamplingArgs},
-    console,
     failure::user_error,
     load::{self, BaseRecord},
 };
@@ -69,13 +68,6 @@ impl Session {
     /// Continues a prompt, writing the text to `out` as it comes.
     pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<Generated> {
         let ids = self.tokenizer.encode_prompt(prompt)?;
-        let positions = self.model.config().max_position_embeddings;
-        if ids.len() > positions {
-            console::warn(&format!(
-                "the prompt has {} tokens, the model was trained on {positions} at most; expect nonsense",
-                ids.len()
-            ));
-        }
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
         let generated = generate(self.model.as_ref(), &ids, &self.config, &mut |id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
