@@ -19,6 +19,8 @@ const PIECE: usize = 512;
 const LONG_PIECE: usize = 4096;
 /// Columns of the output that one piece of work covers at most.
 const STRIP: usize = 1024;
+/// Stored rows that are multiplied together.
+const TOGETHER: usize = 16;
 /// A strip is a multiple of so many columns.
 const COLUMNS: usize = 16;
 /// As `STRIP`, where a strip is a piece of each stored row.
@@ -115,18 +117,22 @@ impl Job<'_> {
     /// Each output is a dot product with a stored row of b.
     fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
         if let Some((dots, a)) = &self.pairs {
-            for c in c0..c1 {
-                let mut found = [0.0; MAX_ROWS];
+            let mut found = [0.0; MAX_ROWS * TOGETHER];
+            for c in (c0..c1).step_by(TOGETHER) {
+                let found = &mut found[..self.m * TOGETHER.min(c1 - c)];
+                found.fill(0.0);
                 for from in (0..self.k).step_by(LONG_PIECE) {
                     let len = LONG_PIECE.min(self.k - from);
                     let mut x: [&[bf16]; MAX_ROWS] = [&[]; MAX_ROWS];
                     for (i, x) in x[..self.m].iter_mut().enumerate() {
                         *x = &a[i * self.k + from..][..len];
                     }
-                    self.b.dots(dots, &x[..self.m], (c, from), (&mut pieces.bf16s, &mut found));
+                    self.b.dots(dots, &x[..self.m], (c, from), (&mut pieces.bf16s, &mut *found));
                 }
-                for (i, v) in found[..self.m].iter().enumerate() {
-                    sums[i * stride + c - c0] += v;
+                for (r, row) in found.chunks(self.m).enumerate() {
+                    for (i, v) in row.iter().enumerate() {
+                        sums[i * stride + c - c0 + r] += v;
+                    }
                 }
             }
             return;

@@ -3,7 +3,7 @@
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::kernels::{Dots, Isa};
+use crate::kernels::{Dots, Isa, Stored};
 use crate::sources::{Source, View};
 
 /// A matrix with its view looked up once.
@@ -78,7 +78,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds the dot products of rows `x` (bf16, of one length) with as much of row `row` from column `col` to `out`.
+    /// Adds the dot product of each of rows `x` (bf16, of one length) and as much of row `row + r` from column `col` to
+    /// `out[r * x.len() + i]`, for as many rows as `out` has place for.
     pub(crate) fn dots(
         &self,
         dots: &Dots,
@@ -86,9 +87,16 @@ impl<'a> Reader<'a> {
         (row, col): (usize, usize),
         (space, out): (&mut [bf16], &mut [f32]),
     ) {
+        let at = Stored { start: row * self.cols + col, stride: self.cols, rows: out.len() / x.len() };
         match self.view {
-            View::Lut4(l) => dots.lut4(x, &l, row * self.cols + col, out),
-            _ => dots.dense(x, self.bf16((row, col), x[0].len(), space), out),
+            View::Lut4(l) => dots.lut4(x, &l, at, out),
+            View::Bf16(d) => dots.dense(x, d, at, out),
+            _ => {
+                for (r, out) in out.chunks_mut(x.len()).enumerate() {
+                    let row = self.bf16((row + r, col), x[0].len(), space);
+                    dots.dense(x, row, Stored { start: 0, stride: 0, rows: 1 }, out);
+                }
+            }
         }
     }
 

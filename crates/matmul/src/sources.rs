@@ -136,6 +136,26 @@ pub enum Scales4<'a> {
 }
 
 impl Scales4<'_> {
+    /// The scales of blocks `first..first + out.len()`.
+    #[inline(always)]
+    pub(crate) fn fill(&self, first: usize, out: &mut [f32]) {
+        match *self {
+            Scales4::Plain(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
+            Scales4::Double { codes, map, nested_absmax, nested_block_size, offset } => {
+                let (mut at, mut out) = (first, out);
+                while !out.is_empty() {
+                    let group = at / nested_block_size;
+                    let len = ((group + 1) * nested_block_size - at).min(out.len());
+                    let (run, rest) = out.split_at_mut(len);
+                    for (o, code) in run.iter_mut().zip(&codes[at..at + len]) {
+                        *o = map[usize::from(*code)] * nested_absmax[group] + offset;
+                    }
+                    (at, out) = (at + len, rest);
+                }
+            }
+        }
+    }
+
     /// The scale of block `block`.
     #[inline(always)]
     pub fn get(&self, block: usize) -> f32 {

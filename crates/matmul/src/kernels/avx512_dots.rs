@@ -1,103 +1,210 @@
-//! Dot products of a few rows with one stored row, as generation needs them: weights go from memory through a register
-//! into the sums, 4-bit codes included.
+//! Dot products of a few rows with stored rows, as generation needs them: weights go from memory through a register into
+//! the sums, 4-bit codes included.
 //!
-//! A row is taken in groups of 32 elements; group `g` adds to sum register `g % 4`, whatever the source, so that a
-//! quantised row gives the bits of its decoded values.
+//! A row is taken 64 elements at a time, 32 for each of two sum registers, whatever the source and however many rows are
+//! taken together: so a quantised row gives the bits of its decoded values.
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx512_isa::{block_bf16, decode32, lut4_bf16};
-use crate::sources::Lut4;
+use super::avx512_isa::{block_bf16, decode32, look_up, lut4_bf16};
+use super::isa::Stored;
+use crate::sources::{Lut4, Scales4};
 
-/// Sum registers of a row: enough to hide the latency of a multiply-add.
-const SUMS: usize = 4;
-/// Elements of a group.
-const GROUP: usize = 32;
-/// Elements that are decoded at once where blocks and groups do not coincide.
+/// Elements of a register.
+const HALF: usize = 32;
+/// Elements of a step.
+const STEP: usize = 2 * HALF;
+/// Stored rows that are taken together, to have enough sums under way.
+const ROWS: usize = 4;
+/// Elements that are decoded at once where blocks and steps do not coincide.
 const PIECE: usize = 512;
+/// Scales of stored rows that are decoded together.
+const SCALES: usize = 256;
 
-/// `out[i] += x[i] . w` for rows `x[i]` of the length of `w`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) fn dense(x: &[&[bf16]], w: &[bf16], out: &mut [f32]) {
-    match *x {
-        [a] => add(dots([a], w.len(), |at, left| load(w, at, left)), out),
-        [a, b] => add(dots([a, b], w.len(), |at, left| load(w, at, left)), out),
-        [a, b, c] => add(dots([a, b, c], w.len(), |at, left| load(w, at, left)), out),
-        [a, b, c, d] => add(dots([a, b, c, d], w.len(), |at, left| load(w, at, left)), out),
-        _ => unreachable!("one to four rows are multiplied here"),
-    }
-}
-
-/// The same with elements `start..` of 4-bit blocks in the place of `w`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, start: usize, out: &mut [f32]) {
-    let len = x[0].len();
-    if start.is_multiple_of(l.block_size) && l.block_size.is_multiple_of(SUMS * GROUP / 2) {
-        let first = start / l.block_size;
-        let packed = &l.packed[start / 2..(start + len).div_ceil(2)];
-        // SAFETY: the table holds 16 floats.
-        let values = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
-        let mut table = _mm512_setzero_si512();
-        let mut next = 0;
-        let mut block = first;
-        let group = |at: usize, left: usize| {
-            if at == next {
-                table = block_bf16(values, l.scales.get(block));
-                (next, block) = (next + l.block_size, block + 1);
+/// Calls a function with the rows of the left operand as an array.
+macro_rules! with_rows {
+    ($x:expr, |$rows:ident| $body:expr) => {
+        match *$x {
+            [a] => {
+                let $rows = [a];
+                $body
             }
-            decode32(table, packed, at, left)
-        };
-        return match *x {
-            [a] => add(dots([a], len, group), out),
-            [a, b] => add(dots([a, b], len, group), out),
-            [a, b, c] => add(dots([a, b, c], len, group), out),
-            [a, b, c, d] => add(dots([a, b, c, d], len, group), out),
+            [a, b] => {
+                let $rows = [a, b];
+                $body
+            }
+            [a, b, c] => {
+                let $rows = [a, b, c];
+                $body
+            }
+            [a, b, c, d] => {
+                let $rows = [a, b, c, d];
+                $body
+            }
             _ => unreachable!("one to four rows are multiplied here"),
-        };
-    }
-    let mut decoded = vec![bf16::ZERO; len];
-    for (i, piece) in decoded.chunks_mut(PIECE).enumerate() {
-        lut4_bf16(l, start + i * PIECE, piece);
-    }
-    dense(x, &decoded, out);
+        }
+    };
 }
 
-fn add<const M: usize>(sums: [f32; M], out: &mut [f32]) {
-    for (o, s) in out.iter_mut().zip(sums) {
-        *o += s;
-    }
-}
-
-/// `group(at, left)` gives elements `at..at + 32` of the stored row, zeros from `left` on.
-#[inline]
+/// `out[r][i] += x[i] . w[r]` for stored rows `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn dots<const M: usize>(x: [&[bf16]; M], len: usize, mut group: impl FnMut(usize, usize) -> __m512i) -> [f32; M] {
+pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
+    let (len, m) = (x[0].len(), x.len());
+    let mut r = 0;
+    with_rows!(x, |x| {
+        while m == 1 && r + ROWS <= at.rows {
+            let w: [&[bf16]; ROWS] = std::array::from_fn(|i| &w[at.start + (r + i) * at.stride..][..len]);
+            let step = |i: usize, at: usize, left: usize| halves(w[i], at, left);
+            add(dots::<_, ROWS>(x, len, step), &mut out[r * m..]);
+            r += ROWS;
+        }
+        for r in r..at.rows {
+            let w = &w[at.start + r * at.stride..][..len];
+            add(dots::<_, 1>(x, len, |_, at, left| halves(w, at, left)), &mut out[r * m..]);
+        }
+    });
+}
+
+/// The same with 4-bit blocks in the place of `w`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
+    let (len, m) = (x[0].len(), x.len());
+    let blocks = len.div_ceil(l.block_size);
+    let aligned = l.block_size.is_power_of_two()
+        && l.block_size >= STEP
+        && at.start.is_multiple_of(l.block_size)
+        && at.stride.is_multiple_of(l.block_size);
+    if !aligned || blocks * ROWS > SCALES {
+        let mut decoded = vec![bf16::ZERO; len];
+        for r in 0..at.rows {
+            for (i, piece) in decoded.chunks_mut(PIECE).enumerate() {
+                lut4_bf16(l, at.start + r * at.stride + i * PIECE, piece);
+            }
+            dense(x, &decoded, Stored { start: 0, stride: 0, rows: 1 }, &mut out[r * m..]);
+        }
+        return;
+    }
+    // SAFETY: the table holds 16 floats.
+    let values = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
+    let shift = l.block_size.trailing_zeros();
+    let mut scales = [0.0f32; SCALES];
+    with_rows!(x, |x| {
+        let mut r = 0;
+        while r < at.rows {
+            let together = if m == 1 && r + ROWS <= at.rows { ROWS } else { 1 };
+            let mut packed = [&l.packed[..0]; ROWS];
+            for (i, packed) in packed.iter_mut().take(together).enumerate() {
+                let start = at.start + (r + i) * at.stride;
+                *packed = &l.packed[start / 2..(start + len).div_ceil(2)];
+            }
+            decode_scales(
+                &l.scales,
+                (at.start + r * at.stride) >> shift,
+                at.stride >> shift,
+                &mut scales,
+                (together, blocks),
+            );
+            let step = |i: usize, at: usize, left: usize| {
+                let table = block_bf16(values, scales[i * blocks + (at >> shift)]);
+                if left == STEP {
+                    let bytes = &packed[i][at / 2..][..STEP / 2];
+                    // SAFETY: the slice holds 32 bytes.
+                    let [low, high] = unsafe { [0, 16].map(|b| _mm_loadu_si128(bytes.as_ptr().add(b).cast())) };
+                    return [look_up(table, low), look_up(table, high)];
+                }
+                [(at, left.min(HALF)), (at + HALF, left.saturating_sub(HALF))]
+                    .map(|(at, left)| decode32(table, packed[i], at, left))
+            };
+            if together == ROWS {
+                add(dots::<_, ROWS>(x, len, step), &mut out[r * m..]);
+            } else {
+                add(dots::<_, 1>(x, len, step), &mut out[r * m..]);
+            }
+            r += together;
+        }
+    });
+}
+
+/// The scales of `blocks` blocks from `first` on, and of as many from every further multiple of `stride` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn decode_scales(s: &Scales4<'_>, first: usize, stride: usize, out: &mut [f32], (rows, blocks): (usize, usize)) {
+    // Rows that follow each other are one run.
+    let (runs, len) = if stride == blocks { (1, rows * blocks) } else { (rows, blocks) };
+    for (i, out) in out.chunks_mut(len.max(1)).take(runs).enumerate() {
+        let at = first + i * stride;
+        match *s {
+            Scales4::Double { codes, map, nested_absmax, nested_block_size, offset }
+                if at / nested_block_size == (at + len - 1) / nested_block_size =>
+            {
+                let (codes, nested) = (&codes[at..at + len], _mm512_set1_ps(nested_absmax[at / nested_block_size]));
+                for (codes, out) in codes.chunks(16).zip(out.chunks_mut(16)) {
+                    let mask = if out.len() == 16 { u16::MAX } else { (1 << out.len()) - 1 };
+                    // SAFETY: the masks cover the codes and the scales; a code is an index below 256.
+                    unsafe {
+                        let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes.as_ptr().cast()));
+                        let values = _mm512_i32gather_ps::<4>(codes, map.as_ptr().cast());
+                        let values = _mm512_add_ps(_mm512_mul_ps(values, nested), _mm512_set1_ps(offset));
+                        _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, values);
+                    }
+                }
+            }
+            _ => s.fill(at, out),
+        }
+    }
+}
+
+/// `out[r][i] += sums[i][r]`.
+fn add<const M: usize, const R: usize>(sums: [[f32; R]; M], out: &mut [f32]) {
+    for (i, sums) in sums.iter().enumerate() {
+        for (r, sum) in sums.iter().enumerate() {
+            out[r * M + i] += sum;
+        }
+    }
+}
+
+/// `step(r, at, left)` gives elements `at..at + left` (64 at most) of stored row `r`, then zeros.
+#[inline(always)]
+fn dots<const M: usize, const R: usize>(
+    x: [&[bf16]; M],
+    len: usize,
+    step: impl Fn(usize, usize, usize) -> [__m512i; 2],
+) -> [[f32; R]; M] {
     assert!(x.iter().all(|it| it.len() >= len), "both sides of a dot product must be of one length");
-    let mut sums = [[_mm512_setzero_ps(); SUMS]; M];
-    let mut at = 0;
-    while at + SUMS * GROUP <= len {
-        for j in 0..SUMS {
-            let w = group(at + j * GROUP, GROUP);
-            for (sums, x) in sums.iter_mut().zip(x) {
-                // SAFETY: elements at + j * 32 .. at + j * 32 + 32 lie below len.
-                let x = unsafe { _mm512_loadu_si512(x.as_ptr().add(at + j * GROUP).cast()) };
-                sums[j] = multiply(sums[j], x, w);
+    // SAFETY: only functions that enable the instruction set inline this one; 64 elements from `at` lie below `len`.
+    unsafe {
+        let mut sums = [[[_mm512_setzero_ps(); 2]; R]; M];
+        let mut at = 0;
+        while at + STEP <= len {
+            for r in 0..R {
+                let w = step(r, at, STEP);
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let x = x.as_ptr().add(at);
+                    sums[r][0] = multiply(sums[r][0], _mm512_loadu_si512(x.cast()), w[0]);
+                    sums[r][1] = multiply(sums[r][1], _mm512_loadu_si512(x.add(HALF).cast()), w[1]);
+                }
+            }
+            at += STEP;
+        }
+        if at < len {
+            for r in 0..R {
+                let w = step(r, at, len - at);
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let x = halves(x, at, len - at);
+                    sums[r] = [multiply(sums[r][0], x[0], w[0]), multiply(sums[r][1], x[1], w[1])];
+                }
             }
         }
-        at += SUMS * GROUP;
-    }
-    for j in 0..SUMS {
-        let left = len.saturating_sub(at + j * GROUP).min(GROUP);
-        if left > 0 {
-            let w = group(at + j * GROUP, left);
-            for (sums, x) in sums.iter_mut().zip(x) {
-                sums[j] = multiply(sums[j], load(x, at + j * GROUP, left), w);
+        let mut found = [[0.0; R]; M];
+        for (found, sums) in found.iter_mut().zip(&sums) {
+            for (found, [a, b]) in found.iter_mut().zip(sums) {
+                *found = _mm512_reduce_add_ps(_mm512_add_ps(*a, *b));
             }
         }
+        found
     }
-    sums.map(|[a, b, c, d]| _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))))
 }
 
 #[inline]
@@ -109,17 +216,19 @@ fn multiply(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-/// The `left` elements (32 at most) of a row from `at` on, then zeros.
+/// Elements `at..at + left` (64 at most) of a row, then zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn load(row: &[bf16], at: usize, left: usize) -> __m512i {
+fn halves(row: &[bf16], at: usize, left: usize) -> [__m512i; 2] {
     let row = &row[at..at + left];
-    // SAFETY: the slice holds what is read, by its length or by the mask.
+    // SAFETY: the slice holds what is read, by its length or by the masks; a pointer past its end is not read.
     unsafe {
-        if left == GROUP {
-            _mm512_loadu_si512(row.as_ptr().cast())
-        } else {
-            _mm512_maskz_loadu_epi16((1 << left) - 1, row.as_ptr().cast())
+        if left == STEP {
+            return [0, HALF].map(|i| _mm512_loadu_si512(row.as_ptr().add(i).cast()));
         }
+        [(0, left.min(HALF)), (HALF, left.saturating_sub(HALF))].map(|(at, left)| {
+            let mask = if left == HALF { u32::MAX } else { (1 << left) - 1 };
+            _mm512_maskz_loadu_epi16(mask, row.as_ptr().wrapping_add(at).cast())
+        })
     }
 }

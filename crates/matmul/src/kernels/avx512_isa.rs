@@ -193,8 +193,7 @@ pub(super) fn block_bf16(table: __m512, scale: f32) -> __m512i {
     _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
 }
 
-/// Elements `at..at + left` (32 at most) of packed codes, then zeros. A word's index is the low half of it, since both
-/// halves of the table are the same; so a byte shifted right by four is one index, and the byte itself another.
+/// Elements `at..at + left` (32 at most) of packed codes, then zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) -> __m512i {
@@ -207,10 +206,17 @@ pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) ->
             _mm_maskz_loadu_epi8(first(bytes.len()), bytes.as_ptr().cast())
         }
     };
-    let bytes = _mm512_cvtepu8_epi32(bytes);
-    let codes = _mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes));
     let wanted = if left == 32 { u32::MAX } else { (1 << left) - 1 };
-    _mm512_maskz_permutexvar_epi16(wanted, codes, table)
+    _mm512_maskz_mov_epi16(wanted, look_up(table, bytes))
+}
+
+/// The values of 16 bytes of codes. A word's index is its low four bits, since both halves of the table are the same; so
+/// a byte shifted right by four is one index, and the byte itself another.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn look_up(table: __m512i, bytes: __m128i) -> __m512i {
+    let bytes = _mm512_cvtepu8_epi32(bytes);
+    _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes)), table)
 }
 
 /// Looks up the codes of whole bytes.

@@ -57,21 +57,32 @@ pub(crate) struct Isa {
 /// Dot products of one to four rows with a stored row, all in bf16 with sums in f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Dots {
-    /// Adds `x[i] . w` to `out[i]`.
-    pub(crate) dense: unsafe fn(&[&[bf16]], &[bf16], &mut [f32]),
-    /// The same with elements from a place on of 4-bit blocks.
-    pub(crate) lut4: unsafe fn(&[&[bf16]], &Lut4<'_>, usize, &mut [f32]),
+    /// Adds the product of `x[i]` and stored row `r` to `out[r * x.len() + i]`.
+    pub(crate) dense: DotsWith<[bf16]>,
+    /// The same over 4-bit blocks.
+    pub(crate) lut4: for<'a> unsafe fn(&[&[bf16]], &Lut4<'a>, Stored, &mut [f32]),
+}
+
+/// Rows of the left operand, the stored matrix, which of its rows, and the sums.
+type DotsWith<M> = unsafe fn(&[&[bf16]], &M, Stored, &mut [f32]);
+
+/// Stored rows: where the first begins in the flat matrix, how far apart they are, and how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
 }
 
 impl Dots {
-    pub(crate) fn dense(&self, x: &[&[bf16]], w: &[bf16], out: &mut [f32]) {
+    pub(crate) fn dense(&self, x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
         // SAFETY: as in `safe_call` below.
-        unsafe { (self.dense)(x, w, out) }
+        unsafe { (self.dense)(x, w, at, out) }
     }
 
-    pub(crate) fn lut4(&self, x: &[&[bf16]], l: &Lut4<'_>, start: usize, out: &mut [f32]) {
+    pub(crate) fn lut4(&self, x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
         // SAFETY: as in `safe_call` below.
-        unsafe { (self.lut4)(x, l, start, out) }
+        unsafe { (self.lut4)(x, l, at, out) }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) mod words;
 
 use std::sync::OnceLock;
 
-pub(crate) use isa::{Dots, GROUP, Isa, Slot, WordRow};
+pub(crate) use isa::{Dots, GROUP, Isa, Slot, Stored, WordRow};
 pub(crate) use output::{Epilogue, Target, Tile};
 
 use crate::product::Compute;
