@@ -16,7 +16,7 @@ use crate::sources::{Lut4, Scales4};
 const HALF: usize = 32;
 /// Elements of a step.
 const STEP: usize = 2 * HALF;
-/// Stored rows that are taken together, to have enough sums under way.
+/// Stored rows of 4-bit codes that are taken together, to have enough sums under way.
 const ROWS: usize = 4;
 /// Elements that are decoded at once where blocks and steps do not coincide.
 const PIECE: usize = 512;
@@ -52,15 +52,9 @@ macro_rules! with_rows {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
     let (len, m) = (x[0].len(), x.len());
-    let mut r = 0;
+    // One after the other: wide rows come from memory, which is fastest in the order in which it lies.
     with_rows!(x, |x| {
-        while m == 1 && r + ROWS <= at.rows {
-            let w: [&[bf16]; ROWS] = std::array::from_fn(|i| &w[at.start + (r + i) * at.stride..][..len]);
-            let step = |i: usize, at: usize, left: usize| halves(w[i], at, left);
-            add(dots::<_, ROWS>(x, len, step), &mut out[r * m..]);
-            r += ROWS;
-        }
-        for r in r..at.rows {
+        for r in 0..at.rows {
             let w = &w[at.start + r * at.stride..][..len];
             add(dots::<_, 1>(x, len, |_, at, left| halves(w, at, left)), &mut out[r * m..]);
         }
