@@ -54,14 +54,14 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
         for (a, b) in p.terms() {
             let k = a.dims().1;
             let (own, rest) = left.split_at_mut(m * k);
-            read_left(&Reader::new(a.source, kernel.isa), a.trans, (m, k, round), own);
+            read_left(&Reader::new(a, kernel.isa), a.trans, (m, k, round), own);
             let by_rows = b.trans == Trans::Yes;
             let pairs = kernel.isa.dots.filter(|_| by_rows && kernel.operands == Operands::Bf16Pairs).map(|dots| {
                 let mut pairs = vec![bf16::ZERO; m * k];
                 kernel.isa.round(own, &mut pairs);
                 (dots, pairs)
             });
-            jobs.push(Job { b: Reader::new(b.source, kernel.isa), by_rows, kernel, a: own, pairs, m, k, round });
+            jobs.push(Job { b: Reader::new(b, kernel.isa), by_rows, kernel, a: own, pairs, m, k, round });
             left = rest;
         }
         let strip = if jobs.iter().all(|it| it.by_rows) {

@@ -47,7 +47,7 @@ impl<'a> Side<'a> {
     }
 
     fn new(kernel: &'static Kernel, o: &Operand<'a>, width: usize, lanes_are_rows: bool, lanes: usize) -> Self {
-        let reader = Reader::new(o.source, kernel.isa);
+        let reader = Reader::new(o, kernel.isa);
         Self { reader, lanes_are_rows, lanes, width, operands: kernel.operands, isa: kernel.isa }
     }
 

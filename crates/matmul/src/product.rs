@@ -34,12 +34,25 @@ pub struct Operand<'a> {
     pub source: &'a dyn Source,
     /// Whether the product sees its transpose.
     pub trans: Trans,
+    /// The first of the stored rows that take part, and how many do.
+    pub(crate) rows: (usize, usize),
 }
 
 impl<'a> Operand<'a> {
     /// The matrix as stored.
     pub fn new(source: &'a dyn Source) -> Self {
-        Self { source, trans: Trans::No }
+        Self { source, trans: Trans::No, rows: (0, source.rows()) }
+    }
+
+    /// Only `len` stored rows of this operand, from `start` on.
+    ///
+    /// # Panics
+    /// If it has no such rows.
+    #[must_use]
+    pub fn rows(self, start: usize, len: usize) -> Self {
+        let (first, rows) = self.rows;
+        assert!(start <= rows && len <= rows - start, "rows {start}..{} of {rows}", start.saturating_add(len));
+        Self { rows: (first + start, len), ..self }
     }
 
     /// The transpose of this operand.
@@ -51,7 +64,7 @@ impl<'a> Operand<'a> {
 
     /// (rows, cols) as the product sees them.
     pub fn dims(&self) -> (usize, usize) {
-        let (r, c) = (self.source.rows(), self.source.cols());
+        let (r, c) = (self.rows.1, self.source.cols());
         if self.trans == Trans::No { (r, c) } else { (c, r) }
     }
 }

@@ -4,6 +4,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{Dots, Isa, Stored};
+use crate::product::Operand;
 use crate::sources::{Source, View};
 
 /// A matrix with its view looked up once.
@@ -11,11 +12,14 @@ pub(crate) struct Reader<'a> {
     source: &'a dyn Source,
     view: View<'a>,
     cols: usize,
+    /// The stored row that counts as row 0.
+    first: usize,
     isa: &'static Isa,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(source: &'a dyn Source, isa: &'static Isa) -> Self {
+    pub(crate) fn new(operand: &Operand<'a>, isa: &'static Isa) -> Self {
+        let source = operand.source;
         let (view, len) = (source.as_view(), source.rows() * source.cols());
         let stored = match view {
             View::F32(d) => d.len(),
@@ -26,7 +30,7 @@ impl<'a> Reader<'a> {
             View::Other => len,
         };
         assert_eq!(stored, len, "a source's view must hold as many elements as its dimensions say");
-        Self { source, view, cols: source.cols(), isa }
+        Self { source, view, cols: source.cols(), first: operand.rows.0, isa }
     }
 
     /// Whether [`Reader::bf16`] costs no more than [`Reader::f32`], so that a bf16 product should stay in bf16.
@@ -43,7 +47,7 @@ impl<'a> Reader<'a> {
         round: bool,
         space: &'s mut [f32],
     ) -> &'s [f32] {
-        let start = row * self.cols + col;
+        let start = (self.first + row) * self.cols + col;
         if let (View::F32(d), false) = (self.view, round) {
             return &d[start..start + len];
         }
@@ -54,24 +58,24 @@ impl<'a> Reader<'a> {
 
     /// As [`Reader::f32`], always into `out`.
     pub(crate) fn fill_f32(&self, (row, col): (usize, usize), round: bool, out: &mut [f32]) {
-        let (start, len) = (row * self.cols + col, out.len());
+        let (start, len) = ((self.first + row) * self.cols + col, out.len());
         match self.view {
             View::F32(d) => out.copy_from_slice(&d[start..start + len]),
             View::Bf16(d) => return self.isa.widen(&d[start..start + len], out),
             View::F16(d) => d[start..start + len].convert_to_f32_slice(out),
             View::Lut4(l) => return self.isa.lut4_f32(&l, start, out, round),
-            View::Rows8(r) => r.read_f32(row, col, out),
+            View::Rows8(r) => r.read_f32(self.first + row, col, out),
             View::Other if round => {
                 // The source's own rounding counts, should it have one.
                 let mut chunk = [bf16::ZERO; 64];
                 for (i, piece) in out.chunks_mut(chunk.len()).enumerate() {
                     let values = &mut chunk[..piece.len()];
-                    self.source.read_bf16(row, col + i * 64, values);
+                    self.source.read_bf16(self.first + row, col + i * 64, values);
                     self.isa.widen(values, piece);
                 }
                 return;
             }
-            View::Other => self.source.read_f32(row, col, out),
+            View::Other => self.source.read_f32(self.first + row, col, out),
         }
         if round {
             self.isa.round_in_place(out);
@@ -87,7 +91,7 @@ impl<'a> Reader<'a> {
         (row, col): (usize, usize),
         (space, out): (&mut [bf16], &mut [f32]),
     ) {
-        let at = Stored { start: row * self.cols + col, stride: self.cols, rows: out.len() / x.len() };
+        let at = Stored { start: (self.first + row) * self.cols + col, stride: self.cols, rows: out.len() / x.len() };
         match self.view {
             View::Lut4(l) => dots.lut4(x, &l, at, out),
             View::Bf16(d) => dots.dense(x, d, at, out),
@@ -102,7 +106,7 @@ impl<'a> Reader<'a> {
 
     /// `len` elements of row `row` from column `col`, rounded to bf16.
     pub(crate) fn bf16<'s>(&'s self, (row, col): (usize, usize), len: usize, space: &'s mut [bf16]) -> &'s [bf16] {
-        let start = row * self.cols + col;
+        let start = (self.first + row) * self.cols + col;
         if let View::Bf16(d) = self.view {
             return &d[start..start + len];
         }
@@ -118,7 +122,7 @@ impl<'a> Reader<'a> {
                     self.isa.round(values, piece);
                 }
             }
-            View::Bf16(_) | View::Other => self.source.read_bf16(row, col, out),
+            View::Bf16(_) | View::Other => self.source.read_bf16(self.first + row, col, out),
         }
         out
     }

@@ -40,8 +40,8 @@ pub(crate) struct Plan {
 
 /// Measured on an idle process with a tokenizer of 49,152 entries loaded.
 const RUNTIME_BYTES: usize = 72 << 20;
-/// The most that a chunk of logits takes; see the cross-entropy op.
-const LOGITS_CHUNK_BYTES: usize = 32 << 20;
+/// A strip of logits and of its gradient's weights; see the cross-entropy op.
+const LOGITS_STRIP: (usize, usize) = (1008, 1536);
 
 impl Plan {
     /// The plan for training `model` as it stands, with its adapters attached.
@@ -123,7 +123,8 @@ fn activations(config: &ModelConfig, shape: Shape) -> usize {
 }
 
 fn workspace(config: &ModelConfig, shape: Shape) -> usize {
-    let logits = LOGITS_CHUNK_BYTES.min(4 * shape.rows * config.vocab_size);
+    let rows = LOGITS_STRIP.0.min(shape.rows);
+    let logits = rows * ((4 + shape.compute.size()) * LOGITS_STRIP.1 + 4 * config.hidden_size);
     // The gradient of the widest activation, its operands, and the hidden states' gradient.
     let passing = shape.compute.size() * shape.rows * (3 * config.intermediate_size + 2 * config.hidden_size);
     logits + passing

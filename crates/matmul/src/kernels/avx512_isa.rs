@@ -25,6 +25,7 @@ pub(super) static ISA: Isa = Isa {
     transpose_bf16,
     deal_pairs,
     lut4_bf16,
+    round,
     store,
     dots: Some(Dots { dense: avx512_dots::dense, lut4: avx512_dots::lut4 }),
     ..avx2::ISA
@@ -260,23 +261,65 @@ pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn round(x: &[f32], out: &mut [bf16]) {
+    let whole = x.len() / 32 * 32;
+    for (x, out) in x[..whole].chunks_exact(32).zip(out.chunks_exact_mut(32)) {
+        // SAFETY: both pieces have 32 elements.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), both);
+        }
+    }
+    for (x, out) in x[whole..].chunks(16).zip(out[whole..].chunks_mut(16)) {
+        let mask = first(x.len().min(out.len()));
+        // SAFETY: the mask covers elements of both pieces only.
+        unsafe {
+            let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x.as_ptr()));
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(rounded);
+            _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, rounded);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
     let place = target.place(&tile);
     let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);
     let alpha = _mm512_set1_ps(epilogue.alpha);
-    if let (Pointer::Bf16(p), 32, None, false) = (target.data, place.width, bias, epilogue.accumulate) {
-        // The usual tile: no mask, and nothing to decide within.
-        for (i, r) in (place.rows.0..place.rows.1).enumerate() {
-            let sums = &tile.sums[i * tile.stride..][..32];
-            // SAFETY: the row's 32 sums were just sliced, and `place` checked its 32 elements of the output.
-            unsafe {
-                let low = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr()));
-                let high = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr().add(16)));
-                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(p.add(r * place.stride + place.first).cast(), both);
+    // The usual tiles: no mask, and nothing to decide within.
+    match (target.data, place.width, bias, epilogue.accumulate) {
+        (Pointer::Bf16(p), 32, None, false) => {
+            for (i, r) in (place.rows.0..place.rows.1).enumerate() {
+                let sums = &tile.sums[i * tile.stride..][..32];
+                // SAFETY: the row's 32 sums were just sliced, and `place` checked its 32 elements of the output.
+                unsafe {
+                    let low = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr()));
+                    let high = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr().add(16)));
+                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                    _mm512_storeu_si512(p.add(r * place.stride + place.first).cast(), both);
+                }
             }
+            return;
         }
-        return;
+        (Pointer::F32(p), 32, None, accumulate) => {
+            for (i, r) in (place.rows.0..place.rows.1).enumerate() {
+                let sums = &tile.sums[i * tile.stride..][..32];
+                for j in [0, 16] {
+                    // SAFETY: as above.
+                    unsafe {
+                        let p = p.add(r * place.stride + place.first + j);
+                        let mut v = _mm512_mul_ps(alpha, _mm512_loadu_ps(sums.as_ptr().add(j)));
+                        if accumulate {
+                            v = _mm512_add_ps(v, _mm512_loadu_ps(p));
+                        }
+                        _mm512_storeu_ps(p, v);
+                    }
+                }
+            }
+            return;
+        }
+        _ => {}
     }
     for (i, r) in (place.rows.0..place.rows.1).enumerate() {
         let sums = &tile.sums[i * tile.stride..][..place.width];

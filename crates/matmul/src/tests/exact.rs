@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::support::{Case, Kind, decoded};
-use crate::{Compute, Dense, kernels};
+use crate::{Compute, Dense, Operand, Out, Product, kernels, matmul};
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
@@ -66,4 +66,32 @@ fn products_inside_a_pool_may_nest() {
     let kernel = kernels::select(Compute::F32);
     let want = bits(&case.run(kernel, a.as_ref(), b.as_ref()));
     (0..32).into_par_iter().for_each(|_| assert_eq!(want, bits(&case.run(kernel, a.as_ref(), b.as_ref()))));
+}
+
+#[test]
+fn rows_of_an_operand_equal_a_matrix_of_just_them() {
+    for kind in [Kind::Lut4 { block: 64, double: true }, Kind::Rows8, Kind::F32, Kind::Bf16] {
+        for (compute, m) in [(Compute::F32, 1), (Compute::F32, 20), (Compute::Bf16, 2), (Compute::Bf16, 20)] {
+            let case = Case::plain((m, 70, 96), (Kind::F32, false), (kind, true), compute);
+            let (a, b) = case.operands();
+            let (a, b) = (a.source(), b.source());
+            let (start, len) = (7, 50);
+            let values = decoded(b.as_ref(), compute);
+            let some = Dense::new(len, 96, &values[start * 96..][..len * 96]);
+            let run = |b: Operand<'_>| {
+                let mut out = vec![0.0; m * len];
+                matmul(&Product::new(Operand::new(a.as_ref()), b.t(), compute), Out::F32(&mut out));
+                bits(&out)
+            };
+            let got = run(Operand::new(b.as_ref()).rows(2, 60).rows(start - 2, len));
+            assert_eq!(got, run(Operand::new(&some)), "{case:?}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows 3..8 of 7")]
+fn rows_that_an_operand_lacks_are_refused() {
+    let values = [0.0f32; 14];
+    let _ = Operand::new(&Dense::new(7, 2, &values)).rows(3, 5);
 }

@@ -1,14 +1,9 @@
-use super::{Head, softmax};
+use super::Head;
 use crate::product;
 use halfbyte_autograd::Result;
-use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
-use halfbyte_tensor::{DType, Float, Tensor, load_f32, vectorised, with_float};
+use halfbyte_matmul::Compute;
+use halfbyte_tensor::{DType, Float, Tensor, vectorised, with_float};
 use rayon::prelude::*;
-
-/// What the logits of a chunk may take. Small enough to matter to nobody, large enough that reading the head once a
-/// chunk is cheap beside the products.
-const LOGITS_BYTES: usize = 32 << 20;
-const MAX_ROWS: usize = 512;
 
 /// One evaluation of the loss, and of the gradients that are wanted.
 pub(super) struct Job<'a> {
@@ -22,8 +17,8 @@ pub(super) struct Job<'a> {
     pub(super) scale: f32,
     pub(super) want_dh: bool,
     pub(super) want_dw: bool,
-    /// Rows whose logits are held at once.
-    pub(super) at_once: usize,
+    /// What is held at once.
+    pub(super) at_once: AtOnce,
 }
 
 pub(super) struct Found {
@@ -35,66 +30,40 @@ pub(super) struct Found {
     pub(super) dw: Option<Tensor>,
 }
 
+/// How much of the logits is held at once: a function of the shape alone, so that sums are the same on every machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtOnce {
+    /// Rows of whole logits.
+    pub(super) whole_rows: usize,
+    /// Rows and columns of a strip of logits.
+    pub(super) strip: (usize, usize),
+}
+
+impl AtOnce {
+    pub(super) fn new(vocab: usize) -> AtOnce {
+        /// Small enough to matter to nobody, large enough that reading the head once a chunk is cheap beside the products.
+        const WHOLE_BYTES: usize = 32 << 20;
+        const MAX_WHOLE_ROWS: usize = 512;
+        // Whole tiles and whole pieces of k in the products' kernels; both in the far cache.
+        const STRIP: (usize, usize) = (1008, 1536);
+        AtOnce { whole_rows: (WHOLE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_WHOLE_ROWS), strip: STRIP }
+    }
+}
+
 impl Job<'_> {
     pub(super) fn run(&self) -> Result<Found> {
-        let (vocab, channels) = self.head.dims()?;
-        let kept = product::compute_dtype(self.h.dtype());
-        let mut found = Found {
-            loss: 0.0,
-            dh: self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept)),
-            dw: self.want_dw.then(|| Tensor::zeros(&[vocab, channels], DType::F32)),
-        };
-        let at_once = self.at_once.min(self.rows.len());
-        let mut logits = Tensor::scratch(&[at_once, vocab], DType::F32);
-        for rows in self.rows.chunks(at_once) {
-            let h = gather(self.h, rows);
-            let logits = &mut logits.data_mut::<f32>()[..rows.len() * vocab];
-            self.project(&h, logits)?;
-            let targets: Vec<usize> = rows.iter().map(|i| self.targets[*i] as usize).collect();
-            let gradient = self.want_dh || self.want_dw;
-            found.loss += softmax::losses(logits, &targets, gradient).iter().sum::<f64>();
-            if let Some(dh) = &mut found.dh {
-                scatter(&self.backward_h(logits, rows.len(), kept), rows, dh);
-            }
-            if let Some(dw) = &mut found.dw {
-                self.accumulate_dw(logits, &h, dw);
-            }
-        }
-        Ok(found)
+        let dims = self.head.dims()?;
+        // A format that computes its own forward is asked for whole rows.
+        let own_forward = self.head.override_forward(&gather(self.h, &self.rows[..1])).is_some();
+        if self.want_dw || own_forward { self.run_rows(dims) } else { Ok(self.run_strips(dims)) }
     }
 
-    fn compute(&self) -> Compute {
+    pub(super) fn compute(&self) -> Compute {
         product::compute(self.h.dtype())
     }
 
-    /// `logits = h Wᵀ`.
-    fn project(&self, h: &Tensor, logits: &mut [f32]) -> Result<()> {
-        if let Some(y) = self.head.override_forward(h) {
-            let y = y?;
-            with_float!(y.dtype(), T, load_f32(y.data::<T>(), logits));
-            return Ok(());
-        }
-        let (hs, w) = (product::source(h), self.head.source());
-        matmul(&Product::new(Operand::new(&*hs), Operand::new(&*w).t(), self.compute()), Out::F32(logits));
-        Ok(())
-    }
-
-    /// `dh = scale * dlogits W`.
-    fn backward_h(&self, dlogits: &[f32], rows: usize, dtype: DType) -> Tensor {
-        let w = self.head.source();
-        let dlogits = Dense::new(rows, w.rows(), dlogits);
-        let mut dh = Tensor::scratch(&[rows, w.cols()], dtype);
-        let product = Product::new(Operand::new(&dlogits), Operand::new(&*w), self.compute());
-        matmul(&Product { alpha: self.scale, ..product }, product::out(&mut dh));
-        dh
-    }
-
-    /// `dW += scale * dlogitsᵀ h`.
-    fn accumulate_dw(&self, dlogits: &[f32], h: &Tensor, dw: &mut Tensor) {
-        let dlogits = Dense::new(h.rows(), dw.rows(), dlogits);
-        let hs = product::source(h);
-        let product = Product::new(Operand::new(&dlogits).t(), Operand::new(&*hs), self.compute());
-        matmul(&Product { alpha: self.scale, accumulate: true, ..product }, product::out(dw));
+    pub(super) fn kept_dtype(&self) -> DType {
+        product::compute_dtype(self.h.dtype())
     }
 }
 
@@ -116,12 +85,7 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Tensor {
     t
 }
 
-/// How many rows of logits to hold at once; a function of the shape alone, so that sums are the same on every machine.
-pub(super) fn chunk_rows(vocab: usize) -> usize {
-    (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, MAX_ROWS)
-}
-
-fn gather(h: &Tensor, rows: &[usize]) -> Tensor {
+pub(super) fn gather(h: &Tensor, rows: &[usize]) -> Tensor {
     let channels = h.cols();
     let mut chunk = Tensor::scratch(&[rows.len(), channels], h.dtype());
     with_float!(h.dtype(), T, {
@@ -133,7 +97,7 @@ fn gather(h: &Tensor, rows: &[usize]) -> Tensor {
     chunk
 }
 
-fn scatter(chunk: &Tensor, rows: &[usize], out: &mut Tensor) {
+pub(super) fn scatter(chunk: &Tensor, rows: &[usize], out: &mut Tensor) {
     let channels = out.cols();
     with_float!(chunk.dtype(), T, {
         let (from, to) = (chunk.data::<T>(), out.data_mut::<T>());

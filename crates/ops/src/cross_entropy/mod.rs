@@ -1,11 +1,14 @@
-//! The output head fused with the loss, in chunks, so that the full logits never exist.
+//! The output head fused with the loss, in pieces, so that the full logits never exist.
 //!
-//! With a vocabulary of 50 thousand the logits of a batch outweigh every other activation. So a chunk of rows at a time is
-//! projected, reduced to its loss and turned into its gradient in the same memory; what remains for the backward pass
-//! is one multiplication. Rows whose target is [`IGNORE`] take no part.
+//! With a vocabulary of 50 thousand the logits of a batch outweigh every other activation. So a piece at a time is
+//! projected and reduced to what the loss and its gradient need; what remains for the backward pass is one
+//! multiplication. A head that does not train is taken in strips of the vocabulary (`strips`), one that does in chunks of
+//! rows (`rows`). Rows whose target is [`IGNORE`] take no part.
 
 mod cpu;
+mod rows;
 mod softmax;
+mod strips;
 #[cfg(test)]
 mod tests;
 
@@ -59,7 +62,7 @@ impl<'a> Head<'a, '_> {
 /// The sum of the cross-entropies of `h Wᵀ` (softmax over the vocabulary) against `targets`, over `denominator`: a scalar
 /// f32 `[1]`, for `h (rows, channels)` and one target a row.
 ///
-/// Logits, softmax and the gradient of a trainable head are f32, the sum is f64. On a recording tape the gradients are
+/// Logits, softmax and the gradient of a trainable head are f32, sums over rows and strips f64. On a recording tape the gradients are
 /// computed on the way. Fails if no target counts, a target is outside the vocabulary, or the shapes do not fit.
 pub fn cross_entropy<'m>(
     tape: &Tape<'m>,
@@ -83,7 +86,7 @@ pub fn cross_entropy<'m>(
         scale: 1.0 / denominator,
         want_dh: tape.is_recording() && h.requires_grad(),
         want_dw: tape.is_recording() && head.requires_grad(),
-        at_once: cpu::chunk_rows(vocab),
+        at_once: cpu::AtOnce::new(vocab),
     };
     let found = job.run()?;
     let loss = Tensor::scalar((found.loss / f64::from(denominator)) as f32);

@@ -33,7 +33,7 @@ pub(super) fn losses(logits: &mut [f32], targets: &[usize], gradient: bool) -> V
 
 /// The largest element. A NaN is passed over here and shows in the sum of exponentials.
 #[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
+pub(super) fn maximum(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = row.chunks_exact(LANES);
@@ -48,7 +48,7 @@ fn maximum(row: &[f32]) -> f32 {
 
 /// Replaces each `v` by `exp(v - max)` and gives the sum.
 #[inline(always)]
-fn exp_in_place(row: &mut [f32], max: f32) -> f64 {
+pub(super) fn exp_in_place(row: &mut [f32], max: f32) -> f64 {
     let mut total = 0.0;
     for block in row.chunks_mut(BLOCK) {
         let mut lanes = [0.0f32; LANES];

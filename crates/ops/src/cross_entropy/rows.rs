@@ -1,0 +1,67 @@
+//! The loss and its gradients from whole rows of logits, a chunk of rows at a time: for heads that train, whose gradient
+//! needs the finished softmax, and for formats that compute whole rows themselves.
+
+use super::cpu::{Found, Job, gather, scatter};
+use super::softmax;
+use crate::product;
+use halfbyte_autograd::Result;
+use halfbyte_matmul::{Dense, Operand, Out, Product, matmul};
+use halfbyte_tensor::{DType, Tensor, load_f32, with_float};
+
+impl Job<'_> {
+    pub(super) fn run_rows(&self, (vocab, channels): (usize, usize)) -> Result<Found> {
+        let kept = self.kept_dtype();
+        let mut found = Found {
+            loss: 0.0,
+            dh: self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept)),
+            dw: self.want_dw.then(|| Tensor::zeros(&[vocab, channels], DType::F32)),
+        };
+        let at_once = self.at_once.whole_rows.min(self.rows.len());
+        let mut logits = Tensor::scratch(&[at_once, vocab], DType::F32);
+        for rows in self.rows.chunks(at_once) {
+            let h = gather(self.h, rows);
+            let logits = &mut logits.data_mut::<f32>()[..rows.len() * vocab];
+            self.project(&h, logits)?;
+            let targets: Vec<usize> = rows.iter().map(|i| self.targets[*i] as usize).collect();
+            let gradient = self.want_dh || self.want_dw;
+            found.loss += softmax::losses(logits, &targets, gradient).iter().sum::<f64>();
+            if let Some(dh) = &mut found.dh {
+                scatter(&self.backward_h(logits, rows.len(), kept), rows, dh);
+            }
+            if let Some(dw) = &mut found.dw {
+                self.accumulate_dw(logits, &h, dw);
+            }
+        }
+        Ok(found)
+    }
+
+    /// `logits = h Wᵀ`.
+    fn project(&self, h: &Tensor, logits: &mut [f32]) -> Result<()> {
+        if let Some(y) = self.head.override_forward(h) {
+            let y = y?;
+            with_float!(y.dtype(), T, load_f32(y.data::<T>(), logits));
+            return Ok(());
+        }
+        let (hs, w) = (product::source(h), self.head.source());
+        matmul(&Product::new(Operand::new(&*hs), Operand::new(&*w).t(), self.compute()), Out::F32(logits));
+        Ok(())
+    }
+
+    /// `dh = scale * dlogits W`.
+    fn backward_h(&self, dlogits: &[f32], rows: usize, dtype: DType) -> Tensor {
+        let w = self.head.source();
+        let dlogits = Dense::new(rows, w.rows(), dlogits);
+        let mut dh = Tensor::scratch(&[rows, w.cols()], dtype);
+        let product = Product::new(Operand::new(&dlogits), Operand::new(&*w), self.compute());
+        matmul(&Product { alpha: self.scale, ..product }, product::out(&mut dh));
+        dh
+    }
+
+    /// `dW += scale * dlogitsᵀ h`.
+    fn accumulate_dw(&self, dlogits: &[f32], h: &Tensor, dw: &mut Tensor) {
+        let dlogits = Dense::new(h.rows(), dw.rows(), dlogits);
+        let hs = product::source(h);
+        let product = Product::new(Operand::new(&dlogits).t(), Operand::new(&*hs), self.compute());
+        matmul(&Product { alpha: self.scale, accumulate: true, ..product }, product::out(dw));
+    }
+}
