@@ -4,19 +4,21 @@ use crate::{
 };
 use halfbyte_tensor::Tensor;
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 
 /// A value on the tape. It never turns into a [`Tensor`] that goes on being differentiated: a gradient path can only be
 /// cut by writing [`Var::constant`].
 #[derive(Clone, Debug)]
 pub struct Var {
     value: Tensor,
-    node: Option<usize>,
+    /// Where its gradient gathers.
+    slot: Option<usize>,
 }
 
 impl Var {
     /// A value through which no gradient flows.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, node: None }
+        Var { value, slot: None }
     }
 
     /// The value.
@@ -31,14 +33,17 @@ impl Var {
 
     /// Whether a gradient is wanted here.
     pub fn requires_grad(&self) -> bool {
-        self.node.is_some()
+        self.slot.is_some()
     }
 }
 
-type BackwardFn<'m> = Box<dyn FnOnce(Tensor, &mut Sink<'_>) -> Result<()> + 'm>;
+/// Gets the gradients of a node's outputs, of which one at least is there.
+type BackwardFn<'m> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Sink<'_>) -> Result<()> + 'm>;
 
 struct Node<'m> {
     name: &'static str,
+    /// The slots of its outputs: those before belong to earlier nodes.
+    slots: Range<usize>,
     backward: BackwardFn<'m>,
 }
 
@@ -58,8 +63,8 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    fn deliver(&mut self, node: usize, dx: Tensor) {
-        match &mut self.pending[node] {
+    fn deliver(&mut self, slot: usize, dx: Tensor) {
+        match &mut self.pending[slot] {
             Some(sum) => sum.add_assign(&dx),
             slot => *slot = Some(dx),
         }
@@ -96,11 +101,11 @@ impl<'m> Tape<'m> {
             return Var::constant(param.value());
         }
         let id = param.id();
-        let keep = move |dy, sink: &mut Sink<'_>| {
-            sink.grads.add(id, dy);
+        let keep = move |dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
+            dys.into_iter().flatten().for_each(|dy| sink.grads.add(id, dy));
             Ok(())
         };
-        self.push("param", param.value(), Box::new(keep))
+        self.push_one("param", param.value(), Box::new(keep))
     }
 
     /// Records one op with output `y`. `backward` gets the gradient of `y` and, for each parent, whether one is wanted,
@@ -114,25 +119,48 @@ impl<'m> Tape<'m> {
         y: Tensor,
         backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + 'm,
     ) -> Var {
+        let run = move |mut dys: Vec<Option<Tensor>>, needs: &[bool]| {
+            let (Some(Some(dy)), Ok(needs)) = (dys.pop(), needs.try_into()) else {
+                unreachable!("{name}: one output that has a gradient, and {N} parents")
+            };
+            backward(dy, needs).map(Vec::from)
+        };
+        let mut vars = self.record_many(name, &parents, vec![y], run);
+        vars.pop().unwrap_or_else(|| unreachable!("{name}: one output, one variable"))
+    }
+
+    /// The same for an op with several outputs `ys`. `backward` gets a gradient for each output that anything depends on;
+    /// where one is missing, the gradients of parents that only matter to it may be missing as well.
+    pub fn record_many(
+        &self,
+        name: &'static str,
+        parents: &[&Var],
+        ys: Vec<Tensor>,
+        backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
+    ) -> Vec<Var> {
         profile::charge(name, Phase::Forward);
-        let nodes = parents.map(|it| it.node);
-        let needs = nodes.map(|it| it.is_some());
+        let slots: Vec<Option<usize>> = parents.iter().map(|it| it.slot).collect();
+        let needs: Vec<bool> = slots.iter().map(Option::is_some).collect();
         if !self.recording.get() || !needs.contains(&true) {
-            return Var::constant(y);
+            return ys.into_iter().map(Var::constant).collect();
         }
-        let shapes = parents.map(|it| it.value.shape().to_vec());
-        let run = move |dy, sink: &mut Sink<'_>| {
-            let found = backward(dy, needs)?;
-            for (((node, need), dx), shape) in nodes.into_iter().zip(needs).zip(found).zip(&shapes) {
-                assert_eq!(need, dx.is_some(), "{name}: backward must return exactly the gradients it was asked for");
-                if let (Some(node), Some(dx)) = (node, dx) {
+        let shapes: Vec<Vec<usize>> = parents.iter().map(|it| it.value.shape().to_vec()).collect();
+        let run = move |dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
+            let all = dys.iter().all(Option::is_some);
+            let found = backward(dys, &needs)?;
+            assert_eq!(found.len(), slots.len(), "{name}: backward must answer for every parent");
+            for ((slot, dx), shape) in slots.into_iter().zip(found).zip(&shapes) {
+                let asked = slot.is_some() == dx.is_some() || (dx.is_none() && !all);
+                assert!(asked, "{name}: backward must return exactly the gradients it was asked for");
+                if let (Some(slot), Some(dx)) = (slot, dx) {
                     assert_eq!(dx.shape(), shape, "{name}: a gradient has its operand's shape");
-                    sink.deliver(node, dx);
+                    sink.deliver(slot, dx);
                 }
             }
             Ok(())
         };
-        self.push(name, y, Box::new(run))
+        let first = self.push(name, ys.len(), Box::new(run));
+        ys.into_iter().zip(first..).map(|(value, slot)| Var { value, slot: Some(slot) }).collect()
     }
 
     /// Runs `f` without recording and runs it again, recorded, during backward: only `x` is kept in between.
@@ -149,22 +177,23 @@ impl<'m> Tape<'m> {
             return Ok(y);
         }
         self.used.borrow_mut().extend(used);
-        let (x_value, x_node) = (x.value.clone(), x.node);
-        let replay = move |dy, sink: &mut Sink<'_>| {
+        let (x_value, x_slot) = (x.value.clone(), x.slot);
+        let replay = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
+            let Some(Some(dy)) = dys.pop() else { return Ok(()) };
             let inner = Tape::recording();
-            let x = match x_node {
-                Some(_) => inner.push("input", x_value, Box::new(|_, _| Ok(()))),
+            let x = match x_slot {
+                Some(_) => inner.push_one("input", x_value, Box::new(|_, _| Ok(()))),
                 None => Var::constant(x_value),
             };
             let y = f(&inner, &x)?;
-            let (grads, dx) = inner.run(y, dy, x.node)?;
+            let (grads, dx) = inner.run(y, dy, x.slot)?;
             sink.grads.merge(grads);
-            if let (Some(node), Some(dx)) = (x_node, dx) {
-                sink.deliver(node, dx);
+            if let (Some(slot), Some(dx)) = (x_slot, dx) {
+                sink.deliver(slot, dx);
             }
             Ok(())
         };
-        Ok(self.push("checkpoint", y.value, Box::new(replay)))
+        Ok(self.push_one("checkpoint", y.value, Box::new(replay)))
     }
 
     /// The gradients of `loss` (shape `[1]`) with respect to every parameter used, consuming the tape.
@@ -189,31 +218,39 @@ impl<'m> Tape<'m> {
         if names.is_empty() { Ok(grads) } else { Err(Error::MissingGradient { names }) }
     }
 
-    /// Walks the nodes in reverse. `keep` is a node whose gradient is handed out instead of followed.
+    /// Walks the nodes in reverse. `keep` is the slot of a gradient that is handed out instead of followed.
     fn run(self, y: Var, dy: Tensor, keep: Option<usize>) -> Result<(Grads, Option<Tensor>)> {
         let mut nodes = self.nodes.into_inner();
-        let mut pending: Vec<Option<Tensor>> = nodes.iter().map(|_| None).collect();
+        let mut pending: Vec<Option<Tensor>> = vec![None; nodes.last().map_or(0, |it| it.slots.end)];
         let (mut grads, mut kept) = (Grads::default(), None);
-        if let Some(node) = y.node {
-            pending[node] = Some(dy);
+        if let Some(slot) = y.slot {
+            pending[slot] = Some(dy);
         }
         drop(y);
         while let Some(node) = nodes.pop() {
-            let at = nodes.len();
-            let Some(dy) = pending[at].take() else { continue };
-            if keep == Some(at) {
-                kept = Some(dy);
+            let mut dys: Vec<Option<Tensor>> = pending[node.slots.clone()].iter_mut().map(Option::take).collect();
+            if dys.iter().all(Option::is_none) {
                 continue;
             }
-            (node.backward)(dy, &mut Sink { pending: &mut pending, grads: &mut grads })?;
+            if keep == Some(node.slots.start) {
+                kept = dys.swap_remove(0);
+                continue;
+            }
+            (node.backward)(dys, &mut Sink { pending: &mut pending, grads: &mut grads })?;
             profile::charge(node.name, Phase::Backward);
         }
         Ok((grads, kept))
     }
 
-    fn push(&self, name: &'static str, value: Tensor, backward: BackwardFn<'m>) -> Var {
+    /// Gives the slot of the first output.
+    fn push(&self, name: &'static str, outputs: usize, backward: BackwardFn<'m>) -> usize {
         let mut nodes = self.nodes.borrow_mut();
-        nodes.push(Node { name, backward });
-        Var { value, node: Some(nodes.len() - 1) }
+        let start = nodes.last().map_or(0, |it| it.slots.end);
+        nodes.push(Node { name, slots: start..start + outputs, backward });
+        start
+    }
+
+    fn push_one(&self, name: &'static str, value: Tensor, backward: BackwardFn<'m>) -> Var {
+        Var { value, slot: Some(self.push(name, 1, backward)) }
     }
 }

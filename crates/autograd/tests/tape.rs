@@ -105,3 +105,29 @@ fn an_update_is_seen_by_every_handle() {
     p.clone().update(|t| t.data_mut::<f32>()[0] = 9.0);
     assert_eq!((p.value().data::<f32>()[0], held.data::<f32>()[0]), (9.0, 1.0));
 }
+
+/// y1 = 2 x, y2 = 3 x in one op, whose backward counts the gradients it got.
+#[test]
+fn an_op_with_two_outputs_runs_backward_once_with_the_gradients_there_are() {
+    let p = Param::new("p", vector(&[1.0, 2.0]));
+    for (used, slope) in [([true, true], 5.0), ([true, false], 2.0), ([false, true], 3.0)] {
+        let tape = Tape::recording();
+        let x = tape.param(&p);
+        let ys = vec![map(x.value(), |v| 2.0 * v), map(x.value(), |v| 3.0 * v)];
+        let ys = tape.record_many("twice", &[&x], ys, move |dys, needs| {
+            assert_eq!(dys.iter().map(Option::is_some).collect::<Vec<_>>(), used);
+            assert_eq!(needs, [true]);
+            let mut dx = vector(&[0.0, 0.0]);
+            for (dy, slope) in dys.iter().zip([2.0, 3.0]) {
+                dy.iter().for_each(|dy| dx.add_assign(&map(dy, |v| slope * v)));
+            }
+            Ok(vec![Some(dx)])
+        });
+        let losses: Vec<Var> = ys.iter().zip(used).filter(|it| it.1).map(|it| sum(&tape, it.0)).collect();
+        let loss = losses.iter().skip(1).fold(losses[0].clone(), |total, one| {
+            let value = vector(&[total.value().data::<f32>()[0] + one.value().data::<f32>()[0]]);
+            tape.record("plus", [&total, one], value, |dy, _| Ok([Some(dy.clone()), Some(dy)]))
+        });
+        assert_eq!(tape.backward(loss).unwrap().get(&p).unwrap().data::<f32>(), [slope; 2], "{used:?}");
+    }
+}

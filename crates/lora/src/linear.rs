@@ -5,7 +5,7 @@ use halfbyte_ops::{
     dropout::Dropout,
     frozen_linear::frozen_linear,
     linear::linear,
-    lora_linear::{LowRank, lora_linear},
+    lora_linear::{Layer, LowRank, lora_linear, lora_linears},
 };
 use halfbyte_tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -182,21 +182,55 @@ impl Linear {
     /// `x (rows, in_features)` to `(rows, out_features)`.
     pub fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> Result<Var> {
         let bias = self.bias.as_ref().map(|it| it.var(tape));
-        let y = match (self.active_adapter(), &self.base) {
-            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => {
-                linear(tape, x, &tape.param(param), bias.as_ref())?
-            }
-            (None, Base::Frozen(matrix)) => frozen_linear(tape, x, matrix.as_ref(), bias.as_ref())?,
-            (Some(Adapter::LowRank(layer)), Base::Frozen(matrix)) => {
-                let (a, b) = (tape.param(&layer.a), tape.param(&layer.b));
-                let low_rank = LowRank { a: &a, b: &b, scaling: layer.scaling, dropout: layer.dropout(ctx) };
-                lora_linear(tape, x, matrix.as_ref(), bias.as_ref(), low_rank)?
-            }
+        if let Some(weight) = self.trained_matrix() {
+            return linear(tape, x, &tape.param(weight), bias.as_ref());
+        }
+        match self.frozen_parts(tape) {
+            (w, None) => frozen_linear(tape, x, w, bias.as_ref()),
+            (w, Some((layer, a, b))) => lora_linear(tape, x, w, bias.as_ref(), layer.low_rank((&a, &b), ctx)),
+        }
+    }
+
+    /// The same for several layers with one input, which is cheaper than one after the other.
+    pub fn forward_all<'m, const N: usize>(
+        layers: [&'m Linear; N],
+        tape: &Tape<'m>,
+        x: &Var,
+        ctx: &Context,
+    ) -> Result<[Var; N]> {
+        if layers.iter().any(|it| it.trained_matrix().is_some()) {
+            let ys: Vec<Var> = layers.iter().map(|it| it.forward(tape, x, ctx)).collect::<Result<_>>()?;
+            return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
+        }
+        let biases = layers.map(|it| it.bias.as_ref().map(|bias| bias.var(tape)));
+        let parts = layers.map(|it| it.frozen_parts(tape));
+        let all: [Layer<'_, 'm>; N] = std::array::from_fn(|i| {
+            let (w, update) = &parts[i];
+            let lora = update.as_ref().map(|(layer, a, b)| layer.low_rank((a, b), ctx));
+            Layer { w: *w, bias: biases[i].as_ref(), lora }
+        });
+        lora_linears(tape, x, all)
+    }
+
+    /// The matrix if it trains as a whole.
+    fn trained_matrix(&self) -> Option<&Param> {
+        match (self.active_adapter(), &self.base) {
+            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => Some(param),
             (Some(Adapter::LowRank(_)), Base::Trainable(_)) => {
                 unreachable!("attach refuses a low-rank adapter on a layer that trains in full")
             }
+            (_, Base::Frozen(_)) => None,
+        }
+    }
+
+    /// The matrix of a layer that does not train as a whole, and its active update.
+    fn frozen_parts<'m>(&'m self, tape: &Tape<'m>) -> (&'m dyn FrozenMatrix, Option<(&'m LoraLayer, Var, Var)>) {
+        let Base::Frozen(matrix) = &self.base else { unreachable!("{}: the base trains", self.path) };
+        let update = match self.active_adapter() {
+            Some(Adapter::LowRank(layer)) => Some((layer, tape.param(&layer.a), tape.param(&layer.b))),
+            _ => None,
         };
-        Ok(y)
+        (matrix.as_ref(), update)
     }
 
     /// The matrix with the active adapter's update, decoded: `(out_features, in_features)` in f32.
@@ -267,6 +301,10 @@ impl Base {
 }
 
 impl LoraLayer {
+    fn low_rank<'a>(&self, (a, b): (&'a Var, &'a Var), ctx: &Context) -> LowRank<'a> {
+        LowRank { a, b, scaling: self.scaling, dropout: self.dropout(ctx) }
+    }
+
     fn dropout(&self, ctx: &Context) -> Dropout {
         let p = if ctx.training { self.dropout } else { 0.0 };
         Dropout { p, seed: ctx.dropout_seed, site: self.site }

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use crate::buffers::with_buffers;
 use crate::kernels::{Epilogue, Kernel, Target, Tile};
 use crate::pack::{Panels, Side, Span};
-use crate::product::{Out, Product};
+use crate::packed::PackedLeft;
+use crate::product::{Operand, Out, Product};
 
 /// Words of a packed block of the left operand: 4 MiB, shared by all threads.
 const BLOCK_WORDS: usize = 1 << 20;
@@ -24,6 +25,12 @@ const SUM_COLS: usize = 2048;
 /// Below this many multiplications a product stays on one thread.
 const SMALL: usize = 1 << 15;
 
+/// The panels of one piece of the left operand, `stride` words apart.
+struct Left<'a> {
+    words: &'a [u32],
+    stride: usize,
+}
+
 /// The part of the output that one pass computes.
 #[derive(Clone, Copy)]
 struct Region {
@@ -35,6 +42,8 @@ struct Region {
 struct Sides<'a> {
     a: Side<'a>,
     b: Side<'a>,
+    /// Panels of `a` that are there already.
+    packed: Option<&'a PackedLeft>,
 }
 
 struct Job<'a> {
@@ -49,9 +58,13 @@ struct Piece {
     span: Span,
 }
 
-pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
+pub(crate) fn run<'a>(kernel: &'static Kernel, p: &Product<'a>, out: Out<'_>) {
     let (m, n) = (p.a.dims().0, p.b.dims().1);
-    let sides = |(a, b)| Sides { a: Side::left(kernel, a), b: Side::right(kernel, b) };
+    let sides = |(a, b): (&Operand<'a>, &Operand<'a>)| Sides {
+        a: Side::left(kernel, a),
+        b: Side::right(kernel, b),
+        packed: a.packed.filter(|it| it.is_for(kernel)),
+    };
     let job = Job { kernel, terms: p.terms().map(sides).collect() };
     let epilogue = Epilogue { alpha: p.alpha, bias: p.bias, accumulate: p.accumulate };
     let target = Target::new(out, n);
@@ -99,17 +112,18 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
     let kernel = job.kernel;
     let ((r0, r1), (c0, c1)) = (region.rows, region.cols);
     let panels = (r1 - r0).div_ceil(kernel.mr);
-    let panel_words = words(kernel, pieces) * kernel.mr;
+    let unpacked: Vec<Piece> = pieces.iter().copied().filter(|it| job.terms[it.term].packed.is_none()).collect();
+    let panel_words = words(kernel, &unpacked) * kernel.mr;
     let small = (r1 - r0) * (c1 - c0) * pieces.iter().map(|it| it.span.len).sum::<usize>() <= SMALL;
     with_buffers(|buffers| {
         let packed = buffers.panels.words(panels * panel_words);
         // Where lanes are columns, neighbouring panels share the pieces of rows that are read.
-        let across = job.terms.iter().any(|it| it.a.packs_across_panels());
+        let across = job.terms.iter().any(|it| it.packed.is_none() && it.a.packs_across_panels());
         let together = if across { WIDE_STRIP.div_ceil(kernel.mr) } else { 1 };
         let pack = |(i, words): (usize, &mut [u32])| {
             with_buffers(|own| {
                 let (mut before, count) = (0, words.len() / panel_words);
-                for Piece { term, span } in pieces {
+                for Piece { term, span } in &unpacked {
                     let mut out = Panels { words: &mut words[before * kernel.mr..], stride: panel_words, count };
                     job.terms[*term].a.pack(r0 + i * together * kernel.mr, *span, &mut out, &mut own.pieces);
                     before += kernel.operands.words(span.len);
@@ -125,7 +139,8 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
         let grid = Grid::new(job, panels, c1 - c0);
         let columns = grid.strip_cols / kernel.nr;
         let strip_words = words(kernel, pieces) * kernel.nr * columns;
-        let shared = Shared { job, region, pieces, packed, panel_words, target, epilogue };
+        let lefts = lefts(job, pieces, r0, (packed, panel_words));
+        let shared = Shared { job, region, pieces, lefts, target, epilogue };
         if small {
             (0..grid.cells()).for_each(|i| shared.cell(grid.cell(i, panels, (c0, c1)), None));
         } else if grid.groups == 1 {
@@ -144,13 +159,32 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
     });
 }
 
+/// Where the panels of each piece lie: in those packed for this pass, or in those that came with an operand.
+fn lefts<'a>(job: &Job<'a>, pieces: &[Piece], r0: usize, (packed, stride): (&'a [u32], usize)) -> Vec<Left<'a>> {
+    let kernel = job.kernel;
+    let mut before = 0;
+    let left = |Piece { term, span }: &Piece| {
+        if let Some(ready) = job.terms[*term].packed {
+            let (words, stride) = ready.panels();
+            return Left {
+                words: &words[r0 / kernel.mr * stride + kernel.operands.words(span.start) * kernel.mr..],
+                stride,
+            };
+        }
+        let words = &packed[before..];
+        before += kernel.operands.words(span.len) * kernel.mr;
+        Left { words, stride }
+    };
+    pieces.iter().map(left).collect()
+}
+
 /// Word rows that pieces take.
 fn words(kernel: &Kernel, pieces: &[Piece]) -> usize {
     pieces.iter().map(|it| kernel.operands.words(it.span.len)).sum()
 }
 
 /// Even pieces of `k` elements, each at most what a tile kernel sums at once; at least one, though it be empty.
-fn spans(kernel: &Kernel, k: usize) -> impl Iterator<Item = Span> {
+pub(crate) fn spans(kernel: &Kernel, k: usize) -> impl Iterator<Item = Span> {
     let words = kernel.operands.words(k);
     let count = words.div_ceil(TILE_WORDS).max(1);
     let each = words.div_ceil(count).max(1) * if words < k { 2 } else { 1 };
@@ -216,8 +250,8 @@ struct Shared<'a> {
     job: &'a Job<'a>,
     region: Region,
     pieces: &'a [Piece],
-    packed: &'a [u32],
-    panel_words: usize,
+    /// The left operand's panels, piece by piece.
+    lefts: Vec<Left<'a>>,
     target: &'a Target<'a>,
     epilogue: &'a Epilogue<'a>,
 }
@@ -255,7 +289,7 @@ impl Shared<'_> {
             // With one piece a tile leaves as soon as it is summed; with several all tiles of the cell wait.
             let tiles = own.tiles.floats(if many { (p1 - p0) * columns * mr * nr } else { mr * nr });
             let mut before = 0;
-            for (s, Piece { term, span }) in self.pieces.iter().enumerate() {
+            for (s, (Piece { term, span }, left)) in self.pieces.iter().zip(&self.lefts).enumerate() {
                 let words = operands.words(span.len);
                 let strip = match ready {
                     // A strip at the end has fewer columns, but its pieces lie as far apart.
@@ -271,7 +305,7 @@ impl Shared<'_> {
                     let b = &strip[column * words * nr..][..words * nr];
                     let cols = c1 - (c0 + column * nr).min(c1);
                     for p in p0..p1 {
-                        let a = &self.packed[p * self.panel_words + before * mr..][..words * mr];
+                        let a = &left.words[p * left.stride..][..words * mr];
                         let slot = if many { (column * (p1 - p0) + p - p0) * mr * nr } else { 0 };
                         let tile = &mut tiles[slot..slot + mr * nr];
                         self.job.kernel.multiply(words, a, b, tile, (cols, s > 0));

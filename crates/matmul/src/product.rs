@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::kernels::{self, Kernel};
 use crate::sources::Source;
-use crate::{gemm, gemv};
+use crate::{PackedLeft, gemm, gemv};
 
 /// How the operands enter the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,12 +36,14 @@ pub struct Operand<'a> {
     pub trans: Trans,
     /// The first of the stored rows that take part, and how many do.
     pub(crate) rows: (usize, usize),
+    /// The operand as tile kernels read it.
+    pub(crate) packed: Option<&'a PackedLeft>,
 }
 
 impl<'a> Operand<'a> {
     /// The matrix as stored.
     pub fn new(source: &'a dyn Source) -> Self {
-        Self { source, trans: Trans::No, rows: (0, source.rows()) }
+        Self { source, trans: Trans::No, rows: (0, source.rows()), packed: None }
     }
 
     /// Only `len` stored rows of this operand, from `start` on.
@@ -52,14 +54,24 @@ impl<'a> Operand<'a> {
     pub fn rows(self, start: usize, len: usize) -> Self {
         let (first, rows) = self.rows;
         assert!(start <= rows && len <= rows - start, "rows {start}..{} of {rows}", start.saturating_add(len));
-        Self { rows: (first + start, len), ..self }
+        Self { rows: (first + start, len), packed: None, ..self }
     }
 
     /// The transpose of this operand.
     #[must_use]
     pub fn t(self) -> Self {
         let trans = if self.trans == Trans::No { Trans::Yes } else { Trans::No };
-        Self { trans, ..self }
+        Self { trans, packed: None, ..self }
+    }
+
+    /// This left operand with its panels, so that a product need not pack them again.
+    ///
+    /// # Panics
+    /// If the panels were made from an operand of other dimensions.
+    #[must_use]
+    pub fn packed(self, packed: &'a PackedLeft) -> Self {
+        assert_eq!(self.dims(), packed.dims(), "panels belong to the operand that they were packed from");
+        Self { packed: Some(packed), ..self }
     }
 
     /// (rows, cols) as the product sees them.

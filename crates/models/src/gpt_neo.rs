@@ -112,9 +112,7 @@ impl GptNeo {
 impl Block {
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
         let h = self.ln_1.forward(tape, x)?;
-        let q = self.q_proj.forward(tape, &h, &run.ctx)?;
-        let k = self.k_proj.forward(tape, &h, &run.ctx)?;
-        let v = self.v_proj.forward(tape, &h, &run.ctx)?;
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let shape = AttentionShape { window: self.window, ..run.shape };
         let a = attention(tape, &q, &k, &v, shape, &run.lengths)?;
         let x = add(tape, x, &self.out_proj.forward(tape, &a, &run.ctx)?)?;
@@ -165,9 +163,7 @@ impl Model for GptNeo {
         let mut x = self.embed(&tape, ids, &positions, cache.compute())?;
         for (i, block) in self.layers.iter().enumerate() {
             let h = block.ln_1.forward(&tape, &x)?;
-            let q = block.q_proj.forward(&tape, &h, &ctx)?;
-            let k = block.k_proj.forward(&tape, &h, &ctx)?;
-            let v = block.v_proj.forward(&tape, &h, &ctx)?;
+            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
             let (keys, values) = cache.append(i, k.value(), v.value());
             let shape = AttentionShape { window: block.window, ..self.shape(1, new) };
             let a = attend_cached(q.value(), keys, values, shape, past)?;

@@ -107,9 +107,7 @@ impl Llama {
 impl Block {
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
         let h = rms_norm(tape, x, &self.input_layernorm.var(tape), self.eps)?;
-        let q = self.q_proj.forward(tape, &h, &run.ctx)?;
-        let k = self.k_proj.forward(tape, &h, &run.ctx)?;
-        let v = self.v_proj.forward(tape, &h, &run.ctx)?;
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let q = rope(tape, &q, &run.rope, &run.positions, run.shape.head_dim)?;
         let k = rope(tape, &k, &run.rope, &run.positions, run.shape.head_dim)?;
         let a = attention(tape, &q, &k, &v, run.shape, &run.lengths)?;
@@ -119,8 +117,7 @@ impl Block {
 
     fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
         let h = rms_norm(tape, x, &self.post_attention_layernorm.var(tape), self.eps)?;
-        let gate = self.gate_proj.forward(tape, &h, ctx)?;
-        let up = self.up_proj.forward(tape, &h, ctx)?;
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, ctx)?;
         let y = self.down_proj.forward(tape, &silu_mul(tape, &gate, &up)?, ctx)?;
         add(tape, x, &y)
     }
@@ -173,9 +170,9 @@ impl Model for Llama {
         let mut x = embedding(&tape, &self.embed_tokens.var(&tape), ids, cache.compute())?;
         for (i, block) in self.layers.iter().enumerate() {
             let h = rms_norm(&tape, &x, &block.input_layernorm.var(&tape), self.eps)?;
-            let q = rope(&tape, &block.q_proj.forward(&tape, &h, &ctx)?, &table, &positions, shape.head_dim)?;
-            let k = rope(&tape, &block.k_proj.forward(&tape, &h, &ctx)?, &table, &positions, shape.head_dim)?;
-            let v = block.v_proj.forward(&tape, &h, &ctx)?;
+            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
+            let q = rope(&tape, &q, &table, &positions, shape.head_dim)?;
+            let k = rope(&tape, &k, &table, &positions, shape.head_dim)?;
             let (keys, values) = cache.append(i, k.value(), v.value());
             let a = attend_cached(q.value(), keys, values, shape, past)?;
             let a = block.o_proj.forward(&tape, &Var::constant(a), &ctx)?;

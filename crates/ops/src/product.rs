@@ -4,7 +4,7 @@
 
 use crate::FrozenMatrix;
 use halfbyte_autograd::Result;
-use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, Source, matmul};
+use halfbyte_matmul::{Compute, Dense, Operand, Out, PackedLeft, Product, Source, matmul};
 use halfbyte_tensor::{DType, Error, Tensor, load_f32, store_f32, vectorised, with_float};
 use rayon::prelude::*;
 
@@ -33,22 +33,52 @@ pub(crate) fn out(t: &mut Tensor) -> Out<'_> {
     }
 }
 
+/// Activations on the left of products.
+pub(crate) struct Left<'a> {
+    tensor: &'a Tensor,
+    source: Box<dyn Source + 'a>,
+    packed: Option<PackedLeft>,
+}
+
+impl<'a> Left<'a> {
+    /// For one product.
+    pub(crate) fn new(tensor: &'a Tensor) -> Left<'a> {
+        Left { tensor, source: source(tensor), packed: None }
+    }
+
+    /// For several, which then share the packing.
+    pub(crate) fn shared(tensor: &'a Tensor) -> Left<'a> {
+        let source = source(tensor);
+        let packed = PackedLeft::new(&Operand::new(&*source), compute(tensor.dtype()));
+        Left { tensor, source, packed }
+    }
+
+    pub(crate) fn tensor(&self) -> &'a Tensor {
+        self.tensor
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        let operand = Operand::new(&*self.source);
+        self.packed.as_ref().map_or(operand, |it| operand.packed(it))
+    }
+}
+
 /// `x (rows, k) Wᵀ + b` in `dtype`, for `w` of `(n, k)`.
-pub(crate) fn forward(x: &Tensor, w: &dyn Source, bias: Option<&Tensor>, dtype: DType) -> Tensor {
-    let mut y = Tensor::scratch(&[x.rows(), w.rows()], dtype);
+pub(crate) fn forward(x: &Left<'_>, w: &dyn Source, bias: Option<&Tensor>, dtype: DType) -> Tensor {
+    let mut y = Tensor::scratch(&[x.tensor.rows(), w.rows()], dtype);
     let bias = bias.map(|it| it.to_dtype(DType::F32));
-    let xs = source(x);
-    let product = Product::new(Operand::new(&*xs), Operand::new(w).t(), compute(x.dtype()));
+    let product = Product::new(x.operand(), Operand::new(w).t(), compute(x.tensor.dtype()));
     matmul(&Product { bias: bias.as_ref().map(|it| it.data()), ..product }, out(&mut y));
     y
 }
 
 /// The same for a frozen weight, in the dtype of `x`, unless the weight computes its forward itself.
-pub(crate) fn frozen_forward(x: &Tensor, w: &dyn FrozenMatrix, bias: Option<&Tensor>) -> Result<Tensor> {
-    let Some(y) = w.forward(x) else {
-        return Ok(forward(x, &*w.source(), bias, x.dtype()));
+pub(crate) fn frozen_forward(x: &Left<'_>, w: &dyn FrozenMatrix, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dtype = x.tensor.dtype();
+    let Some(y) = w.forward(x.tensor) else {
+        return Ok(forward(x, &*w.source(), bias, dtype));
     };
-    let mut y = y?.to_dtype(x.dtype());
+    let mut y = y?.to_dtype(dtype);
     if let Some(bias) = bias {
         y = y.into_unique();
         add_bias(&mut y, bias);
@@ -57,10 +87,10 @@ pub(crate) fn frozen_forward(x: &Tensor, w: &dyn FrozenMatrix, bias: Option<&Ten
 }
 
 /// `alpha * x (rows, k) Wᵀ` in `dtype`, for `w` of `(n, k)`.
-pub(crate) fn scaled_forward(alpha: f32, x: &Tensor, w: &Tensor, dtype: DType) -> Tensor {
-    let mut y = Tensor::scratch(&[x.rows(), w.rows()], dtype);
-    let (xs, ws) = (source(x), source(w));
-    let product = Product::new(Operand::new(&*xs), Operand::new(&*ws).t(), compute(x.dtype()));
+pub(crate) fn scaled_forward(alpha: f32, x: &Left<'_>, w: &Tensor, dtype: DType) -> Tensor {
+    let mut y = Tensor::scratch(&[x.tensor.rows(), w.rows()], dtype);
+    let ws = source(w);
+    let product = Product::new(x.operand(), Operand::new(&*ws).t(), compute(x.tensor.dtype()));
     matmul(&Product { alpha, ..product }, out(&mut y));
     y
 }
@@ -68,53 +98,47 @@ pub(crate) fn scaled_forward(alpha: f32, x: &Tensor, w: &Tensor, dtype: DType) -
 /// `x (rows, k) Wᵀ + h (rows, r) Bᵀ + bias` in the dtype of `x`, for `w` of `(n, k)` and `b` of `(n, r)`: one pass over
 /// the output, unless the weight computes its forward itself.
 pub(crate) fn updated_forward(
-    x: &Tensor,
+    x: &Left<'_>,
     w: &dyn FrozenMatrix,
     (h, b): (&Tensor, &Tensor),
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (hs, bs) = (source(h), source(b));
     let update = (Operand::new(&*hs), Operand::new(&*bs).t());
-    if let Some(y) = w.forward(x) {
-        let mut y = y?.to_dtype(x.dtype()).into_unique();
+    let dtype = x.tensor.dtype();
+    if let Some(y) = w.forward(x.tensor) {
+        let mut y = y?.to_dtype(dtype).into_unique();
         if let Some(bias) = bias {
             add_bias(&mut y, bias);
         }
-        let product = Product::new(update.0, update.1, compute(x.dtype()));
+        let product = Product::new(update.0, update.1, compute(dtype));
         matmul(&Product { accumulate: true, ..product }, out(&mut y));
         return Ok(y);
     }
-    let mut y = Tensor::scratch(&[x.rows(), w.dims().0], x.dtype());
-    let (xs, ws) = (source(x), w.source());
+    let mut y = Tensor::scratch(&[x.tensor.rows(), w.dims().0], dtype);
+    let ws = w.source();
     let bias = bias.map(|it| it.to_dtype(DType::F32));
-    let product = Product::new(Operand::new(&*xs), Operand::new(&*ws).t(), compute(x.dtype()));
+    let product = Product::new(x.operand(), Operand::new(&*ws).t(), compute(dtype));
     matmul(&Product { bias: bias.as_ref().map(|it| it.data()), more: &[update], ..product }, out(&mut y));
     Ok(y)
 }
 
 /// `alpha * dy (rows, n) W` in `dtype`, for `w` of `(n, k)`.
-pub(crate) fn backward_x(alpha: f32, dy: &Tensor, w: &dyn Source, dtype: DType) -> Tensor {
-    let mut dx = Tensor::scratch(&[dy.rows(), w.cols()], dtype);
-    let ds = source(dy);
-    let product = Product::new(Operand::new(&*ds), Operand::new(w), compute(dy.dtype()));
+pub(crate) fn backward_x(alpha: f32, dy: &Left<'_>, w: &dyn Source, dtype: DType) -> Tensor {
+    let mut dx = Tensor::scratch(&[dy.tensor.rows(), w.cols()], dtype);
+    let product = Product::new(dy.operand(), Operand::new(w), compute(dy.tensor.dtype()));
     matmul(&Product { alpha, ..product }, out(&mut dx));
     dx
 }
 
-/// `dy (rows, n) W + dh (rows, r) A` in the dtype of `dy`, for `w` of `(n, k)` and `a` of `(r, k)`.
-pub(crate) fn updated_backward_x(dy: &Tensor, w: &dyn Source, (dh, a): (&Tensor, &Tensor)) -> Tensor {
-    let mut dx = Tensor::scratch(&[dy.rows(), w.cols()], dy.dtype());
-    let (ds, hs, a_rows) = (source(dy), source(dh), source(a));
-    let product = Product::new(Operand::new(&*ds), Operand::new(w), compute(dy.dtype()));
-    matmul(&Product { more: &[(Operand::new(&*hs), Operand::new(&*a_rows))], ..product }, out(&mut dx));
-    dx
-}
-
-/// Adds `dy (rows, n) W` to `dx (rows, k)`, for `w` of `(n, k)`.
-pub(crate) fn accumulate_backward_x(dx: &mut Tensor, dy: &Tensor, w: &dyn Source) {
-    let ds = source(dy);
-    let product = Product::new(Operand::new(&*ds), Operand::new(w), compute(dx.dtype()));
-    matmul(&Product { accumulate: true, ..product }, out(dx));
+/// The sum of `dy (rows, n) W` over pairs with `w` of `(n, k)`, each `n` its own, in one pass over `dx (rows, k)`; it is
+/// added to what `dx` holds if `accumulate`.
+pub(crate) fn sum_backward_x(pairs: &[(&Left<'_>, &dyn Source)], accumulate: bool, dx: &mut Tensor) {
+    let pairs: Vec<_> = pairs.iter().map(|(dy, w)| (dy.operand(), Operand::new(*w))).collect();
+    if let Some(((a, b), more)) = pairs.split_first() {
+        let product = Product::new(*a, *b, compute(dx.dtype()));
+        matmul(&Product { accumulate, more, ..product }, out(dx));
+    }
 }
 
 /// `alpha * dyᵀ x`, f32 `(n, k)`: the gradient of a trainable `w`.

@@ -22,6 +22,13 @@ impl Words {
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u32>(), len) }
     }
 
+    /// The first `len` words of a buffer that has them.
+    pub(crate) fn filled(&self, len: usize) -> &[u32] {
+        assert!(len <= 16 * self.lines.len(), "a buffer holds no more words than were asked of it");
+        // SAFETY: `Line` is 16 words without padding, and there are enough of them.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<u32>(), len) }
+    }
+
     /// As [`Words::words`], read as f32.
     pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
         let words = self.words(len);

@@ -3,7 +3,8 @@
 use half::bf16;
 
 use super::support::{Case, Kind, decoded};
-use crate::{Compute, Dense, Operand, Out, Product, kernels, matmul};
+use crate::product::matmul_with;
+use crate::{Compute, Dense, Operand, Out, PackedLeft, Product, kernels, matmul};
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
@@ -94,4 +95,33 @@ fn rows_of_an_operand_equal_a_matrix_of_just_them() {
 fn rows_that_an_operand_lacks_are_refused() {
     let values = [0.0f32; 14];
     let _ = Operand::new(&Dense::new(7, 2, &values)).rows(3, 5);
+}
+
+#[test]
+fn an_operand_packed_beforehand_changes_no_bit() {
+    for (dims, trans) in [((40, 33, 72), false), ((130, 70, 2100), true), ((600, 20, 2500), false)] {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let case = Case::plain(dims, (Kind::Bf16, trans), (Kind::F32, true), compute);
+            let (a, b) = case.operands();
+            let (a, b) = (a.source(), b.source());
+            let a = if trans { Operand::new(a.as_ref()).t() } else { Operand::new(a.as_ref()) };
+            let b = Operand::new(b.as_ref()).t();
+            for kernel in kernels::all(compute) {
+                let packed = PackedLeft::with_kernel(kernel, &a).unwrap();
+                let ready = a.packed(&packed);
+                let run = |first: Operand<'_>, second: Operand<'_>| {
+                    let mut out = vec![0.0; dims.0 * dims.1];
+                    let product = Product { more: &[(second, b)], ..Product::new(first, b, compute) };
+                    matmul_with(kernel, &product, Out::F32(&mut out));
+                    bits(&out)
+                };
+                let want = run(a, a);
+                for (first, second) in [(ready, ready), (ready, a), (a, ready)] {
+                    assert!(want == run(first, second), "{} {case:?}", kernel.name);
+                }
+            }
+        }
+    }
+    let few = [1.0f32; 8];
+    assert!(PackedLeft::new(&Operand::new(&Dense::new(4, 2, &few)), Compute::F32).is_none(), "few rows are not packed");
 }

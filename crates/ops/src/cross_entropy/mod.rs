@@ -105,7 +105,7 @@ pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
     match head.override_forward(h) {
         Some(y) => Ok(y?.to_dtype(DType::F32)),
-        None => Ok(product::forward(h, &*head.source(), None, DType::F32)),
+        None => Ok(product::forward(&product::Left::new(h), &*head.source(), None, DType::F32)),
     }
 }
 

@@ -5,7 +5,10 @@ pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 
-use crate::{linear::no_bias, product};
+use crate::{
+    linear::no_bias,
+    product::{self, Left},
+};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul as matmul;
 use halfbyte_tensor::Tensor;
@@ -39,11 +42,11 @@ pub fn frozen_linear<'m>(tape: &Tape<'m>, x: &Var, w: &'m dyn FrozenMatrix, bias
     let (n, k) = w.dims();
     product::check_input("frozen_linear", x.value(), k)?;
     product::check_bias("frozen_linear", bias.map(Var::value), n)?;
-    let y = product::frozen_forward(x.value(), w, bias.map(Var::value))?;
+    let y = product::frozen_forward(&Left::new(x.value()), w, bias.map(Var::value))?;
     let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
     let none = no_bias();
     Ok(tape.record("frozen_linear", [x, bias.unwrap_or(&none)], y, move |dy, [x, bias]| {
-        let dx = x.then(|| product::backward_x(1.0, &dy, &*w.source(), dtype).reshape(&shape));
+        let dx = x.then(|| product::backward_x(1.0, &Left::new(&dy), &*w.source(), dtype).reshape(&shape));
         Ok([dx.transpose()?, bias.then(|| product::backward_bias(&dy))])
     }))
 }

@@ -1,42 +1,105 @@
-use crate::{FrozenMatrix, dropout, dropout::Dropout, product};
+use super::LowRank;
+use crate::{
+    FrozenMatrix,
+    dropout::{self, Dropout},
+    product::{self, Left},
+};
 use halfbyte_tensor::{DType, Tensor};
+use rayon::prelude::*;
 
-/// What the backward pass needs; an operand is absent where no wanted gradient reads it.
-pub(super) struct Saved {
-    /// `(rows, in_features)`, before dropout.
-    pub(super) x: Option<Tensor>,
+/// What the backward pass needs of one layer; an operand is absent where no wanted gradient reads it.
+pub(super) struct Saved<'m> {
+    pub(super) w: &'m dyn FrozenMatrix,
+    pub(super) low_rank: Option<SavedLowRank>,
+}
+
+pub(super) struct SavedLowRank {
     /// `s drop(x) Aᵀ`, `(rows, rank)`.
     pub(super) h: Option<Tensor>,
     pub(super) a: Option<Tensor>,
     pub(super) b: Option<Tensor>,
+    pub(super) want_da: bool,
     pub(super) scaling: f32,
     pub(super) dropout: Dropout,
-    pub(super) dtype: DType,
 }
 
-/// With `dh = s dy B`: `dB = dyᵀ h`, `dA = dhᵀ drop(x)`, `dx = dy W + mask(dh A)`. Gives (dx, dA, dB).
-pub(super) fn backward(
-    dy: &Tensor,
-    w: &dyn FrozenMatrix,
-    saved: Saved,
-) -> (Option<Tensor>, Option<Tensor>, Option<Tensor>) {
-    let Saved { x, h, a, b, scaling, dropout, dtype } = saved;
-    let db = h.map(|h| product::backward_w(1.0, dy, &h, dtype));
-    let Some(b) = b else { return (None, None, db) };
-    let dh = product::backward_x(scaling, dy, &*product::source(&b), product::compute_dtype(dtype));
-    let da = x.map(|x| product::backward_w(1.0, &dh, &dropout::apply(&x, dropout), dtype));
-    let dx = a.map(|a| input_gradient(dy, &dh, w, &a, dropout));
-    (dx, da, db)
+/// The gradients of A and B, and `dh = s dy B`, `(rows, rank)`.
+#[derive(Default)]
+pub(super) struct Thin {
+    pub(super) da: Option<Tensor>,
+    pub(super) db: Option<Tensor>,
+    dh: Option<Tensor>,
 }
 
-/// `dy W + mask(dh A)`. A mask is applied to the update's part in place, before the base's part is added to it.
-fn input_gradient(dy: &Tensor, dh: &Tensor, w: &dyn FrozenMatrix, a: &Tensor, dropout: Dropout) -> Tensor {
-    if dropout.is_off() {
-        product::updated_backward_x(dy, &*w.source(), (dh, a))
-    } else {
-        let mut dx = product::backward_x(1.0, dh, &*product::source(a), dy.dtype());
-        dropout::apply_in_place(&mut dx, dropout);
-        product::accumulate_backward_x(&mut dx, dy, &*w.source());
-        dx
+/// `s drop(x) Aᵀ`, in the dtype in which products take it: the factor is in it, so that the update joins the base's
+/// product as it is.
+pub(super) fn project(x: &Left<'_>, lora: &LowRank<'_>) -> Tensor {
+    let dtype = product::compute_dtype(x.tensor().dtype());
+    if lora.dropout.is_off() {
+        return product::scaled_forward(lora.scaling, x, lora.a.value(), dtype);
     }
+    let dropped = dropout::apply(x.tensor(), lora.dropout);
+    product::scaled_forward(lora.scaling, &Left::new(&dropped), lora.a.value(), dtype)
+}
+
+/// The gradients of A and B of every layer. They are too thin to keep every thread busy one by one, and independent.
+pub(super) fn thin(all: &[Saved<'_>], x: Option<&Tensor>, dys: &[Option<Left<'_>>]) -> Vec<Thin> {
+    let one = |(saved, dy): (&Saved<'_>, &Option<Left<'_>>)| match (&saved.low_rank, dy) {
+        (Some(low_rank), Some(dy)) => low_rank.gradients(x, dy),
+        _ => Thin::default(),
+    };
+    all.par_iter().zip(dys).map(one).collect()
+}
+
+impl SavedLowRank {
+    /// `dB = dyᵀ h`, `dA = dhᵀ drop(x)`.
+    fn gradients(&self, x: Option<&Tensor>, dy: &Left<'_>) -> Thin {
+        let dtype = dy.tensor().dtype();
+        let db = || self.h.as_ref().map(|h| product::backward_w(1.0, dy.tensor(), h, dtype));
+        let towards_a = || {
+            let kept = product::compute_dtype(dtype);
+            let dh = self.b.as_ref().map(|b| product::backward_x(self.scaling, dy, &*product::source(b), kept));
+            let x = x.filter(|_| self.want_da).map(|x| dropout::apply(x, self.dropout));
+            let da = x.zip(dh.as_ref()).map(|(x, dh)| product::backward_w(1.0, dh, &x, dtype));
+            (dh, da)
+        };
+        let (db, (dh, da)) = rayon::join(db, towards_a);
+        Thin { da, db, dh }
+    }
+}
+
+/// The sum over layers of `dy W + mask(dh A)`, for `dx (rows, k)`: one product of all, unless there are masks. What those
+/// apply to is summed beforehand.
+pub(super) fn input_gradient(
+    all: &[Saved<'_>],
+    dys: &[Option<Left<'_>>],
+    thin: &[Thin],
+    (k, dtype): (usize, DType),
+) -> Tensor {
+    let mut masked: Option<Tensor> = None;
+    let (mut bases, mut updates) = (Vec::new(), Vec::new());
+    for ((saved, dy), thin) in all.iter().zip(dys).zip(thin) {
+        let Some(dy) = dy else { continue };
+        bases.push((dy, saved.w.source()));
+        let low_rank = saved.low_rank.as_ref().and_then(|it| Some((it, it.a.as_ref()?)));
+        let Some(((low_rank, a), dh)) = low_rank.zip(thin.dh.as_ref()) else { continue };
+        let update = (Left::new(dh), product::source(a));
+        if low_rank.dropout.is_off() {
+            updates.push(update);
+            continue;
+        }
+        let mut part = product::backward_x(1.0, &update.0, &*update.1, dtype);
+        dropout::apply_in_place(&mut part, low_rank.dropout);
+        match &mut masked {
+            Some(sum) => sum.add_assign(&part),
+            None => masked = Some(part),
+        }
+    }
+    let bases = bases.iter().map(|(dy, w)| (*dy, &**w));
+    let updates = updates.iter().map(|(dh, a)| (dh, &**a));
+    let accumulate = masked.is_some();
+    let rows = dys.iter().flatten().map(|it| it.tensor().rows()).next().unwrap_or(0);
+    let mut dx = masked.unwrap_or_else(|| Tensor::scratch(&[rows, k], dtype));
+    product::sum_backward_x(&bases.chain(updates).collect::<Vec<_>>(), accumulate, &mut dx);
+    dx
 }

@@ -7,9 +7,17 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::{FrozenMatrix, dropout, dropout::Dropout, linear::no_bias, product};
+use crate::{
+    FrozenMatrix,
+    dropout::Dropout,
+    linear::no_bias,
+    product::{self, Left},
+};
 use halfbyte_autograd::{Result, Tape, Var};
-use halfbyte_tensor::Error;
+use halfbyte_tensor::{Error, Tensor};
+use rayon::prelude::*;
+
+const OP: &str = "lora_linear";
 
 /// A low-rank update `scaling * B A`, applied to the (perhaps dropped out) input.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +32,17 @@ pub struct LowRank<'a> {
     pub dropout: Dropout,
 }
 
+/// One of several layers with the same input.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a, 'm> {
+    /// `(out_features, in_features)`.
+    pub w: &'m dyn FrozenMatrix,
+    /// `(out_features)`.
+    pub bias: Option<&'a Var>,
+    /// Its update, if it has one.
+    pub lora: Option<LowRank<'a>>,
+}
+
 /// `x Wᵀ + bias + scaling * (drop(x) Aᵀ) Bᵀ` for `x (rows, in_features)`: `(rows, out_features)` in the dtype of `x`.
 ///
 /// Gradients of A, B and the bias are f32. Fails if the shapes do not fit or the dropout probability is out of range.
@@ -34,46 +53,79 @@ pub fn lora_linear<'m>(
     bias: Option<&Var>,
     lora: LowRank<'_>,
 ) -> Result<Var> {
-    const OP: &str = "lora_linear";
-    let (n, k) = w.dims();
-    product::check_input(OP, x.value(), k)?;
-    product::check_bias(OP, bias.map(Var::value), n)?;
-    check(&lora, n, k)?;
-
-    let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
-    // The projection carries the factor, so that the update is a plain product that joins the base's.
-    let h = {
-        let dropped = dropout::apply(x.value(), lora.dropout);
-        product::scaled_forward(lora.scaling, &dropped, lora.a.value(), product::compute_dtype(dtype))
-    };
-    let y = product::updated_forward(x.value(), w, (&h, lora.b.value()), bias.map(Var::value))?;
-
-    let saved = cpu::Saved {
-        x: lora.a.requires_grad().then(|| x.value().clone()),
-        h: lora.b.requires_grad().then_some(h),
-        a: x.requires_grad().then(|| lora.a.value().clone()),
-        b: (x.requires_grad() || lora.a.requires_grad()).then(|| lora.b.value().clone()),
-        scaling: lora.scaling,
-        dropout: lora.dropout,
-        dtype,
-    };
-    let none = no_bias();
-    let parents = [x, lora.a, lora.b, bias.unwrap_or(&none)];
-    Ok(tape.record(OP, parents, y, move |dy, [_, _, _, bias]| {
-        let db = bias.then(|| product::backward_bias(&dy));
-        let (dx, da, db_low_rank) = cpu::backward(&dy, w, saved);
-        Ok([dx.map(|it| it.reshape(&shape)).transpose()?, da, db_low_rank, db])
-    }))
+    let [y] = lora_linears(tape, x, [Layer { w, bias, lora: Some(lora) }])?;
+    Ok(y)
 }
 
-fn check(lora: &LowRank<'_>, n: usize, k: usize) -> Result<()> {
-    let (rank, a_cols) = product::check_matrix("lora_linear", lora.a.value())?;
-    let (b_rows, b_cols) = product::check_matrix("lora_linear", lora.b.value())?;
+/// [`lora_linear`] of several layers with the same input, as queries, keys and values have: the input is packed once for
+/// all of them, and its gradient is one sum of products.
+pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
+    layers.iter().try_for_each(|it| check(it, x.value()))?;
+    let (dtype, shape, k) = (x.value().dtype(), x.value().shape().to_vec(), x.value().cols());
+    let left = Left::shared(x.value());
+    let hs: Vec<Option<Tensor>> =
+        layers.par_iter().map(|it| it.lora.as_ref().map(|lora| cpu::project(&left, lora))).collect();
+    let mut ys = Vec::with_capacity(N);
+    for (Layer { w, bias, lora }, h) in layers.iter().zip(&hs) {
+        let bias = bias.map(Var::value);
+        ys.push(match lora.as_ref().zip(h.as_ref()) {
+            Some((lora, h)) => product::updated_forward(&left, *w, (h, lora.b.value()), bias)?,
+            None => product::frozen_forward(&left, *w, bias)?,
+        });
+    }
+    drop(left);
+
+    let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
+    let wanted_x = layers.iter().filter_map(|it| it.lora).any(|it| it.a.requires_grad()).then(|| x.value().clone());
+    let none = no_bias();
+    let of_layer = |it: &Layer<'_, '_>| -> Vec<Var> {
+        let (a, b) = it.lora.map_or((&none, &none), |it| (it.a, it.b));
+        [a, b, it.bias.unwrap_or(&none)].map(Var::clone).into()
+    };
+    let parents: Vec<Var> = std::iter::once(x.clone()).chain(layers.iter().flat_map(of_layer)).collect();
+    let parents: Vec<&Var> = parents.iter().collect();
+    let name = if layers.iter().any(|it| it.lora.is_some()) { OP } else { "frozen_linear" };
+    let ys = tape.record_many(name, &parents, ys, move |dys, needs| {
+        let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
+        let thin = cpu::thin(&saved, wanted_x.as_ref(), &lefts);
+        let dx = needs[0].then(|| cpu::input_gradient(&saved, &lefts, &thin, (k, dtype)).reshape(&shape));
+        let mut found = vec![dx.transpose()?];
+        for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {
+            let db = dy.as_ref().filter(|_| needs[2]).map(product::backward_bias);
+            found.extend([thin.da, thin.db, db]);
+        }
+        Ok(found)
+    });
+    ys.try_into().map_err(|_| unreachable!("as many outputs as layers"))
+}
+
+impl<'m> Layer<'_, 'm> {
+    /// What the backward pass needs, with the update's projection `h`.
+    fn saved(&self, x: &Var, h: Option<Tensor>) -> cpu::Saved<'m> {
+        let low_rank = self.lora.map(|lora| cpu::SavedLowRank {
+            h: h.filter(|_| lora.b.requires_grad()),
+            a: x.requires_grad().then(|| lora.a.value().clone()),
+            b: (x.requires_grad() || lora.a.requires_grad()).then(|| lora.b.value().clone()),
+            want_da: lora.a.requires_grad(),
+            scaling: lora.scaling,
+            dropout: lora.dropout,
+        });
+        cpu::Saved { w: self.w, low_rank }
+    }
+}
+
+fn check(layer: &Layer<'_, '_>, x: &Tensor) -> Result<()> {
+    let (n, k) = layer.w.dims();
+    product::check_input(OP, x, k)?;
+    product::check_bias(OP, layer.bias.map(Var::value), n)?;
+    let Some(lora) = &layer.lora else { return Ok(()) };
+    let (rank, a_cols) = product::check_matrix(OP, lora.a.value())?;
+    let (b_rows, b_cols) = product::check_matrix(OP, lora.b.value())?;
     if a_cols != k {
-        return Err(Error::shape("lora_linear", format!("A of shape (rank, {k})"), lora.a.value().shape()).into());
+        return Err(Error::shape(OP, format!("A of shape (rank, {k})"), lora.a.value().shape()).into());
     }
     if (b_rows, b_cols) != (n, rank) {
-        return Err(Error::shape("lora_linear", format!("B of shape ({n}, {rank})"), lora.b.value().shape()).into());
+        return Err(Error::shape(OP, format!("B of shape ({n}, {rank})"), lora.b.value().shape()).into());
     }
-    lora.dropout.check("lora_linear")
+    lora.dropout.check(OP)
 }

@@ -1,4 +1,4 @@
-use super::{LowRank, lora_linear};
+use super::{Layer, LowRank, lora_linear, lora_linears};
 use crate::{
     Dropout, FrozenMatrix, dropout,
     frozen_linear::{frozen_linear, test_support::*},
@@ -93,6 +93,85 @@ fn gradients_agree_with_differences_with_and_without_dropout() {
             let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: case.dropout };
             lora_linear(tape, &x, w, Some(&bias), lora)
         });
+    }
+}
+
+/// Three layers over one input: one plain, two with updates of their own.
+struct Group {
+    x: Param,
+    a: [Param; 2],
+    b: [Param; 2],
+    bias: Param,
+    w: [FourBit; 3],
+    dropout: [Dropout; 2],
+}
+
+impl Group {
+    const DIMS: (usize, usize, [usize; 3], usize) = (30, 66, [20, 35, 7], 4);
+
+    fn new(dtype: DType, p: [f32; 2]) -> Group {
+        let (m, k, n, r) = Group::DIMS;
+        let matrix = |name: &str, shape: &[usize], seed| Param::new(name, noise_in(shape, DType::F32, seed, -0.4, 0.4));
+        Group {
+            x: Param::new("x", noise(&[m, k], dtype, 1)),
+            a: [matrix("a1", &[r, k], 2), matrix("a2", &[r, k], 3)],
+            b: [matrix("b1", &[n[1], r], 4), matrix("b2", &[n[2], r], 5)],
+            bias: matrix("bias", &[n[0]], 6),
+            w: [7, 8, 9].map(|seed| FourBit::random(n[seed as usize - 7], k, seed)),
+            dropout: p.map(|p| Dropout { p, seed: 11, site: (100.0 * p) as u64 }),
+        }
+    }
+
+    /// The outputs and the gradients when each output `i` has a gradient if `used[i]`.
+    fn run(&self, together: bool, used: [bool; 3]) -> (Vec<Vec<f32>>, Grads) {
+        let tape = Tape::recording();
+        let (x, bias) = (tape.param(&self.x), tape.param(&self.bias));
+        let (a, b) = (self.a.each_ref().map(|it| tape.param(it)), self.b.each_ref().map(|it| tape.param(it)));
+        let lora = |i: usize| LowRank { a: &a[i], b: &b[i], scaling: SCALING, dropout: self.dropout[i] };
+        let layers = [
+            Layer { w: &self.w[0], bias: Some(&bias), lora: None },
+            Layer { w: &self.w[1], bias: None, lora: Some(lora(0)) },
+            Layer { w: &self.w[2], bias: None, lora: Some(lora(1)) },
+        ];
+        let ys = if together {
+            lora_linears(&tape, &x, layers).unwrap()
+        } else {
+            let alone = |layer| lora_linears(&tape, &x, [layer]).unwrap().into_iter().next().unwrap();
+            layers.map(alone)
+        };
+        let values = ys.iter().map(|it| it.value().to_f32_vec()).collect();
+        let dys: Vec<Tensor> = ys.iter().map(|y| noise(y.value().shape(), y.value().dtype(), 5)).collect();
+        let parents: Vec<&Var> = ys.iter().zip(used).filter(|it| it.1).map(|it| it.0).collect();
+        let dys: Vec<Option<Tensor>> = dys.into_iter().zip(used).filter(|it| it.1).map(|it| Some(it.0)).collect();
+        let loss = tape.record_many("loss", &parents, vec![Tensor::scalar(0.0)], move |_, _| Ok(dys)).remove(0);
+        // A parameter that nothing depends on is an error of the whole, so each gets a gradient of zero.
+        let all = [&x, &bias, &a[0], &a[1], &b[0], &b[1]];
+        let zeros: Vec<_> = all.iter().map(|it| Some(Tensor::zeros(it.value().shape(), it.value().dtype()))).collect();
+        let parents: Vec<&Var> = all.into_iter().chain([&loss]).collect();
+        let more =
+            move |mut dys: Vec<Option<Tensor>>, _: &[bool]| Ok(zeros.into_iter().chain([dys.remove(0)]).collect());
+        let loss = tape.record_many("zeros", &parents, vec![Tensor::scalar(0.0)], more).remove(0);
+        (values, tape.backward(loss).unwrap())
+    }
+}
+
+/// Packing once and summing in one product must change nothing but the rounding of partial sums of dx.
+#[test]
+fn layers_of_one_input_give_the_same_together_as_alone() {
+    for (dtype, p) in FLOATS.into_iter().flat_map(|d| [(d, [0.0; 2]), (d, [0.3, 0.0]), (d, [0.3, 0.5])]) {
+        for used in [[true; 3], [true, false, true], [false, true, false], [true, false, false]] {
+            let group = Group::new(dtype, p);
+            let ((ys, grads), (expected, alone)) = (group.run(true, used), group.run(false, used));
+            assert_eq!(ys, expected);
+            for param in group.a.iter().chain(&group.b).chain([&group.bias]) {
+                let (got, alone) = (grads.get(param).unwrap(), alone.get(param).unwrap());
+                assert_eq!(got.to_f32_vec(), alone.to_f32_vec(), "{dtype} {p:?} {used:?} {}", param.name());
+            }
+            let alone: Vec<f64> = alone.get(&group.x).unwrap().to_f32_vec().into_iter().map(f64::from).collect();
+            let largest = alone.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+            let allowed = 6.0 * tolerance(dtype, 0) * largest + tolerance(DType::F32, 100);
+            assert_close("dx", &grads.get(&group.x).unwrap().to_f32_vec(), &alone, allowed);
+        }
     }
 }
 
