@@ -8,8 +8,10 @@ mod grads;
 mod param;
 pub mod profile;
 mod tape;
+mod var;
 
 pub use error::{Error, Result};
 pub use grads::Grads;
 pub use param::{Param, ParamId};
-pub use tape::{Tape, Var};
+pub use tape::Tape;
+pub use var::{Kept, Recipe, Var};

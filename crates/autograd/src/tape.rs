@@ -1,41 +1,10 @@
 use crate::{
-    Error, Grads, Param, ParamId, Result,
+    Error, Grads, Param, ParamId, Result, Var,
     profile::{self, Phase},
 };
 use halfbyte_tensor::Tensor;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-
-/// A value on the tape. It never turns into a [`Tensor`] that goes on being differentiated: a gradient path can only be
-/// cut by writing [`Var::constant`].
-#[derive(Clone, Debug)]
-pub struct Var {
-    value: Tensor,
-    /// Where its gradient gathers.
-    slot: Option<usize>,
-}
-
-impl Var {
-    /// A value through which no gradient flows.
-    pub fn constant(value: Tensor) -> Var {
-        Var { value, slot: None }
-    }
-
-    /// The value.
-    pub fn value(&self) -> &Tensor {
-        &self.value
-    }
-
-    /// The value, without the handle on the tape.
-    pub fn into_value(self) -> Tensor {
-        self.value
-    }
-
-    /// Whether a gradient is wanted here.
-    pub fn requires_grad(&self) -> bool {
-        self.slot.is_some()
-    }
-}
 
 /// Gets the gradients of a node's outputs, of which one at least is there.
 type BackwardFn<'m> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Sink<'_>) -> Result<()> + 'm>;
@@ -160,7 +129,7 @@ impl<'m> Tape<'m> {
             Ok(())
         };
         let first = self.push(name, ys.len(), Box::new(run));
-        ys.into_iter().zip(first..).map(|(value, slot)| Var { value, slot: Some(slot) }).collect()
+        ys.into_iter().zip(first..).map(|(value, slot)| Var::at(slot, value)).collect()
     }
 
     /// Runs `f` without recording and runs it again, recorded, during backward: only `x` is kept in between.
@@ -251,6 +220,6 @@ impl<'m> Tape<'m> {
     }
 
     fn push_one(&self, name: &'static str, value: Tensor, backward: BackwardFn<'m>) -> Var {
-        Var { value, slot: Some(self.push(name, 1, backward)) }
+        Var::at(self.push(name, 1, backward), value)
     }
 }

@@ -131,3 +131,16 @@ fn an_op_with_two_outputs_runs_backward_once_with_the_gradients_there_are() {
         assert_eq!(tape.backward(loss).unwrap().get(&p).unwrap().data::<f32>(), [slope; 2], "{used:?}");
     }
 }
+
+#[test]
+fn a_recipe_is_what_is_kept_and_a_plain_value_is_kept_as_it_is() {
+    let value = vector(&[1.0, 2.0]);
+    let kept = {
+        let plain = Var::constant(value.clone());
+        assert!(value.is_shared());
+        plain.recomputed_by(|| vector(&[1.0, 2.0])).keep()
+    };
+    assert!(!value.is_shared(), "nobody holds the value itself");
+    assert_eq!(kept.value().data::<f32>(), value.data::<f32>());
+    assert_eq!(Var::constant(value.clone()).keep().value().data::<f32>(), value.data::<f32>());
+}

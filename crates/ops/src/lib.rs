@@ -20,6 +20,8 @@ pub mod silu_mul;
 mod exp;
 mod lanes;
 mod product;
+#[cfg(test)]
+mod recompute_tests;
 
 pub use add::{add, add_scaled};
 pub use attention::{AttentionShape, attend_cached, attention};
@@ -30,7 +32,7 @@ pub use frozen_linear::{FrozenMatrix, frozen_linear};
 pub use gelu_new::gelu_new;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use lora_linear::{LowRank, lora_linear};
+pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
 pub use rms_norm::rms_norm;
 pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
 pub use silu_mul::silu_mul;

@@ -102,13 +102,13 @@ impl Plan {
 fn kept_channels(config: &ModelConfig) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    // Both norms' inputs and outputs; q, k, v and the attention's output; then the MLP's own.
-    let attention = 4 * hidden + 2 * q + 2 * kv;
+    // Both norms' inputs; q, k, v and the attention's output; then the MLP's own. Outputs of norms and of activation
+    // functions are computed again.
+    let attention = 2 * hidden + 2 * q + 2 * kv;
     match config.architecture {
-        // gate, up and their product.
-        Architecture::Llama { .. } => attention + 3 * inner,
-        // before and after the activation.
-        Architecture::GptNeo { .. } => attention + 2 * inner,
+        // gate and up.
+        Architecture::Llama { .. } => attention + 2 * inner,
+        Architecture::GptNeo { .. } => attention + inner,
     }
 }
 

@@ -7,15 +7,26 @@ mod tests;
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{Tensor, with_float};
 
-/// The activation, in the shape and dtype of `x`, rounded once. Saves `x` only.
+/// The activation, in the shape and dtype of `x`, rounded once. Saves `x` only; who needs the output later
+/// computes it again from that.
 pub fn gelu_new(tape: &Tape<'_>, x: &Var) -> Result<Var> {
     let value = x.value().clone();
     crate::product::check_float("gelu_new", &value)?;
-    let mut y = Tensor::scratch(value.shape(), value.dtype());
-    with_float!(y.dtype(), T, cpu::forward::<T>(value.data(), y.data_mut()));
-    Ok(tape.record("gelu_new", [x], y, move |dy, _| {
+    let y = forward(&value);
+    let again = {
+        let value = value.clone();
+        move || forward(&value)
+    };
+    let y = tape.record("gelu_new", [x], y, move |dy, _| {
         let mut dx = Tensor::scratch(value.shape(), value.dtype());
         with_float!(dx.dtype(), T, cpu::backward::<T>(dy.data(), value.data(), dx.data_mut()));
         Ok([Some(dx)])
-    }))
+    });
+    Ok(y.recomputed_by(again))
+}
+
+fn forward(x: &Tensor) -> Tensor {
+    let mut y = Tensor::scratch(x.shape(), x.dtype());
+    with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), y.data_mut()));
+    y
 }

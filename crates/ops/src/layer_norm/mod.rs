@@ -11,17 +11,17 @@ use halfbyte_tensor::{DType, Tensor, with_float};
 /// `w * (x - mean(x)) / sqrt(var(x) + eps) + b` over the last extent, in the shape and dtype of `x`; `w` and `b` are
 /// `(channels)`, and the variance is that of the population.
 ///
-/// Trainable `w` and `b` get f32 gradients. Saves `x`, `w` and two numbers a row.
+/// Trainable `w` and `b` get f32 gradients. Saves `x`, `w`, `b` and two numbers a row; who needs the output later computes
+/// it again from `x`.
 pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value())?);
     let bv = as_weight("layer_norm", x.value(), b.value())?;
-    let mut y = Tensor::scratch(xv.shape(), xv.dtype());
-    let mut stats = Tensor::scratch(&[xv.rows(), 2], DType::F32);
-    with_float!(y.dtype(), T, {
-        let affine = cpu::Affine { w: wv.data(), b: bv.data(), eps };
-        cpu::forward::<T>(xv.data(), &affine, y.data_mut(), stats.data_mut());
-    });
-    Ok(tape.record("layer_norm", [x, w, b], y, move |dy, [x, w, b]| {
+    let (y, stats) = forward(&xv, &wv, &bv, eps);
+    let again = {
+        let (xv, wv) = (xv.clone(), wv.clone());
+        move || forward(&xv, &wv, &bv, eps).0
+    };
+    let y = tape.record("layer_norm", [x, w, b], y, move |dy, [x, w, b]| {
         let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
         let mut dw = with_float!(dx.dtype(), T, {
             let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), stats: stats.data() };
@@ -31,5 +31,17 @@ pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Resul
         dw.truncate(wv.len());
         let gradient = |wanted: bool, data| wanted.then(|| Tensor::from_vec::<f32>(wv.shape(), data));
         Ok([x.then_some(dx), gradient(w, dw), gradient(b, db)])
-    }))
+    });
+    Ok(y.recomputed_by(again))
+}
+
+/// The output, and each row's mean and 1 over its standard deviation.
+fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> (Tensor, Tensor) {
+    let mut y = Tensor::scratch(x.shape(), x.dtype());
+    let mut stats = Tensor::scratch(&[x.rows(), 2], DType::F32);
+    with_float!(y.dtype(), T, {
+        let affine = cpu::Affine { w: w.data(), b: b.data(), eps };
+        cpu::forward::<T>(x.data(), &affine, y.data_mut(), stats.data_mut());
+    });
+    (y, stats)
 }

@@ -18,13 +18,13 @@ pub fn linear(tape: &Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Result<V
     let y =
         product::forward(&Left::new(x.value()), &*product::source(w.value()), bias.map(Var::value), x.value().dtype());
     let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
-    let saved_x = w.requires_grad().then(|| x.value().clone());
+    let saved_x = w.requires_grad().then(|| x.keep());
     let saved_w = x.requires_grad().then(|| w.value().clone());
     let none = no_bias();
     Ok(tape.record("linear", [x, w, bias.unwrap_or(&none)], y, move |dy, [_, _, bias]| {
         let dx =
             saved_w.map(|w| product::backward_x(1.0, &Left::new(&dy), &*product::source(&w), dtype).reshape(&shape));
-        let dw = saved_x.map(|x| product::backward_w(1.0, &dy, &x, dtype));
+        let dw = saved_x.map(|x| product::backward_w(1.0, &dy, &x.value(), dtype));
         Ok([dx.transpose()?, dw, bias.then(|| product::backward_bias(&dy))])
     }))
 }

@@ -13,7 +13,7 @@ use crate::{
     linear::no_bias,
     product::{self, Left},
 };
-use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_autograd::{Kept, Result, Tape, Var};
 use halfbyte_tensor::{Error, Tensor};
 use rayon::prelude::*;
 
@@ -76,7 +76,7 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     drop(left);
 
     let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
-    let wanted_x = layers.iter().filter_map(|it| it.lora).any(|it| it.a.requires_grad()).then(|| x.value().clone());
+    let wanted_x = layers.iter().filter_map(|it| it.lora).any(|it| it.a.requires_grad()).then(|| x.keep());
     let none = no_bias();
     let of_layer = |it: &Layer<'_, '_>| -> Vec<Var> {
         let (a, b) = it.lora.map_or((&none, &none), |it| (it.a, it.b));
@@ -87,7 +87,9 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     let name = if layers.iter().any(|it| it.lora.is_some()) { OP } else { "frozen_linear" };
     let ys = tape.record_many(name, &parents, ys, move |dys, needs| {
         let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
-        let thin = cpu::thin(&saved, wanted_x.as_ref(), &lefts);
+        let x = wanted_x.map(Kept::value);
+        let thin = cpu::thin(&saved, x.as_ref(), &lefts);
+        drop(x);
         let dx = needs[0].then(|| cpu::input_gradient(&saved, &lefts, &thin, (k, dtype)).reshape(&shape));
         let mut found = vec![dx.transpose()?];
         for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {

@@ -10,22 +10,31 @@ use halfbyte_tensor::{DType, Error, Tensor, with_float};
 /// `w * round(x / sqrt(mean(x^2) + eps))` over the last extent, in the shape and dtype of `x`; `w` is `(channels)`.
 ///
 /// The mean is taken in f32, the normalised value rounded to the dtype of `x` before it meets the weight. A trainable
-/// `w` gets an f32 gradient. Saves `x`, `w` and one number a row.
+/// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
 pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value())?);
-    let mut y = Tensor::scratch(xv.shape(), xv.dtype());
-    let mut rstd = Tensor::scratch(&[xv.rows()], DType::F32);
-    with_float!(y.dtype(), T, {
-        cpu::forward::<T>(xv.data(), (wv.data(), eps), y.data_mut(), rstd.data_mut());
-    });
-    Ok(tape.record("rms_norm", [x, w], y, move |dy, [x, w]| {
+    let (y, rstd) = forward(&xv, &wv, eps);
+    let again = {
+        let (xv, wv) = (xv.clone(), wv.clone());
+        move || forward(&xv, &wv, eps).0
+    };
+    let y = tape.record("rms_norm", [x, w], y, move |dy, [x, w]| {
         let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
         let dw = with_float!(dx.dtype(), T, {
             let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), rstd: rstd.data() };
             cpu::backward(&saved, dy.data(), dx.data_mut(), w)
         });
         Ok([x.then_some(dx), w.then(|| Tensor::from_vec(wv.shape(), dw))])
-    }))
+    });
+    Ok(y.recomputed_by(again))
+}
+
+/// The output, and 1 over each row's root mean square.
+fn forward(x: &Tensor, w: &Tensor, eps: f32) -> (Tensor, Tensor) {
+    let mut y = Tensor::scratch(x.shape(), x.dtype());
+    let mut rstd = Tensor::scratch(&[x.rows()], DType::F32);
+    with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
+    (y, rstd)
 }
 
 /// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers.

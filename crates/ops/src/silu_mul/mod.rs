@@ -10,18 +10,28 @@ use halfbyte_tensor::{Tensor, with_float};
 
 /// `silu(gate) * up`, both of one shape and dtype. `silu(gate)` is rounded to that dtype first, as transformers does.
 ///
-/// Saves the operands only.
+/// Saves the operands only; who needs the output later computes it again from them.
 pub fn silu_mul(tape: &Tape<'_>, gate: &Var, up: &Var) -> Result<Var> {
     let (g, u) = (gate.value().clone(), up.value().clone());
     check_alike("silu_mul", &g, &u)?;
-    let mut y = Tensor::scratch(g.shape(), g.dtype());
-    with_float!(y.dtype(), T, cpu::forward::<T>(g.data(), u.data(), y.data_mut()));
-    Ok(tape.record("silu_mul", [gate, up], y, move |dy, [gate, up]| {
+    let y = forward(&g, &u);
+    let again = {
+        let (g, u) = (g.clone(), u.clone());
+        move || forward(&g, &u)
+    };
+    let y = tape.record("silu_mul", [gate, up], y, move |dy, [gate, up]| {
         let mut dg = Tensor::scratch(g.shape(), g.dtype());
         let mut du = Tensor::scratch(g.shape(), g.dtype());
         with_float!(g.dtype(), T, {
             cpu::backward::<T>([dy.data(), g.data(), u.data()], dg.data_mut(), du.data_mut());
         });
         Ok([gate.then_some(dg), up.then_some(du)])
-    }))
+    });
+    Ok(y.recomputed_by(again))
+}
+
+fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
+    let mut y = Tensor::scratch(gate.shape(), gate.dtype());
+    with_float!(y.dtype(), T, cpu::forward::<T>(gate.data(), up.data(), y.data_mut()));
+    y
 }

@@ -1,0 +1,82 @@
+use halfbyte_tensor::Tensor;
+use std::{fmt, sync::Arc};
+
+/// A value on the tape. It never turns into a [`Tensor`] that goes on being differentiated: a gradient path can only be
+/// cut by writing [`Var::constant`].
+#[derive(Clone, Debug)]
+pub struct Var {
+    pub(crate) value: Tensor,
+    /// Where its gradient gathers.
+    pub(crate) slot: Option<usize>,
+    recipe: Option<Recipe>,
+}
+
+impl Var {
+    /// A value through which no gradient flows.
+    pub fn constant(value: Tensor) -> Var {
+        Var { value, slot: None, recipe: None }
+    }
+
+    pub(crate) fn at(slot: usize, value: Tensor) -> Var {
+        Var { value, slot: Some(slot), recipe: None }
+    }
+
+    /// The same value, which backward passes compute again by `recipe` rather than keep: for the output of a cheap op
+    /// whose inputs its own backward pass keeps anyway. The recipe must give the same bits.
+    #[must_use]
+    pub fn recomputed_by(self, recipe: impl Fn() -> Tensor + Send + Sync + 'static) -> Var {
+        Var { recipe: Some(Recipe(Arc::new(recipe))), ..self }
+    }
+
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// The value, without the handle on the tape.
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+
+    /// Whether a gradient is wanted here.
+    pub fn requires_grad(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// What a backward pass holds on to so as to have the value again.
+    pub fn keep(&self) -> Kept {
+        match &self.recipe {
+            Some(recipe) => Kept::Recipe(recipe.clone()),
+            None => Kept::Value(self.value.clone()),
+        }
+    }
+}
+
+/// A value for the backward pass: see [`Var::keep`].
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// The value itself.
+    Value(Tensor),
+    /// How to compute it again.
+    Recipe(Recipe),
+}
+
+impl Kept {
+    /// The value.
+    pub fn value(self) -> Tensor {
+        match self {
+            Kept::Value(value) => value,
+            Kept::Recipe(Recipe(compute)) => compute(),
+        }
+    }
+}
+
+/// A way to compute a value again.
+#[derive(Clone)]
+pub struct Recipe(Arc<dyn Fn() -> Tensor + Send + Sync>);
+
+impl fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recipe")
+    }
+}
