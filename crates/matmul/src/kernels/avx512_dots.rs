@@ -49,7 +49,7 @@ macro_rules! with_rows {
 }
 
 /// `out[r][i] += x[i] . w[r]` for stored rows `w`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
     let (len, m) = (x[0].len(), x.len());
     // One after the other: wide rows come from memory, which is fastest in the order in which it lies.
@@ -62,7 +62,7 @@ pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
 }
 
 /// The same with 4-bit blocks in the place of `w`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
     let (len, m) = (x[0].len(), x.len());
     let blocks = len.div_ceil(l.block_size);

@@ -18,6 +18,7 @@ pub(super) fn detected() -> bool {
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512bf16")
 }
 
@@ -196,7 +197,7 @@ pub(super) fn block_bf16(table: __m512, scale: f32) -> __m512i {
 
 /// Elements `at..at + left` (32 at most) of packed codes, then zeros.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) -> __m512i {
     let bytes = &packed[at / 2..(at + left).div_ceil(2)];
     // SAFETY: the slice holds what is read, by its length or by the mask.
@@ -211,18 +212,20 @@ pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) ->
     _mm512_maskz_mov_epi16(wanted, look_up(table, bytes))
 }
 
-/// The values of 16 bytes of codes. A word's index is its low four bits, since both halves of the table are the same; so
-/// a byte shifted right by four is one index, and the byte itself another.
+/// The values of 16 bytes of codes: two bytes a quadword, of which the words become the bits from each nibble on. A
+/// word's index is its low four bits, since both halves of the table are the same.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(super) fn look_up(table: __m512i, bytes: __m128i) -> __m512i {
-    let bytes = _mm512_cvtepu8_epi32(bytes);
-    _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32::<4>(bytes), _mm512_slli_epi32::<16>(bytes)), table)
+    /// Where the bytes of a quadword come from, in bits: the high nibble of a byte is first.
+    const NIBBLES: i64 = 0x08_08_0c_0c_00_00_04_04;
+    let words = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(NIBBLES), _mm512_cvtepu16_epi64(bytes));
+    _mm512_permutexvar_epi16(words, table)
 }
 
 /// Looks up the codes of whole bytes.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
     assert!(packed.len() >= out.len().div_ceil(2), "4-bit codes must cover the elements read");
     let mut from = 0;
@@ -241,7 +244,7 @@ fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
     // SAFETY: the table holds 16 floats.
     let table = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
@@ -260,7 +263,7 @@ pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 fn round(x: &[f32], out: &mut [bf16]) {
     let whole = x.len() / 32 * 32;
     for (x, out) in x[..whole].chunks_exact(32).zip(out.chunks_exact_mut(32)) {
@@ -282,7 +285,7 @@ fn round(x: &[f32], out: &mut [bf16]) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 fn store(target: &Target<'_>, tile: Tile<'_>, epilogue: &Epilogue<'_>) {
     let place = target.place(&tile);
     let bias = epilogue.bias.map(|b| &b[tile.cols.0..tile.cols.1]);

@@ -18,6 +18,8 @@ use halfbyte_tensor::{Error, Tensor};
 use rayon::prelude::*;
 
 const OP: &str = "lora_linear";
+/// Up to so many rows, as in generation, layers of one input run at the same time.
+const FEW_ROWS: usize = 8;
 
 /// A low-rank update `scaling * B A`, applied to the (perhaps dropped out) input.
 #[derive(Clone, Copy, Debug)]
@@ -65,14 +67,20 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     let left = Left::shared(x.value());
     let hs: Vec<Option<Tensor>> =
         layers.par_iter().map(|it| it.lora.as_ref().map(|lora| cpu::project(&left, lora))).collect();
-    let mut ys = Vec::with_capacity(N);
-    for (Layer { w, bias, lora }, h) in layers.iter().zip(&hs) {
+    let forward = |(Layer { w, bias, lora }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
         let bias = bias.map(Var::value);
-        ys.push(match lora.as_ref().zip(h.as_ref()) {
-            Some((lora, h)) => product::updated_forward(&left, *w, (h, lora.b.value()), bias)?,
-            None => product::frozen_forward(&left, *w, bias)?,
-        });
-    }
+        match lora.as_ref().zip(h.as_ref()) {
+            Some((lora, h)) => product::updated_forward(&left, *w, (h, lora.b.value()), bias),
+            None => product::frozen_forward(&left, *w, bias),
+        }
+    };
+    // A product of few rows is over before all threads have joined it, so layers run side by side there.
+    let ys: Result<Vec<Tensor>> = if x.value().rows() <= FEW_ROWS {
+        layers.par_iter().zip(&hs).map(forward).collect()
+    } else {
+        layers.iter().zip(&hs).map(forward).collect()
+    };
+    let ys = ys?;
     drop(left);
 
     let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
