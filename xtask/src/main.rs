@@ -12,11 +12,13 @@ mod ci;
 mod finetune;
 mod package_check;
 mod pretrain;
+mod synth;
 mod tidy;
 mod workspace;
 
 mod flags {
     use std::ffi::OsString;
+    use std::path::PathBuf;
 
     xflags::xflags! {
         /// Halfbyte's own tasks, run as `cargo xtask <task>`.
@@ -36,6 +38,13 @@ mod flags {
             cmd pretrain {
                 /// llama or gpt-neo; both when left out.
                 optional --arch arch: String
+            }
+            /// Write a model folder of a real model's shape with random weights, a tensor at a time.
+            cmd synth {
+                /// llama-7b, llama-13b, smollm2-135m or gpt-neo-1.3b.
+                required --like shape: String
+                /// The folder; it must be new or empty.
+                required --output dir: PathBuf
             }
             /// Package the reusable crates and build a consumer of each outside the workspace.
             cmd package-check {
@@ -70,6 +79,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Tidy(_) => tidy::run(),
         flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
         flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
+        flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

@@ -1,0 +1,282 @@
+//! `cargo xtask synth`: a model folder of a real model's shape with random weights, to measure load and training at
+//! sizes whose weights nobody wants to download.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use safetensors::tensor::{Dtype, View, serialize_to_file};
+use serde_json::{Value, json};
+
+use crate::workspace;
+
+/// The most that one safetensors file holds: the size at which Hugging Face folders are cut by default.
+const SHARD_BYTES: usize = 5_000_000_000;
+/// Its ids are valid in every model whose vocabulary is no smaller.
+const TOKENIZER: &str = "datasets/models/tiny-llama";
+
+/// The shapes on offer.
+const LIKE: &[(&str, Shape)] = &[
+    ("llama-7b", Shape::llama([4096, 11_008, 32, 32, 32, 32_000])),
+    ("llama-13b", Shape::llama([5120, 13_824, 40, 40, 40, 32_000])),
+    ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
+    ("gpt-neo-1.3b", Shape { kind: Kind::GptNeo, tied: true, ..Shape::llama([2048, 8192, 24, 16, 16, 50_257]) }),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Llama,
+    GptNeo,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    kind: Kind,
+    hidden: usize,
+    inner: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocab: usize,
+    tied: bool,
+}
+
+impl Shape {
+    const fn llama([hidden, inner, layers, heads, kv_heads, vocab]: [usize; 6]) -> Shape {
+        Shape { kind: Kind::Llama, hidden, inner, layers, heads, kv_heads, vocab, tied: false }
+    }
+
+    fn config(&self) -> Value {
+        let Shape { hidden, inner, layers, heads, kv_heads, vocab, tied, .. } = self;
+        match self.kind {
+            Kind::Llama => json!({
+                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
+                "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu",
+                "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": tied,
+                "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "torch_dtype": "bfloat16",
+            }),
+            Kind::GptNeo => json!({
+                "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "vocab_size": vocab,
+                "hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": heads,
+                "attention_types": [[["global", "local"], layers / 2]], "window_size": 256,
+                "activation_function": "gelu_new", "max_position_embeddings": 2048, "layer_norm_epsilon": 1e-5,
+                "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+                "torch_dtype": "bfloat16",
+            }),
+        }
+    }
+
+    /// Name and shape of every tensor, in the order of a forward pass.
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (h, inner) = (self.hidden, self.inner);
+        let kv = h / self.heads * self.kv_heads;
+        let mut all = Vec::new();
+        let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
+        if self.kind == Kind::GptNeo {
+            add("transformer.wte.weight".into(), &[self.vocab, h]);
+            add("transformer.wpe.weight".into(), &[2048, h]);
+        } else {
+            add("model.embed_tokens.weight".into(), &[self.vocab, h]);
+        }
+        for i in 0..self.layers {
+            if self.kind == Kind::GptNeo {
+                let at = |name: &str| format!("transformer.h.{i}.{name}");
+                for name in ["ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"] {
+                    add(at(name), &[h]);
+                }
+                for name in ["q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight"] {
+                    add(at(&format!("attn.attention.{name}")), &[h, h]);
+                }
+                add(at("attn.attention.out_proj.bias"), &[h]);
+                add(at("mlp.c_fc.weight"), &[inner, h]);
+                add(at("mlp.c_fc.bias"), &[inner]);
+                add(at("mlp.c_proj.weight"), &[h, inner]);
+                add(at("mlp.c_proj.bias"), &[h]);
+            } else {
+                let at = |name: &str| format!("model.layers.{i}.{name}.weight");
+                add(at("input_layernorm"), &[h]);
+                add(at("post_attention_layernorm"), &[h]);
+                for (name, rows) in [("q_proj", h), ("k_proj", kv), ("v_proj", kv), ("o_proj", h)] {
+                    add(at(&format!("self_attn.{name}")), &[rows, h]);
+                }
+                add(at("mlp.gate_proj"), &[inner, h]);
+                add(at("mlp.up_proj"), &[inner, h]);
+                add(at("mlp.down_proj"), &[h, inner]);
+            }
+        }
+        if self.kind == Kind::GptNeo {
+            add("transformer.ln_f.weight".into(), &[h]);
+            add("transformer.ln_f.bias".into(), &[h]);
+        } else {
+            add("model.norm.weight".into(), &[h]);
+        }
+        if !self.tied {
+            add("lm_head.weight".into(), &[self.vocab, h]);
+        }
+        all
+    }
+}
+
+/// A tensor whose values are made when they are written.
+struct Random<'a> {
+    shape: Vec<usize>,
+    /// Weights of norms are 1, biases 0, as in a model that was just made.
+    constant: Option<u16>,
+    seed: u64,
+    normal: &'a [u16],
+}
+
+impl View for Random<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::BF16
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data_len(&self) -> usize {
+        2 * self.shape.iter().product::<usize>()
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut state = self.seed;
+        let mut bytes = Vec::with_capacity(self.data_len() + 6);
+        while bytes.len() < self.data_len() {
+            let random = split_mix(&mut state);
+            for shift in [0, 16, 32, 48] {
+                let value = self.constant.unwrap_or(self.normal[usize::from((random >> shift) as u16)]);
+                bytes.extend(value.to_le_bytes());
+            }
+        }
+        bytes.truncate(self.data_len());
+        Cow::Owned(bytes)
+    }
+}
+
+/// Writes the folder `out`.
+pub(crate) fn run(like: &str, out: &Path) -> Result<()> {
+    let Some((_, shape)) = LIKE.iter().find(|it| it.0 == like) else {
+        let names: Vec<_> = LIKE.iter().map(|it| it.0).collect();
+        bail!("no shape is called `{like}`; choose one of {}", names.join(", "));
+    };
+    write(shape, out, SHARD_BYTES)
+}
+
+fn write(shape: &Shape, out: &Path, shard_bytes: usize) -> Result<()> {
+    if fs::read_dir(out).is_ok_and(|mut it| it.next().is_some()) {
+        bail!("{} is not empty; choose another folder, or remove it", out.display());
+    }
+    fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let tokenizer = workspace::root().join(TOKENIZER);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tokenizer.join(name), out.join(name)).with_context(|| format!("{TOKENIZER}/{name}"))?;
+    }
+    let normal = normal_bf16(0.02);
+    let shards = shards(shape.tensors(), shard_bytes);
+    let mut weight_map = HashMap::new();
+    let mut total = 0;
+    for (i, tensors) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        println!("writing {file}: {} tensors, {:.2} GB", tensors.len(), bytes(tensors) as f64 * 1e-9);
+        total += bytes(tensors);
+        let views = tensors.iter().map(|(name, shape)| {
+            weight_map.insert(name.clone(), file.clone());
+            let seed = name
+                .bytes()
+                .fold(14_695_981_039_346_656_037, |h, b| (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
+            let one = 0x3f80;
+            let constant = if name.ends_with("bias") { Some(0) } else { (shape.len() == 1).then_some(one) };
+            (name.clone(), Random { shape: shape.clone(), constant, seed, normal: &normal })
+        });
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), &out.join(&file)).with_context(|| file.clone())?;
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    fs::write(out.join("model.safetensors.index.json"), serde_json::to_string_pretty(&index)?)?;
+    // Last, so that a folder whose writing was cut off is not mistaken for a model.
+    fs::write(out.join("config.json"), serde_json::to_string_pretty(&shape.config())?)?;
+    let parameters = total / 2;
+    println!("{}: {:.3} billion parameters", out.display(), parameters as f64 * 1e-9);
+    Ok(())
+}
+
+type Tensors = Vec<(String, Vec<usize>)>;
+
+fn bytes(tensors: &Tensors) -> usize {
+    tensors.iter().map(|it| 2 * it.1.iter().product::<usize>()).sum()
+}
+
+/// Runs of tensors of at most `limit` bytes, or of one tensor that is larger.
+fn shards(tensors: Tensors, limit: usize) -> Vec<Tensors> {
+    let mut all: Vec<Tensors> = Vec::new();
+    for tensor in tensors {
+        let size = 2 * tensor.1.iter().product::<usize>();
+        match all.last_mut() {
+            Some(last) if bytes(last) + size <= limit => last.push(tensor),
+            _ => all.push(vec![tensor]),
+        }
+    }
+    all
+}
+
+/// 65,536 draws from a normal distribution of this standard deviation (sums of twelve uniform ones), as bf16.
+fn normal_bf16(deviation: f32) -> Vec<u16> {
+    let mut state = 42;
+    let mut uniform = || (split_mix(&mut state) >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+    let mut draw = || deviation * (0..12).map(|_| uniform()).sum::<f32>();
+    (0..1 << 16).map(|_| (draw().to_bits() >> 16) as u16).collect()
+}
+
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shapes_have_the_sizes_of_their_models() {
+        let billions = |like: &str| {
+            let shape = LIKE.iter().find(|it| it.0 == like).unwrap().1;
+            bytes(&shape.tensors()) as f64 / 2e9
+        };
+        let rounded = |like: &str| (billions(like) * 1000.0).round();
+        assert_eq!(
+            ["llama-7b", "llama-13b", "smollm2-135m", "gpt-neo-1.3b"].map(rounded),
+            [6738.0, 13_016.0, 135.0, 1316.0]
+        );
+    }
+
+    #[test]
+    fn a_small_one_is_written_in_shards_that_its_index_knows() {
+        let dir = std::env::temp_dir().join(format!("halfbyte-synth-{}", std::process::id()));
+        let shape = Shape::llama([64, 96, 3, 4, 2, 3072]);
+        write(&shape, &dir, 200_000).unwrap();
+        let index: Value =
+            serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
+        let map = index["weight_map"].as_object().unwrap();
+        assert_eq!(map.len(), shape.tensors().len());
+        for (name, file) in map {
+            let data = fs::read(dir.join(file.as_str().unwrap())).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&data).unwrap();
+            let tensor = tensors.tensor(name).unwrap();
+            let values =
+                tensor.data().chunks(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));
+            let (count, squares) = values.fold((0, 0.0), |(n, s), v| (n + 1, s + v * v));
+            let expected = if tensor.shape().len() == 1 { 1.0 } else { 0.02 };
+            let rms = (squares / count as f32).sqrt();
+            assert!((rms / expected - 1.0).abs() < 0.05, "{name}: {rms}");
+        }
+        let error = write(&shape, &dir, 200_000).unwrap_err().to_string();
+        assert!(error.contains("is not empty"), "{error}");
+        fs::remove_dir_all(dir).unwrap();
+        let error = run("llama-8b", Path::new("x")).unwrap_err().to_string();
+        assert!(error.contains("no shape is called `llama-8b`") && error.contains("gpt-neo-1.3b"), "{error}");
+    }
+}
