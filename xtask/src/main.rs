@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod bench;
 mod ci;
 mod finetune;
 mod package_check;
@@ -38,6 +39,19 @@ mod flags {
             cmd pretrain {
                 /// llama or gpt-neo; both when left out.
                 optional --arch arch: String
+            }
+            /// Speed and memory beside the Python stack's, written to docs/benchmarks/cpu.md.
+            cmd bench {
+                /// Folder of SmolLM2-135M.
+                required --model dir: PathBuf
+                /// A parquet file of long texts in a column `text`.
+                required --data file: PathBuf
+                /// A virtual environment with tests/reference/requirements.txt; without it nothing is compared.
+                optional --python venv: PathBuf
+                /// Rounds of each run; 3 when left out.
+                optional --rounds n: usize
+                /// Also train a LLaMA of 7 B and a GPT-Neo of 1.3 B, whose weights (14 GB) are written here and removed.
+                optional --large dir: PathBuf
             }
             /// Write a model folder of a real model's shape with random weights, a tensor at a time.
             cmd synth {
@@ -79,6 +93,9 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Tidy(_) => tidy::run(),
         flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
         flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
+        flags::XtaskCmd::Bench(flags::Bench { model, data, python, rounds, large }) => {
+            bench::run(&bench::Options { model, data, python, rounds: rounds.unwrap_or(3), large })
+        }
         flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }

@@ -1,0 +1,205 @@
+//! The runs that are measured, ours and the Python stack's.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::workspace::shown;
+
+/// A training run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Training {
+    pub(super) quant: &'static str,
+    pub(super) dtype: &'static str,
+    pub(super) batch: usize,
+    pub(super) max_length: usize,
+    pub(super) steps: usize,
+    pub(super) checkpointing: bool,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self { quant: "nf4", dtype: "bf16", batch: 4, max_length: 128, steps: 10, checkpointing: false }
+    }
+}
+
+/// What a training run came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trained {
+    pub(super) tokens_per_second: f64,
+    pub(super) peak_mib: f64,
+    /// Seconds from the start of the command to the end of the first step.
+    pub(super) first_step: f64,
+}
+
+/// The Python stack.
+#[derive(Clone)]
+pub(super) struct Peer {
+    python: PathBuf,
+    script: PathBuf,
+}
+
+impl Peer {
+    pub(super) fn new(venv: &Path, root: &Path) -> Result<Peer> {
+        let python = venv.join("bin/python");
+        if !python.exists() {
+            bail!(
+                "{} does not exist; --python wants a virtual environment (tests/reference/requirements.txt)",
+                python.display()
+            );
+        }
+        Ok(Peer { python, script: root.join("tests/reference/peer.py") })
+    }
+
+    /// The last line of a task, and the seconds after which its first line came.
+    fn run(&self, task: &str, args: &[String]) -> Result<(Value, f64)> {
+        let mut cmd = Command::new(&self.python);
+        cmd.arg(&self.script).arg(task).args(args);
+        cmd.env("HF_HUB_OFFLINE", "1").stdout(Stdio::piped()).stderr(Stdio::null());
+        let begun = Instant::now();
+        let mut child = cmd.spawn().with_context(|| format!("cannot start `{}`", shown(&cmd)))?;
+        let out = child.stdout.take().context("the output of the Python stack is piped")?;
+        let (mut first, mut last) = (0.0, Value::Null);
+        for line in BufReader::new(out).lines() {
+            if let Ok(value) = serde_json::from_str(&line?) {
+                if last.is_null() {
+                    first = begun.elapsed().as_secs_f64();
+                }
+                last = value;
+            }
+        }
+        if !child.wait()?.success() {
+            bail!("`{}` failed; run it by hand to see why", shown(&cmd));
+        }
+        Ok((last, first))
+    }
+}
+
+/// Everything that a run needs to know.
+#[derive(Clone)]
+pub(super) struct Work {
+    pub(super) halfbyte: PathBuf,
+    pub(super) model: PathBuf,
+    pub(super) data: PathBuf,
+    pub(super) peer: Option<Peer>,
+    pub(super) scratch: PathBuf,
+    pub(super) rounds: usize,
+}
+
+impl Work {
+    /// The processor, and how many threads it runs.
+    pub(super) fn machine(&self) -> String {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpu.lines().find_map(|it| it.strip_prefix("model name")).and_then(|it| it.split_once(": "));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        format!("{}, {threads} threads", name.map_or("unknown processor", |it| it.1))
+    }
+
+    /// Rounds of ours and the peer's, one after the other, so that both meet the same moods of the machine.
+    pub(super) fn train(&self, training: Training) -> Result<(Vec<Trained>, Vec<Trained>)> {
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            ours.push(self.train_ours(training)?);
+            peer.extend(self.train_peer(training)?);
+        }
+        Ok((ours, peer))
+    }
+
+    pub(super) fn train_ours(&self, t: Training) -> Result<Trained> {
+        let output = self.scratch.join("adapter");
+        let mut cmd = Command::new(&self.halfbyte);
+        cmd.arg("finetune").arg("--model").arg(&self.model).arg("--data").arg(&self.data).arg("--output").arg(&output);
+        let rest = format!(
+            "--overwrite --no-eval-before --quant {} --method {} --rank 16 --lora-alpha 16 --target-modules all-linear \
+             --compute-dtype {} --batch-size {} --max-length {} --max-steps {} --gradient-checkpointing {}",
+            t.quant,
+            if t.quant == "none" { "lora" } else { "qlora" },
+            t.dtype,
+            t.batch,
+            t.max_length,
+            t.steps,
+            if t.checkpointing { "on" } else { "off" },
+        );
+        cmd.args(rest.split_whitespace()).args(["--rows", &format!("0..{}", 2 * t.batch * t.steps)]);
+        quietly(&mut cmd)?;
+        let path = output.join("summary.json");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let summary: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let trained = Trained {
+            tokens_per_second: number(&summary, "tokens_per_second")?,
+            peak_mib: number(&summary, "peak_rss_mib")?,
+            first_step: number(&summary, "seconds_to_first_step")?,
+        };
+        println!("  halfbyte {t:?}: {trained:?}");
+        Ok(trained)
+    }
+
+    fn train_peer(&self, t: Training) -> Result<Option<Trained>> {
+        let Some(peer) = &self.peer else { return Ok(None) };
+        let mut args = vec![
+            format!("--model={}", self.model.display()),
+            format!("--data={}", self.data.display()),
+            format!("--quant={}", t.quant),
+            format!("--dtype={}", t.dtype),
+            format!("--batch={}", t.batch),
+            format!("--max-length={}", t.max_length),
+            format!("--steps={}", t.steps),
+        ];
+        args.extend(t.checkpointing.then(|| "--checkpointing".to_owned()));
+        let (found, first_step) = peer.run("train", &args)?;
+        let trained = Trained {
+            tokens_per_second: number(&found, "tokens_per_second")?,
+            peak_mib: number(&found, "peak_rss_mib")?,
+            first_step,
+        };
+        println!("  python   {t:?}: {trained:?}");
+        Ok(Some(trained))
+    }
+
+    /// Tokens a second of ours and the peer's.
+    pub(super) fn generate(&self, quant: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+        let (mut ours, mut peers) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            let mut cmd = Command::new(&self.halfbyte);
+            cmd.args(["generate", "--quant", quant, "--temperature", "0", "--max-new-tokens", "64", "-v"]);
+            cmd.args(["--prompt", "The history of the bicycle", "--model"]).arg(&self.model);
+            let said = quietly(&mut cmd)?;
+            // "64 tokens in 0.66 s, 96.9 tokens/s"
+            let before = said.find(" tokens/s").context("`halfbyte generate -v` no longer tells its speed")?;
+            let rate = said[..before].rsplit(' ').next().and_then(|it| it.parse().ok());
+            ours.push(rate.context("`halfbyte generate -v` tells no number of tokens a second")?);
+            if let Some(peer) = &self.peer {
+                let args = [format!("--model={}", self.model.display()), format!("--quant={quant}")];
+                peers.push(number(&peer.run("generate", &args)?.0, "tokens_per_second")?);
+            }
+        }
+        println!("  generation, {quant}: halfbyte {ours:?}, python {peers:?}");
+        Ok((ours, peers))
+    }
+
+    /// Parameters that bitsandbytes quantises and decodes in a second.
+    pub(super) fn peer_nf4(&self) -> Result<Option<(f64, f64)>> {
+        let Some(peer) = &self.peer else { return Ok(None) };
+        let (found, _) = peer.run("nf4", &[])?;
+        Ok(Some((number(&found, "quantize")?, number(&found, "decode")?)))
+    }
+}
+
+fn number(value: &Value, key: &str) -> Result<f64> {
+    value[key].as_f64().with_context(|| format!("no number `{key}` in {value}"))
+}
+
+/// Runs a command and gives what it said on standard error, which is shown if it fails.
+fn quietly(cmd: &mut Command) -> Result<String> {
+    let out = cmd.output().with_context(|| format!("cannot start `{}`", shown(cmd)))?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    if !out.status.success() {
+        bail!("`{}` ended with {}: {}", shown(cmd), out.status, said.trim());
+    }
+    Ok(said)
+}
