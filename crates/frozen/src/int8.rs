@@ -19,6 +19,11 @@ impl Int8Matrix {
         Ok(Int8Matrix { rows })
     }
 
+    /// Takes rows that were quantised elsewhere.
+    pub fn from_rows(rows: Rows8) -> Int8Matrix {
+        Int8Matrix { rows }
+    }
+
     /// The codes and scales.
     pub fn rows(&self) -> &Rows8 {
         &self.rows

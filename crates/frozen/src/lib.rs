@@ -2,6 +2,7 @@
 //!
 //! Every format is one file that implements [`FrozenMatrix`]; nothing above this crate knows which one a layer has.
 
+pub mod bitsandbytes;
 mod dense;
 mod error;
 mod four_bit;

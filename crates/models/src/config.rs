@@ -80,9 +80,7 @@ impl ModelConfig {
             }
         };
         let mut config = config.map_err(wrong)?;
-        if raw.contains_key("quantization_config") {
-            return Err(wrong("the checkpoint is quantised already (quantization_config); load the original weights and choose --quant".into()));
-        }
+        check_quantization(&raw).map_err(wrong)?;
         config.raw = raw;
         config.check().map_err(wrong)?;
         Ok(config)
@@ -109,6 +107,20 @@ impl ModelConfig {
             ));
         }
         Ok(())
+    }
+}
+
+/// Checkpoints of bitsandbytes are read as they are; those of other quantisers are refused by name.
+fn check_quantization(raw: &Map<String, Value>) -> Parsed<()> {
+    let Some(settings) = raw.get("quantization_config").filter(|it| !it.is_null()) else { return Ok(()) };
+    match settings.get("quant_method").and_then(Value::as_str) {
+        Some("bitsandbytes") => Ok(()),
+        // Files of the first versions name no method.
+        None if settings.get("load_in_4bit").is_some() || settings.get("load_in_8bit").is_some() => Ok(()),
+        other => Err(format!(
+            "the checkpoint is quantised by {} (quantization_config); only bitsandbytes is read as it is: load the original weights and choose --quant",
+            other.unwrap_or("a method that it does not name")
+        )),
     }
 }
 

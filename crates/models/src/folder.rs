@@ -77,6 +77,11 @@ impl ModelFolder {
         &self.config
     }
 
+    /// Whether config.json says that the weights are quantised.
+    pub fn is_quantized(&self) -> bool {
+        self.config.raw.get("quantization_config").is_some_and(|it| !it.is_null())
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
@@ -87,17 +92,18 @@ impl ModelFolder {
         let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let path = &self.shards[info.shard];
         let wrong = |message: String| Error::File { path: path.clone(), message };
+        if self.is_quantized() && !info.dtype.is_float() {
+            return Err(wrong(format!(
+                "{name} is quantised; a matrix that is read as numbers must be stored as F32, F16 or BF16"
+            )));
+        }
         if info.shape != shape {
             return Err(wrong(format!("{name} has shape {:?}, config.json asks for {shape:?}", info.shape)));
         }
         if !info.dtype.is_float() {
             return Err(wrong(format!("{name} is stored as {}, expected F32, F16 or BF16", info.dtype)));
         }
-        let mut bytes = vec![0; shape.iter().product::<usize>() * info.dtype.size()];
-        let io = |source| Error::Io { path: path.clone(), source };
-        let mut file = File::open(path).map_err(io)?;
-        file.seek(SeekFrom::Start(info.begin)).map_err(io)?;
-        file.read_exact(&mut bytes).map_err(io)?;
+        let bytes = self.read_bytes(name)?.ok_or_else(|| self.missing(name))?;
         let tensor = decode(&bytes, info.dtype, shape);
         if !tensor.is_finite() {
             return Err(wrong(format!(
@@ -105,6 +111,17 @@ impl ModelFolder {
             )));
         }
         Ok(tensor)
+    }
+
+    /// The bytes of one tensor as they lie in the file; `None` if there is none of that name.
+    pub fn read_bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(info) = self.tensors.get(name) else { return Ok(None) };
+        let path = &self.shards[info.shard];
+        let io = |source| Error::Io { path: path.clone(), source };
+        let mut bytes = vec![0; info.shape.iter().product::<usize>() * info.dtype.size()];
+        let mut file = File::open(path).map_err(io)?;
+        file.seek(SeekFrom::Start(info.begin)).and_then(|_| file.read_exact(&mut bytes)).map_err(io)?;
+        Ok(Some(bytes))
     }
 
     fn missing(&self, name: &str) -> Error {

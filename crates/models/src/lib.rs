@@ -26,4 +26,4 @@ pub use llama::Llama;
 pub use model::{Input, Model, OutputHead};
 pub use registry::{SUPPORTED, build};
 pub use save::{SafetensorsWriter, model_tensors};
-pub use weights::{FolderWeights, Freeze, Loading, Weights};
+pub use weights::{FolderWeights, Freeze, Loading, TakeStored, Weights};

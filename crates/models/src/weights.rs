@@ -20,10 +20,18 @@ pub trait Weights {
 /// Stores a loaded matrix in the format of the run. Gets the module's path and the `(out_features, in_features)` tensor.
 pub type Freeze<'a> = dyn Fn(&str, Tensor) -> std::result::Result<Arc<dyn FrozenMatrix>, String> + 'a;
 
+/// Takes over a matrix that the folder stores in few bits. Gets the module's path and `(out_features, in_features)`; `None`
+/// where the matrix is stored dense.
+pub type TakeStored<'a> =
+    dyn Fn(&str, (usize, usize)) -> std::result::Result<Option<Arc<dyn FrozenMatrix>>, String> + 'a;
+
 /// How weights are taken from a folder.
 pub enum Loading<'a> {
-    /// Frozen: the linear layers go through `quantise`, the output head through `dense`.
+    /// Frozen: a matrix that is `stored` in few bits stays so; other linear layers go through `quantise`, the output head
+    /// through `dense`.
     Frozen {
+        /// For matrices of a quantised checkpoint; asked first.
+        stored: Option<&'a TakeStored<'a>>,
         /// For the linear layers.
         quantise: &'a Freeze<'a>,
         /// For the output head.
@@ -68,13 +76,29 @@ impl<'a> FolderWeights<'a> {
 
     fn matrix(&mut self, path: &str, dims: (usize, usize), is_head: bool) -> Result<Base> {
         let name = format!("{path}.weight");
+        let refused = |message| Error::Freeze { path: path.to_owned(), message };
+        if let Loading::Frozen { stored: Some(take), .. } = &self.loading
+            && let Some(matrix) = take(path, dims).map_err(refused)?
+        {
+            self.mark_parts(path);
+            (self.progress)(matrix.bytes());
+            return Ok(Base::Frozen(matrix));
+        }
         let tensor = self.read(&name, &[dims.0, dims.1])?;
         let freeze = match &self.loading {
             Loading::Trainable => return Ok(Base::Trainable(Param::new(name, tensor.to_dtype(DType::F32)))),
             Loading::Frozen { dense, .. } if is_head => dense,
             Loading::Frozen { quantise, .. } => quantise,
         };
-        freeze(path, tensor).map(Base::Frozen).map_err(|message| Error::Freeze { path: path.to_owned(), message })
+        freeze(path, tensor).map(Base::Frozen).map_err(refused)
+    }
+
+    /// The weight of a quantised layer is several tensors, all of which were used with it.
+    fn mark_parts(&mut self, path: &str) {
+        let (weight, parts) = (format!("{path}.weight"), format!("{path}.weight."));
+        let own = [weight, format!("{path}.SCB"), format!("{path}.weight_format")];
+        let names = self.folder.tensors().keys().filter(|it| it.starts_with(&parts) || own.contains(it));
+        self.used.extend(names.cloned());
     }
 }
 

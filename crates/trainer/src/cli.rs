@@ -1,5 +1,6 @@
 //! The command line. Flags carry the names that users of peft and transformers know.
 
+use crate::base_record::BaseFlags;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
@@ -48,7 +49,8 @@ pub struct BaseArgs {
     /// Folder of the base model, in Hugging Face's layout.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// How the frozen matrices are kept [default: none, or what --adapter was trained on].
+    /// How the frozen matrices are kept [default: as stored if the model is quantised, else what --adapter was trained on,
+    /// else none].
     #[arg(long, value_enum)]
     pub quant: Option<QuantArg>,
     /// Whether the scales of 4-bit blocks are quantised once more [default: on].
@@ -69,6 +71,10 @@ impl BaseArgs {
     /// The dtype of the activations.
     pub fn compute(&self) -> DType {
         self.compute_dtype.unwrap_or(ComputeArg::Bf16).dtype()
+    }
+
+    pub(crate) fn flags(&self) -> BaseFlags {
+        BaseFlags { quant: self.quant, double_quant: self.double_quant, block_size: self.block_size }
     }
 }
 

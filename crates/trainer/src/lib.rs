@@ -3,6 +3,7 @@
 //! Everything below is wired together here and nowhere else: formats come from `frozen`, adapters from `lora`, models
 //! from `models`, rows from `data`, the optimizer from `paged-optim`.
 
+mod base_record;
 pub mod cli;
 mod commands;
 pub mod console;

@@ -1,100 +1,16 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
-use crate::{
-    cli::{DeviceArg, QuantArg, Switch},
-    console,
-    failure::user_error,
-};
-use anyhow::Context;
-use clap::ValueEnum;
+use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error};
 use halfbyte_data::{Columns, Tokenizer};
-use halfbyte_frozen::Format;
-use halfbyte_lora::{LoraConfig, load_adapter, read_adapter, write_atomic};
-use halfbyte_models::{Loading, Model, ModelFolder};
+use halfbyte_frozen::{Format, bitsandbytes};
+use halfbyte_lora::{LoraConfig, load_adapter, read_adapter};
+use halfbyte_models::{Loading, Model, ModelFolder, TakeStored};
 use halfbyte_ops::FrozenMatrix;
 use halfbyte_tensor::Tensor;
-use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// The file beside an adapter that says what its base was kept as while it was trained.
-const BASE_RECORD: &str = "halfbyte_base.json";
-
-/// What the base was kept as while an adapter was trained: a merge has to happen onto the same numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BaseRecord {
-    pub(crate) quant: QuantArg,
-    pub(crate) double_quant: Switch,
-    pub(crate) block_size: usize,
-}
-
-impl std::fmt::Display for BaseRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let quant = self.quant.to_possible_value().map_or_else(String::new, |it| it.get_name().to_owned());
-        match self.quant {
-            QuantArg::None => f.write_str("loaded (quant none)"),
-            QuantArg::Int8 => f.write_str(&quant),
-            _ if self.double_quant == Switch::On => {
-                write!(f, "{quant}, blocks of {}, doubly quantised", self.block_size)
-            }
-            _ => write!(f, "{quant}, blocks of {}", self.block_size),
-        }
-    }
-}
-
-impl BaseRecord {
-    /// The record beside an adapter, if Halfbyte wrote it.
-    pub(crate) fn read(adapter: &Path) -> anyhow::Result<Option<BaseRecord>> {
-        let path = adapter.join(BASE_RECORD);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        serde_json::from_str(&text).map(Some).map_err(|e| user_error(format!("{}: {e}", path.display())))
-    }
-
-    /// Writes the record beside an adapter.
-    pub(crate) fn write(&self, adapter: &Path) -> anyhow::Result<()> {
-        Ok(write_atomic(&adapter.join(BASE_RECORD), serde_json::to_string_pretty(self)?.as_bytes())?)
-    }
-
-    /// The storage format.
-    pub(crate) fn format(&self) -> Format {
-        self.quant.format(self.double_quant == Switch::On, self.block_size)
-    }
-
-    /// Warns where an adapter was trained on a base that was kept in another way: its losses will differ from those it was trained to.
-    pub(crate) fn compare(&self, adapter: &Path) -> anyhow::Result<()> {
-        let known = BaseRecord::read(adapter)?.filter(|it| it.format() != self.format());
-        if let Some(trained) = known {
-            console::warn(&format!(
-                "{} was trained on a base kept as {trained}, this one is {self}",
-                adapter.display(),
-            ));
-        }
-        Ok(())
-    }
-
-    /// From flags that may be absent: what is written beside the first adapter, else dense. `quant` alone means
-    /// QLoRA's block size and double quantisation.
-    pub(crate) fn resolve(
-        quant: Option<QuantArg>,
-        double_quant: Option<Switch>,
-        block_size: Option<usize>,
-        adapter: Option<&Path>,
-    ) -> anyhow::Result<BaseRecord> {
-        let recorded = adapter.map(BaseRecord::read).transpose()?.flatten();
-        let fallback =
-            recorded.unwrap_or(BaseRecord { quant: QuantArg::None, double_quant: Switch::On, block_size: 64 });
-        Ok(BaseRecord {
-            quant: quant.unwrap_or(fallback.quant),
-            double_quant: double_quant.unwrap_or(fallback.double_quant),
-            block_size: block_size.unwrap_or(fallback.block_size),
-        })
-    }
-}
 
 /// A model folder with its tokenizer, checked against each other.
 pub(crate) struct BaseModel {
@@ -111,7 +27,7 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
     Ok(BaseModel { folder, tokenizer })
 }
 
-/// Loads the weights, every linear layer in `format`, with a progress bar.
+/// Loads the weights, every linear layer in `format` unless the checkpoint is quantised already, with a progress bar.
 pub(crate) fn load(folder: &ModelFolder, format: Format) -> anyhow::Result<Box<dyn Model>> {
     let store = |format: Format| {
         move |_: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
@@ -119,12 +35,25 @@ pub(crate) fn load(folder: &ModelFolder, format: Format) -> anyhow::Result<Box<d
         }
     };
     let (quantise, dense) = (store(format), store(Format::DENSE));
-    load_with(folder, Loading::Frozen { quantise: &quantise, dense: &dense })
+    let take = |path: &str, dims: (usize, usize)| bitsandbytes::read_matrix(path, dims, &read_bytes(folder));
+    let stored = folder.is_quantized().then_some(&take as &TakeStored<'_>);
+    load_with(folder, Loading::Frozen { stored, quantise: &quantise, dense: &dense })
 }
 
 /// Loads the weights for training all of them.
 pub(crate) fn load_trainable(folder: &ModelFolder) -> anyhow::Result<Box<dyn Model>> {
+    if folder.is_quantized() {
+        return Err(user_error(format!(
+            "{}: --method full trains all weights, but these are quantised (quantization_config in config.json); train an adapter, or take the original weights",
+            folder.dir().display()
+        )));
+    }
     load_with(folder, Loading::Trainable)
+}
+
+/// A folder's tensors as the reader of quantised checkpoints wants them.
+pub(crate) fn read_bytes(folder: &ModelFolder) -> impl Fn(&str) -> Result<Option<Vec<u8>>, String> {
+    |name| folder.read_bytes(name).map_err(|e| e.to_string())
 }
 
 fn load_with(folder: &ModelFolder, loading: Loading<'_>) -> anyhow::Result<Box<dyn Model>> {

@@ -22,6 +22,8 @@ pub(crate) fn save_model(model: &dyn Model, from: &Path, to: &Path, dtype: DType
     // Version 5 of transformers calls it dtype, older ones torch_dtype; a file keeps the key that it has.
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.into(), json!(dtype.torch_name()));
+    // The base may have been stored quantised; what is written here is not.
+    config.remove("quantization_config");
     write_atomic(&to.join("config.json"), format!("{:#}\n", serde_json::Value::Object(config)).as_bytes())?;
     copy_files(from, to, &["generation_config.json"])?;
     copy_tokenizer(from, to)

@@ -5,6 +5,7 @@ mod adapters;
 mod bad_data;
 mod bad_models;
 mod bad_settings;
+mod bitsandbytes;
 mod config_file;
 mod failures;
 mod finetune;

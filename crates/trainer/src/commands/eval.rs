@@ -1,8 +1,4 @@
-use crate::{
-    cli::EvalArgs,
-    console, evaluate,
-    load::{self, BaseRecord},
-};
+use crate::{base_record::BaseRecord, cli::EvalArgs, console, evaluate, load};
 use halfbyte_data::{DataConfig, Dataset, parse_rows};
 use serde_json::json;
 use std::io::Write;
@@ -10,9 +6,8 @@ use std::io::Write;
 /// `halfbyte eval`: loss and perplexity of a data set.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     load::check_device(args.base.device)?;
-    let record =
-        BaseRecord::resolve(args.base.quant, args.base.double_quant, args.base.block_size, args.adapter.as_deref())?;
     let base = load::open(&args.base.model)?;
+    let record = BaseRecord::resolve(&base.folder, &args.base.flags(), args.adapter.as_deref())?;
     let config = DataConfig {
         columns: load::columns(&args.data, args.text_column.as_deref())?,
         rows: args.rows.as_deref().map(parse_rows).transpose()?,

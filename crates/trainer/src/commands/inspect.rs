@@ -1,7 +1,8 @@
 use crate::{
+    base_record::BaseRecord,
     cli::InspectArgs,
     console::{mib, thousands},
-    load::{self, BaseRecord},
+    load,
     plan::{Plan, Shape},
 };
 use halfbyte_lora::{LoraConfig, TargetModules, attach};
@@ -11,8 +12,8 @@ use std::io::Write;
 
 /// `halfbyte inspect`: structure, trainable share and memory plan.
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let record = BaseRecord::resolve(args.base.quant, args.base.double_quant, args.base.block_size, None)?;
     let base = load::open(&args.base.model)?;
+    let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
     let mut model = load::load(&base.folder, record.format())?;
     if let Some(targets) = &args.target_modules {
         let config = LoraConfig {

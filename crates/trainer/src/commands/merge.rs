@@ -1,9 +1,10 @@
 use super::model_folder::Target;
 use crate::{
+    base_record::{BaseFlags, BaseRecord},
     cli::MergeArgs,
     console::{say, warn},
     failure::user_error,
-    load::{self, BaseRecord},
+    load,
     save_model::save_model,
 };
 
@@ -13,13 +14,14 @@ use crate::{
 pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let target = Target { output: &args.output, overwrite: args.overwrite, sources: &[&args.model, &args.adapter] };
     target.check()?;
-    if BaseRecord::read(&args.adapter)?.is_none() && args.quant.is_none() {
+    let base = load::open(&args.model)?;
+    let flags = BaseFlags { quant: args.quant, double_quant: args.double_quant, block_size: args.block_size };
+    let record = BaseRecord::resolve(&base.folder, &flags, Some(&args.adapter))?;
+    if BaseRecord::read(&args.adapter)?.is_none() && args.quant.is_none() && !base.folder.is_quantized() {
         warn(
             "nothing beside the adapter says how its base was quantised; merging onto the base as loaded (--quant says otherwise)",
         );
     }
-    let record = BaseRecord::resolve(args.quant, args.double_quant, args.block_size, Some(&args.adapter))?;
-    let base = load::open(&args.model)?;
     let mut model = load::load(&base.folder, record.format())?;
     load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
     if model.modules().weights.iter().any(|it| it.is_untied("adapter")) {

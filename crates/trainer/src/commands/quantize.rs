@@ -1,5 +1,6 @@
 use super::model_folder::Target;
 use crate::{
+    base_record::BaseRecord,
     cli::{QuantArg, QuantizeArgs, Switch},
     console::{self, mib, say},
     failure::user_error,
@@ -34,6 +35,12 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     }
     let format = args.quant.format(args.double_quant == Switch::On, args.block_size);
     let base = load::open(&args.model)?;
+    if let Some(stored) = BaseRecord::stored(&base.folder)? {
+        return Err(user_error(format!(
+            "{}: is quantised already, as {stored}; quantising it again would add error to error: take the original weights",
+            args.model.display()
+        )));
+    }
     let costs = match &args.output {
         None => measure(&base.folder, format, None)?,
         Some(output) => {
@@ -69,8 +76,9 @@ fn measure(folder: &halfbyte_models::ModelFolder, format: Format, draft: Option<
     };
     let total: usize = folder.tensors().values().map(|it| it.shape.iter().product::<usize>() * it.dtype.size()).sum();
     let bar = console::byte_bar(total as u64, "quantising");
-    let model =
-        folder.load(Loading::Frozen { quantise: &quantise, dense: &dense }, &mut |bytes| bar.inc(bytes as u64))?;
+    let model = folder.load(Loading::Frozen { stored: None, quantise: &quantise, dense: &dense }, &mut |bytes| {
+        bar.inc(bytes as u64)
+    })?;
     bar.finish_and_clear();
     if let Some(writer) = writer.into_inner() {
         writer.finish(model.as_ref())?;

@@ -1,9 +1,10 @@
 //! A base model with any number of adapters, ready to continue text.
 
 use crate::{
+    base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
     failure::user_error,
-    load::{self, BaseRecord},
+    load,
 };
 use halfbyte_data::Tokenizer;
 use halfbyte_models::{GenerateConfig, Generated, Model, generate};
@@ -25,13 +26,9 @@ impl Session {
         load::check_device(base.device)?;
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
-        let record = BaseRecord::resolve(
-            base.quant,
-            base.double_quant,
-            base.block_size,
-            named.first().map(|it| it.1.as_path()),
-        )?;
         let opened = load::open(&base.model)?;
+        let first = named.first().map(|it| it.1.as_path());
+        let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
         let mut model = load::load(&opened.folder, record.format())?;
         for (i, (name, dir)) in named.iter().enumerate() {
             if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {

@@ -4,7 +4,7 @@ use super::{
     args::FinetuneArgs,
     output::{DRAFT, RunFolder},
 };
-use crate::{failure::user_error, load::BaseRecord};
+use crate::{base_record::BaseRecord, failure::user_error};
 use anyhow::Context;
 use halfbyte_autograd::Param;
 use halfbyte_data::Position;

@@ -5,12 +5,14 @@ use super::{
     args::{CheckpointingArg, FinetuneArgs, Method, SchedulerArg},
 };
 use crate::{
+    base_record::{BaseFlags, BaseRecord},
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
-    load::{self, BaseRecord},
+    load,
 };
 use halfbyte_data::{DataConfig, parse_rows};
 use halfbyte_lora::LoraConfig;
+use halfbyte_models::ModelFolder;
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
 use std::path::{Path, PathBuf};
 
@@ -55,6 +57,7 @@ impl Settings {
         let model = need(&a.model, "--model", "the folder of the base model")?;
         let data = need(&a.data, "--data", "a parquet or JSON Lines file to train on")?;
         let output = need(&a.output, "--output", "the folder for the adapter, logs and checkpoints")?;
+        take_stored_format(&mut a, &model)?;
         let (method, quant) = method_and_quant(&a)?;
         (a.method, a.quant) = (Some(method), Some(quant));
         let base = BaseRecord {
@@ -173,6 +176,22 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// A base that is stored quantised is used as it is; an adapter on it is QLoRA, whatever the flag calls it.
+fn take_stored_format(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<()> {
+    // A folder that cannot be opened is reported where it is opened in earnest.
+    let Ok(folder) = ModelFolder::open(model) else { return Ok(()) };
+    let Some(stored) = BaseRecord::stored(&folder)? else { return Ok(()) };
+    if a.method == Some(Method::Full) {
+        return Ok(());
+    }
+    let flags = BaseFlags { quant: a.quant, double_quant: a.double_quant, block_size: a.block_size };
+    stored.refuse_others(&flags, model)?;
+    a.method = Some(Method::Qlora);
+    (a.quant, a.double_quant) = (Some(stored.quant), Some(stored.double_quant));
+    a.block_size = Some(stored.block_size);
+    Ok(())
 }
 
 fn method_and_quant(a: &FinetuneArgs) -> anyhow::Result<(Method, QuantArg)> {
