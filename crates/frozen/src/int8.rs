@@ -1,9 +1,11 @@
-use crate::FrozenMatrix;
+use crate::{FrozenMatrix, llm_int8};
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{Rows8, quantize_rows8};
 use halfbyte_tensor::{Tensor, with_float};
 
-/// A weight of 8-bit integers with a scale a row, as LLM.int8() stores it.
+/// A weight of 8-bit integers with a scale a row, as LLM.int8() stores it, multiplied as LLM.int8() does.
+///
+/// The gradient of the input is that of the decoded weight, as in bitsandbytes.
 #[derive(Debug)]
 pub struct Int8Matrix {
     rows: Rows8,
@@ -38,6 +40,10 @@ impl FrozenMatrix for Int8Matrix {
     fn source<'a>(&'a self) -> Box<dyn matmul::Source + 'a> {
         let Rows8 { rows, cols, codes, absmax, .. } = &self.rows;
         Box::new(matmul::Rows8::new(*rows, *cols, codes, absmax))
+    }
+
+    fn forward(&self, x: &Tensor) -> Option<halfbyte_autograd::Result<Tensor>> {
+        Some(Ok(llm_int8::product(&self.rows, x)))
     }
 
     fn bytes(&self) -> usize {

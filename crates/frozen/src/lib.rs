@@ -7,6 +7,7 @@ mod dense;
 mod error;
 mod four_bit;
 mod int8;
+mod llm_int8;
 mod quant;
 
 pub use dense::DenseMatrix;
@@ -14,4 +15,5 @@ pub use error::{Error, Result};
 pub use four_bit::FourBitMatrix;
 pub use halfbyte_ops::FrozenMatrix;
 pub use int8::Int8Matrix;
+pub use llm_int8::THRESHOLD;
 pub use quant::{Format, Quant};

@@ -42,7 +42,8 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
                 report.warnings.push(format!("rank {rank} is above the rank of {path} ({out} x {inner})"));
             }
             let (a, b) = fresh(&path, rank, (out, inner), seed, site as u64);
-            let layer = LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64 };
+            let magnitude = config.use_dora.then(|| magnitude(&path, linear.row_norms()));
+            let layer = LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64, magnitude };
             linear.add_lora(adapter, layer);
             report.adapted.push(path);
         }
@@ -71,6 +72,16 @@ fn fresh(path: &str, rank: usize, (out, inner): (usize, usize), seed: u64, site:
     let a = Param::new(format!("{path}.lora_A.weight"), Tensor::from_vec(&[rank, inner], a));
     let b = Param::new(format!("{path}.lora_B.weight"), Tensor::zeros(&[out, rank], DType::F32));
     (a, b)
+}
+
+/// The parameter of DoRA's magnitudes.
+pub(crate) fn magnitude(path: &str, values: Vec<f32>) -> Param {
+    Param::new(magnitude_key(path), Tensor::from_vec(&[values.len()], values))
+}
+
+/// What PEFT calls it: unlike other tensors, without `.weight`.
+pub(crate) fn magnitude_key(path: &str) -> String {
+    format!("{path}.lora_magnitude_vector")
 }
 
 /// `modules_to_save` outside the linear layers, and the biases that train along.

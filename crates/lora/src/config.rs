@@ -73,6 +73,8 @@ pub struct LoraConfig {
     pub bias: Bias,
     /// Scale by `lora_alpha / sqrt(rank)` instead (rank-stabilised LoRA).
     pub use_rslora: bool,
+    /// Train the magnitude of every output channel beside the update's direction (DoRA).
+    pub use_dora: bool,
     /// Modules that train in full and are saved with the adapter.
     pub modules_to_save: Vec<String>,
     /// Ranks that differ from `rank`: a regular expression on the end of the path, and the rank.
@@ -99,6 +101,7 @@ impl Default for LoraConfig {
             exclude_modules: None,
             bias: Bias::None,
             use_rslora: false,
+            use_dora: false,
             modules_to_save: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),

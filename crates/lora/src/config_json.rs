@@ -8,7 +8,7 @@ use std::path::Path;
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Keys that change what an adapter computes and that are not understood here, with the value that means "off".
-const MUST_BE_OFF: [&str; 14] = [
+const MUST_BE_OFF: [&str; 13] = [
     "alora_invocation_tokens",
     "arrow_config",
     "corda_config",
@@ -20,7 +20,6 @@ const MUST_BE_OFF: [&str; 14] = [
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 ];
@@ -44,7 +43,7 @@ const HARMLESS: [&str; 15] = [
     "base_model_class",
 ];
 
-const UNDERSTOOD: [&str; 15] = [
+const UNDERSTOOD: [&str; 16] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
@@ -58,6 +57,7 @@ const UNDERSTOOD: [&str; 15] = [
     "r",
     "rank_pattern",
     "target_modules",
+    "use_dora",
     "use_rslora",
     "peft_type",
 ];
@@ -76,7 +76,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     let null_too = ["layer_replication", "lora_ga_config", "megatron_config", "monteclora_config"];
     let null_last = ["revision", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
     null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
-    let off = ["fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"];
+    let off = ["fan_in_fan_out", "lora_bias", "use_qalora"];
     off.iter().for_each(|key| put(key, json!(false)));
     put("alpha_pattern", patterns(config.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect()));
     put("base_model_name_or_path", json!(config.base_model_name_or_path));
@@ -100,6 +100,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     put("rank_pattern", patterns(config.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect()));
     put("target_modules", target);
     put("task_type", json!("CAUSAL_LM"));
+    put("use_dora", json!(config.use_dora));
     put("use_rslora", json!(config.use_rslora));
     keys.sort_keys();
     format!("{:#}\n", Value::Object(keys))
@@ -160,6 +161,7 @@ fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, Str
         },
         bias: field(keys, "bias")?.unwrap_or_default(),
         use_rslora: field(keys, "use_rslora")?.unwrap_or(false),
+        use_dora: field(keys, "use_dora")?.unwrap_or(false),
         modules_to_save: field(keys, "modules_to_save")?.unwrap_or_default(),
         rank_pattern: pairs(keys, "rank_pattern")?,
         alpha_pattern: pairs(keys, "alpha_pattern")?,
@@ -253,6 +255,7 @@ mod tests {
             lora_dropout: 0.05,
             target_modules: TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
             use_rslora: true,
+            use_dora: true,
             modules_to_save: vec!["lm_head".into()],
             rank_pattern: vec![("q_proj".into(), 2)],
             layers_to_transform: Some(vec![0, 2]),
@@ -293,7 +296,7 @@ mod tests {
     #[test]
     fn what_would_change_the_result_is_refused() {
         for text in [
-            r#"{"peft_type": "LORA", "use_dora": true}"#,
+            r#"{"peft_type": "LORA", "use_qalora": true}"#,
             r#"{"peft_type": "IA3"}"#,
             r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_16"}"#,
             r#"{"peft_type": "LORA", "init_lora_weights": "olora"}"#,

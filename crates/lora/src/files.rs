@@ -2,7 +2,7 @@
 
 use crate::{
     Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection,
-    attach::{bias_trains, refuse_head},
+    attach::{bias_trains, magnitude, magnitude_key, refuse_head},
     parse_adapter_config, render_adapter_config,
 };
 use halfbyte_autograd::Param;
@@ -64,6 +64,9 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
         if let Some(layer) = linear.lora(name) {
             push(format!("{path}.lora_A.weight"), &layer.a);
             push(format!("{path}.lora_B.weight"), &layer.b);
+            if let Some(param) = &layer.magnitude {
+                push(magnitude_key(path), param);
+            }
             adapted.push(path.to_owned());
         }
         if let Some(param) = linear.full(name) {
@@ -128,9 +131,15 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
             let (key_a, key_b) = (format!("{at}.lora_A.weight"), format!("{at}.lora_B.weight"));
             let a = take(&mut tensors, &key_a, &[rank, inner], &mut missing).map_err(wrong)?;
             let b = take(&mut tensors, &key_b, &[out, rank], &mut missing).map_err(wrong)?;
+            let m = match config.use_dora {
+                true => take(&mut tensors, &magnitude_key(&at), &[out], &mut missing).map_err(wrong)?,
+                false => None,
+            };
             if let (Some(a), Some(b)) = (a, b) {
                 let (a, b) = (Param::new(key_a, a), Param::new(key_b, b));
-                linear.add_lora(name, LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64 });
+                let magnitude = m.map(|it| magnitude(&at, it.to_f32_vec()));
+                let (dropout, site) = (config.lora_dropout, site as u64);
+                linear.add_lora(name, LoraLayer { a, b, scaling, dropout, site, magnitude });
                 found += 1;
             }
         }

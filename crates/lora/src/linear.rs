@@ -1,11 +1,12 @@
 use crate::Weight;
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
-    FrozenMatrix,
-    dropout::Dropout,
+    FrozenMatrix, add, add_scaled, dora_scale,
+    dropout::{Dropout, dropout},
     frozen_linear::frozen_linear,
     linear::linear,
     lora_linear::{Layer, LowRank, lora_linear, lora_linears},
+    row_norms,
 };
 use halfbyte_tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct LoraLayer {
     pub dropout: f32,
     /// Distinguishes this layer's dropout mask from the others'.
     pub site: u64,
+    /// DoRA's magnitude of every output channel, `(out_features)`; plain LoRA has none.
+    pub magnitude: Option<Param>,
 }
 
 #[derive(Debug)]
@@ -117,6 +120,14 @@ impl Linear {
         self.insert(adapter, Adapter::LowRank(layer));
     }
 
+    /// The norm of every row of the matrix without adapters: where DoRA's magnitudes begin.
+    pub fn row_norms(&self) -> Vec<f32> {
+        match &self.base {
+            Base::Frozen(matrix) => row_norms(matrix.as_ref(), None),
+            Base::Trainable(_) => unreachable!("{}: a matrix that trains has no adapter", self.path),
+        }
+    }
+
     /// Gives an adapter a full trainable copy of the matrix (`modules_to_save`), or takes the one given.
     pub fn add_full(&mut self, adapter: &str, value: Option<Tensor>) -> Param {
         let value = value.unwrap_or_else(|| self.base.dense()).to_dtype(DType::F32).into_unique();
@@ -171,7 +182,10 @@ impl Linear {
     pub fn params(&self) -> Vec<Param> {
         let mut found = Vec::new();
         match (self.active_adapter(), &self.base) {
-            (Some(Adapter::LowRank(layer)), _) => found.extend([layer.a.clone(), layer.b.clone()]),
+            (Some(Adapter::LowRank(layer)), _) => {
+                found.extend([layer.a.clone(), layer.b.clone()]);
+                found.extend(layer.magnitude.clone());
+            }
             (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => found.push(param.clone()),
             (None, Base::Frozen(_)) => {}
         }
@@ -187,7 +201,10 @@ impl Linear {
         }
         match self.frozen_parts(tape) {
             (w, None) => frozen_linear(tape, x, w, bias.as_ref()),
-            (w, Some((layer, a, b))) => lora_linear(tape, x, w, bias.as_ref(), layer.low_rank((&a, &b), ctx)),
+            (w, Some((layer, a, b))) => match &layer.magnitude {
+                None => lora_linear(tape, x, w, bias.as_ref(), layer.low_rank((&a, &b), ctx)),
+                Some(magnitude) => layer.dora(tape, x, (w, &a, &b), (&tape.param(magnitude), bias.as_ref()), ctx),
+            },
         }
     }
 
@@ -198,7 +215,10 @@ impl Linear {
         x: &Var,
         ctx: &Context,
     ) -> Result<[Var; N]> {
-        if layers.iter().any(|it| it.trained_matrix().is_some()) {
+        let apart = |it: &Linear| {
+            it.trained_matrix().is_some() || it.active_lora().is_some_and(|layer| layer.magnitude.is_some())
+        };
+        if layers.iter().any(|it| apart(it)) {
             let ys: Vec<Var> = layers.iter().map(|it| it.forward(tape, x, ctx)).collect::<Result<_>>()?;
             return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
         }
@@ -235,7 +255,7 @@ impl Linear {
 
     /// The matrix with the active adapter's update, decoded: `(out_features, in_features)` in f32.
     ///
-    /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
+    /// `W + scaling * B A`, summed in f32 as PEFT's merge does; with DoRA, its rows then scaled to their magnitudes.
     pub fn dense(&self) -> Tensor {
         match self.active_adapter() {
             Some(Adapter::Full(param)) => param.value().to_dtype(DType::F32),
@@ -325,5 +345,33 @@ impl LoraLayer {
                 *w += self.scaling * u;
             }
         }
+        if let Some(magnitude) = &self.magnitude {
+            for (row, m) in w.chunks_mut(inner).zip(magnitude.value().to_f32_vec()) {
+                let norm = row.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>().sqrt() as f32;
+                row.iter_mut().for_each(|it| *it *= m / norm);
+            }
+        }
+    }
+
+    /// `x Wᵀ + bias`, rescaled. With dropout the base's product stays that of `x`, and the correction is that of the
+    /// dropped-out input, as in PEFT: `x Wᵀ + (m / n - 1) drop(x) Wᵀ + m / n * scaling * drop(x) Aᵀ Bᵀ`.
+    fn dora<'m>(
+        &self,
+        tape: &Tape<'m>,
+        x: &Var,
+        (w, a, b): (&'m dyn FrozenMatrix, &Var, &Var),
+        (magnitude, bias): (&Var, Option<&Var>),
+        ctx: &Context,
+    ) -> Result<Var> {
+        let norms = row_norms(w, Some((a.value(), b.value(), self.scaling)));
+        let dropped = dropout(tape, x, self.dropout(ctx))?;
+        let update = LowRank { a, b, scaling: self.scaling, dropout: Dropout::default() };
+        let u = lora_linear(tape, &dropped, w, None, update)?;
+        let y = dora_scale(tape, &u, magnitude, norms, bias)?;
+        if self.dropout(ctx).is_off() {
+            return Ok(y);
+        }
+        let lost = add_scaled(tape, x, &dropped, -1.0)?;
+        add(tape, &y, &frozen_linear(tape, &lost, w, None)?)
     }
 }

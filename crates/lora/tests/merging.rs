@@ -25,7 +25,7 @@ fn layer(path: &str, freeze: Freeze) -> Linear {
     for (name, seed) in [("one", 3), ("two", 5)] {
         let a = Param::new("a", noise_in(&[4, 64], DType::F32, seed, -0.3, 0.3));
         let b = Param::new("b", noise_in(&[24, 4], DType::F32, seed + 1, -0.3, 0.3));
-        layer.add_lora(name, LoraLayer { a, b, scaling: 1.5, dropout: 0.0, site: 0 });
+        layer.add_lora(name, LoraLayer { a, b, scaling: 1.5, dropout: 0.0, site: 0, magnitude: None });
     }
     layer.bias_mut().unwrap().add_copy("one", Some(noise(&[24], DType::F32, 7)));
     layer.set_active(Some("one"));

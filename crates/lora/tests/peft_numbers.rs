@@ -1,6 +1,6 @@
 //! One layer against what PEFT computed for it: `fixtures/lora.safetensors` holds a linear layer (`W`, `b`), an input
-//! `x`, an adapter (`A`, `B`) of rank 4 and alpha 6, and for LoRA and rsLoRA the output, the gradients of `sum(y)` and
-//! the merged matrix, all in f32.
+//! `x`, an adapter (`A`, `B`) of rank 4 and alpha 6, and for LoRA, rsLoRA and DoRA the output, the gradients of `sum(y)`
+//! and the merged matrix, all in f32.
 
 mod support;
 
@@ -40,7 +40,9 @@ fn agrees(case: &str, use_rslora: bool) {
     assert_eq!(a.value().shape()[0], rank);
     let base = support::dense(fixture.tensor("W"));
     let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", fixture.tensor("b"))));
-    layer.add_lora("peft", LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0 });
+    let magnitude = (case == "dora").then(|| Param::new("m", fixture.tensor("dora.magnitude")));
+    let update = LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0, magnitude: magnitude.clone() };
+    layer.add_lora("peft", update);
     layer.set_active(Some("peft"));
 
     let tape = Tape::recording();
@@ -54,6 +56,10 @@ fn agrees(case: &str, use_rslora: bool) {
         let got = grads.get(param).unwrap().to_f32_vec();
         assert_close(name, &got, &fixture.expected(&format!("{case}.{name}")), TOLERANCE);
     }
+    if let Some(magnitude) = &magnitude {
+        let got = grads.get(magnitude).unwrap().to_f32_vec();
+        assert_close("gmag", &got, &fixture.expected("dora.gmag"), TOLERANCE);
+    }
     assert_close("merged", &layer.dense().to_f32_vec(), &fixture.expected(&format!("{case}.merged")), TOLERANCE);
 }
 
@@ -65,4 +71,21 @@ fn lora_is_pefts() {
 #[test]
 fn rank_stabilised_lora_is_pefts() {
     agrees("rslora", true);
+}
+
+#[test]
+fn dora_has_the_output_gradients_and_merge_of_peft() {
+    agrees("dora", false);
+}
+
+#[test]
+fn fresh_magnitudes_are_the_norms_of_the_base() {
+    let fixture = Fixture::open();
+    let layer = Linear::new("layer", support::dense(fixture.tensor("W")), None);
+    let norms: Vec<f64> = fixture
+        .expected("W")
+        .chunks(fixture.tensor("W").shape()[1])
+        .map(|row| row.iter().map(|it| it * it).sum::<f64>().sqrt())
+        .collect();
+    assert_close("norms", &layer.row_norms(), &norms, TOLERANCE);
 }

@@ -6,6 +6,7 @@
 pub mod add;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dora;
 pub mod dropout;
 pub mod embedding;
 pub mod frozen_linear;
@@ -26,6 +27,7 @@ mod recompute_tests;
 pub use add::{add, add_scaled};
 pub use attention::{AttentionShape, attend_cached, attention};
 pub use cross_entropy::{Head, IGNORE, cross_entropy, logits};
+pub use dora::{dora_scale, row_norms};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use frozen_linear::{FrozenMatrix, frozen_linear};

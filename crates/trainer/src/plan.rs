@@ -48,10 +48,15 @@ impl Plan {
     pub(crate) fn new(model: &dyn Model, shape: Shape, optimizer_resident: Option<usize>) -> Plan {
         let (linears, weights) = model.parts();
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
-        let mut trainable = 0;
+        let (mut trainable, mut rescaled) = (0, 0);
         for linear in linears {
             if let Base::Frozen(matrix) = linear.base() {
                 plan.frozen_matrices += matrix.bytes();
+            }
+            if linear.active_lora().is_some_and(|it| it.magnitude.is_some()) {
+                // DoRA keeps the product before its rescaling, and perhaps the dropped-out input.
+                let (out, inner) = linear.dims();
+                rescaled += out + inner;
             }
             trainable += linear.params().iter().map(|it| it.value().len()).sum::<usize>();
             plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
@@ -65,7 +70,8 @@ impl Plan {
         plan.trainable = 4 * trainable;
         plan.gradients = 4 * trainable;
         plan.optimizer = (8 * trainable).min(optimizer_resident.unwrap_or(usize::MAX));
-        plan.activations = activations(model.config(), shape);
+        let blocks = if shape.checkpointing { model.config().num_hidden_layers } else { 1 };
+        plan.activations = activations(model.config(), shape) + shape.compute.size() * shape.rows * rescaled / blocks;
         plan.workspace = workspace(model.config(), shape);
         plan
     }

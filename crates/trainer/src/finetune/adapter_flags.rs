@@ -22,6 +22,7 @@ pub(super) fn config(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraC
             BiasArg::LoraOnly => Bias::LoraOnly,
         },
         use_rslora: a.use_rslora,
+        use_dora: a.use_dora,
         modules_to_save: list(&a.modules_to_save),
         rank_pattern: pattern(a.rank_pattern.as_deref(), "--rank-pattern")?,
         alpha_pattern: pattern(a.alpha_pattern.as_deref(), "--alpha-pattern")?,
@@ -49,6 +50,7 @@ pub(super) fn adopt(a: &mut FinetuneArgs, config: &LoraConfig) {
         Bias::LoraOnly => BiasArg::LoraOnly,
     });
     a.use_rslora = config.use_rslora;
+    a.use_dora = config.use_dora;
     a.modules_to_save = joined(&config.modules_to_save);
     a.rank_pattern = written(&config.rank_pattern);
     a.alpha_pattern = written(&config.alpha_pattern);
@@ -67,6 +69,7 @@ pub(super) fn asked(given: &FinetuneArgs, flags: &LoraConfig, has: &LoraConfig) 
         exclude_modules: pick(given.exclude_modules.is_some(), &flags.exclude_modules, &has.exclude_modules),
         bias: pick(given.bias.is_some(), &flags.bias, &has.bias),
         use_rslora: pick(given.use_rslora, &flags.use_rslora, &has.use_rslora),
+        use_dora: pick(given.use_dora, &flags.use_dora, &has.use_dora),
         modules_to_save: pick(given.modules_to_save.is_some(), &flags.modules_to_save, &has.modules_to_save),
         rank_pattern: pick(given.rank_pattern.is_some(), &flags.rank_pattern, &has.rank_pattern),
         alpha_pattern: pick(given.alpha_pattern.is_some(), &flags.alpha_pattern, &has.alpha_pattern),
@@ -90,6 +93,7 @@ pub(super) fn differences(asked: &LoraConfig, has: &LoraConfig, modules: &Module
     compare("--lora-dropout", asked.lora_dropout.to_string(), has.lora_dropout.to_string());
     compare("--bias", format!("{:?}", asked.bias).to_lowercase(), format!("{:?}", has.bias).to_lowercase());
     compare("--use-rslora", asked.use_rslora.to_string(), has.use_rslora.to_string());
+    compare("--use-dora", asked.use_dora.to_string(), has.use_dora.to_string());
     compare("--modules-to-save", asked.modules_to_save.join(","), has.modules_to_save.join(","));
     for (flag, asked, has) in [
         ("--rank-pattern", written(&asked.rank_pattern), written(&has.rank_pattern)),

@@ -185,6 +185,10 @@ pub struct FinetuneArgs {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "is_false")]
     pub use_rslora: bool,
+    /// Train the magnitude of every output channel beside the update (DoRA); slower, and often better at low ranks.
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_dora: bool,
     /// Ranks that differ, such as `q_proj=4,down_proj=32`.
     #[arg(long, value_name = "NAME=N,..", help_heading = "Adapter")]
     pub rank_pattern: Option<String>,
