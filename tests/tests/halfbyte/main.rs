@@ -13,6 +13,7 @@ mod formats;
 mod generate;
 mod inspect;
 mod merge;
+mod python_stack;
 mod quantize;
 mod resume;
 mod same_bits;

@@ -1,0 +1,147 @@
+//! Model folders and adapters as transformers and peft write them: logits, loss and every gradient of the adapter in f32,
+//! against `tests/fixtures/models`. With `HALFBYTE_FIXTURES`, against those of another folder of that layout.
+//!
+//! Each comparison prints a line `parity | what | largest error | allowed`.
+
+use halfbyte_autograd::Tape;
+use halfbyte_lora::{Context, load_adapter, read_adapter};
+use halfbyte_matmul::{Dense, Source};
+use halfbyte_models::{Input, Loading, Model, ModelFolder};
+use halfbyte_ops::{
+    FrozenMatrix, IGNORE,
+    cross_entropy::{cross_entropy, logits},
+};
+use halfbyte_tensor::{DType, Tensor};
+use safetensors::SafeTensors;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[derive(Debug)]
+struct Matrix(Tensor);
+
+impl FrozenMatrix for Matrix {
+    fn dims(&self) -> (usize, usize) {
+        (self.0.shape()[0], self.0.shape()[1])
+    }
+
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
+        let (out, inner) = self.dims();
+        Box::new(Dense::new(out, inner, self.0.data::<f32>()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    fn format(&self) -> String {
+        "f32".into()
+    }
+}
+
+struct Expected(Vec<u8>);
+
+impl Expected {
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn rows(&self, name: &str) -> Vec<Vec<i64>> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        let values: Vec<i64> = view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        values.chunks(view.shape()[1]).map(<[i64]>::to_vec).collect()
+    }
+}
+
+fn fixtures() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    std::env::var_os("HALFBYTE_FIXTURES").map_or_else(own, PathBuf::from).join("models")
+}
+
+fn open(dir: &Path) -> Box<dyn Model> {
+    let folder = ModelFolder::open(dir).unwrap();
+    let dense = |_: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
+        Ok(Arc::new(Matrix(weight.to_dtype(DType::F32))))
+    };
+    let loading = Loading::Frozen { stored: None, quantise: &dense, dense: &dense };
+    folder.load(loading, &mut |_| {}).unwrap()
+}
+
+/// The largest difference, relative to the largest magnitude.
+fn error(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |m, it| m.max(it.abs()));
+    assert!(largest > 0.0, "zeros prove nothing");
+    got.iter().zip(expected).fold(0.0f32, |m, (g, e)| m.max((g - e).abs())) / largest
+}
+
+fn judge(what: &str, error: f32, allowed: f32) {
+    println!("parity | {what} | {error:.1e} | {allowed:.0e}");
+    assert!(error <= allowed, "{what}: {error}, at most {allowed} is allowed");
+}
+
+fn check(name: &str) {
+    let dir = fixtures().join(name);
+    let expected = Expected(std::fs::read(dir.join("expected.safetensors")).unwrap());
+    let mut model = open(&dir);
+    load_adapter(&mut model.modules(), read_adapter(&dir.join("adapter")).unwrap(), "peft").unwrap();
+    model.modules().set_active(Some("peft"));
+    let (rows, mask) = (expected.rows("ids"), expected.rows("mask"));
+    let ids: Vec<u32> = rows.iter().flatten().map(|it| u32::try_from(*it).unwrap()).collect();
+    let lengths: Vec<usize> = mask.iter().map(|row| row.iter().filter(|it| **it == 1).count()).collect();
+    let time = rows[0].len();
+    let target = |row: usize, t: usize| if t + 1 < lengths[row] { ids[row * time + t + 1] } else { IGNORE };
+    let targets: Vec<u32> =
+        (0..rows.len()).flat_map(|row| (0..time).map(move |t| (row, t))).map(|(r, t)| target(r, t)).collect();
+
+    let input =
+        Input { ids: &ids, batch: rows.len(), time, lengths: &lengths, compute: DType::F32, checkpointing: false };
+    let tape = Tape::recording();
+    let hidden = model.hidden(&tape, &input, Context::default()).unwrap();
+    let vocab = model.config().vocab_size;
+    // What stands at padding is never used, and differs.
+    let real = |all: Vec<f32>| -> Vec<f32> {
+        let row = |(row, length): (usize, &usize)| all[row * time * vocab..][..length * vocab].to_vec();
+        lengths.iter().enumerate().flat_map(row).collect()
+    };
+    let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
+    judge(&format!("{name}: logits"), error(&real(scores.to_f32_vec()), &real(expected.floats("logits"))), 1e-5);
+    let counted = targets.iter().filter(|it| **it != IGNORE).count() as f32;
+    let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted).unwrap();
+    judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), 1e-5);
+    drop(hidden);
+    let grads = tape.backward(loss).unwrap();
+    let mut worst = 0.0f32;
+    let mut count = 0;
+    for linear in model.parts().0 {
+        let Some(layer) = linear.lora("peft") else { continue };
+        for (part, param) in [("lora_A", &layer.a), ("lora_B", &layer.b)] {
+            let wanted = expected.floats(&format!("grad.{}.{part}.weight", linear.path()));
+            worst = worst.max(error(grads.get(param).unwrap().data(), &wanted));
+            count += 1;
+        }
+    }
+    assert!(count >= 12, "{count} gradients were compared");
+    judge(&format!("{name}: {count} gradients of A and B"), worst, 1e-5);
+}
+
+#[test]
+fn llama_with_every_kind_of_rope() {
+    for rope in ["default", "linear", "dynamic", "llama3", "yarn"] {
+        check(&format!("llama-{rope}"));
+    }
+}
+
+#[test]
+fn llama_with_heads_of_a_size_of_their_own() {
+    check("llama-head-dim");
+}
+
+#[test]
+fn gpt_neo_with_global_and_local_layers() {
+    check("gpt-neo");
+}

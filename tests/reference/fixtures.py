@@ -1,0 +1,326 @@
+"""What transformers, peft and bitsandbytes make of small random models, as files that Halfbyte's tests read without Python.
+
+    fixtures.py OUT
+
+models/NAME     a model folder, an adapter on all its linear layers, and expected.safetensors: token ids, logits, loss,
+                and the gradient of every tensor of the adapter, in f32.
+stack/          model folders (also as bitsandbytes stores them), adapters of every kind, rows of text, and expected.json:
+                losses of each combination over the rows, and the losses of trainings that begin with an adapter.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPTNeoConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+ROPE = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8},
+}
+WORDS = (
+    "</s> ? the a cat dog bird fish sat ran flew swam on over under in mat hill tree sea and then slept all day red old "
+    "big film good bad was"
+).split()
+ROWS = [
+    "the old cat sat on the red mat and then slept all day",
+    "a big dog ran over the hill",
+    "the bird flew over the tree and the sea",
+    "a red fish swam in the sea all day and then slept under a tree",
+    "the film was good",
+    "the old film was bad and the dog slept",
+    "a bird sat on a big red tree",
+    "the fish swam under the hill and over the cat",
+]
+
+
+def random_model(folder, config, seed):
+    """A model whose weights are bf16 numbers, wide enough that every part matters to the loss."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight") or ".ln_" in name and name.endswith("weight"):
+                weight.copy_(1 + 0.3 * torch.randn_like(weight))
+            elif weight.dim() == 1:
+                weight.copy_(0.2 * torch.randn_like(weight))
+            else:
+                weight.copy_(0.15 * torch.randn_like(weight))
+            if name.endswith("post_attention_layernorm.weight"):
+                # Some channels are loud, as in real models, so that LLM.int8() finds outliers.
+                weight[:2] *= 6
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tidy(folder)
+
+
+def tidy(folder):
+    """Drops what says where and when a folder was made."""
+    for name in ("README.md", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    if path.exists():
+        config = json.loads(path.read_text())
+        config["base_model_name_or_path"] = None
+        for key in ("target_modules", "modules_to_save"):
+            if isinstance(config[key], list):
+                config[key] = sorted(config[key])
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path = folder / "config.json"
+    if path.exists():
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load(folder, quantised=False):
+    options = {"device_map": "cpu"} if quantised else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if quantised else model
+
+
+def random_adapter(base, folder, config, seed):
+    torch.manual_seed(seed)
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **config))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_magnitude_vector" in name:
+                weight.mul_(1 + 0.2 * torch.randn_like(weight))
+            elif weight.requires_grad:
+                # At B = 0 every gradient of A is zero and would prove nothing.
+                weight.add_(0.1 * torch.randn_like(weight))
+    # A copy of the untouched embedding beside it is peft's default for some targets; it is not part of what was trained.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    tidy(folder)
+
+
+def model_case(out, name, config, seed):
+    folder = out / "models" / name
+    random_model(folder, config, seed)
+    random_adapter(folder, folder / "adapter", {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"}, seed)
+    model = PeftModel.from_pretrained(load(folder), folder / "adapter", is_trainable=True).train()
+    torch.manual_seed(seed)
+    batch, time = 2, 12
+    ids = torch.randint(2, config.vocab_size, (batch, time))
+    mask = torch.ones_like(ids)
+    mask[1, time - 4 :] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    found = model(input_ids=ids, attention_mask=mask, labels=labels)
+    found.loss.backward()
+    tensors = {"ids": ids, "mask": mask, "logits": found.logits.detach(), "loss": found.loss.detach()}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            tensors["grad." + name.replace(".default", "").removeprefix("base_model.model.")] = weight.grad
+    save_file({name: it.contiguous() for name, it in tensors.items()}, folder / "expected.safetensors")
+
+
+def model_cases(out):
+    llama = {
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8,
+    }
+    for seed, (name, rope) in enumerate(ROPE.items()):
+        odd = seed % 2 == 1
+        config = LlamaConfig(**llama, rope_parameters=rope, tie_word_embeddings=odd, attention_bias=odd, mlp_bias=odd)
+        model_case(out, f"llama-{name}", config, seed)
+    # A head size that is not hidden / heads, and as many key heads as query heads.
+    config = LlamaConfig(**{**llama, "num_key_value_heads": 4, "max_position_embeddings": 64}, head_dim=6)
+    model_case(out, "llama-head-dim", config, 7)
+    config = GPTNeoConfig(
+        vocab_size=24,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        resid_dropout=0,
+        embed_dropout=0,
+        attention_dropout=0,
+    )
+    model_case(out, "gpt-neo", config, 8)
+
+
+def write_tokenizer(folder):
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="?")
+    tokenizer.save_pretrained(folder)
+
+
+def batches(rows):
+    """Rows of token ids, two a batch, padded on the right; labels without the padding."""
+    ids = [[WORDS.index(word) for word in row.split()] for row in rows]
+    for at in range(0, len(ids), 2):
+        pair = ids[at : at + 2]
+        time = max(map(len, pair))
+        tokens = torch.tensor([row + [0] * (time - len(row)) for row in pair])
+        mask = torch.tensor([[1] * len(row) + [0] * (time - len(row)) for row in pair])
+        yield tokens, mask, tokens.masked_fill(mask == 0, -100)
+
+
+def mean_loss(model):
+    """Over all predicted tokens of all rows."""
+    total, count = 0.0, 0
+    for ids, mask, labels in batches(ROWS):
+        n = int((labels[:, 1:] != -100).sum())
+        total += model(input_ids=ids, attention_mask=mask, labels=labels).loss.item() * n
+        count += n
+    return total / count
+
+
+def evaluate(base, adapter=None, quantised=False, int8=False):
+    model = load(base, quantised)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    if int8:
+        # Without gradients bitsandbytes multiplies in 8 bits on a CPU, too.
+        with torch.no_grad():
+            return mean_loss(model.eval())
+    # In training mode: in evaluation bitsandbytes repacks 4-bit weights for the CPU and rounds their scales to bf16.
+    return mean_loss(model.train())
+
+
+def train(base, adapter, steps, quantised=False):
+    model = PeftModel.from_pretrained(load(base, quantised), adapter, is_trainable=True).train()
+    trained = [it for it in model.parameters() if it.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    losses = []
+    while len(losses) < steps:
+        for ids, mask, labels in batches(ROWS):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses[:steps]
+
+
+def stack_cases(out):
+    stack = out / "stack"
+    llama = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+    neo = GPTNeoConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        resid_dropout=0,
+        embed_dropout=0,
+        attention_dropout=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12)]:
+        random_model(stack / name, config, seed)
+        write_tokenizer(stack / name)
+    quantised = {
+        "llama-nf4-double": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
+        ),
+        "llama-fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+        "llama-int8": BitsAndBytesConfig(load_in_8bit=True),
+    }
+    for name, config in quantised.items():
+        # bitsandbytes decodes to the dtype it quantised from in the backward pass, but not in the forward pass; in f32 both
+        # see the same weights.
+        dtype = torch.float32 if name == "llama-nf4-double" else torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(
+            stack / "llama", dtype=dtype, quantization_config=config, device_map="cpu"
+        )
+        model.save_pretrained(stack / name)
+        tidy(stack / name)
+        write_tokenizer(stack / name)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapters = {
+        "lora": ("llama", {"r": 2, "lora_alpha": 4, "target_modules": linear}),
+        "patterns": (
+            "llama",
+            {
+                "r": 2,
+                "lora_alpha": 3,
+                "use_rslora": True,
+                "target_modules": ["q_proj", "v_proj"],
+                "rank_pattern": {"v_proj": 3},
+                "alpha_pattern": {"q_proj": 5},
+            },
+        ),
+        "dora": ("llama", {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": linear}),
+        "saved-head": ("llama", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        "bias-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "bias": "all", "target_modules": ["q_proj", "c_fc"]}),
+        "bias-lora-only": ("gpt-neo", {"r": 2, "lora_alpha": 4, "bias": "lora_only", "target_modules": ["out_proj", "c_proj"]}),
+        "neo-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}),
+    }
+    for seed, (name, (base, config)) in enumerate(adapters.items(), 20):
+        random_adapter(stack / base, stack / "adapters" / name, config, seed)
+    losses = [{"base": name, "loss": evaluate(stack / name)} for name in ("llama", "gpt-neo")]
+    for name in quantised:
+        losses.append({"base": name, "loss": evaluate(stack / name, None, True, name == "llama-int8")})
+    for name, (base, _) in adapters.items():
+        losses.append({"base": base, "adapter": name, "loss": evaluate(stack / base, stack / "adapters" / name)})
+    losses.append(
+        {
+            "base": "llama-nf4-double",
+            "adapter": "lora",
+            "loss": evaluate(stack / "llama-nf4-double", stack / "adapters/lora", True),
+        }
+    )
+    runs = [("llama", "lora"), ("llama", "dora"), ("gpt-neo", "neo-all"), ("gpt-neo", "bias-all"), ("llama-nf4-double", "lora")]
+    trainings = [
+        {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 20, "nf4" in base)}
+        for base, name in runs
+    ]
+    (stack / "expected.json").write_text(json.dumps({"losses": losses, "trainings": trainings}, indent=1) + "\n")
+    (stack / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
+
+
+def main():
+    out = Path(sys.argv[1])
+    for part in ("models", "stack"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    model_cases(out)
+    stack_cases(out)
+
+
+if __name__ == "__main__":
+    main()
