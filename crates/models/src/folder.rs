@@ -113,6 +113,11 @@ impl ModelFolder {
         Ok(tensor)
     }
 
+    /// The file that holds a tensor, and the byte where it begins there.
+    pub fn place(&self, name: &str) -> Option<(&Path, u64)> {
+        self.tensors.get(name).map(|it| (self.shards[it.shard].as_path(), it.begin))
+    }
+
     /// The bytes of one tensor as they lie in the file; `None` if there is none of that name.
     pub fn read_bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };

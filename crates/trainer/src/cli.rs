@@ -211,6 +211,15 @@ pub struct MergeArgs {
     /// Type of the written weights [default: bf16].
     #[arg(long, value_enum, default_value_t = ComputeArg::Bf16)]
     pub dtype: ComputeArg,
+    /// Most bytes in one weights file; a larger model is split into several, with an index beside them.
+    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
+    pub max_shard_size: u64,
+    /// A parquet or JSON Lines file whose first rows the merged model is compared on [default: a text of Halfbyte's].
+    #[arg(long, value_name = "FILE")]
+    pub check_data: Option<PathBuf>,
+    /// Write the model even if its predictions are not those of base + adapter.
+    #[arg(long)]
+    pub force: bool,
     /// Replace an existing folder.
     #[arg(long)]
     pub overwrite: bool,

@@ -12,9 +12,11 @@ mod failure;
 pub mod finetune;
 mod load;
 mod memory;
+mod merge_check;
 mod plan;
 mod quantized_checkpoint;
 mod save_model;
+mod streamed_matrix;
 
 use std::time::Instant;
 

@@ -152,3 +152,59 @@ fn an_adapter_on_the_output_head_is_refused() {
     fs::write(&path, config.replace("\"q_proj\"", "\"q_proj\", \"lm_head\"")).unwrap();
     work.eval(&base, Some(&adapter), "").user_error(&["lm_head", "output head", "modules_to_save"]);
 }
+
+#[test]
+fn the_merged_model_is_compared_with_base_and_adapter() {
+    let it = train(&TinyModel::llama(), "--quant none");
+    let exact = merge(&it.base, &it.adapter, &it.work.path("exact"), "--dtype f32").success();
+    assert!(exact.stderr.contains("top-1 agreement 100.0 %"), "{}", exact.stderr);
+    let divergence = |said: &str| -> f64 {
+        let after = said.split("KL divergence ").nth(1).expect(said);
+        after.split(' ').next().unwrap().parse().unwrap()
+    };
+    let rows = it.work.rows();
+    let flags = format!("--dtype bf16 --check-data {}", rows.file_name().unwrap().to_str().unwrap());
+    let mut command = e2e::halfbyte();
+    command.current_dir(rows.parent().unwrap()).args(["merge", "--model"]).arg(&it.base).arg("--adapter");
+    command.arg(&it.adapter).arg("--output").arg(it.work.path("rounded")).args(flags.split(' '));
+    let rounded = e2e::Outcome::of(&mut command).success();
+    let (exact, rounded) = (divergence(&exact.stderr), divergence(&rounded.stderr));
+    assert!(exact < 1e-9 && rounded > 1e-7 && rounded < 0.02, "rounding to bf16 shows: {exact}, {rounded}");
+}
+
+#[test]
+fn a_merge_that_changes_the_predictions_is_refused_unless_forced() {
+    let it = train(&TinyModel::llama(), "--quant none");
+    let path = it.adapter.join("adapter_model.safetensors");
+    let mut tensors = Tensors::read(&path);
+    let (name, (_, values)) = tensors.0.iter_mut().find(|it| it.0.ends_with("gate_proj.lora_B.weight")).unwrap();
+    assert!(values.iter().any(|it| *it != 0.0), "{name}");
+    values.iter_mut().for_each(|it| *it *= 1e9);
+    tensors.write(&path, safetensors::Dtype::F32);
+    let output = it.work.path("merged");
+    let refused = merge(&it.base, &it.adapter, &output, "--dtype f16");
+    refused.user_error(&["KL divergence", "base + adapter", "Nothing was written", "--force"]);
+    assert!(!output.exists(), "beyond f16's range, and not there");
+    let forced = merge(&it.base, &it.adapter, &output, "--dtype f16 --force").success();
+    assert!(forced.stderr.contains("because of --force"), "{}", forced.stderr);
+    assert!(output.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_large_merged_model_is_split_into_shards_that_load() {
+    let it = train(&TinyModel::llama(), "--quant none");
+    let merged = it.work.path("merged");
+    merge(&it.base, &it.adapter, &merged, "--dtype f32 --max-shard-size 40000").success();
+    let index = fs::read_to_string(merged.join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let mut files: Vec<&str> =
+        index["weight_map"].as_object().unwrap().values().map(|it| it.as_str().unwrap()).collect();
+    files.sort_unstable();
+    files.dedup();
+    assert!(files.len() > 2 && files[0] == format!("model-00001-of-{:05}.safetensors", files.len()), "{files:?}");
+    assert!(!merged.join("model.safetensors").exists());
+    let sizes = files.iter().map(|file| fs::metadata(merged.join(file)).unwrap().len());
+    assert!(sizes.clone().all(|it| it < 42_000), "{:?}", sizes.collect::<Vec<_>>());
+    let loss = it.work.loss(&merged, None, "");
+    assert!((loss - it.losses.0).abs() < F32_TOLERANCE, "merged {loss}, base and adapter {}", it.losses.0);
+}

@@ -5,6 +5,7 @@ use crate::{
     console::{say, warn},
     failure::user_error,
     load,
+    merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     save_model::save_model,
 };
 
@@ -31,7 +32,36 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
         )));
     }
     model.modules().set_active(Some("adapter"));
-    target.write(|draft| save_model(model.as_ref(), &args.model, draft, args.dtype.dtype()))?;
+    let positions = model.config().max_position_embeddings;
+    let ids = merge_check::sample(&base.tokenizer, args.check_data.as_deref(), positions)?;
+    let both = merge_check::predictions(model.as_ref(), &ids)?;
+    target.write(|draft| {
+        save_model(model.as_ref(), &args.model, draft, args.dtype.dtype(), args.max_shard_size)?;
+        let merged = merge_check::predictions(merge_check::open_streamed(draft)?.as_ref(), &ids)?;
+        judge(&Agreement::of(&both, &merged), args.force)
+    })?;
     say(&format!("merged model in {}", args.output.display()));
     Ok(())
+}
+
+/// Says how near the merged model is to base + adapter, and refuses one that is not.
+fn judge(found: &Agreement, force: bool) -> anyhow::Result<()> {
+    let line = format!(
+        "merged against base + adapter, over {} tokens: KL divergence {:.2e} nats a token, top-1 agreement {:.1} %",
+        found.tokens,
+        found.kl_divergence,
+        100.0 * found.top1_agreement
+    );
+    if found.is_good() {
+        say(&line);
+        return Ok(());
+    }
+    let wanted = format!("at most {WORST_KL} and at least {:.0} % are wanted", 100.0 * LEAST_AGREEMENT);
+    if force {
+        warn(&format!("{line}; {wanted}, written because of --force"));
+        return Ok(());
+    }
+    Err(user_error(format!(
+        "{line}; {wanted}. Nothing was written: try --dtype f32, run base and adapter side by side instead, or take it with --force"
+    )))
 }

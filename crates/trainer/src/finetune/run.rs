@@ -307,7 +307,7 @@ fn show_samples(n: usize, before: &Measured, after: &Measured) {
 
 fn save_result(settings: &Settings, folder: &RunFolder, model: &mut dyn Model) -> anyhow::Result<()> {
     if settings.method == Method::Full {
-        return save_model::save_model(model, &settings.model, folder.path(), settings.save_dtype.dtype());
+        return save_model::save_model(model, &settings.model, folder.path(), settings.save_dtype.dtype(), u64::MAX);
     }
     save_adapter(folder.path(), &model.modules(), &settings.lora, ADAPTER)?;
     settings.base.write(folder.path())?;
