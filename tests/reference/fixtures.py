@@ -1,9 +1,9 @@
 """What transformers, peft and bitsandbytes make of small random models, as files that Halfbyte's tests read without Python.
 
-    fixtures.py OUT
+    fixtures.py OUT [MODEL]
 
 models/NAME     a model folder, an adapter on all its linear layers, and expected.safetensors: token ids, logits, loss,
-                and the gradient of every tensor of the adapter, in f32.
+                and the gradient of every tensor of the adapter, in f32. With MODEL, that model is one of them.
 stack/          model folders (also as bitsandbytes stores them), adapters of every kind, rows of text, and expected.json:
                 losses of each combination over the rows, and the losses of trainings that begin with an adapter.
 """
@@ -107,8 +107,8 @@ def random_adapter(base, folder, config, seed):
             if "lora_magnitude_vector" in name:
                 weight.mul_(1 + 0.2 * torch.randn_like(weight))
             elif weight.requires_grad:
-                # At B = 0 every gradient of A is zero and would prove nothing.
-                weight.add_(0.1 * torch.randn_like(weight))
+                # At B = 0 every gradient of A is zero and would prove nothing. Large models get a smaller change.
+                weight.add_(min(0.1, 1 / weight.numel() ** 0.5) * torch.randn_like(weight))
     # A copy of the untouched embedding beside it is peft's default for some targets; it is not part of what was trained.
     model.save_pretrained(folder, save_embedding_layers=False)
     tidy(folder)
@@ -117,11 +117,23 @@ def random_adapter(base, folder, config, seed):
 def model_case(out, name, config, seed):
     folder = out / "models" / name
     random_model(folder, config, seed)
+    expect(folder, config.vocab_size, 12, seed)
+
+
+def existing_model_case(out, model):
+    folder = out / "models" / "existing"
+    folder.mkdir(parents=True)
+    for file in model.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            (folder / file.name).symlink_to(file.resolve())
+    expect(folder, json.loads((model / "config.json").read_text())["vocab_size"], 48, 9)
+
+
+def expect(folder, vocab_size, time, seed):
     random_adapter(folder, folder / "adapter", {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"}, seed)
     model = PeftModel.from_pretrained(load(folder), folder / "adapter", is_trainable=True).train()
     torch.manual_seed(seed)
-    batch, time = 2, 12
-    ids = torch.randint(2, config.vocab_size, (batch, time))
+    ids = torch.randint(2, vocab_size, (2, time))
     mask = torch.ones_like(ids)
     mask[1, time - 4 :] = 0
     labels = ids.masked_fill(mask == 0, -100)
@@ -210,7 +222,7 @@ def evaluate(base, adapter=None, quantised=False, int8=False):
 def train(base, adapter, steps, quantised=False):
     model = PeftModel.from_pretrained(load(base, quantised), adapter, is_trainable=True).train()
     trained = [it for it in model.parameters() if it.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
     losses = []
     while len(losses) < steps:
         for ids, mask, labels in batches(ROWS):
@@ -219,7 +231,7 @@ def train(base, adapter, steps, quantised=False):
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
+            losses.append(round(loss.item(), 6))
     return losses[:steps]
 
 
@@ -307,10 +319,10 @@ def stack_cases(out):
     )
     runs = [("llama", "lora"), ("llama", "dora"), ("gpt-neo", "neo-all"), ("gpt-neo", "bias-all"), ("llama-nf4-double", "lora")]
     trainings = [
-        {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 20, "nf4" in base)}
+        {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 100, "nf4" in base)}
         for base, name in runs
     ]
-    (stack / "expected.json").write_text(json.dumps({"losses": losses, "trainings": trainings}, indent=1) + "\n")
+    (stack / "expected.json").write_text(json.dumps({"losses": losses, "trainings": trainings}) + "\n")
     (stack / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
 
 
@@ -319,6 +331,8 @@ def main():
     for part in ("models", "stack"):
         shutil.rmtree(out / part, ignore_errors=True)
     model_cases(out)
+    if len(sys.argv) > 2:
+        existing_model_case(out, Path(sys.argv[2]))
     stack_cases(out)
 
 
