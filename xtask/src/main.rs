@@ -12,7 +12,9 @@ mod bench;
 mod ci;
 mod finetune;
 mod package_check;
+mod parity;
 mod pretrain;
+mod python;
 mod synth;
 mod tidy;
 mod workspace;
@@ -52,6 +54,22 @@ mod flags {
                 optional --rounds n: usize
                 /// Also train a LLaMA of 7 B and a GPT-Neo of 1.3 B, whose weights (14 GB) are written here and removed.
                 optional --large dir: PathBuf
+            }
+            /// Compare with transformers, peft and bitsandbytes from scratch; the figures go to docs/parity.md.
+            cmd parity {
+                /// A virtual environment with tests/reference/requirements.txt.
+                required --python venv: PathBuf
+                /// Folder of SmolLM2-135M.
+                required --model dir: PathBuf
+                /// A parquet file of texts in a column `text`, to train on.
+                required --train file: PathBuf
+                /// The same, to measure losses on.
+                required --test file: PathBuf
+            }
+            /// Make tests/fixtures again with the Python stack.
+            cmd fixtures {
+                /// A virtual environment with tests/reference/requirements.txt.
+                required --python venv: PathBuf
             }
             /// Write a model folder of a real model's shape with random weights, a tensor at a time.
             cmd synth {
@@ -96,6 +114,10 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Bench(flags::Bench { model, data, python, rounds, large }) => {
             bench::run(&bench::Options { model, data, python, rounds: rounds.unwrap_or(3), large })
         }
+        flags::XtaskCmd::Parity(flags::Parity { python, model, train, test }) => {
+            parity::run(&parity::Options { python, model, train, test })
+        }
+        flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
         flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{synth, workspace};
+use crate::{python::Python, synth, workspace};
 use kernels::Kernels;
 use report::{Report, Row};
-use work::{Peer, Trained, Training, Work};
+use work::{Trained, Training, Work};
 
 /// Operations a token of SmolLM2-135M takes: the frozen matrices forward and for the input's gradient, LoRA of rank 16,
 /// attention over 128 tokens.
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         halfbyte: workspace::build_halfbyte(&root)?,
         model: options.model.clone(),
         data: options.data.clone(),
-        peer: options.python.as_ref().map(|venv| Peer::new(venv, &root)).transpose()?,
+        peer: options.python.as_ref().map(|venv| Python::new(venv, &root, "peer.py")).transpose()?,
         scratch: workspace::target_dir(&root)?.join("bench"),
         rounds: options.rounds.max(1),
     };

@@ -1,14 +1,13 @@
 //! The runs that are measured, ours and the Python stack's.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::python::Python;
 use crate::workspace::shown;
 
 /// A training run.
@@ -37,56 +36,13 @@ pub(super) struct Trained {
     pub(super) first_step: f64,
 }
 
-/// The Python stack.
-#[derive(Clone)]
-pub(super) struct Peer {
-    python: PathBuf,
-    script: PathBuf,
-}
-
-impl Peer {
-    pub(super) fn new(venv: &Path, root: &Path) -> Result<Peer> {
-        let python = venv.join("bin/python");
-        if !python.exists() {
-            bail!(
-                "{} does not exist; --python wants a virtual environment (tests/reference/requirements.txt)",
-                python.display()
-            );
-        }
-        Ok(Peer { python, script: root.join("tests/reference/peer.py") })
-    }
-
-    /// The last line of a task, and the seconds after which its first line came.
-    fn run(&self, task: &str, args: &[String]) -> Result<(Value, f64)> {
-        let mut cmd = Command::new(&self.python);
-        cmd.arg(&self.script).arg(task).args(args);
-        cmd.env("HF_HUB_OFFLINE", "1").stdout(Stdio::piped()).stderr(Stdio::null());
-        let begun = Instant::now();
-        let mut child = cmd.spawn().with_context(|| format!("cannot start `{}`", shown(&cmd)))?;
-        let out = child.stdout.take().context("the output of the Python stack is piped")?;
-        let (mut first, mut last) = (0.0, Value::Null);
-        for line in BufReader::new(out).lines() {
-            if let Ok(value) = serde_json::from_str(&line?) {
-                if last.is_null() {
-                    first = begun.elapsed().as_secs_f64();
-                }
-                last = value;
-            }
-        }
-        if !child.wait()?.success() {
-            bail!("`{}` failed; run it by hand to see why", shown(&cmd));
-        }
-        Ok((last, first))
-    }
-}
-
 /// Everything that a run needs to know.
 #[derive(Clone)]
 pub(super) struct Work {
     pub(super) halfbyte: PathBuf,
     pub(super) model: PathBuf,
     pub(super) data: PathBuf,
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<Python>,
     pub(super) scratch: PathBuf,
     pub(super) rounds: usize,
 }
@@ -142,6 +98,7 @@ impl Work {
     fn train_peer(&self, t: Training) -> Result<Option<Trained>> {
         let Some(peer) = &self.peer else { return Ok(None) };
         let mut args = vec![
+            "train".to_owned(),
             format!("--model={}", self.model.display()),
             format!("--data={}", self.data.display()),
             format!("--quant={}", t.quant),
@@ -151,7 +108,7 @@ impl Work {
             format!("--steps={}", t.steps),
         ];
         args.extend(t.checkpointing.then(|| "--checkpointing".to_owned()));
-        let (found, first_step) = peer.run("train", &args)?;
+        let (found, first_step) = peer.run(&args)?;
         let trained = Trained {
             tokens_per_second: number(&found, "tokens_per_second")?,
             peak_mib: number(&found, "peak_rss_mib")?,
@@ -174,8 +131,9 @@ impl Work {
             let rate = said[..before].rsplit(' ').next().and_then(|it| it.parse().ok());
             ours.push(rate.context("`halfbyte generate -v` tells no number of tokens a second")?);
             if let Some(peer) = &self.peer {
-                let args = [format!("--model={}", self.model.display()), format!("--quant={quant}")];
-                peers.push(number(&peer.run("generate", &args)?.0, "tokens_per_second")?);
+                let model = format!("--model={}", self.model.display());
+                let args = ["generate".to_owned(), model, format!("--quant={quant}")];
+                peers.push(number(&peer.run(&args)?.0, "tokens_per_second")?);
             }
         }
         println!("  generation, {quant}: halfbyte {ours:?}, python {peers:?}");
@@ -185,7 +143,7 @@ impl Work {
     /// Parameters that bitsandbytes quantises and decodes in a second.
     pub(super) fn peer_nf4(&self) -> Result<Option<(f64, f64)>> {
         let Some(peer) = &self.peer else { return Ok(None) };
-        let (found, _) = peer.run("nf4", &[])?;
+        let (found, _) = peer.run(&["nf4".to_owned()])?;
         Ok(Some((number(&found, "quantize")?, number(&found, "decode")?)))
     }
 }
