@@ -75,22 +75,21 @@ def random_model(folder, config, seed):
 
 
 def tidy(folder):
-    """Drops what says where and when a folder was made."""
+    """Drops what says where and when a folder was made, and spaces between what is left."""
     for name in ("README.md", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    if path.exists():
-        config = json.loads(path.read_text())
-        config["base_model_name_or_path"] = None
+    for path in folder.glob("*.json"):
+        if path.is_symlink():
+            continue
+        content = json.loads(path.read_text())
+        if path.name == "adapter_config.json":
+            content["base_model_name_or_path"] = None
         for key in ("target_modules", "modules_to_save"):
-            if isinstance(config[key], list):
-                config[key] = sorted(config[key])
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    path = folder / "config.json"
-    if path.exists():
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            # Sets, which come in any order.
+            if isinstance(content.get(key), list):
+                content[key] = sorted(content[key])
+        content.pop("_name_or_path", None)
+        path.write_text(json.dumps(content, sort_keys=path.name != "tokenizer.json", separators=(",", ":")) + "\n")
 
 
 def load(folder, quantised=False):
@@ -184,6 +183,7 @@ def write_tokenizer(folder):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="?")
     tokenizer.save_pretrained(folder)
+    tidy(folder)
 
 
 def batches(rows):
@@ -301,6 +301,7 @@ def stack_cases(out):
         "saved-head": ("llama", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
         "bias-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "bias": "all", "target_modules": ["q_proj", "c_fc"]}),
         "bias-lora-only": ("gpt-neo", {"r": 2, "lora_alpha": 4, "bias": "lora_only", "target_modules": ["out_proj", "c_proj"]}),
+        "embeddings": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": ["wte", "wpe", "q_proj"]}),
         "neo-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}),
     }
     for seed, (name, (base, config)) in enumerate(adapters.items(), 20):
@@ -317,7 +318,7 @@ def stack_cases(out):
             "loss": evaluate(stack / "llama-nf4-double", stack / "adapters/lora", True),
         }
     )
-    runs = [("llama", "lora"), ("llama", "dora"), ("gpt-neo", "neo-all"), ("gpt-neo", "bias-all"), ("llama-nf4-double", "lora")]
+    runs = [("llama", "lora"), ("llama", "dora"), ("gpt-neo", "neo-all"), ("gpt-neo", "bias-all"), ("gpt-neo", "embeddings"), ("llama-nf4-double", "lora")]
     trainings = [
         {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 100, "nf4" in base)}
         for base, name in runs

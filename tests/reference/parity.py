@@ -28,6 +28,13 @@ def load(args, dtype=None):
     if args.quant != "none":
         options["device_map"] = "cpu"
     model = AutoModelForCausalLM.from_pretrained(args.model, **options)
+    if args.quant == "stored":
+        import bitsandbytes
+
+        # A checkpoint says what its products are computed in; what is compared here is the weights.
+        for module in model.modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                module.compute_dtype, module.compute_type_is_set = dtype, True
     if args.adapter:
         from peft import PeftModel
 
@@ -61,7 +68,7 @@ def loss(args):
     model = load(args)
     # In evaluation mode bitsandbytes repacks 4-bit weights for the CPU and rounds their scales; in training mode it
     # computes 8-bit products in floating point.
-    model = model.eval() if args.quant == "int8" else model.train()
+    model = model.eval() if args.quant == "int8" or args.int8 else model.train()
     rows = rows_of(args, args.rows)
     total, count = 0.0, 0
     with torch.no_grad():
@@ -165,6 +172,7 @@ def main():
     parser.add_argument("--data")
     parser.add_argument("--quant", choices=["none", "stored", "int8", "nf4", "nf4-double", "fp4"], default="none")
     parser.add_argument("--dtype", choices=list(DTYPES), default="f32")
+    parser.add_argument("--int8", action="store_true", help="the stored model is in 8 bits")
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128)

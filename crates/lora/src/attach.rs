@@ -1,4 +1,6 @@
-use crate::{Base, Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection, suggest};
+use crate::{
+    Base, Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Selection, TargetModules, Weight, suggest,
+};
 use halfbyte_autograd::Param;
 use halfbyte_tensor::{DType, Tensor, philox};
 
@@ -48,6 +50,7 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
             report.adapted.push(path);
         }
     }
+    update_embeddings(modules, config, &selection, (adapter, seed), &mut report)?;
     copy_weights(modules, config, &selection, adapter, &mut report);
     check(modules, config, &report)?;
     modules.set_active(Some(adapter));
@@ -72,6 +75,59 @@ fn fresh(path: &str, rank: usize, (out, inner): (usize, usize), seed: u64, site:
     let a = Param::new(format!("{path}.lora_A.weight"), Tensor::from_vec(&[rank, inner], a));
     let b = Param::new(format!("{path}.lora_B.weight"), Tensor::zeros(&[out, rank], DType::F32));
     (a, b)
+}
+
+/// Low-rank updates of the embeddings that are named, with `A` zero and `B` normal, as PEFT begins them.
+fn update_embeddings(
+    modules: &mut Modules<'_>,
+    config: &LoraConfig,
+    selection: &Selection<'_>,
+    (adapter, seed): (&str, u64),
+    report: &mut AttachReport,
+) -> Result<()> {
+    for (site, weight) in modules.weights.iter_mut().enumerate() {
+        let path = weight.module().to_owned();
+        if !names_embedding(config, selection, weight)? || selection.saves(&path) {
+            continue;
+        }
+        let (rank, scaling) = selection.rank_and_scaling(&path);
+        let (vocab, channels) = (weight.value().rows(), weight.value().cols());
+        let mut b = vec![0.0; channels * rank];
+        // Apart from the sites of linear layers.
+        philox::fill_normal(seed, site as u64 | 1 << 49, 1.0, &mut b);
+        let update = EmbeddingLora {
+            a: Param::new(format!("{path}.lora_embedding_A"), Tensor::zeros(&[vocab, rank], DType::F32)),
+            b: Param::new(format!("{path}.lora_embedding_B"), Tensor::from_vec(&[channels, rank], b)),
+            scaling,
+        };
+        weight.add_update(adapter, update);
+        report.adapted.push(path);
+    }
+    Ok(())
+}
+
+/// Whether the target modules mean this weight, which then must be an embedding. `all-linear` means none.
+pub(crate) fn names_embedding(config: &LoraConfig, selection: &Selection<'_>, weight: &Weight) -> Result<bool> {
+    let path = weight.module();
+    if config.target_modules == TargetModules::AllLinear
+        || !weight.path().ends_with(".weight")
+        || !selection.adapts(path)
+    {
+        return Ok(false);
+    }
+    if !weight.is_embedding() {
+        // A regular expression may brush a norm by accident; a name that is one cannot be meant otherwise.
+        return match config.target_modules {
+            TargetModules::Regex(_) => Ok(false),
+            _ => Err(Error::Config(format!("{path} is a norm; low-rank updates go on linear layers and embeddings"))),
+        };
+    }
+    if config.use_dora {
+        return Err(Error::Config(format!(
+            "{path} is an embedding, on which use_dora is not supported; leave one of them out"
+        )));
+    }
+    Ok(true)
 }
 
 /// The parameter of DoRA's magnitudes.

@@ -1,8 +1,8 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Bias, Error, LoraConfig, LoraLayer, Modules, Result, Selection,
-    attach::{bias_trains, magnitude, magnitude_key, refuse_head},
+    Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Selection, Weight,
+    attach::{bias_trains, magnitude, magnitude_key, names_embedding, refuse_head},
     parse_adapter_config, render_adapter_config,
 };
 use halfbyte_autograd::Param;
@@ -77,7 +77,14 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
             push(format!("{path}{inside}.bias"), param);
         }
     }
+    let mut transposed = Vec::new();
     for weight in &modules.weights {
+        if let Some(EmbeddingLora { a, b, .. }) = weight.update_of(name) {
+            let (key_a, key_b) = embedding_keys(weight.module());
+            push(key_b, b);
+            transposed.push((format!("{PREFIX}{key_a}"), transpose(&a.value())));
+            adapted.push(weight.module().to_owned());
+        }
         if let Some(param) = weight.copy_of(name) {
             push(weight.path().to_owned(), param);
             // PEFT asks for the tied head by its own name, too.
@@ -86,6 +93,7 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
             }
         }
     }
+    tensors.extend(transposed);
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     write_atomic(&dir.join(WEIGHTS), &serialise(&tensors, &dir.join(WEIGHTS))?)?;
     write_atomic(&dir.join(CONFIG), render_adapter_config(config, &adapted).as_bytes())
@@ -157,6 +165,21 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
     for weight in &mut modules.weights {
         let wanted = selection.saves(weight.module()) || (config.bias == Bias::All && weight.path().ends_with(".bias"));
         let tied = modules.tied_embedding.as_deref() == Some(weight.module());
+        if !selection.saves(weight.module())
+            && names_embedding(&config, &selection, weight).map_err(|e| wrong(e.to_string()))?
+        {
+            let (rank, scaling) = selection.rank_and_scaling(weight.module());
+            let (key_a, key_b) = embedding_keys(weight.module());
+            let (vocab, channels) = (weight.value().rows(), weight.value().cols());
+            let a = take(&mut tensors, &key_a, &[rank, vocab], &mut missing).map_err(wrong)?;
+            let b = take(&mut tensors, &key_b, &[channels, rank], &mut missing).map_err(wrong)?;
+            if let (Some(a), Some(b)) = (a, b) {
+                let (a, b) = (Param::new(key_a, transpose(&a)), Param::new(key_b, b));
+                weight.add_update(name, EmbeddingLora { a, b, scaling });
+                found += 1;
+            }
+            drop_untouched_copies(&mut tensors, weight, modules.tied_embedding.is_some()).map_err(wrong)?;
+        }
         if let Some(value) = tensors.remove(weight.path()) {
             shape_is(weight.path(), &value, weight.value().shape()).map_err(wrong)?;
             weight.add_copy(name, Some(value));
@@ -177,6 +200,39 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
     }
     report(missing, "lacks the tensors").map_err(wrong)?;
     report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)
+}
+
+fn embedding_keys(module: &str) -> (String, String) {
+    (format!("{module}.lora_embedding_A"), format!("{module}.lora_embedding_B"))
+}
+
+/// PEFT puts the embedding itself beside its update, and the head with it, in case that the vocabulary was resized.
+/// Where they are the base's own they say nothing new; other ones belong to a base that is not this one.
+fn drop_untouched_copies(
+    tensors: &mut BTreeMap<String, Tensor>,
+    weight: &Weight,
+    is_tied: bool,
+) -> std::result::Result<(), String> {
+    let base = weight.value();
+    let keys = [format!("{}.base_layer.weight", weight.module()), TIED_HEAD.to_owned()];
+    for key in keys.iter().take(if is_tied { 2 } else { 1 }) {
+        let Some(copy) = tensors.remove(key) else { continue };
+        let same = copy.shape() == base.shape() && copy.to_dtype(base.dtype()).to_f32_vec() == base.to_f32_vec();
+        if !same {
+            return Err(format!(
+                "{key} is not the embedding of this model; the adapter was trained on a base with another one, perhaps of another vocabulary size {:?}",
+                copy.shape()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn transpose(matrix: &Tensor) -> Tensor {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let values = matrix.data::<f32>();
+    let turned: Vec<f32> = (0..cols).flat_map(|j| (0..rows).map(move |i| values[i * cols + j])).collect();
+    Tensor::from_vec(&[cols, rows], turned)
 }
 
 fn report(names: Vec<String>, what: &str) -> std::result::Result<(), String> {

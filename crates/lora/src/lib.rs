@@ -22,7 +22,7 @@ pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter, write_ato
 pub use linear::{Base, Context, Linear, LoraLayer};
 pub use modules::Modules;
 pub use targets::{Selection, layer_index, suggest};
-pub use weight::Weight;
+pub use weight::{EmbeddingLora, Weight};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -183,8 +183,7 @@ impl Linear {
         let mut found = Vec::new();
         match (self.active_adapter(), &self.base) {
             (Some(Adapter::LowRank(layer)), _) => {
-                found.extend([layer.a.clone(), layer.b.clone()]);
-                found.extend(layer.magnitude.clone());
+                found.extend(layer.params());
             }
             (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => found.push(param.clone()),
             (None, Base::Frozen(_)) => {}
@@ -321,6 +320,11 @@ impl Base {
 }
 
 impl LoraLayer {
+    /// What of it trains.
+    pub fn params(&self) -> Vec<Param> {
+        [&self.a, &self.b].into_iter().chain(&self.magnitude).cloned().collect()
+    }
+
     fn low_rank<'a>(&self, (a, b): (&'a Var, &'a Var), ctx: &Context) -> LowRank<'a> {
         LowRank { a, b, scaling: self.scaling, dropout: self.dropout(ctx) }
     }

@@ -1,5 +1,19 @@
-use halfbyte_autograd::{Param, Tape, Var};
+use halfbyte_autograd::{Param, Result, Tape, Var};
+use halfbyte_ops::{add_scaled, embedding, linear};
 use halfbyte_tensor::{DType, Tensor};
+
+/// A low-rank update of an embedding: row `i` gets `scaling * A[i] Bᵀ`.
+///
+/// PEFT keeps `A` the other way round, `(rank, vocabulary)`; rows lie together here, since a row is what is looked up.
+#[derive(Clone, Debug)]
+pub struct EmbeddingLora {
+    /// `(vocabulary, rank)`.
+    pub a: Param,
+    /// `(channels, rank)`.
+    pub b: Param,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
+    pub scaling: f32,
+}
 
 /// A weight that is not a linear layer's matrix: an embedding, a norm's scale, a bias.
 ///
@@ -10,6 +24,8 @@ pub struct Weight {
     path: String,
     base: Slot,
     copies: Vec<(String, Param)>,
+    updates: Vec<(String, EmbeddingLora)>,
+    active_update: Option<usize>,
     /// Adapters whose copy the output head does not share.
     untied: Vec<String>,
     active: Option<usize>,
@@ -33,7 +49,15 @@ impl Weight {
     }
 
     fn with(path: String, base: Slot) -> Weight {
-        Weight { path, base, copies: Vec::new(), untied: Vec::new(), active: None }
+        Weight {
+            path,
+            base,
+            copies: Vec::new(),
+            updates: Vec::new(),
+            active_update: None,
+            untied: Vec::new(),
+            active: None,
+        }
     }
 
     /// Its name in the checkpoint.
@@ -49,6 +73,58 @@ impl Weight {
     /// The value in use.
     pub fn value(&self) -> Tensor {
         self.active_param().map_or_else(|| self.base_value(), Param::value)
+    }
+
+    /// Whether this is a table of rows rather than a norm's scale or a bias.
+    pub fn is_embedding(&self) -> bool {
+        self.base_value().shape().len() == 2
+    }
+
+    /// The value in use with the active low-rank update, in f32 if there is one.
+    pub fn merged(&self) -> Tensor {
+        let Some(EmbeddingLora { a, b, scaling }) = self.active_update() else { return self.value() };
+        let (value, a, b) = (self.value(), a.value(), b.value());
+        let (channels, rank) = (value.cols(), a.cols());
+        let mut rows = value.to_f32_vec();
+        for (row, a) in rows.chunks_mut(channels).zip(a.data::<f32>().chunks(rank)) {
+            for (x, b) in row.iter_mut().zip(b.data::<f32>().chunks(rank)) {
+                *x += scaling * a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            }
+        }
+        Tensor::from_vec(value.shape(), rows)
+    }
+
+    /// The rows of an embedding for token ids, with the active low-rank update: `(ids.len(), channels)` in `dtype`.
+    pub fn rows(&self, tape: &Tape<'_>, ids: &[u32], dtype: DType) -> Result<Var> {
+        let x = embedding(tape, &self.var(tape), ids, dtype)?;
+        let Some(EmbeddingLora { a, b, scaling }) = self.active_update() else { return Ok(x) };
+        let h = embedding(tape, &tape.param(a), ids, dtype)?;
+        add_scaled(tape, &x, &linear(tape, &h, &tape.param(b), None)?, *scaling)
+    }
+
+    /// Adds a low-rank update, replacing one of the same adapter. A head that is tied to the embedding stays on the base, as
+    /// in PEFT.
+    pub fn add_update(&mut self, adapter: &str, update: EmbeddingLora) {
+        match self.updates.iter_mut().find(|it| it.0 == adapter) {
+            Some(known) => known.1 = update,
+            None => self.updates.push((adapter.to_owned(), update)),
+        }
+    }
+
+    /// The low-rank update of a named adapter.
+    pub fn update_of(&self, adapter: &str) -> Option<&EmbeddingLora> {
+        self.updates.iter().find(|it| it.0 == adapter).map(|it| &it.1)
+    }
+
+    /// The low-rank update in use.
+    pub fn active_update(&self) -> Option<&EmbeddingLora> {
+        self.active_update.map(|at| &self.updates[at].1)
+    }
+
+    /// The parameters that train as things stand.
+    pub fn params(&self) -> Vec<Param> {
+        let update = self.active_update().map(|it| [it.a.clone(), it.b.clone()]);
+        self.param().cloned().into_iter().chain(update.into_iter().flatten()).collect()
     }
 
     fn base_value(&self) -> Tensor {
@@ -112,8 +188,9 @@ impl Weight {
         self.copies.iter().find(|it| it.0 == adapter).map(|it| &it.1)
     }
 
-    /// Uses an adapter's copy if it has one, else the base.
+    /// Uses an adapter's copy and update if it has them, else the base.
     pub fn set_active(&mut self, adapter: Option<&str>) {
+        self.active_update = adapter.and_then(|name| self.updates.iter().position(|it| it.0 == name));
         self.active = adapter.and_then(|name| self.copies.iter().position(|it| it.0 == name));
     }
 

@@ -6,7 +6,6 @@ use halfbyte_lora::{Context, Linear, Modules, Weight};
 use halfbyte_ops::{
     add::add,
     attention::{AttentionShape, attend_cached, attention},
-    embedding::embedding,
     gelu_new::gelu_new,
     layer_norm::layer_norm,
 };
@@ -91,8 +90,8 @@ impl GptNeo {
                 "the model has positions for {limit} tokens (max_position_embeddings); shorten the input, or lower --max-length"
             )));
         }
-        let tokens = embedding(tape, &self.wte.var(tape), ids, compute)?;
-        let places = embedding(tape, &self.wpe.var(tape), positions, compute)?;
+        let tokens = self.wte.rows(tape, ids, compute)?;
+        let places = self.wpe.rows(tape, positions, compute)?;
         Ok(add(tape, &tokens, &places)?)
     }
 

@@ -6,7 +6,6 @@ use halfbyte_lora::{Context, Linear, Modules, Weight};
 use halfbyte_ops::{
     add::add,
     attention::{AttentionShape, attend_cached, attention},
-    embedding::embedding,
     rms_norm::rms_norm,
     rope::{RopeSpec, RopeTable, rope},
     silu_mul::silu_mul,
@@ -149,7 +148,7 @@ impl Model for Llama {
             lengths: input.lengths.to_vec(),
             ctx,
         });
-        let mut x = embedding(tape, &self.embed_tokens.var(tape), input.ids, input.compute)?;
+        let mut x = self.embed_tokens.rows(tape, input.ids, input.compute)?;
         for block in &self.layers {
             x = if input.checkpointing {
                 let run = run.clone();
@@ -167,7 +166,7 @@ impl Model for Llama {
         let table = self.rope_table(past + new)?;
         let positions: Vec<u32> = (past..past + new).map(|it| it as u32).collect();
         let shape = self.shape(1, new);
-        let mut x = embedding(&tape, &self.embed_tokens.var(&tape), ids, cache.compute())?;
+        let mut x = self.embed_tokens.rows(&tape, ids, cache.compute())?;
         for (i, block) in self.layers.iter().enumerate() {
             let h = rms_norm(&tape, &x, &block.input_layernorm.var(&tape), self.eps)?;
             let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;

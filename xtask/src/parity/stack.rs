@@ -61,9 +61,10 @@ impl Stack {
                     &format!("halfbyte quantize {flags}; parity.py quantize --quant {quant}"),
                 ),
             );
+            let int8 = if quant == "int8" { " --int8" } else { "" };
             let text = [("--model", &theirs), ("--data", &self.test)];
             let read_by_us = self.eval(&theirs, None, "f32", "")?;
-            let read_by_them = self.python(&format!("loss --quant stored --dtype f32 --rows {ROWS}"), &text)?;
+            let read_by_them = self.python(&format!("loss --quant stored --dtype f32 --rows {ROWS}{int8}"), &text)?;
             let name = if quant == "int8" { "stored, LLM.int8()" } else { "stored" };
             let allowed = if quant == "int8" { 2e-3 } else { 1e-4 };
             let command = format!("halfbyte eval; parity.py loss --quant stored ({quant})");
@@ -78,7 +79,7 @@ impl Stack {
                 ),
             );
             let text = [("--model", &ours), ("--data", &self.test)];
-            let by_them = self.python(&format!("loss --quant stored --dtype f32 --rows {ROWS}"), &text)?;
+            let by_them = self.python(&format!("loss --quant stored --dtype f32 --rows {ROWS}{int8}"), &text)?;
             let error = self.eval(&ours, None, "f32", "")? / number(&by_them, "loss")? - 1.0;
             report.push(
                 Claim::Checkpoints,
@@ -106,6 +107,7 @@ impl Stack {
             ("llama", "--target-modules q_proj,v_proj --rank-pattern v_proj=3 --modules-to-save lm_head"),
             ("gpt-neo", "--target-modules q_proj,c_fc --bias all"),
             ("gpt-neo", "--target-modules all-linear --bias lora_only"),
+            ("gpt-neo", "--target-modules wte,q_proj"),
         ];
         for (base, flags) in kinds {
             let (model, output) = (stack.join(base), self.path("adapter"));

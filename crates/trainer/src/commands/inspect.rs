@@ -71,7 +71,9 @@ impl Facts {
         let (linears, weights) = model.parts();
         let mut facts = Facts { modules: Vec::new(), trainable: 0, total: 0 };
         for weight in weights {
-            facts.total += weight.value().len();
+            let trainable: usize = weight.params().iter().map(|it| it.value().len()).sum();
+            facts.trainable += trainable;
+            facts.total += weight.value().len() + weight.active_update().map_or(0, |_| trainable);
             facts.modules.push(json!({ "path": weight.path(), "shape": weight.value().shape(), "format": weight.value().dtype().to_string() }));
         }
         for linear in linears {

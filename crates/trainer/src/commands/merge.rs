@@ -8,6 +8,7 @@ use crate::{
     merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     save_model::save_model,
 };
+use halfbyte_lora::Weight;
 
 /// `halfbyte merge`: base + adapter as a model folder that needs neither Halfbyte nor PEFT.
 ///
@@ -25,7 +26,12 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     }
     let mut model = load::load(&base.folder, record.format())?;
     load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
-    if model.modules().weights.iter().any(|it| it.is_untied("adapter")) {
+    let modules = model.modules();
+    let tied = modules.tied_embedding.clone();
+    let apart = |it: &&mut Weight| {
+        it.is_untied("adapter") || (it.update_of("adapter").is_some() && tied.as_deref() == Some(it.module()))
+    };
+    if modules.weights.iter().any(|it| apart(&it)) {
         return Err(user_error(format!(
             "{}: the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead",
             args.adapter.display()

@@ -138,8 +138,10 @@ impl Counts {
         let frozen: usize =
             linears.iter().map(|it| it.dims().0 * it.dims().1 + it.bias().map_or(0, |b| b.value().len())).sum();
         let dense: usize = weights.iter().map(|it| it.value().len()).sum();
-        let lora: usize =
-            linears.iter().filter_map(|it| it.active_lora()).map(|it| it.a.value().len() + it.b.value().len()).sum();
+        let size = |params: Vec<Param>| params.iter().map(|it| it.value().len()).sum::<usize>();
+        let adapted = linears.iter().filter_map(|it| it.active_lora()).map(|it| size(it.params()));
+        let updated = weights.iter().filter_map(|it| it.active_update());
+        let lora = adapted.sum::<usize>() + updated.map(|it| it.a.value().len() + it.b.value().len()).sum::<usize>();
         let trainable = parameters(model).iter().map(|it| it.value().len()).sum();
         Counts { trainable, total: frozen + dense + lora }
     }
@@ -158,7 +160,7 @@ impl Counts {
 /// Everything that trains, in the order of creation, each once (tied weights are one).
 pub(super) fn parameters(model: &dyn Model) -> Vec<Param> {
     let (linears, weights) = model.parts();
-    let mut all: Vec<Param> = weights.iter().filter_map(|it| it.param().cloned()).collect();
+    let mut all: Vec<Param> = weights.iter().flat_map(|it| it.params()).collect();
     all.extend(linears.iter().flat_map(|it| it.params()));
     all.sort_by_key(Param::id);
     all.dedup_by_key(|it| it.id());
