@@ -30,7 +30,10 @@ def load(args, dtype=None):
     model = AutoModelForCausalLM.from_pretrained(args.model, **options)
     if args.quant == "stored":
         import bitsandbytes
+        from peft import prepare_model_for_kbit_training
 
+        # A stored model keeps its embeddings and norms in its own dtype, whatever was asked for.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         # A checkpoint says what its products are computed in; what is compared here is the weights.
         for module in model.modules():
             if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -66,12 +69,16 @@ def batch_of(rows):
 
 def loss(args):
     model = load(args)
-    # In evaluation mode bitsandbytes repacks 4-bit weights for the CPU and rounds their scales; in training mode it
-    # computes 8-bit products in floating point.
-    model = model.eval() if args.quant == "int8" or args.int8 else model.train()
+    int8 = args.quant == "int8" or args.int8
+    if args.quant != "none" and not int8:
+        # Without gradients bitsandbytes repacks 4-bit weights for the CPU and rounds their scales to bf16.
+        model.train().enable_input_require_grads()
+    elif int8:
+        # With them it computes 8-bit products in floating point.
+        model.eval()
     rows = rows_of(args, args.rows)
     total, count = 0.0, 0
-    with torch.no_grad():
+    with torch.set_grad_enabled(args.quant != "none" and not int8):
         for at in range(0, len(rows), args.batch):
             batch = batch_of(rows[at : at + args.batch])
             n = int((batch["labels"][:, 1:] != -100).sum())
