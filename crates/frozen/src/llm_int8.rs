@@ -67,7 +67,7 @@ fn quantise(x: &[f32], k: usize) -> Quantised {
         if *absmax == 0.0 {
             return;
         }
-        let scale = 127.0 / *absmax;
+        let scale = 127.0 * (1.0 / *absmax);
         for ((code, value), outlier) in codes.iter_mut().zip(row).zip(&is_outlier) {
             if !outlier {
                 *code = bf16::from_f32((value * scale).round_ties_even());

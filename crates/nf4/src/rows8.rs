@@ -26,7 +26,7 @@ pub struct Rows8 {
 /// Quantises the rows of a row-major `(rows, cols)` matrix.
 ///
 /// As in bitsandbytes the values are first rounded to `f16`, whatever `T` is (what does not fit becomes infinite); then
-/// `code = round_ties_even(x * (127 / absmax))`. A row of zeros stores zeros and absmax 0. NaN is ignored by the absmax
+/// `code = round_ties_even(x * (127 * (1 / absmax)))`. A row of zeros stores zeros and absmax 0. NaN is ignored by the absmax
 /// and stored as 0; a row with an infinity stores zeros and an infinite absmax, so it decodes to NaN.
 ///
 /// # Errors
@@ -54,7 +54,8 @@ fn encode_row<T: Element>(k: &Kernels, x: &[T], codes: &mut [i8], buffers: (&mut
     halves.convert_to_f32_slice(values);
     let absmax = k.absmax(values);
     if absmax > 0.0 {
-        k.encode_i8(values, 127.0 / absmax, codes);
+        // Two roundings, as in bitsandbytes: on a CPU it multiplies by the reciprocal, and so does the fast division of a GPU.
+        k.encode_i8(values, 127.0 * (1.0 / absmax), codes);
     }
     absmax
 }

@@ -134,3 +134,11 @@ fn eight_bits_by_rows() {
     }
     compare("llmint8_thr0", "W", 12, 32);
 }
+
+#[test]
+fn half_of_a_rows_absmax_rounds_as_in_bitsandbytes() {
+    // Its scale is the reciprocal of the absmax times 127, which here is an ulp below 127 divided by it; so
+    // 0.71484375 becomes 63.499996 and not 63.500004. Found in a real model's weights.
+    let rows = quantize_rows8(&[0.714_843_75f32, 1.429_687_5], 1, 2).unwrap();
+    assert_eq!(rows.codes, [63, 127]);
+}
