@@ -64,4 +64,64 @@ pub enum Error {
         /// The major version of CUDA to install.
         major: u32,
     },
+
+    /// There are devices, but not this one.
+    #[error("there is no device cuda:{ordinal}; the driver shows {count}")]
+    NoSuchDevice {
+        /// The number asked for.
+        ordinal: u32,
+        /// How many there are.
+        count: usize,
+    },
+
+    /// The device's memory is full.
+    #[error("the GPU is out of memory: {asked} bytes more were asked for, {live} are in use")]
+    OutOfMemory {
+        /// What did not fit.
+        asked: usize,
+        /// What is there.
+        live: usize,
+    },
+
+    /// A kernel did not compile.
+    #[error("the kernels {file} do not compile: {log}")]
+    Compile {
+        /// The file of kernels.
+        file: String,
+        /// What the compiler said.
+        log: String,
+    },
+
+    /// A file of kernels lacks one.
+    #[error("{file}.cu has no kernel {kernel}")]
+    NoKernel {
+        /// The file of kernels.
+        file: &'static str,
+        /// The kernel looked for.
+        kernel: &'static str,
+    },
+
+    /// A kernel was not started.
+    #[error("the kernel {kernel} was not launched: {name} ({code})")]
+    Launch {
+        /// The kernel.
+        kernel: &'static str,
+        /// The driver's name for the error.
+        name: String,
+        /// Its number.
+        code: i32,
+    },
+
+    /// A matrix product was refused or failed.
+    #[error("cuBLASLt failed at a product of {m} x {k} by {k} x {n}: {status}")]
+    Blas {
+        /// Rows of the result.
+        m: usize,
+        /// Columns of the result.
+        n: usize,
+        /// What is summed over.
+        k: usize,
+        /// What the library said.
+        status: String,
+    },
 }

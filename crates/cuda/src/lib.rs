@@ -13,13 +13,20 @@
 //! println!("{probe}"); // the whole report, one fact a line
 //! ```
 
+mod compile;
 mod driver;
 mod error;
+mod gpu;
 mod library;
+mod matmul;
 mod probe;
+mod symbols;
 
+pub use compile::{Arg, COMMON, Launch, Source, compile, full_text, module_name};
 pub use error::Error;
+pub use gpu::{Buffer, CopyStream, Gpu, MemoryStats, Pinned};
 pub use library::Library;
+pub use matmul::{Gemm, Matrix, Number};
 pub use probe::{DeviceInfo, DriverInfo, Probe, Version, probe};
 
 /// The oldest CUDA version that a driver may support: 11.4 is the first whose interface the bindings know.

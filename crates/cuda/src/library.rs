@@ -1,11 +1,11 @@
 //! The shared libraries that make up CUDA at run time, opened as the bindings will open them.
 
-use cudarc::{cublas, cublaslt, driver, nvrtc};
+use cudarc::{cublaslt, driver, nvrtc};
 
 /// One shared library and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Library {
-    /// What it is for, as people call it: `driver`, `NVRTC`, `cuBLAS`, `cuBLASLt`.
+    /// What it is for, as people call it: `driver`, `NVRTC`, `cuBLASLt`.
     pub name: &'static str,
     /// The file name that the loader is asked for; a version may follow it.
     pub file: &'static str,
@@ -28,10 +28,6 @@ impl Library {
             // SAFETY: as for the driver.
             Self::look("NVRTC", "libnvrtc.so", || unsafe {
                 nvrtc::sys::is_culib_present() && stays_open(nvrtc::sys::culib())
-            }),
-            // SAFETY: as for the driver.
-            Self::look("cuBLAS", "libcublas.so", || unsafe {
-                cublas::sys::is_culib_present() && stays_open(cublas::sys::culib())
             }),
             // SAFETY: as for the driver.
             Self::look("cuBLASLt", "libcublasLt.so", || unsafe {

@@ -44,7 +44,7 @@ pub struct Probe {
     pub driver: Result<DriverInfo, Error>,
     /// The devices; empty whenever `driver` is an error.
     pub devices: Vec<DeviceInfo>,
-    /// The driver's library, NVRTC, cuBLAS and cuBLASLt, found or not.
+    /// The driver's library, NVRTC and cuBLASLt, found or not.
     pub libraries: Vec<Library>,
 }
 

@@ -1,7 +1,8 @@
 //! Conversions between floating-point slices, in loops that the compiler vectorises.
 
-use crate::{DType, Float, Tensor, vectorised};
+use crate::{DType, Device, Float, Result, Tensor, cuda, vectorised};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Below this many elements a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -29,6 +30,9 @@ impl Tensor {
         if self.dtype() == dtype {
             return self.clone();
         }
+        if self.gpu().is_some() {
+            return cuda::to_dtype(self, dtype);
+        }
         crate::with_float!(self.dtype(), S, {
             crate::with_float!(dtype, D, {
                 let mut out = Tensor::scratch(self.shape(), dtype);
@@ -48,8 +52,24 @@ impl Tensor {
         })
     }
 
-    /// All elements, widened to f32.
+    /// The same elements on a device; shares storage if they are there already.
+    ///
+    /// Fails if the device has no memory left, or something that was asked of it before went wrong.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        match (device, self.gpu()) {
+            (Device::Cpu, None) => Ok(self.clone()),
+            (Device::Cpu, Some(_)) => cuda::to_host(self),
+            (Device::Cuda(gpu), Some(here)) if Arc::ptr_eq(gpu, here) => Ok(self.clone()),
+            (Device::Cuda(gpu), Some(_)) => cuda::to_gpu(&cuda::to_host(self)?, gpu),
+            (Device::Cuda(gpu), None) => cuda::to_gpu(self, gpu),
+        }
+    }
+
+    /// All elements, widened to f32. NaN, where they lie on a device that failed.
     pub fn to_f32_vec(&self) -> Vec<f32> {
+        if self.gpu().is_some() {
+            return cuda::to_host(self).map_or_else(|_| vec![f32::NAN; self.len()], |it| it.to_f32_vec());
+        }
         let mut out = vec![0.0; self.len()];
         crate::with_float!(
             self.dtype(),
@@ -68,6 +88,9 @@ impl Tensor {
     pub fn add_assign(&mut self, rhs: &Tensor) {
         assert_eq!(self.shape(), rhs.shape(), "add_assign: the shapes of sum and summand must agree");
         self.make_unique();
+        if self.gpu().is_some() {
+            return cuda::add_assign(self, rhs);
+        }
         crate::with_float!(self.dtype(), D, {
             crate::with_float!(rhs.dtype(), S, {
                 for_each_chunk(
@@ -86,6 +109,9 @@ impl Tensor {
 
     /// Whether no element is NaN or infinite.
     pub fn is_finite(&self) -> bool {
+        if self.gpu().is_some() {
+            return cuda::is_finite(self);
+        }
         crate::with_float!(
             self.dtype(),
             S,

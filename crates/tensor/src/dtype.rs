@@ -1,6 +1,7 @@
 use crate::storage::Buffer;
 use half::{bf16, f16};
-use std::fmt;
+use halfbyte_cuda::Gpu;
+use std::{fmt, sync::Arc};
 
 /// The type of a tensor's elements, known at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,10 +58,22 @@ impl fmt::Display for DType {
 }
 
 /// Where a tensor's bytes live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub enum Device {
     /// Host memory.
     Cpu,
+    /// Memory of a GPU.
+    Cuda(Arc<Gpu>),
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Cpu, Device::Cpu) => true,
+            (Device::Cuda(a), Device::Cuda(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
 }
 
 /// A Rust type that a tensor can hold. Sealed: the list of dtypes is closed.

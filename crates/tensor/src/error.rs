@@ -32,6 +32,9 @@ pub enum Error {
         /// What was expected, what came.
         message: String,
     },
+    /// The GPU refused or failed.
+    #[error(transparent)]
+    Cuda(#[from] halfbyte_cuda::Error),
 }
 
 impl Error {

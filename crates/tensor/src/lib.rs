@@ -5,6 +5,7 @@
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
 
 mod convert;
+pub mod cuda;
 mod dtype;
 mod error;
 pub mod philox;

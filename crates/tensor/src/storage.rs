@@ -1,4 +1,4 @@
-//! The bytes behind a tensor: one vector of the right type, returned to the pool when the last owner lets go.
+//! The bytes behind a tensor: one vector of the right type, or memory of a GPU; returned to its pool when the last owner lets go.
 
 use crate::{DType, Element, pool};
 use half::{bf16, f16};
@@ -30,6 +30,7 @@ impl Buffer {
 #[derive(Debug)]
 pub(crate) enum Storage {
     Cpu(Buffer),
+    Cuda(halfbyte_cuda::Buffer, DType),
 }
 
 impl Storage {
@@ -45,7 +46,8 @@ impl Storage {
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        let Storage::Cpu(buffer) = self;
-        pool::give_back(std::mem::replace(buffer, Buffer::U8(Vec::new())));
+        if let Storage::Cpu(buffer) = self {
+            pool::give_back(std::mem::replace(buffer, Buffer::U8(Vec::new())));
+        }
     }
 }

@@ -1,7 +1,8 @@
 use crate::{
-    DType, Device, Element, Error, Result,
+    DType, Device, Element, Error, Result, cuda,
     storage::{Buffer, Storage},
 };
+use halfbyte_cuda::Gpu;
 use std::{fmt, sync::Arc};
 
 /// A contiguous row-major array. Cloning shares the storage.
@@ -38,6 +39,30 @@ impl Tensor {
 
     /// A tensor of zeros.
     pub fn zeros(shape: &[usize], dtype: DType) -> Tensor {
+        Tensor::zeros_on(&Device::Cpu, shape, dtype)
+    }
+
+    /// A tensor of unspecified contents on a device. Where the device has no memory left the next op on it fails and says so.
+    pub fn scratch_on(device: &Device, shape: &[usize], dtype: DType) -> Tensor {
+        match device {
+            Device::Cpu => Tensor::scratch(shape, dtype),
+            Device::Cuda(gpu) => cuda::scratch(gpu, shape, dtype),
+        }
+    }
+
+    /// A tensor of unspecified contents on the device of this one.
+    pub fn scratch_like(&self, shape: &[usize], dtype: DType) -> Tensor {
+        match self.gpu() {
+            None => Tensor::scratch(shape, dtype),
+            Some(gpu) => cuda::scratch(gpu, shape, dtype),
+        }
+    }
+
+    /// A tensor of zeros on a device.
+    pub fn zeros_on(device: &Device, shape: &[usize], dtype: DType) -> Tensor {
+        if let Device::Cuda(gpu) = device {
+            return cuda::zeros(gpu, shape, dtype);
+        }
         let mut it = Tensor::scratch(shape, dtype);
         match it.buffer_mut() {
             Buffer::F32(v) => v.fill(0.0),
@@ -76,13 +101,50 @@ impl Tensor {
 
     /// The dtype of the elements.
     pub fn dtype(&self) -> DType {
-        self.buffer().dtype()
+        match &*self.storage {
+            Storage::Cpu(buffer) => buffer.dtype(),
+            Storage::Cuda(_, dtype) => *dtype,
+        }
     }
 
     /// Where the elements live.
     pub fn device(&self) -> Device {
-        let Storage::Cpu(_) = &*self.storage;
-        Device::Cpu
+        self.gpu().map_or(Device::Cpu, |gpu| Device::Cuda(gpu.clone()))
+    }
+
+    /// The GPU that holds the elements, if one does.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.cuda_buffer().map(|it| it.gpu())
+    }
+
+    /// The memory of a GPU behind the tensor.
+    pub fn cuda_buffer(&self) -> Option<&halfbyte_cuda::Buffer> {
+        match &*self.storage {
+            Storage::Cpu(_) => None,
+            Storage::Cuda(buffer, _) => Some(buffer),
+        }
+    }
+
+    pub(crate) fn from_cuda(shape: &[usize], dtype: DType, buffer: halfbyte_cuda::Buffer) -> Tensor {
+        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cuda(buffer, dtype)) }
+    }
+
+    pub(crate) fn cuda_buffer_mut(&mut self) -> Option<&mut halfbyte_cuda::Buffer> {
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::Cuda(buffer, _)) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// The elements of a tensor that may live anywhere, in host memory.
+    pub(crate) fn host_bytes(&self) -> Vec<u8> {
+        match self.buffer() {
+            Buffer::F32(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            Buffer::Bf16(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            Buffer::F16(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
+            Buffer::U8(v) => v.clone(),
+            Buffer::U32(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
+        }
     }
 
     /// Bytes of the elements.
@@ -133,6 +195,10 @@ impl Tensor {
         if Arc::get_mut(&mut self.storage).is_some() {
             return;
         }
+        if self.gpu().is_some() {
+            *self = cuda::copy(self);
+            return;
+        }
         let mut copy = Tensor::scratch(&self.shape, self.dtype());
         match (copy.buffer_mut(), self.buffer()) {
             (Buffer::F32(d), Buffer::F32(s)) => d.copy_from_slice(s),
@@ -145,9 +211,12 @@ impl Tensor {
         *self = copy;
     }
 
+    #[track_caller]
     fn buffer(&self) -> &Buffer {
-        let Storage::Cpu(it) = &*self.storage;
-        it
+        match &*self.storage {
+            Storage::Cpu(it) => it,
+            Storage::Cuda(..) => panic!("a tensor on a GPU has no slice; to_device(&Device::Cpu) copies it"),
+        }
     }
 
     #[track_caller]
@@ -162,7 +231,7 @@ impl Tensor {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({:?}, {}", self.shape, self.dtype())?;
-        if self.dtype().is_float() && self.len() <= 8 {
+        if self.gpu().is_none() && self.dtype().is_float() && self.len() <= 8 {
             write!(f, ", {:?}", self.to_f32_vec())?;
         }
         write!(f, ")")

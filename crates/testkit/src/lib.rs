@@ -2,6 +2,8 @@
 //!
 //! Panics are this crate's business: every failed expectation is a failed test.
 
+#[cfg(target_os = "linux")]
+pub mod cuda;
 mod gradcheck;
 mod input;
 

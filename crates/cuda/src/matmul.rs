@@ -1,0 +1,248 @@
+//! Matrix products by cuBLASLt, of row-major matrices, summed in f32.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, PoisonError};
+
+use cudarc::cublaslt::{result, sys};
+
+use crate::error::Error;
+use crate::gpu::{Buffer, Gpu};
+
+/// The type of a matrix' elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Number {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Number {
+    /// All of them.
+    pub const ALL: [Number; 3] = [Number::F32, Number::Bf16, Number::F16];
+
+    /// What kernels call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Number::F32 => "f32",
+            Number::Bf16 => "bf16",
+            Number::F16 => "f16",
+        }
+    }
+
+    /// Bytes an element takes.
+    pub fn size(self) -> usize {
+        if self == Number::F32 { 4 } else { 2 }
+    }
+}
+
+/// A row-major operand.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix {
+    /// Where it begins on the device.
+    pub ptr: u64,
+    /// Elements from the beginning of a stored row to that of the next.
+    pub stride: usize,
+    /// Whether the product takes it turned over: stored `(columns, rows)`.
+    pub transposed: bool,
+}
+
+/// `c (m, n) = alpha * a (m, k) b (k, n) + beta * c`; `a` and `b` of one type.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// What is summed over.
+    pub k: usize,
+    /// The left operand.
+    pub a: Matrix,
+    /// The right operand.
+    pub b: Matrix,
+    /// The type of both.
+    pub input: Number,
+    /// Where the result begins.
+    pub c: u64,
+    /// Elements from row to row of the result.
+    pub c_stride: usize,
+    /// The type of the result: that of the operands, or f32.
+    pub output: Number,
+    /// On the product.
+    pub alpha: f32,
+    /// On what the result held; 0 does not read it.
+    pub beta: f32,
+}
+
+/// The shape of a product, by which algorithms are remembered.
+type Shape = (usize, usize, usize, bool, bool, Number, Number, [usize; 3]);
+
+pub(crate) struct Blas {
+    handle: sys::cublasLtHandle_t,
+    workspace: Buffer,
+    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+}
+
+/// As NVIDIA advises: 32 MiB from Hopper on, 4 MiB before.
+fn workspace_bytes(major: u32) -> usize {
+    if major >= 9 { 32 << 20 } else { 4 << 20 }
+}
+
+impl Gpu {
+    /// Multiplies after everything that was asked of the device before.
+    ///
+    /// # Safety
+    /// All three matrices must lie in live memory.
+    ///
+    /// # Errors
+    /// [`Error::Blas`] with the shape, if the library refuses or fails.
+    pub unsafe fn gemm(self: &Arc<Gpu>, gemm: &Gemm) -> Result<(), Error> {
+        self.bind()?;
+        let mut guard = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            let handle = result::create_handle().map_err(|e| failed(gemm, &e))?;
+            let workspace = self.alloc(workspace_bytes(self.info().compute_capability.major))?;
+            *guard = Some(Blas { handle, workspace, algorithms: HashMap::new() });
+        }
+        let Some(blas) = guard.as_mut() else { unreachable!("made above") };
+        // SAFETY: the caller vouches for the memory; the descriptors are made from the same numbers.
+        unsafe { blas.run(gemm, self.stream().cast()) }.map_err(|e| failed(gemm, &e))
+    }
+}
+
+fn failed(gemm: &Gemm, e: &result::CublasError) -> Error {
+    Error::Blas { m: gemm.m, n: gemm.n, k: gemm.k, status: format!("{:?}", e.0) }
+}
+
+impl Blas {
+    /// The library is column-major: what it sees of a row-major matrix is its transpose, so it computes `cᵀ = bᵀ aᵀ`.
+    ///
+    /// # Safety
+    /// As for [`Gpu::gemm`].
+    unsafe fn run(&mut self, g: &Gemm, stream: sys::cudaStream_t) -> Result<(), result::CublasError> {
+        let left = Layout::of(&g.b, (g.k, g.n), g.input)?;
+        let right = Layout::of(&g.a, (g.m, g.k), g.input)?;
+        let out = Layout::new((g.m, g.n), g.c_stride, g.output)?;
+        let desc = Description::new(g.b.transposed, g.a.transposed)?;
+        let shape =
+            (g.m, g.n, g.k, g.a.transposed, g.b.transposed, g.input, g.output, [g.a.stride, g.b.stride, g.c_stride]);
+        let algorithm = match self.algorithms.get(&shape) {
+            Some(known) => *known,
+            None => {
+                let preference = Preference::new(self.workspace.bytes())?;
+                // SAFETY: all descriptors are alive.
+                let found = unsafe {
+                    result::get_matmul_algo_heuristic(self.handle, desc.0, left.0, right.0, out.0, out.0, preference.0)
+                }?;
+                self.algorithms.insert(shape, found.algo);
+                found.algo
+            }
+        };
+        let (alpha, beta) = (std::ptr::from_ref(&g.alpha), std::ptr::from_ref(&g.beta));
+        // SAFETY: the caller vouches for the memory, everything else lives until the call returns.
+        unsafe {
+            result::matmul(
+                self.handle,
+                desc.0,
+                alpha.cast(),
+                beta.cast(),
+                g.b.ptr as *const c_void,
+                left.0,
+                g.a.ptr as *const c_void,
+                right.0,
+                g.c as *const c_void,
+                out.0,
+                g.c as *mut c_void,
+                out.0,
+                &raw const algorithm,
+                self.workspace.ptr() as *mut c_void,
+                self.workspace.bytes(),
+                stream,
+            )
+        }
+    }
+}
+
+fn data_type(number: Number) -> sys::cudaDataType {
+    match number {
+        Number::F32 => sys::cudaDataType::CUDA_R_32F,
+        Number::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        Number::F16 => sys::cudaDataType::CUDA_R_16F,
+    }
+}
+
+/// A matrix as it is stored.
+struct Layout(sys::cublasLtMatrixLayout_t);
+
+impl Layout {
+    /// An operand that the product takes as `(rows, cols)`.
+    fn of(matrix: &Matrix, (rows, cols): (usize, usize), number: Number) -> Result<Layout, result::CublasError> {
+        let stored = if matrix.transposed { (cols, rows) } else { (rows, cols) };
+        Layout::new(stored, matrix.stride, number)
+    }
+
+    /// Row-major `(rows, cols)` is column-major `(cols, rows)`.
+    fn new((rows, cols): (usize, usize), stride: usize, number: Number) -> Result<Layout, result::CublasError> {
+        result::create_matrix_layout(data_type(number), cols as u64, rows as u64, stride as i64).map(Layout)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: created by the library and destroyed once.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+struct Description(sys::cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new(turn_left: bool, turn_right: bool) -> Result<Description, result::CublasError> {
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let desc = Description(result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?);
+        let which = [
+            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, turn_left),
+            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, turn_right),
+        ];
+        for (attribute, turn) in which {
+            // CUBLAS_OP_N and CUBLAS_OP_T.
+            let operation = i32::from(turn);
+            // SAFETY: the value outlives the call and has the attribute's size.
+            unsafe {
+                result::set_matmul_desc_attribute(desc.0, attribute, std::ptr::from_ref(&operation).cast(), 4)?;
+            }
+        }
+        Ok(desc)
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: created by the library and destroyed once.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new(workspace: usize) -> Result<Preference, result::CublasError> {
+        let preference = Preference(result::create_matmul_pref()?);
+        let which = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        // SAFETY: the value outlives the call and has the attribute's size.
+        unsafe {
+            result::set_matmul_pref_attribute(preference.0, which, std::ptr::from_ref(&workspace).cast(), 8)?;
+        }
+        Ok(preference)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created by the library and destroyed once.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}

@@ -1,0 +1,79 @@
+//! That every function used is there, before any is called: the bindings panic on a missing one.
+
+use cudarc::{cublaslt, driver, nvrtc};
+
+use crate::error::Error;
+
+const DRIVER: [&str; 29] = [
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuInit",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuMemAllocAsync",
+    "cuMemFreeAsync",
+    "cuMemFreeHost",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+const NVRTC: [&str; 8] = [
+    "nvrtcCompileProgram",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetCUBIN",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetProgramLog",
+    "nvrtcGetProgramLogSize",
+    "nvrtcVersion",
+];
+const CUBLASLT: [&str; 12] = [
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+];
+
+/// # Errors
+/// [`Error::MissingSymbol`] for the first function that a library lacks. The libraries must have been found.
+pub(crate) fn check() -> Result<(), Error> {
+    // SAFETY: the caller found the libraries, so the bindings' handles do not panic; looking a name up calls nothing.
+    unsafe {
+        has("libcuda.so", &DRIVER, |name| driver::sys::culib().get::<unsafe extern "C" fn()>(name).is_ok())?;
+        has("libnvrtc.so", &NVRTC, |name| nvrtc::sys::culib().get::<unsafe extern "C" fn()>(name).is_ok())?;
+        has("libcublasLt.so", &CUBLASLT, |name| cublaslt::sys::culib().get::<unsafe extern "C" fn()>(name).is_ok())
+    }
+}
+
+fn has(library: &str, names: &[&'static str], is_there: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
+    match names.iter().find(|it| !is_there(it.as_bytes())) {
+        None => Ok(()),
+        Some(symbol) => Err(Error::MissingSymbol { path: library.to_owned(), symbol }),
+    }
+}

@@ -1,0 +1,242 @@
+//! Tensors on a GPU: making, moving and converting them. Ops of their own have kernels of their own; [`Call`] runs those.
+
+use crate::{DType, Result, Tensor, bf16, f16};
+use halfbyte_cuda::{Arg, Gpu, Launch, Number, Source};
+use std::sync::Arc;
+
+const SOURCE: Source = Source { name: "tensor", text: include_str!("kernel.cu") };
+
+/// A kernel's arguments, gathered one by one.
+///
+/// The elements of the kernel's file are of the type given to [`Call::new`].
+pub struct Call<'a> {
+    gpu: &'a Arc<Gpu>,
+    source: &'a Source,
+    element: Number,
+    args: Vec<Arg>,
+}
+
+impl<'a> Call<'a> {
+    /// A call into a file of kernels for elements of `dtype`, which must be floating-point.
+    pub fn new(gpu: &'a Arc<Gpu>, source: &'a Source, dtype: DType) -> Call<'a> {
+        Call { gpu, source, element: number(dtype), args: Vec::new() }
+    }
+
+    /// A tensor that is read.
+    #[must_use]
+    pub fn read(mut self, tensor: &Tensor) -> Self {
+        self.args.push(Arg::Ptr(ptr(tensor)));
+        self
+    }
+
+    /// A tensor that is read, or the null pointer.
+    #[must_use]
+    pub fn read_or_null(mut self, tensor: Option<&Tensor>) -> Self {
+        self.args.push(Arg::Ptr(tensor.map_or(0, ptr)));
+        self
+    }
+
+    /// A tensor that is written; it must not be shared.
+    #[must_use]
+    pub fn write(mut self, tensor: &mut Tensor) -> Self {
+        assert!(!tensor.is_shared(), "a kernel writes what nobody else holds");
+        self.args.push(Arg::Ptr(ptr(tensor)));
+        self
+    }
+
+    /// A tensor that is written, or the null pointer.
+    #[must_use]
+    pub fn write_or_null(mut self, tensor: Option<&mut Tensor>) -> Self {
+        match tensor {
+            Some(tensor) => self.write(tensor),
+            None => {
+                self.args.push(Arg::Ptr(0));
+                self
+            }
+        }
+    }
+
+    /// A whole number, as `int`.
+    ///
+    /// # Panics
+    /// If it does not fit: no extent of a tensor is that large.
+    #[must_use]
+    pub fn int(mut self, value: usize) -> Self {
+        self.args.push(Arg::I32(i32::try_from(value).expect("an extent fits an int")));
+        self
+    }
+
+    /// A number of elements, as `unsigned long long`.
+    #[must_use]
+    pub fn long(mut self, value: u64) -> Self {
+        self.args.push(Arg::U64(value));
+        self
+    }
+
+    /// A `float`.
+    #[must_use]
+    pub fn float(mut self, value: f32) -> Self {
+        self.args.push(Arg::F32(value));
+        self
+    }
+
+    /// The type of a tensor's elements for `load_any`, as `int`.
+    #[must_use]
+    pub fn kind(mut self, dtype: DType) -> Self {
+        self.args.push(Arg::I32(kind(dtype)));
+        self
+    }
+
+    /// Starts the kernel.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel in number, type and order, and the tensors as large as it reads and writes.
+    ///
+    /// # Errors
+    /// If the kernel does not compile or cannot be started.
+    pub unsafe fn run(self, kernel: &'static str, launch: Launch) -> Result<()> {
+        // SAFETY: the caller vouches for the arguments; the tensors' memory is used in the order of the device's stream.
+        unsafe { self.gpu.launch((self.source, self.element), kernel, launch, &self.args) }?;
+        Ok(())
+    }
+}
+
+/// Where a tensor's elements lie on its GPU.
+///
+/// # Panics
+/// If the tensor is not on one.
+#[track_caller]
+pub fn ptr(tensor: &Tensor) -> u64 {
+    tensor.cuda_buffer().expect("all operands of an op lie on one device").ptr()
+}
+
+/// The element type of a floating-point dtype, as the GPU's libraries know it.
+pub fn number(dtype: DType) -> Number {
+    match dtype {
+        DType::F32 => Number::F32,
+        DType::Bf16 => Number::Bf16,
+        DType::F16 => Number::F16,
+        other => panic!("a floating-point dtype was expected here, not {other}"),
+    }
+}
+
+/// What `load_any` in the kernels calls a dtype.
+pub fn kind(dtype: DType) -> i32 {
+    match number(dtype) {
+        Number::F32 => 0,
+        Number::Bf16 => 1,
+        Number::F16 => 2,
+    }
+}
+
+/// Token ids or positions on a device.
+///
+/// # Errors
+/// If the device has no memory left.
+pub fn upload_u32(gpu: &Arc<Gpu>, values: &[u32]) -> Result<Tensor> {
+    let bytes: Vec<u8> = values.iter().flat_map(|it| it.to_le_bytes()).collect();
+    let mut buffer = gpu.alloc(bytes.len())?;
+    buffer.upload(&bytes)?;
+    Ok(Tensor::from_cuda(&[values.len()], DType::U32, buffer))
+}
+
+/// f32 numbers on a device.
+///
+/// # Errors
+/// If the device has no memory left.
+pub fn upload_f32(gpu: &Arc<Gpu>, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+    to_gpu(&Tensor::from_vec(shape, values.to_vec()), gpu)
+}
+
+pub(crate) fn scratch(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    Tensor::from_cuda(shape, dtype, gpu.alloc_or_fault(bytes))
+}
+
+pub(crate) fn zeros(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
+    let mut it = scratch(gpu, shape, dtype);
+    if let Some(buffer) = it.cuda_buffer_mut()
+        && let Err(error) = buffer.zero()
+    {
+        gpu.fault(error);
+    }
+    it
+}
+
+pub(crate) fn copy(from: &Tensor) -> Tensor {
+    let mut to = from.scratch_like(from.shape(), from.dtype());
+    let (bytes, source) = (from.bytes(), from.cuda_buffer());
+    if let (Some(target), Some(source)) = (to.cuda_buffer_mut(), source)
+        && let Err(error) = target.copy_from(0, source, 0, bytes)
+    {
+        source.gpu().fault(error);
+    }
+    to
+}
+
+/// Copies rows of `from`, from row `from_row` on, over those of `to`, from `row` on.
+///
+/// # Errors
+/// If the copy cannot be started.
+///
+/// # Panics
+/// If `to` is shared, or the rows are not there.
+pub fn copy_rows(to: &mut Tensor, row: usize, from: &Tensor, from_row: usize, rows: usize) -> Result<()> {
+    let bytes = to.cols() * to.dtype().size();
+    let source = from.cuda_buffer().expect("both tensors lie on a GPU");
+    let target = to.cuda_buffer_mut().expect("a tensor that is written is not shared");
+    Ok(target.copy_from(row * bytes, source, from_row * bytes, rows * bytes)?)
+}
+
+pub(crate) fn to_gpu(from: &Tensor, gpu: &Arc<Gpu>) -> Result<Tensor> {
+    let mut buffer = gpu.alloc(from.bytes())?;
+    buffer.upload(&from.host_bytes())?;
+    Ok(Tensor::from_cuda(from.shape(), from.dtype(), buffer))
+}
+
+pub(crate) fn to_host(from: &Tensor) -> Result<Tensor> {
+    let buffer = from.cuda_buffer().expect("the tensor lies on a GPU");
+    let mut bytes = vec![0; from.bytes()];
+    buffer.download(&mut bytes)?;
+    let pair = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    let (shape, four) = (from.shape(), bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]));
+    Ok(match from.dtype() {
+        DType::F32 => Tensor::from_vec(shape, four.map(f32::from_le_bytes).collect()),
+        DType::U32 => Tensor::from_vec(shape, four.map(u32::from_le_bytes).collect()),
+        DType::Bf16 => Tensor::from_vec(shape, bytes.chunks_exact(2).map(|b| bf16::from_bits(pair(b))).collect()),
+        DType::F16 => Tensor::from_vec(shape, bytes.chunks_exact(2).map(|b| f16::from_bits(pair(b))).collect()),
+        DType::U8 => Tensor::from_vec(shape, bytes),
+    })
+}
+
+pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {
+    let mut to = from.scratch_like(from.shape(), dtype);
+    let gpu = from.gpu().expect("the tensor lies on a GPU").clone();
+    let call = Call::new(&gpu, &SOURCE, dtype).read(from).kind(from.dtype()).write(&mut to).long(from.len() as u64);
+    // SAFETY: both have as many elements as the kernel is told.
+    or_fault(&gpu, unsafe { call.run("convert", Launch::elements(from.len())) });
+    to
+}
+
+pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
+    let gpu = sum.gpu().expect("the tensor lies on a GPU").clone();
+    let (n, dtype) = (sum.len(), sum.dtype());
+    let call = Call::new(&gpu, &SOURCE, dtype).write(sum).read(rhs).kind(rhs.dtype()).long(n as u64);
+    // SAFETY: both have as many elements as the kernel is told.
+    or_fault(&gpu, unsafe { call.run("add_assign", Launch::elements(n)) });
+}
+
+pub(crate) fn is_finite(x: &Tensor) -> bool {
+    let gpu = x.gpu().expect("the tensor lies on a GPU").clone();
+    let mut found = zeros(&gpu, &[1], DType::F32);
+    let call = Call::new(&gpu, &SOURCE, x.dtype()).read(x).write(&mut found).long(x.len() as u64);
+    // SAFETY: the kernel reads as many elements as it is told, and writes one number.
+    or_fault(&gpu, unsafe { call.run("find_infinite", Launch::elements(x.len())) });
+    to_host(&found).is_ok_and(|it| it.data::<f32>()[0] == 0.0)
+}
+
+fn or_fault(gpu: &Arc<Gpu>, done: Result<()>) {
+    if let Err(crate::Error::Cuda(error)) = done {
+        gpu.fault(error);
+    }
+}

@@ -1,0 +1,16 @@
+// Conversions and sums that need no op of their own.
+
+KERNEL convert(const void* x, int type, T* y, unsigned long long n) {
+    FOR_EACH(i, n) y[i] = Round<T>::of(load_any(x, type, i));
+}
+
+KERNEL add_assign(T* sum, const void* x, int type, unsigned long long n) {
+    FOR_EACH(i, n) sum[i] = Round<T>::of(to_f32(sum[i]) + load_any(x, type, i));
+}
+
+// Leaves `found` at 0 unless an element is NaN or infinite.
+KERNEL find_infinite(const T* x, float* found, unsigned long long n) {
+    FOR_EACH(i, n) {
+        if ((__float_as_int(to_f32(x[i])) & 0x7f800000) == 0x7f800000) *found = 1.0f;
+    }
+}

@@ -1,0 +1,88 @@
+//! Tensors on a GPU, or on the CPU in the guise of one.
+#![cfg(target_os = "linux")]
+
+use halfbyte_tensor::{DType, Device, Error, Tensor};
+use halfbyte_testkit::{cuda::gpu, noise};
+
+const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
+#[test]
+fn what_is_moved_there_and_back_is_the_same() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for dtype in FLOATS {
+        let x = noise(&[7, 33], dtype, 1);
+        let there = x.to_device(&device).unwrap();
+        assert_eq!((there.shape(), there.dtype(), there.device()), (x.shape(), dtype, device.clone()));
+        let back = there.to_device(&Device::Cpu).unwrap();
+        assert_eq!(back.to_f32_vec(), x.to_f32_vec());
+    }
+}
+
+#[test]
+fn conversions_and_sums_have_the_bits_of_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    let mut values = noise(&[5000], DType::F32, 2).to_f32_vec();
+    values.extend([
+        0.0,
+        -0.0,
+        1.0e-40,
+        65504.0,
+        65520.0,
+        3.0e38,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        1.001_953_1,
+    ]);
+    let x = Tensor::from_vec(&[values.len()], values);
+    for from in FLOATS {
+        for to in FLOATS {
+            let (here, there) = (x.to_dtype(from), x.to_dtype(from).to_device(&device).unwrap());
+            let (mut sum_here, mut sum_there) = (here.to_dtype(to), there.to_dtype(to));
+            let bits = |it: &Tensor| it.to_f32_vec().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&sum_there), bits(&sum_here), "{from} to {to}");
+            sum_here.add_assign(&here);
+            sum_there.add_assign(&there);
+            let same = sum_here
+                .to_f32_vec()
+                .iter()
+                .zip(sum_there.to_f32_vec())
+                .all(|(a, b)| a == &b || (a.is_nan() && b.is_nan()));
+            assert!(same, "{to} += {from}");
+        }
+    }
+}
+
+#[test]
+fn a_write_to_a_shared_tensor_copies_it() {
+    let Some(gpu) = gpu() else { return };
+    let x = Tensor::from_vec(&[3], vec![1.0f32, 2.0, 3.0]).to_device(&Device::Cuda(gpu)).unwrap();
+    let mut y = x.clone();
+    y.add_assign(&x);
+    assert_eq!((x.to_f32_vec(), y.to_f32_vec()), (vec![1.0, 2.0, 3.0], vec![2.0, 4.0, 6.0]));
+}
+
+#[test]
+fn zeros_are_zero_and_what_is_not_finite_is_found() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    let zeros = Tensor::zeros_on(&device, &[1000], DType::Bf16);
+    assert!(zeros.is_finite() && zeros.to_f32_vec().iter().all(|it| *it == 0.0));
+    let mut values = vec![0.5f32; 1000];
+    values[777] = f32::NAN;
+    assert!(!Tensor::from_vec(&[1000], values).to_device(&device).unwrap().is_finite());
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_and_no_panic() {
+    let Some(gpu) = gpu() else { return };
+    let x = Tensor::zeros(&[1 << 20], DType::F32);
+    gpu.limit_memory(Some(gpu.stats().live + (1 << 20)));
+    let refused = x.to_device(&Device::Cuda(gpu.clone()));
+    gpu.limit_memory(None);
+    let Err(Error::Cuda(error)) = refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains("out of memory") && error.to_string().contains("4194304"), "{error}");
+    assert!(x.to_device(&Device::Cuda(gpu)).is_ok(), "and it goes on");
+}

@@ -1,0 +1,171 @@
+// libcublasLt.so of the same kind: matrix products as the library documents them, column-major, for f32, f16 and bf16 with sums in f32.
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+extern "C" bool cuda_on_cpu_enqueue(void* stream, std::function<void()>* task);
+extern "C" bool cuda_on_cpu_owns(const void* at, size_t bytes);
+
+using Status = int;
+constexpr Status OK = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15;
+constexpr int F32 = 0, F16 = 2, BF16 = 14;
+
+struct Handle {
+    int magic;
+};
+struct Layout {
+    int type;
+    uint64_t rows, cols;
+    int64_t stride;
+};
+struct Desc {
+    int compute, scale, turn_a = 0, turn_b = 0;
+};
+struct Preference {
+    uint64_t workspace = 0;
+};
+struct Algorithm {
+    uint64_t data[8];
+};
+struct Heuristic {
+    Algorithm algorithm;
+    size_t workspace;
+    Status state;
+    float waves;
+    int reserved[4];
+};
+
+static size_t size_of(int type) { return type == F32 ? 4 : 2; }
+static float read(const void* p, int type, size_t i) {
+    if (type == F32) return static_cast<const float*>(p)[i];
+    uint16_t bits = static_cast<const uint16_t*>(p)[i];
+    if (type == F16) {
+        _Float16 h;
+        memcpy(&h, &bits, 2);
+        return float(h);
+    }
+    uint32_t wide = uint32_t(bits) << 16;
+    float f;
+    memcpy(&f, &wide, 4);
+    return f;
+}
+static void write(void* p, int type, size_t i, float v) {
+    if (type == F32) {
+        static_cast<float*>(p)[i] = v;
+    } else if (type == F16) {
+        auto h = static_cast<_Float16>(v);
+        memcpy(static_cast<uint16_t*>(p) + i, &h, 2);
+    } else {
+        uint32_t bits;
+        memcpy(&bits, &v, 4);
+        static_cast<uint16_t*>(p)[i] =
+            (bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
+// Whether the four layouts are those of one product.
+static Status check(const Desc* d, const Layout* a, const Layout* b, const Layout* c, const Layout* out) {
+    uint64_t m = d->turn_a ? a->cols : a->rows, k = d->turn_a ? a->rows : a->cols;
+    uint64_t n = d->turn_b ? b->rows : b->cols, inner = d->turn_b ? b->cols : b->rows;
+    if (k != inner || out->rows != m || out->cols != n || c->rows != m || c->cols != n) return INVALID_VALUE;
+    for (auto l : {a, b, c, out})
+        if (l->stride < int64_t(l->rows)) return INVALID_VALUE;
+    // 68 is CUBLAS_COMPUTE_32F.
+    if (d->compute != 68 || d->scale != F32 || a->type != b->type || c->type != out->type) return NOT_SUPPORTED;
+    if (out->type != a->type && out->type != F32) return NOT_SUPPORTED;
+    return OK;
+}
+static size_t extent(const Layout* l) {
+    return l->cols == 0 ? 0 : ((l->cols - 1) * l->stride + l->rows) * size_of(l->type);
+}
+
+#define API extern "C" __attribute__((visibility("default"))) Status
+API cublasLtCreate(Handle** handle) {
+    *handle = new Handle{42};
+    return OK;
+}
+API cublasLtDestroy(Handle* handle) {
+    delete handle;
+    return OK;
+}
+API cublasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, uint64_t cols, int64_t stride) {
+    if (type != F32 && type != F16 && type != BF16) return NOT_SUPPORTED;
+    *layout = new Layout{type, rows, cols, stride};
+    return OK;
+}
+API cublasLtMatrixLayoutDestroy(Layout* layout) {
+    delete layout;
+    return OK;
+}
+API cublasLtMatmulDescCreate(Desc** desc, int compute, int scale) {
+    *desc = new Desc{compute, scale};
+    return OK;
+}
+API cublasLtMatmulDescDestroy(Desc* desc) {
+    delete desc;
+    return OK;
+}
+API cublasLtMatmulDescSetAttribute(Desc* desc, int which, const void* value, size_t bytes) {
+    if (bytes != 4) return INVALID_VALUE;
+    int operation;
+    memcpy(&operation, value, 4);
+    if (operation != 0 && operation != 1) return NOT_SUPPORTED;
+    if (which == 3) desc->turn_a = operation;
+    else if (which == 4) desc->turn_b = operation;
+    else return NOT_SUPPORTED;
+    return OK;
+}
+API cublasLtMatmulPreferenceCreate(Preference** preference) {
+    *preference = new Preference;
+    return OK;
+}
+API cublasLtMatmulPreferenceDestroy(Preference* preference) {
+    delete preference;
+    return OK;
+}
+API cublasLtMatmulPreferenceSetAttribute(Preference* preference, int which, const void* value, size_t bytes) {
+    if (which != 1 || bytes != 8) return INVALID_VALUE;
+    memcpy(&preference->workspace, value, 8);
+    return OK;
+}
+API cublasLtMatmulAlgoGetHeuristic(Handle* handle, Desc* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference*,
+                                   int asked, Heuristic* found, int* count) {
+    if (!handle || handle->magic != 42) return NOT_INITIALIZED;
+    if (asked < 1) return INVALID_VALUE;
+    if (Status s = check(d, a, b, c, out)) return s;
+    *found = Heuristic{};
+    // An algorithm belongs to the shape it was found for.
+    found->algorithm.data[0] = out->rows;
+    found->algorithm.data[1] = out->cols;
+    *count = 1;
+    return OK;
+}
+API cublasLtMatmul(Handle* handle, Desc* d, const float* alpha, const void* a, Layout* la, const void* b, Layout* lb,
+                   const float* beta, const void* c, Layout* lc, void* out, Layout* lo, const Algorithm* algorithm,
+                   void* workspace, size_t workspace_bytes, void* stream) {
+    if (!handle || handle->magic != 42) return NOT_INITIALIZED;
+    if (Status s = check(d, la, lb, lc, lo)) return s;
+    if (algorithm && (algorithm->data[0] != lo->rows || algorithm->data[1] != lo->cols)) return INVALID_VALUE;
+    bool owned = cuda_on_cpu_owns(a, extent(la)) && cuda_on_cpu_owns(b, extent(lb)) && cuda_on_cpu_owns(out, extent(lo));
+    if (!owned || (workspace_bytes && !cuda_on_cpu_owns(workspace, workspace_bytes))) return INVALID_VALUE;
+    std::function<void()> task = [d = *d, la = *la, lb = *lb, lo = *lo, a, b, c, out, alpha = *alpha, beta = *beta] {
+        size_t m = lo.rows, n = lo.cols, k = d.turn_a ? la.rows : la.cols;
+        std::vector<float> left(m * k), right(k * n);
+        for (size_t i = 0; i < m; i++)
+            for (size_t p = 0; p < k; p++)
+                left[i * k + p] = read(a, la.type, d.turn_a ? p + i * la.stride : i + p * la.stride);
+        for (size_t j = 0; j < n; j++)
+            for (size_t p = 0; p < k; p++)
+                right[j * k + p] = read(b, lb.type, d.turn_b ? j + p * lb.stride : p + j * lb.stride);
+        for (size_t j = 0; j < n; j++)
+            for (size_t i = 0; i < m; i++) {
+                float sum = 0;
+                for (size_t p = 0; p < k; p++) sum += left[i * k + p] * right[j * k + p];
+                size_t at = i + j * lo.stride;
+                // Beta 0 does not read.
+                write(out, lo.type, at, beta == 0 ? alpha * sum : alpha * sum + beta * read(c, lo.type, at));
+            }
+    };
+    return cuda_on_cpu_enqueue(stream, &task) ? OK : INVALID_VALUE;
+}

@@ -1,0 +1,360 @@
+// CUDA C++ on a processor: a fiber for every thread of a block, an operating-system thread for every block at a time.
+//
+// Threads of a block run one warp after another, each as far as its next barrier, in an order that CUDA_ON_CPU_ORDER chooses
+// (forward, reverse, rotate): a missing barrier then shows as a wrong result in one of them. A barrier that not all threads
+// reach ends the process with the thread's place.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define CUDA_ON_CPU 1
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__
+// A block owns an operating-system thread while it runs.
+#define __shared__ static thread_local
+#define SHARED_ARRAY(T, name) T* name = reinterpret_cast<T*>(cpu::block->dynamic)
+
+struct dim3 {
+    unsigned x, y, z;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
+namespace cpu {
+
+constexpr size_t STACK = 64 << 10;
+enum class State : uint8_t { Runs, AtBlockBarrier, AtWarpBarrier, Done };
+
+struct Warp {
+    uint32_t alive = 0, arrived = 0, mask = 0;
+    unsigned generation = 0;
+    // Two slots a lane, used in turn, so that a fast lane does not overwrite what a slow one has yet to read.
+    alignas(16) unsigned char slots[2][32][16];
+};
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    State state = State::Done;
+    dim3 thread{};
+    unsigned lane = 0, waits_for = 0;
+    Warp* warp = nullptr;
+};
+
+struct Block {
+    dim3 grid{}, size{}, index{};
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    char* stacks = nullptr;
+    unsigned char* dynamic = nullptr;
+    void* scheduler = nullptr;
+    const std::function<void()>* body = nullptr;
+    unsigned at_barrier = 0, alive = 0;
+};
+
+inline thread_local Block* block = nullptr;
+inline thread_local Fiber* fiber = nullptr;
+
+// Saves the callee-saved registers on the old stack and takes them from the new one.
+extern "C" void cuda_on_cpu_switch(void** save, void* load);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.weak cuda_on_cpu_switch
+cuda_on_cpu_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.weak cuda_on_cpu_switch
+cuda_on_cpu_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+)");
+#else
+#error "fibers are written for x86-64 and AArch64"
+#endif
+
+inline void to_scheduler() { cuda_on_cpu_switch(&fiber->stack_pointer, block->scheduler); }
+
+inline void run(Fiber& f) {
+    fiber = &f;
+    cuda_on_cpu_switch(&block->scheduler, f.stack_pointer);
+}
+
+inline void begin() {
+    (*block->body)();
+    fiber->state = State::Done;
+    fiber->warp->alive &= ~(1u << fiber->lane);
+    block->alive--;
+    to_scheduler();
+    abort();
+}
+
+[[noreturn]] inline void fail(const char* what) {
+    fprintf(stderr, "CUDA on the CPU: %s, in block (%u, %u, %u), thread (%u, %u, %u)\n", what, block->index.x,
+            block->index.y, block->index.z, fiber ? fiber->thread.x : 0, fiber ? fiber->thread.y : 0,
+            fiber ? fiber->thread.z : 0);
+    abort();
+}
+
+inline void prepare(Fiber& f, char* stack) {
+    f.state = State::Runs;
+    auto top = (reinterpret_cast<uintptr_t>(stack) + STACK) & ~uintptr_t(15);
+#if defined(__x86_64__)
+    auto slots = reinterpret_cast<void**>(top) - 8;
+    memset(slots, 0, 8 * sizeof(void*));
+    slots[6] = reinterpret_cast<void*>(begin);
+    f.stack_pointer = slots;
+#else
+    auto frame = reinterpret_cast<char*>(top) - 160;
+    memset(frame, 0, 160);
+    reinterpret_cast<void**>(frame)[11] = reinterpret_cast<void*>(begin);
+    f.stack_pointer = frame;
+#endif
+}
+
+enum class Order { Forward, Reverse, Rotate };
+inline Order order() {
+    const char* name = getenv("CUDA_ON_CPU_ORDER");
+    if (!name) return Order::Forward;
+    return *name == 'r' && name[1] == 'e' ? Order::Reverse : *name == 'r' ? Order::Rotate : Order::Forward;
+}
+
+inline void run_block(Block& b, Order how) {
+    unsigned n = b.fibers.size(), warps = b.warps.size();
+    block = &b;
+    b.alive = n;
+    b.at_barrier = 0;
+    for (auto& warp : b.warps) warp = Warp{};
+    for (unsigned i = 0; i < n; i++) {
+        Fiber& f = b.fibers[i];
+        f.thread = {i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y)};
+        f.lane = i % 32;
+        f.warp = &b.warps[i / 32];
+        f.warp->alive |= 1u << f.lane;
+        prepare(f, b.stacks + i * STACK);
+    }
+    unsigned shift = how == Order::Rotate ? (b.index.x * 7919u + 13u) % warps : 0;
+    while (b.alive) {
+        bool moved = false;
+        for (unsigned k = 0; k < warps; k++) {
+            unsigned w = how == Order::Reverse ? warps - 1 - k : (k + shift) % warps;
+            unsigned first = w * 32, lanes = n - first < 32 ? n - first : 32;
+            for (bool again = true; again;) {
+                again = false;
+                for (unsigned l = 0; l < lanes; l++) {
+                    Fiber& f = b.fibers[first + (how == Order::Reverse ? lanes - 1 - l : l)];
+                    if (f.state == State::AtWarpBarrier && f.warp->generation != f.waits_for) f.state = State::Runs;
+                    if (f.state != State::Runs) continue;
+                    again = moved = true;
+                    run(f);
+                }
+            }
+        }
+        if (b.alive && b.at_barrier == b.alive) {
+            for (auto& f : b.fibers)
+                if (f.state == State::AtBlockBarrier) f.state = State::Runs;
+            b.at_barrier = 0;
+            moved = true;
+        }
+        if (!moved) fail("threads wait for a barrier that others never reach");
+    }
+    block = nullptr;
+    fiber = nullptr;
+}
+
+inline void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& body) {
+    unsigned threads = size.x * size.y * size.z;
+    uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    std::atomic<uint64_t> next{0};
+    Order how = order();
+    auto work = [&] {
+        static thread_local std::vector<char> stacks;
+        if (stacks.size() < threads * STACK) stacks.resize(threads * STACK);
+        std::vector<unsigned char> dynamic(shared + 64);
+        Block b;
+        b.grid = grid;
+        b.size = size;
+        b.fibers.resize(threads);
+        b.warps.resize((threads + 31) / 32);
+        b.stacks = stacks.data();
+        b.dynamic = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(dynamic.data()) + 63) & ~uintptr_t(63));
+        b.body = &body;
+        for (uint64_t i; (i = next.fetch_add(1)) < blocks;) {
+            b.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (uint64_t(grid.x) * grid.y))};
+            // Shared memory holds anything at first.
+            memset(b.dynamic, 0xCD, shared);
+            run_block(b, how);
+        }
+    };
+    unsigned cores = std::thread::hardware_concurrency();
+    if (cores > blocks) cores = unsigned(blocks);
+    std::vector<std::thread> others;
+    for (unsigned t = 1; t < cores; t++) others.emplace_back(work);
+    work();
+    for (auto& t : others) t.join();
+}
+
+inline void warp_barrier(uint32_t mask) {
+    Fiber* f = fiber;
+    Warp* w = f->warp;
+    if (!(mask >> f->lane & 1)) fail("a lane is not in its own mask");
+    mask &= w->alive;
+    if (w->arrived == 0) w->mask = mask;
+    if (w->mask != mask) fail("lanes of a warp name different masks");
+    w->arrived |= 1u << f->lane;
+    if (w->arrived == w->mask) {
+        w->arrived = 0;
+        w->generation++;
+        return;
+    }
+    f->waits_for = w->generation;
+    f->state = State::AtWarpBarrier;
+    to_scheduler();
+}
+
+template <class T> T exchange(uint32_t mask, T value, unsigned from) {
+    static_assert(sizeof(T) <= 16);
+    Warp* w = fiber->warp;
+    unsigned turn = w->generation & 1;
+    memcpy(w->slots[turn][fiber->lane], &value, sizeof(T));
+    warp_barrier(mask);
+    memcpy(&value, w->slots[turn][from], sizeof(T));
+    return value;
+}
+
+// A kernel by name: copies its arguments, as a launch does, and gives what runs one thread.
+using Bind = std::function<std::function<void()>(void**)>;
+inline std::map<std::string, Bind>& kernels() {
+    static std::map<std::string, Bind> all;
+    return all;
+}
+template <class... A> Bind bind(void (*f)(A...)) {
+    return [f](void** args) -> std::function<void()> {
+        return [&]<size_t... I>(std::index_sequence<I...>) -> std::function<void()> {
+            auto copies = std::make_tuple(*static_cast<std::remove_cv_t<A>*>(args[I])...);
+            return [f, copies] { std::apply(f, copies); };
+        }(std::index_sequence_for<A...>{});
+    };
+}
+
+}  // namespace cpu
+
+#define threadIdx (cpu::fiber->thread)
+#define blockIdx (cpu::block->index)
+#define blockDim (cpu::block->size)
+#define gridDim (cpu::block->grid)
+
+inline void __syncthreads() {
+    cpu::block->at_barrier++;
+    cpu::fiber->state = cpu::State::AtBlockBarrier;
+    cpu::to_scheduler();
+}
+inline void __syncwarp(unsigned mask = ~0u) { cpu::warp_barrier(mask); }
+template <class T> T __shfl_sync(unsigned mask, T v, int from) { return cpu::exchange(mask, v, from & 31); }
+template <class T> T __shfl_xor_sync(unsigned mask, T v, int x) { return cpu::exchange(mask, v, cpu::fiber->lane ^ x); }
+template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned d) {
+    unsigned from = cpu::fiber->lane + d;
+    return cpu::exchange(mask, v, from < 32 ? from : cpu::fiber->lane);
+}
+inline float atomicAdd(float* p, float v) {
+    uint32_t old = __atomic_load_n(reinterpret_cast<uint32_t*>(p), __ATOMIC_RELAXED), next;
+    float sum;
+    do {
+        memcpy(&sum, &old, 4);
+        float added = sum + v;
+        memcpy(&next, &added, 4);
+    } while (!__atomic_compare_exchange_n(reinterpret_cast<uint32_t*>(p), &old, next, true, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
+    return sum;
+}
+inline int atomicAdd(int* p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+inline unsigned atomicAdd(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+inline int atomicOr(int* p, int v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }
+
+inline float __int_as_float(int i) {
+    float f;
+    memcpy(&f, &i, 4);
+    return f;
+}
+inline int __float_as_int(float f) {
+    int i;
+    memcpy(&i, &f, 4);
+    return i;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline float half_to_float(uint16_t bits) {
+    _Float16 h;
+    memcpy(&h, &bits, 2);
+    return float(h);
+}
+inline uint16_t float_to_half(float x) {
+    auto h = static_cast<_Float16>(x);
+    uint16_t bits;
+    memcpy(&bits, &h, 2);
+    return bits;
+}
