@@ -1,3 +1,4 @@
+use crate::Result;
 use halfbyte_tensor::Tensor;
 use std::{fmt, sync::Arc};
 
@@ -24,7 +25,7 @@ impl Var {
     /// The same value, which backward passes compute again by `recipe` rather than keep: for the output of a cheap op
     /// whose inputs its own backward pass keeps anyway. The recipe must give the same bits.
     #[must_use]
-    pub fn recomputed_by(self, recipe: impl Fn() -> Tensor + Send + Sync + 'static) -> Var {
+    pub fn recomputed_by(self, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {
         Var { recipe: Some(Recipe(Arc::new(recipe))), ..self }
     }
 
@@ -62,10 +63,10 @@ pub enum Kept {
 }
 
 impl Kept {
-    /// The value.
-    pub fn value(self) -> Tensor {
+    /// The value. Fails where computing it again does, for want of memory on a GPU.
+    pub fn value(self) -> Result<Tensor> {
         match self {
-            Kept::Value(value) => value,
+            Kept::Value(value) => Ok(value),
             Kept::Recipe(Recipe(compute)) => compute(),
         }
     }
@@ -73,7 +74,7 @@ impl Kept {
 
 /// A way to compute a value again.
 #[derive(Clone)]
-pub struct Recipe(Arc<dyn Fn() -> Tensor + Send + Sync>);
+pub struct Recipe(Arc<dyn Fn() -> Result<Tensor> + Send + Sync>);
 
 impl fmt::Debug for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -44,7 +44,8 @@ pub fn attach(modules: &mut Modules<'_>, config: &LoraConfig, adapter: &str, see
                 report.warnings.push(format!("rank {rank} is above the rank of {path} ({out} x {inner})"));
             }
             let (a, b) = fresh(&path, rank, (out, inner), seed, site as u64);
-            let magnitude = config.use_dora.then(|| magnitude(&path, linear.row_norms()));
+            let norms = config.use_dora.then(|| linear.row_norms()).transpose()?;
+            let magnitude = norms.map(|it| magnitude(&path, it));
             let layer = LoraLayer { a, b, scaling, dropout: config.lora_dropout, site: site as u64, magnitude };
             linear.add_lora(adapter, layer);
             report.adapted.push(path);

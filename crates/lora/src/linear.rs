@@ -121,7 +121,7 @@ impl Linear {
     }
 
     /// The norm of every row of the matrix without adapters: where DoRA's magnitudes begin.
-    pub fn row_norms(&self) -> Vec<f32> {
+    pub fn row_norms(&self) -> Result<Vec<f32>> {
         match &self.base {
             Base::Frozen(matrix) => row_norms(matrix.as_ref(), None),
             Base::Trainable(_) => unreachable!("{}: a matrix that trains has no adapter", self.path),
@@ -367,7 +367,7 @@ impl LoraLayer {
         (magnitude, bias): (&Var, Option<&Var>),
         ctx: &Context,
     ) -> Result<Var> {
-        let norms = row_norms(w, Some((a.value(), b.value(), self.scaling)));
+        let norms = row_norms(w, Some((a.value(), b.value(), self.scaling)))?;
         let dropped = dropout(tape, x, self.dropout(ctx))?;
         let update = LowRank { a, b, scaling: self.scaling, dropout: Dropout::default() };
         let u = lora_linear(tape, &dropped, w, None, update)?;

@@ -11,6 +11,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod frozen_linear;
 pub mod gelu_new;
+pub mod gpu_product;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;
@@ -18,6 +19,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 
+#[cfg(all(test, target_os = "linux"))]
+mod cuda_tests;
 mod exp;
 mod lanes;
 mod product;
@@ -32,6 +35,7 @@ pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use frozen_linear::{FrozenMatrix, frozen_linear};
 pub use gelu_new::gelu_new;
+pub use gpu_product::{GpuScales, GpuWeight};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};

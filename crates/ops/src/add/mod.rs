@@ -1,6 +1,7 @@
 //! Residual sums: `a + b` and `a + scale * b`.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,16 @@ pub fn add(tape: &Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
 /// `a + scale * b`, both of one shape and dtype, rounded once.
 pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> {
     check_alike("add", a.value(), b.value())?;
-    let mut y = Tensor::scratch(a.value().shape(), a.value().dtype());
-    with_float!(y.dtype(), T, cpu::forward::<T>(a.value().data(), b.value().data(), scale, y.data_mut()));
+    let y = if a.value().gpu().is_some() {
+        cuda::add_scaled(a.value(), b.value(), scale)?
+    } else {
+        let mut y = Tensor::scratch(a.value().shape(), a.value().dtype());
+        with_float!(y.dtype(), T, cpu::forward::<T>(a.value().data(), b.value().data(), scale, y.data_mut()));
+        y
+    };
     Ok(tape.record("add", [a, b], y, move |dy, [a, b]| {
         let db = match b {
-            true if scale != 1.0 => Some(scaled(&dy, scale)),
+            true if scale != 1.0 => Some(scaled(&dy, scale)?),
             true => Some(dy.clone()),
             false => None,
         };
@@ -27,10 +33,13 @@ pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> 
     }))
 }
 
-fn scaled(dy: &Tensor, scale: f32) -> Tensor {
+fn scaled(dy: &Tensor, scale: f32) -> Result<Tensor> {
+    if dy.gpu().is_some() {
+        return Ok(cuda::scaled(dy, scale)?);
+    }
     let mut dx = Tensor::scratch(dy.shape(), dy.dtype());
     with_float!(dx.dtype(), T, cpu::scale::<T>(dy.data(), scale, dx.data_mut()));
-    dx
+    Ok(dx)
 }
 
 /// Refuses two operands that are not floating-point numbers of one shape and dtype.

@@ -7,6 +7,7 @@
 mod backward;
 mod blocks;
 mod cpu;
+mod cuda;
 mod decode;
 #[cfg(test)]
 mod tests;
@@ -63,6 +64,9 @@ impl AttentionShape {
 /// `y` and one number for each row and head.
 pub fn attention(tape: &Tape<'_>, q: &Var, k: &Var, v: &Var, shape: AttentionShape, lengths: &[usize]) -> Result<Var> {
     check(&shape, [q.value(), k.value(), v.value()], lengths)?;
+    if q.value().gpu().is_some() {
+        return attention_on_gpu(tape, [q, k, v], shape, lengths);
+    }
     let mut y = Tensor::scratch(q.value().shape(), q.value().dtype());
     let mut lse = Tensor::scratch(&[shape.batch * shape.heads, shape.time], DType::F32);
     with_float!(y.dtype(), T, {
@@ -91,6 +95,20 @@ pub fn attention(tape: &Tape<'_>, q: &Var, k: &Var, v: &Var, shape: AttentionSha
     }))
 }
 
+fn attention_on_gpu(tape: &Tape<'_>, inputs: [&Var; 3], shape: AttentionShape, lengths: &[usize]) -> Result<Var> {
+    let place = cuda::Place { kv_time: shape.time, start: 0 };
+    let (y, lse) = cuda::forward(inputs.map(Var::value), &shape, place, Some(lengths))?;
+    if !tape.is_recording() || !inputs.iter().any(|it| it.requires_grad()) {
+        return Ok(Var::constant(y));
+    }
+    let (kept, yv, lengths) = (inputs.map(|it| it.value().clone()), y.clone(), lengths.to_vec());
+    Ok(tape.record("attention", inputs, y, move |dy, needs| {
+        let saved = cuda::Saved { inputs: kept.each_ref(), y: &yv, lse: &lse, lengths: &lengths };
+        let [dq, dk, dv] = cuda::backward(&saved, &dy, &shape)?;
+        Ok([needs[0].then_some(dq), needs[1].then_some(dk), needs[2].then_some(dv)])
+    }))
+}
+
 /// Attention of new queries over a cache: `q (time, heads * head_dim)` at positions `start..start + time`, against the
 /// first `start + time` rows of `k` and `v (capacity, kv_heads * head_dim)`, which hold the new rows already.
 ///
@@ -110,6 +128,10 @@ pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, 
             v.rows()
         );
         return Err(Error::invalid("attend_cached", message).into());
+    }
+    if q.gpu().is_some() {
+        let place = cuda::Place { kv_time: k.rows(), start };
+        return Ok(cuda::forward([q, k, v], &shape, place, None)?.0);
     }
     let mut y = Tensor::scratch(q.shape(), q.dtype());
     with_float!(y.dtype(), T, {

@@ -53,6 +53,9 @@ impl AtOnce {
 impl Job<'_> {
     pub(super) fn run(&self) -> Result<Found> {
         let dims = self.head.dims()?;
+        if self.h.gpu().is_some() {
+            return self.run_on_gpu(dims);
+        }
         // A format that computes its own forward is asked for whole rows.
         let own_forward = self.head.override_forward(&gather(self.h, &self.rows[..1])).is_some();
         if self.want_dw || own_forward { self.run_rows(dims) } else { Ok(self.run_strips(dims)) }
@@ -67,10 +70,13 @@ impl Job<'_> {
     }
 }
 
-/// `scale * t`, in place.
-pub(super) fn scaled(t: Tensor, scale: f32) -> Tensor {
+/// `scale * t`, in place on a CPU.
+pub(super) fn scaled(t: Tensor, scale: f32) -> Result<Tensor> {
     if scale == 1.0 {
-        return t;
+        return Ok(t);
+    }
+    if t.gpu().is_some() {
+        return Ok(crate::add::cuda::scaled(&t, scale)?);
     }
     let mut t = t.into_unique();
     with_float!(t.dtype(), T, {
@@ -82,7 +88,7 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Tensor {
             })
         });
     });
-    t
+    Ok(t)
 }
 
 pub(super) fn gather(h: &Tensor, rows: &[usize]) -> Tensor {

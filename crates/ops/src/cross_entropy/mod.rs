@@ -6,6 +6,7 @@
 //! rows (`rows`). Rows whose target is [`IGNORE`] take no part.
 
 mod cpu;
+mod cuda;
 mod rows;
 mod softmax;
 mod strips;
@@ -95,14 +96,18 @@ pub fn cross_entropy<'m>(
     let w = if let Head::Trainable(w) = head { w } else { &none };
     Ok(tape.record(OP, [h, w], loss, move |dy, _| {
         let scale = dy.to_f32_vec()[0];
-        let dh = dh.map(|it| cpu::scaled(it, scale).to_dtype(dtype).reshape(&shape));
-        Ok([dh.transpose()?, dw.map(|it| cpu::scaled(it, scale))])
+        let dh = dh.map(|it| Ok(cpu::scaled(it, scale)?.to_dtype(dtype).reshape(&shape)?));
+        let dh: Option<Result<Tensor>> = dh;
+        Ok([dh.transpose()?, dw.map(|it| cpu::scaled(it, scale)).transpose()?])
     }))
 }
 
 /// All logits, f32 `(rows, vocab)`, of `h (rows, channels)`: for a few rows, as generation needs them.
 pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
+    if h.gpu().is_some() {
+        return cuda::logits(h, &head);
+    }
     match head.override_forward(h) {
         Some(y) => Ok(y?.to_dtype(DType::F32)),
         None => Ok(product::forward(&product::Left::new(h), &*head.source(), None, DType::F32)),

@@ -3,6 +3,7 @@
 //! A mask is never stored: the backward pass, a replayed checkpoint and a resumed run compute it again.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -43,29 +44,38 @@ pub fn dropout(tape: &Tape<'_>, x: &Var, d: Dropout) -> Result<Var> {
     if d.is_off() {
         return Ok(x.clone());
     }
-    let y = apply(x.value(), d);
+    let y = apply(x.value(), d)?;
     Ok(tape.record("dropout", [x], y, move |mut dy, _| {
         if dy.is_shared() {
-            return Ok([Some(apply(&dy, d))]);
+            return Ok([Some(apply(&dy, d)?)]);
         }
-        apply_in_place(&mut dy, d);
+        apply_in_place(&mut dy, d)?;
         Ok([Some(dy)])
     }))
 }
 
 /// The masked and scaled `x`; `x` itself, shared, if dropout is off.
-pub(crate) fn apply(x: &Tensor, d: Dropout) -> Tensor {
+pub(crate) fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     if d.is_off() {
-        return x.clone();
+        return Ok(x.clone());
+    }
+    if x.gpu().is_some() {
+        return Ok(cuda::apply(x, d)?);
     }
     let mut y = Tensor::scratch(x.shape(), x.dtype());
     with_float!(x.dtype(), T, cpu::apply(x.data::<T>(), y.data_mut::<T>(), d));
-    y
+    Ok(y)
 }
 
 /// Masks and scales a tensor that nobody shares.
-pub(crate) fn apply_in_place(x: &mut Tensor, d: Dropout) {
-    if !d.is_off() {
-        with_float!(x.dtype(), T, cpu::apply_in_place(x.data_mut::<T>(), d));
+pub(crate) fn apply_in_place(x: &mut Tensor, d: Dropout) -> Result<()> {
+    if d.is_off() {
+        return Ok(());
     }
+    if x.gpu().is_some() {
+        *x = cuda::apply(x, d)?;
+        return Ok(());
+    }
+    with_float!(x.dtype(), T, cpu::apply_in_place(x.data_mut::<T>(), d));
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Rows of a table by token id.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +23,21 @@ pub fn embedding(tape: &Tape<'_>, weight: &Var, ids: &[u32], dtype: DType) -> Re
         );
         return Err(Error::invalid("embedding", message).into());
     }
-    let mut y = Tensor::scratch(&[ids.len(), channels], dtype);
-    with_float!(weight.value().dtype(), S, {
-        with_float!(dtype, D, cpu::gather(weight.value().data::<S>(), ids, y.data_mut::<D>(), channels))
-    });
+    let y = if weight.value().gpu().is_some() {
+        cuda::gather(weight.value(), ids, dtype)?
+    } else {
+        let mut y = Tensor::scratch(&[ids.len(), channels], dtype);
+        with_float!(weight.value().dtype(), S, {
+            with_float!(dtype, D, cpu::gather(weight.value().data::<S>(), ids, y.data_mut::<D>(), channels))
+        });
+        y
+    };
     let saved = weight.requires_grad().then(|| ids.to_vec());
     Ok(tape.record("embedding", [weight], y, move |dy, _| {
         let ids = saved.expect("the ids are kept when the table trains");
+        if dy.gpu().is_some() {
+            return Ok([Some(cuda::scatter_add(&dy, &ids, vocab)?)]);
+        }
         let mut dw = Tensor::zeros(&[vocab, channels], DType::F32);
         with_float!(dy.dtype(), T, cpu::scatter_add(dy.data::<T>(), &ids, dw.data_mut(), channels));
         Ok([Some(dw)])

@@ -6,7 +6,9 @@ pub(crate) mod test_support;
 mod tests;
 
 use crate::{
+    gpu_product::GpuWeight,
     linear::no_bias,
+    lora_linear::{Layer, lora_linears},
     product::{self, Left},
 };
 use halfbyte_autograd::{Result, Tape, Var};
@@ -29,6 +31,12 @@ pub trait FrozenMatrix: Send + Sync + std::fmt::Debug {
     /// What it is, for people: `nf4 (block 64, double quantised)`, `bf16`.
     fn format(&self) -> String;
 
+    /// Its parts on a GPU, if it lies there. The products then decode it into a workspace, and do not ask for
+    /// [`FrozenMatrix::source`].
+    fn on_gpu(&self) -> Option<GpuWeight<'_>> {
+        None
+    }
+
     /// An override of `x Wᵀ` (without bias) for formats whose forward is not a plain product, such as LLM.int8().
     fn forward(&self, _x: &Tensor) -> Option<Result<Tensor>> {
         None
@@ -42,6 +50,10 @@ pub fn frozen_linear<'m>(tape: &Tape<'m>, x: &Var, w: &'m dyn FrozenMatrix, bias
     let (n, k) = w.dims();
     product::check_input("frozen_linear", x.value(), k)?;
     product::check_bias("frozen_linear", bias.map(Var::value), n)?;
+    if x.value().gpu().is_some() {
+        let [y] = lora_linears(tape, x, [Layer { w, bias, lora: None }])?;
+        return Ok(y);
+    }
     let y = product::frozen_forward(&Left::new(x.value()), w, bias.map(Var::value))?;
     let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
     let none = no_bias();

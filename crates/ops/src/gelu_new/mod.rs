@@ -1,6 +1,7 @@
 //! GPT-Neo's activation: `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -12,12 +13,15 @@ use halfbyte_tensor::{Tensor, with_float};
 pub fn gelu_new(tape: &Tape<'_>, x: &Var) -> Result<Var> {
     let value = x.value().clone();
     crate::product::check_float("gelu_new", &value)?;
-    let y = forward(&value);
+    let y = forward(&value)?;
     let again = {
         let value = value.clone();
         move || forward(&value)
     };
     let y = tape.record("gelu_new", [x], y, move |dy, _| {
+        if value.gpu().is_some() {
+            return Ok([Some(cuda::backward(&dy, &value)?)]);
+        }
         let mut dx = Tensor::scratch(value.shape(), value.dtype());
         with_float!(dx.dtype(), T, cpu::backward::<T>(dy.data(), value.data(), dx.data_mut()));
         Ok([Some(dx)])
@@ -25,8 +29,11 @@ pub fn gelu_new(tape: &Tape<'_>, x: &Var) -> Result<Var> {
     Ok(y.recomputed_by(again))
 }
 
-fn forward(x: &Tensor) -> Tensor {
+fn forward(x: &Tensor) -> Result<Tensor> {
+    if x.gpu().is_some() {
+        return Ok(cuda::forward(x)?);
+    }
     let mut y = Tensor::scratch(x.shape(), x.dtype());
     with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), y.data_mut()));
-    y
+    Ok(y)
 }

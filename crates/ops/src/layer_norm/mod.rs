@@ -1,6 +1,7 @@
 //! Layer normalisation with weight and bias, in f32 inside and rounded once, as PyTorch does.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -16,12 +17,17 @@ use halfbyte_tensor::{DType, Tensor, with_float};
 pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value())?);
     let bv = as_weight("layer_norm", x.value(), b.value())?;
-    let (y, stats) = forward(&xv, &wv, &bv, eps);
+    let (y, stats) = forward(&xv, &wv, &bv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
-        move || forward(&xv, &wv, &bv, eps).0
+        move || Ok(forward(&xv, &wv, &bv, eps)?.0)
     };
     let y = tape.record("layer_norm", [x, w, b], y, move |dy, [x, w, b]| {
+        if xv.gpu().is_some() {
+            let (dx, affine) = cuda::backward(&xv, &wv, &stats, &dy, w || b)?;
+            let (dw, db) = affine.unzip();
+            return Ok([x.then_some(dx), dw.filter(|_| w), db.filter(|_| b)]);
+        }
         let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
         let mut dw = with_float!(dx.dtype(), T, {
             let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), stats: stats.data() };
@@ -36,12 +42,15 @@ pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Resul
 }
 
 /// The output, and each row's mean and 1 over its standard deviation.
-fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> (Tensor, Tensor) {
+fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    if x.gpu().is_some() {
+        return Ok(cuda::forward(x, w, b, eps)?);
+    }
     let mut y = Tensor::scratch(x.shape(), x.dtype());
     let mut stats = Tensor::scratch(&[x.rows(), 2], DType::F32);
     with_float!(y.dtype(), T, {
         let affine = cpu::Affine { w: w.data(), b: b.data(), eps };
         cpu::forward::<T>(x.data(), &affine, y.data_mut(), stats.data_mut());
     });
-    (y, stats)
+    Ok((y, stats))
 }

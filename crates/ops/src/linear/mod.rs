@@ -1,5 +1,6 @@
 //! `y = x Wᵀ + b` for a weight that trains.
 
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -15,17 +16,29 @@ pub fn linear(tape: &Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Result<V
     let (n, k) = product::check_matrix("linear", w.value())?;
     product::check_input("linear", x.value(), k)?;
     product::check_bias("linear", bias.map(Var::value), n)?;
-    let y =
-        product::forward(&Left::new(x.value()), &*product::source(w.value()), bias.map(Var::value), x.value().dtype());
+    let on_gpu = x.value().gpu().is_some();
+    let y = if on_gpu {
+        cuda::forward(x.value(), w.value(), bias.map(Var::value))?
+    } else {
+        product::forward(&Left::new(x.value()), &*product::source(w.value()), bias.map(Var::value), x.value().dtype())
+    };
     let (dtype, shape) = (x.value().dtype(), x.value().shape().to_vec());
     let saved_x = w.requires_grad().then(|| x.keep());
     let saved_w = x.requires_grad().then(|| w.value().clone());
     let none = no_bias();
     Ok(tape.record("linear", [x, w, bias.unwrap_or(&none)], y, move |dy, [_, _, bias]| {
+        if on_gpu {
+            let dx = saved_w.map(|w| cuda::input_gradient(&dy, &w)?.reshape(&shape)).transpose()?;
+            let dw = match saved_x {
+                Some(x) => Some(cuda::weight_gradient(&dy, &x.value()?)?),
+                None => None,
+            };
+            return Ok([dx, dw, bias.then(|| cuda::bias_gradient(&dy)).transpose()?]);
+        }
         let dx =
             saved_w.map(|w| product::backward_x(1.0, &Left::new(&dy), &*product::source(&w), dtype).reshape(&shape));
-        let dw = saved_x.map(|x| product::backward_w(1.0, &dy, &x.value(), dtype));
-        Ok([dx.transpose()?, dw, bias.then(|| product::backward_bias(&dy))])
+        let dw: Option<Result<Tensor>> = saved_x.map(|x| Ok(product::backward_w(1.0, &dy, &x.value()?, dtype)));
+        Ok([dx.transpose()?, dw.transpose()?, bias.then(|| product::backward_bias(&dy))])
     }))
 }
 

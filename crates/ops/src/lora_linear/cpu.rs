@@ -4,6 +4,7 @@ use crate::{
     dropout::{self, Dropout},
     product::{self, Left},
 };
+use halfbyte_autograd::Result;
 use halfbyte_tensor::{DType, Tensor};
 use rayon::prelude::*;
 
@@ -33,38 +34,39 @@ pub(super) struct Thin {
 
 /// `s drop(x) Aᵀ`, in the dtype in which products take it: the factor is in it, so that the update joins the base's
 /// product as it is.
-pub(super) fn project(x: &Left<'_>, lora: &LowRank<'_>) -> Tensor {
+pub(super) fn project(x: &Left<'_>, lora: &LowRank<'_>) -> Result<Tensor> {
     let dtype = product::compute_dtype(x.tensor().dtype());
     if lora.dropout.is_off() {
-        return product::scaled_forward(lora.scaling, x, lora.a.value(), dtype);
+        return Ok(product::scaled_forward(lora.scaling, x, lora.a.value(), dtype));
     }
-    let dropped = dropout::apply(x.tensor(), lora.dropout);
-    product::scaled_forward(lora.scaling, &Left::new(&dropped), lora.a.value(), dtype)
+    let dropped = dropout::apply(x.tensor(), lora.dropout)?;
+    Ok(product::scaled_forward(lora.scaling, &Left::new(&dropped), lora.a.value(), dtype))
 }
 
 /// The gradients of A and B of every layer. They are too thin to keep every thread busy one by one, and independent.
-pub(super) fn thin(all: &[Saved<'_>], x: Option<&Tensor>, dys: &[Option<Left<'_>>]) -> Vec<Thin> {
+pub(super) fn thin(all: &[Saved<'_>], x: Option<&Tensor>, dys: &[Option<Left<'_>>]) -> Result<Vec<Thin>> {
     let one = |(saved, dy): (&Saved<'_>, &Option<Left<'_>>)| match (&saved.low_rank, dy) {
         (Some(low_rank), Some(dy)) => low_rank.gradients(x, dy),
-        _ => Thin::default(),
+        _ => Ok(Thin::default()),
     };
     all.par_iter().zip(dys).map(one).collect()
 }
 
 impl SavedLowRank {
     /// `dB = dyᵀ h`, `dA = dhᵀ drop(x)`.
-    fn gradients(&self, x: Option<&Tensor>, dy: &Left<'_>) -> Thin {
+    fn gradients(&self, x: Option<&Tensor>, dy: &Left<'_>) -> Result<Thin> {
         let dtype = dy.tensor().dtype();
         let db = || self.h.as_ref().map(|h| product::backward_w(1.0, dy.tensor(), h, dtype));
         let towards_a = || {
             let kept = product::compute_dtype(dtype);
             let dh = self.b.as_ref().map(|b| product::backward_x(self.scaling, dy, &*product::source(b), kept));
-            let x = x.filter(|_| self.want_da).map(|x| dropout::apply(x, self.dropout));
+            let x = x.filter(|_| self.want_da).map(|x| dropout::apply(x, self.dropout)).transpose()?;
             let da = x.zip(dh.as_ref()).map(|(x, dh)| product::backward_w(1.0, dh, &x, dtype));
-            (dh, da)
+            Ok((dh, da))
         };
-        let (db, (dh, da)) = rayon::join(db, towards_a);
-        Thin { da, db, dh }
+        let (db, found): (_, Result<_>) = rayon::join(db, towards_a);
+        let (dh, da) = found?;
+        Ok(Thin { da, db, dh })
     }
 }
 
@@ -75,7 +77,7 @@ pub(super) fn input_gradient(
     dys: &[Option<Left<'_>>],
     thin: &[Thin],
     (k, dtype): (usize, DType),
-) -> Tensor {
+) -> Result<Tensor> {
     let mut masked: Option<Tensor> = None;
     let (mut bases, mut updates) = (Vec::new(), Vec::new());
     for ((saved, dy), thin) in all.iter().zip(dys).zip(thin) {
@@ -89,7 +91,7 @@ pub(super) fn input_gradient(
             continue;
         }
         let mut part = product::backward_x(1.0, &update.0, &*update.1, dtype);
-        dropout::apply_in_place(&mut part, low_rank.dropout);
+        dropout::apply_in_place(&mut part, low_rank.dropout)?;
         match &mut masked {
             Some(sum) => sum.add_assign(&part),
             None => masked = Some(part),
@@ -101,5 +103,5 @@ pub(super) fn input_gradient(
     let rows = dys.iter().flatten().map(|it| it.tensor().rows()).next().unwrap_or(0);
     let mut dx = masked.unwrap_or_else(|| Tensor::scratch(&[rows, k], dtype));
     product::sum_backward_x(&bases.chain(updates).collect::<Vec<_>>(), accumulate, &mut dx);
-    dx
+    Ok(dx)
 }

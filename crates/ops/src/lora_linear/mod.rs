@@ -4,6 +4,7 @@
 //! `(rows, out)` array, and only `x` and the `(rows, rank)` projection are kept for the backward pass.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -64,9 +65,18 @@ pub fn lora_linear<'m>(
 pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
     layers.iter().try_for_each(|it| check(it, x.value()))?;
     let (dtype, shape, k) = (x.value().dtype(), x.value().shape().to_vec(), x.value().cols());
+    if x.value().gpu().is_some() {
+        let (ys, hs) = cuda::forward(x.value(), &layers)?;
+        let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
+        return recorded(tape, x, &layers, ys, move |x, dys, needs| {
+            let mut found = cuda::backward(&saved, x, &dys, needs)?;
+            found[0] = found[0].take().map(|it| it.reshape(&shape)).transpose()?;
+            Ok(found)
+        });
+    }
     let left = Left::shared(x.value());
-    let hs: Vec<Option<Tensor>> =
-        layers.par_iter().map(|it| it.lora.as_ref().map(|lora| cpu::project(&left, lora))).collect();
+    let project = |it: &Layer<'_, '_>| it.lora.as_ref().map(|lora| cpu::project(&left, lora)).transpose();
+    let hs: Vec<Option<Tensor>> = layers.par_iter().map(project).collect::<Result<_>>()?;
     let forward = |(Layer { w, bias, lora }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
         let bias = bias.map(Var::value);
         match lora.as_ref().zip(h.as_ref()) {
@@ -84,6 +94,29 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     drop(left);
 
     let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
+    recorded(tape, x, &layers, ys, move |x, dys, needs| {
+        let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
+        let thin = cpu::thin(&saved, x, &lefts)?;
+        let dx: Option<Result<Tensor>> =
+            needs[0].then(|| Ok(cpu::input_gradient(&saved, &lefts, &thin, (k, dtype))?.reshape(&shape)?));
+        let mut found = vec![dx.transpose()?];
+        for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {
+            let db = dy.as_ref().filter(|_| needs[2]).map(product::backward_bias);
+            found.extend([thin.da, thin.db, db]);
+        }
+        Ok(found)
+    })
+}
+
+/// Puts the outputs on the tape. `backward` gets the input, where a gradient of an A wants it, the outputs' gradients, and
+/// which parents want theirs: the input, then A, B and bias of every layer.
+fn recorded<'m, const N: usize>(
+    tape: &Tape<'m>,
+    x: &Var,
+    layers: &[Layer<'_, 'm>; N],
+    ys: Vec<Tensor>,
+    backward: impl FnOnce(Option<&Tensor>, Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
+) -> Result<[Var; N]> {
     let wanted_x = layers.iter().filter_map(|it| it.lora).any(|it| it.a.requires_grad()).then(|| x.keep());
     let none = no_bias();
     let of_layer = |it: &Layer<'_, '_>| -> Vec<Var> {
@@ -94,17 +127,8 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     let parents: Vec<&Var> = parents.iter().collect();
     let name = if layers.iter().any(|it| it.lora.is_some()) { OP } else { "frozen_linear" };
     let ys = tape.record_many(name, &parents, ys, move |dys, needs| {
-        let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
-        let x = wanted_x.map(Kept::value);
-        let thin = cpu::thin(&saved, x.as_ref(), &lefts);
-        drop(x);
-        let dx = needs[0].then(|| cpu::input_gradient(&saved, &lefts, &thin, (k, dtype)).reshape(&shape));
-        let mut found = vec![dx.transpose()?];
-        for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {
-            let db = dy.as_ref().filter(|_| needs[2]).map(product::backward_bias);
-            found.extend([thin.da, thin.db, db]);
-        }
-        Ok(found)
+        let x = wanted_x.map(Kept::value).transpose()?;
+        backward(x.as_ref(), dys, needs)
     });
     ys.try_into().map_err(|_| unreachable!("as many outputs as layers"))
 }

@@ -53,9 +53,11 @@ fn forward_and_gradients_agree_with_f64_in_every_dtype() {
             let s = f64::from(SCALING);
             let [xs, ws, av, bv, ds] =
                 [&case.x.value(), &w.dense(), &case.a.value(), &case.b.value(), &case.dy].map(|t| as_operand(t, dtype));
-            let dropped = as_operand(&dropout::apply(&case.x.value(), case.dropout), dtype);
-            let mask: Vec<f64> =
-                rounded(&dropout::apply(&Tensor::from_vec(&[m, k], vec![1.0f32; m * k]), case.dropout), DType::F32);
+            let dropped = as_operand(&dropout::apply(&case.x.value(), case.dropout).unwrap(), dtype);
+            let mask: Vec<f64> = rounded(
+                &dropout::apply(&Tensor::from_vec(&[m, k], vec![1.0f32; m * k]), case.dropout).unwrap(),
+                DType::F32,
+            );
             let h = product(&dropped, &transposed(&av, r, k), (m, k, r));
             let update = product(&h, &transposed(&bv, n, r), (m, r, n));
             let bias = rounded(&case.bias.value(), DType::F32);

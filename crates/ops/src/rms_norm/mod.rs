@@ -1,6 +1,7 @@
 //! Root mean square normalisation, rounded where transformers' `LlamaRMSNorm` rounds.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +14,16 @@ use halfbyte_tensor::{DType, Error, Tensor, with_float};
 /// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
 pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value())?);
-    let (y, rstd) = forward(&xv, &wv, eps);
+    let (y, rstd) = forward(&xv, &wv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
-        move || forward(&xv, &wv, eps).0
+        move || Ok(forward(&xv, &wv, eps)?.0)
     };
     let y = tape.record("rms_norm", [x, w], y, move |dy, [x, w]| {
+        if xv.gpu().is_some() {
+            let (dx, dw) = cuda::backward(&xv, &wv, &rstd, &dy, w)?;
+            return Ok([x.then_some(dx), dw]);
+        }
         let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
         let dw = with_float!(dx.dtype(), T, {
             let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), rstd: rstd.data() };
@@ -30,11 +35,14 @@ pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
 }
 
 /// The output, and 1 over each row's root mean square.
-fn forward(x: &Tensor, w: &Tensor, eps: f32) -> (Tensor, Tensor) {
+fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    if x.gpu().is_some() {
+        return Ok(cuda::forward(x, w, eps)?);
+    }
     let mut y = Tensor::scratch(x.shape(), x.dtype());
     let mut rstd = Tensor::scratch(&[x.rows()], DType::F32);
     with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
-    (y, rstd)
+    Ok((y, rstd))
 }
 
 /// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers.

@@ -2,6 +2,7 @@
 //! second, by an angle that grows with the position.
 
 mod cpu;
+mod cuda;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -9,8 +10,9 @@ mod tests;
 pub use spec::{RopeScaling, RopeSpec};
 
 use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_cuda::Gpu;
 use halfbyte_tensor::{Error, Tensor, with_float};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Cosines and sines of every position of texts up to a length, computed once for a model, shared when cloned.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct RopeTable {
     length: usize,
     /// `(length, head_dim / 2)` cosines, then as many sines.
     values: Arc<[f32]>,
+    /// The same on a GPU, from the first use there.
+    on_gpu: Arc<OnceLock<Tensor>>,
 }
 
 impl RopeTable {
@@ -38,7 +42,7 @@ impl RopeTable {
                 (*cos, *sin) = (c as f32 * factor, s as f32 * factor);
             }
         }
-        Ok(RopeTable { half, length, values: values.into() })
+        Ok(RopeTable { half, length, values: values.into(), on_gpu: Arc::default() })
     }
 
     /// Channels of a head.
@@ -56,6 +60,15 @@ impl RopeTable {
         4 * self.values.len()
     }
 
+    /// The table on a GPU.
+    fn on(&self, gpu: &Arc<Gpu>) -> halfbyte_tensor::Result<Tensor> {
+        if let Some(known) = self.on_gpu.get().filter(|it| it.gpu().is_some_and(|there| Arc::ptr_eq(there, gpu))) {
+            return Ok(known.clone());
+        }
+        let table = halfbyte_tensor::cuda::upload_f32(gpu, &[self.values.len()], &self.values)?;
+        Ok(self.on_gpu.get_or_init(|| table).clone())
+    }
+
     /// The `head_dim / 2` cosines and sines of a position.
     fn row(&self, position: u32) -> (&[f32], &[f32]) {
         let (cos, sin) = self.values.split_at(self.length * self.half);
@@ -70,19 +83,22 @@ impl RopeTable {
 /// the positions. Fails if a position lies beyond the table.
 pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<Var> {
     check(x.value(), table, positions, head_dim)?;
-    let y = rotated(x.value(), table, positions, 1.0);
+    let y = rotated(x.value(), table, positions, 1.0)?;
     if !x.requires_grad() {
         return Ok(Var::constant(y));
     }
     let (table, positions) = (table.clone(), positions.to_vec());
-    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &positions, -1.0))])))
+    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &positions, -1.0)?)])))
 }
 
 /// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
-fn rotated(x: &Tensor, table: &RopeTable, positions: &[u32], direction: f32) -> Tensor {
+fn rotated(x: &Tensor, table: &RopeTable, positions: &[u32], direction: f32) -> Result<Tensor> {
+    if x.gpu().is_some() {
+        return Ok(cuda::rotate(x, table, positions, direction)?);
+    }
     let mut y = Tensor::scratch(x.shape(), x.dtype());
     with_float!(y.dtype(), T, cpu::rotate::<T>(x.data(), (table, direction), positions, y.data_mut()));
-    y
+    Ok(y)
 }
 
 fn check(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<()> {

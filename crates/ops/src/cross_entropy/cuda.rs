@@ -1,0 +1,71 @@
+//! The same on a GPU: as many rows at a time as keep the logits below a limit.
+
+use super::Head;
+use super::cpu::{Found, Job};
+use crate::gpu_product::cuda::{Operand, decode, multiply, product};
+use halfbyte_autograd::{Result, Var};
+use halfbyte_cuda::{Launch, Source};
+use halfbyte_tensor::{DType, Tensor, cuda};
+
+const SOURCE: Source = Source { name: "cross_entropy", text: include_str!("kernel.cu") };
+/// Bytes of f32 logits that exist at a time.
+const LOGITS_BYTES: usize = 64 << 20;
+
+impl Head<'_, '_> {
+    /// The head's matrix in `dtype`, on the GPU.
+    fn on_gpu(&self, dtype: DType) -> Result<Tensor> {
+        match self {
+            Head::Frozen(w) => Ok(decode(*w, dtype)?),
+            Head::Trainable(w) => Ok(Var::value(w).to_dtype(dtype)),
+        }
+    }
+}
+
+pub(super) fn logits(h: &Tensor, head: &Head<'_, '_>) -> Result<Tensor> {
+    let w = head.on_gpu(h.dtype())?;
+    Ok(product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?)
+}
+
+impl Job<'_> {
+    pub(super) fn run_on_gpu(&self, (vocab, channels): (usize, usize)) -> Result<Found> {
+        let dtype = self.h.dtype();
+        let device = self.h.device();
+        let dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], dtype));
+        let dw = self.want_dw.then(|| Tensor::zeros_on(&device, &[vocab, channels], DType::F32));
+        let mut found = Found { loss: 0.0, dh, dw };
+        let Some(gpu) = self.h.gpu() else { return Ok(found) };
+        let w = self.head.on_gpu(dtype)?;
+        let at_once = (LOGITS_BYTES / 4 / vocab).clamp(1, self.rows.len());
+        for rows in self.rows.chunks(at_once) {
+            let n = rows.len();
+            let places = cuda::upload_u32(gpu, &rows.iter().map(|it| *it as u32).collect::<Vec<_>>())?;
+            let targets = cuda::upload_u32(gpu, &rows.iter().map(|it| self.targets[*it]).collect::<Vec<_>>())?;
+            let mut h = self.h.scratch_like(&[n, channels], dtype);
+            let elements = n * channels;
+            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(self.h).read(&places).write(&mut h).int(channels);
+            // SAFETY: all rows lie in `h`.
+            unsafe { call.long(elements as u64).run("gather_rows", Launch::elements(elements)) }?;
+            let logits = product(1.0, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
+            let mut losses = h.scratch_like(&[n], DType::F32);
+            let wanted = self.want_dh || self.want_dw;
+            let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
+            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&logits).read(&targets).write(&mut losses);
+            let call = call.write_or_null(grad.as_mut()).int(vocab).float(self.scale);
+            // SAFETY: a block a row of logits, whose target the caller checked.
+            unsafe { call.run("softmax_loss", Launch::rows(n, 256)) }?;
+            drop(logits);
+            found.loss += losses.to_f32_vec().iter().map(|it| f64::from(*it)).sum::<f64>();
+            let Some(grad) = grad else { continue };
+            if let Some(dw) = &mut found.dw {
+                multiply(1.0, Operand::new(&grad).t(), Operand::new(&h), 1.0, dw)?;
+            }
+            if let Some(dh) = &mut found.dh {
+                let part = product(1.0, Operand::new(&grad), Operand::new(&w), dtype)?;
+                let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&part).read(&places).write(dh).int(channels);
+                // SAFETY: all rows lie in `dh`.
+                unsafe { call.long(elements as u64).run("scatter_rows", Launch::elements(elements)) }?;
+            }
+        }
+        Ok(found)
+    }
+}

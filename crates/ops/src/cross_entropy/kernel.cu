@@ -1,0 +1,29 @@
+// out[i] = x[rows[i]], rows of `cols`.
+KERNEL gather_rows(const T* x, const unsigned* rows, T* out, int cols, unsigned long long n) {
+    FOR_EACH(i, n) out[i] = x[(size_t)rows[i / cols] * cols + i % cols];
+}
+
+// out[rows[i]] = x[i].
+KERNEL scatter_rows(const T* x, const unsigned* rows, T* out, int cols, unsigned long long n) {
+    FOR_EACH(i, n) out[(size_t)rows[i / cols] * cols + i % cols] = x[i];
+}
+
+// One block a row of logits: losses[row] = log(sum exp(l)) - l[target], and, if wanted, grad = scale * (softmax - onehot), rounded.
+KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses, T* grad, int vocab, float scale) {
+    __shared__ float scratch[32];
+    const float* row = logits + (size_t)blockIdx.x * vocab;
+    int target = (int)targets[blockIdx.x];
+    float largest = -INF;
+    for (int j = threadIdx.x; j < vocab; j += blockDim.x) largest = fmaxf(largest, row[j]);
+    largest = block_max(largest, scratch);
+    float sum = 0.0f;
+    for (int j = threadIdx.x; j < vocab; j += blockDim.x) sum += expf(row[j] - largest);
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) losses[blockIdx.x] = largest + logf(sum) - row[target];
+    if (!grad) return;
+    float inverse = 1.0f / sum;
+    for (int j = threadIdx.x; j < vocab; j += blockDim.x) {
+        float p = expf(row[j] - largest) * inverse;
+        grad[(size_t)blockIdx.x * vocab + j] = Round<T>::of(scale * (j == target ? p - 1.0f : p));
+    }
+}

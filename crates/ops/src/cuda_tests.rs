@@ -1,0 +1,308 @@
+//! Every op on a GPU (or the CPU in the guise of one) beside the same op on the CPU: outputs and gradients, in every dtype.
+
+use crate::{
+    AttentionShape, Dropout, FrozenMatrix, GpuScales, GpuWeight, Head, IGNORE, Layer, LowRank, RopeScaling, RopeSpec,
+    RopeTable, add_scaled, attend_cached, attention, cross_entropy, dora_scale, dropout, embedding, frozen_linear,
+    frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
+    gelu_new, layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
+};
+use halfbyte_autograd::{Param, Result, Tape, Var};
+use halfbyte_matmul::Source;
+use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+
+/// Four roundings of the dtype, relative to the largest value.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 2e-6,
+        DType::Bf16 => 2.0f32.powi(-7),
+        _ => 2.0f32.powi(-9),
+    }
+}
+
+#[track_caller]
+fn near(what: &str, got: &Tensor, expected: &Tensor, tolerance: f32) {
+    assert_eq!((got.shape(), got.dtype()), (expected.shape(), expected.dtype()), "{what}");
+    let (got, expected) = (got.to_f32_vec(), expected.to_f32_vec());
+    let largest = expected.iter().fold(1e-3f32, |m, it| m.max(it.abs()));
+    for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
+        assert!((g - e).abs() <= tolerance * largest, "{what}[{i}]: GPU {g}, CPU {e}, largest {largest}");
+    }
+}
+
+/// Runs an op on both devices with the same parameters and compares its output and all gradients.
+fn compare(what: &str, params: &[Tensor], op: impl Fn(&Tape<'static>, &[Var]) -> Result<Var>) {
+    compare_within(what, params, 1.0, op);
+}
+
+/// The same where an op rounds `more` times as often on a GPU.
+fn compare_within(what: &str, params: &[Tensor], more: f32, op: impl Fn(&Tape<'static>, &[Var]) -> Result<Var>) {
+    let Some(gpu) = gpu() else { return };
+    let run = |device: &Device| {
+        let params: Vec<Param> = params.iter().map(|it| Param::new("p", it.to_device(device).unwrap())).collect();
+        let tape = Tape::recording();
+        let vars: Vec<Var> = params.iter().map(|it| tape.param(it)).collect();
+        let y = op(&tape, &vars).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let value = y.value().to_device(&Device::Cpu).unwrap();
+        let loss = if y.value().shape() == [1] {
+            y
+        } else {
+            let dy = noise(value.shape(), value.dtype(), 99).to_device(device).unwrap();
+            with_gradient(&tape, &y, &dy)
+        };
+        drop(vars);
+        let grads = tape.backward(loss).unwrap();
+        let all: Vec<Tensor> =
+            params.iter().map(|it| grads.get(it).unwrap().to_device(&Device::Cpu).unwrap()).collect();
+        (value, all)
+    };
+    let ((y, grads), (expected, wanted)) = (run(&Device::Cuda(gpu)), run(&Device::Cpu));
+    let tolerance = more * tolerance(params[0].dtype());
+    near(what, &y, &expected, tolerance);
+    for (i, (got, wanted)) in grads.iter().zip(&wanted).enumerate() {
+        near(&format!("{what}, gradient {i}"), got, wanted, 4.0 * tolerance);
+    }
+}
+
+#[test]
+fn pointwise_ops() {
+    for dtype in FLOATS {
+        for shape in [[1, 1], [3, 5], [70, 129]] {
+            let [a, b] = [noise_in(&shape, dtype, 1, -4.0, 4.0), noise_in(&shape, dtype, 2, -4.0, 4.0)];
+            compare("add_scaled", &[a.clone(), b.clone()], |tape, p| add_scaled(tape, &p[0], &p[1], -0.75));
+            compare("silu_mul", &[a.clone(), b.clone()], |tape, p| silu_mul(tape, &p[0], &p[1]));
+            compare("gelu_new", std::slice::from_ref(&a), |tape, p| gelu_new(tape, &p[0]));
+            let d = Dropout { p: 0.3, seed: 0x1234_5678_9abc, site: 77 << 33 };
+            compare("dropout", &[a], |tape, p| dropout(tape, &p[0], d));
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    for dtype in FLOATS {
+        for (rows, c) in [(1, 1), (5, 33), (9, 700)] {
+            let x = noise_in(&[rows, c], dtype, 1, -3.0, 3.0);
+            let [w, b] = [noise(&[c], DType::F32, 2), noise(&[c], DType::F32, 3)];
+            compare("rms_norm", &[x.clone(), w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
+            if c > 1 {
+                compare("layer_norm", &[x, w, b], |tape, p| layer_norm(tape, &p[0], &p[1], &p[2], 1e-5));
+            }
+        }
+    }
+}
+
+#[test]
+fn rotations_and_embeddings() {
+    let spec = RopeSpec { theta: 10000.0, head_dim: 8, max_position: 64, scaling: RopeScaling::None };
+    let table = RopeTable::new(&spec, 64).unwrap();
+    let positions: Vec<u32> = (0..11).map(|it| it * 5).collect();
+    let ids = [3u32, 0, 3, 6, 1, 3, 0];
+    for dtype in FLOATS {
+        compare("rope", &[noise(&[11, 24], dtype, 1)], |tape, p| rope(tape, &p[0], &table, &positions, 8));
+        compare("embedding", &[noise(&[7, 33], DType::F32, 2)], |tape, p| embedding(tape, &p[0], &ids, dtype));
+    }
+}
+
+/// A frozen weight in the form that its activations' device reads.
+#[derive(Debug)]
+enum Stored {
+    Dense(Tensor),
+    FourBit { dims: (usize, usize), packed: Tensor, code: Tensor, absmax: Tensor },
+    Double { dims: (usize, usize), packed: Tensor, code: Tensor, codes: Tensor, map: Tensor, nested: Tensor },
+    Rows8 { dims: (usize, usize), codes: Tensor, absmax: Tensor },
+}
+
+impl FrozenMatrix for Stored {
+    fn dims(&self) -> (usize, usize) {
+        match self {
+            Stored::Dense(w) => (w.rows(), w.cols()),
+            Stored::FourBit { dims, .. } | Stored::Double { dims, .. } | Stored::Rows8 { dims, .. } => *dims,
+        }
+    }
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
+        unreachable!("a product on a GPU reads the parts")
+    }
+    fn bytes(&self) -> usize {
+        0
+    }
+    fn format(&self) -> String {
+        "test".into()
+    }
+    fn on_gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(match self {
+            Stored::Dense(w) => GpuWeight::Dense(w),
+            Stored::FourBit { packed, code, absmax, .. } => {
+                GpuWeight::FourBit { packed, code, scales: GpuScales::Plain(absmax), block_size: 64 }
+            }
+            Stored::Double { packed, code, codes, map, nested, .. } => {
+                let scales = GpuScales::Double { codes, map, nested_absmax: nested, offset: 0.5 };
+                GpuWeight::FourBit { packed, code, scales, block_size: 64 }
+            }
+            Stored::Rows8 { codes, absmax, .. } => GpuWeight::Rows8 { codes, absmax },
+        })
+    }
+}
+
+/// Weights of every form, each with its decoded values.
+fn weights(out: usize, inner: usize) -> Option<Vec<(&'static Stored, Tensor)>> {
+    let device = Device::Cuda(gpu()?);
+    let put = |t: Tensor| t.to_device(&device).unwrap();
+    let n = out * inner;
+    let bytes: Vec<u8> =
+        noise(&[n.div_ceil(2)], DType::F32, 5).to_f32_vec().iter().map(|it| (it * 127.0) as i8 as u8).collect();
+    let code = noise(&[16], DType::F32, 6).to_f32_vec();
+    let blocks = n.div_ceil(64);
+    let absmax = noise_in(&[blocks], DType::F32, 7, 0.1, 1.0).to_f32_vec();
+    let nibble = |i: usize| usize::from(if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 });
+    let four: Vec<f32> = (0..n).map(|i| code[nibble(i)] * absmax[i / 64]).collect();
+    let map = noise(&[256], DType::F32, 8).to_f32_vec();
+    let codes: Vec<u8> = (0..blocks).map(|it| (it * 37 + 11) as u8).collect();
+    let nested = noise_in(&[blocks.div_ceil(256)], DType::F32, 9, 0.1, 0.5).to_f32_vec();
+    let scale = |b: usize| map[usize::from(codes[b])] * nested[b / 256] + 0.5;
+    let double: Vec<f32> = (0..n).map(|i| code[nibble(i)] * scale(i / 64)).collect();
+    let eight: Vec<u8> = (0..n).map(|it| (it * 91 + 5) as u8).collect();
+    let row_max = noise_in(&[out], DType::F32, 10, 0.1, 1.0).to_f32_vec();
+    let rows8: Vec<f32> = (0..n).map(|i| f32::from(eight[i] as i8) * row_max[i / inner] * 7.874_016e-3).collect();
+    let dense = noise(&[out, inner], DType::Bf16, 4);
+    let dims = (out, inner);
+    let flat = |v: &[f32]| put(Tensor::from_vec(&[v.len()], v.to_vec()));
+    let raw = |v: &[u8]| put(Tensor::from_vec(&[v.len()], v.to_vec()));
+    let matrix = |v: Vec<f32>| Tensor::from_vec(&[out, inner], v);
+    let leak = |it: Stored| -> &'static Stored { Box::leak(Box::new(it)) };
+    Some(vec![
+        (leak(Stored::Dense(put(dense.clone()))), dense.to_dtype(DType::F32)),
+        (leak(Stored::FourBit { dims, packed: raw(&bytes), code: flat(&code), absmax: flat(&absmax) }), matrix(four)),
+        (
+            leak(Stored::Double {
+                dims,
+                packed: raw(&bytes),
+                code: flat(&code),
+                codes: raw(&codes),
+                map: flat(&map),
+                nested: flat(&nested),
+            }),
+            matrix(double),
+        ),
+        (leak(Stored::Rows8 { dims, codes: raw(&eight), absmax: flat(&row_max) }), matrix(rows8)),
+    ])
+}
+
+#[test]
+fn frozen_layers_with_and_without_updates() {
+    for (rows, out, inner) in [(1, 3, 5), (7, 40, 33), (20, 65, 128)] {
+        let Some(all) = weights(out, inner) else { return };
+        for dtype in FLOATS {
+            for (gpu_weight, decoded) in &all {
+                let plain = Plain::leaked(decoded.clone());
+                let pick = |x: &Var| -> &'static dyn FrozenMatrix {
+                    if x.value().gpu().is_some() { *gpu_weight } else { plain }
+                };
+                let params = [
+                    noise(&[rows, inner], dtype, 1),
+                    noise(&[4, inner], DType::F32, 2),
+                    noise(&[out, 4], DType::F32, 3),
+                    noise(&[out], DType::F32, 4),
+                ];
+                compare("frozen_linear", &[params[0].clone(), params[3].clone()], |tape, p| {
+                    frozen_linear(tape, &p[0], pick(&p[0]), Some(&p[1]))
+                });
+                for dropout in [Dropout::default(), Dropout { p: 0.25, seed: 5, site: 6 }] {
+                    // On a GPU the base's output is rounded before the update is added, and again before the bias is.
+                    compare_within("lora_linears", &params, 2.0, |tape, p| {
+                        let lora = Some(LowRank { a: &p[1], b: &p[2], scaling: 0.5, dropout });
+                        let one = Layer { w: pick(&p[0]), bias: Some(&p[3]), lora };
+                        let two = Layer { w: pick(&p[0]), bias: None, lora: None };
+                        let [a, b] = lora_linears(tape, &p[0], [one, two])?;
+                        add_scaled(tape, &a, &b, 0.5)
+                    });
+                }
+                let on_gpu = |t: &Tensor| t.to_device(&Device::Cuda(gpu().unwrap())).unwrap();
+                let update = (&params[1], &params[2], 0.5);
+                let there = (&on_gpu(update.0), &on_gpu(update.1), 0.5);
+                let (got, wanted) =
+                    (row_norms(*gpu_weight, Some(there)).unwrap(), row_norms(plain, Some(update)).unwrap());
+                near("row_norms", &Tensor::from_vec(&[out], got), &Tensor::from_vec(&[out], wanted), 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_that_train_and_rescaled_ones() {
+    for dtype in FLOATS {
+        let [x, w, b] = [noise(&[9, 33], dtype, 1), noise(&[20, 33], DType::F32, 2), noise(&[20], DType::F32, 3)];
+        compare("linear", &[x, w, b.clone()], |tape, p| linear(tape, &p[0], &p[1], Some(&p[2])));
+        let norm = noise_in(&[20], DType::F32, 4, 0.5, 2.0).to_f32_vec();
+        let params = [noise(&[9, 20], dtype, 5), noise(&[20], DType::F32, 6), b];
+        compare("dora_scale", &params, |tape, p| dora_scale(tape, &p[0], &p[1], norm.clone(), Some(&p[2])));
+    }
+}
+
+#[test]
+fn attention_of_every_kind() {
+    let shapes = [
+        (AttentionShape { batch: 1, time: 1, heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None }, vec![1]),
+        (
+            AttentionShape { batch: 2, time: 37, heads: 4, kv_heads: 2, head_dim: 12, scale: 0.3, window: None },
+            vec![37, 20],
+        ),
+        (
+            AttentionShape { batch: 2, time: 50, heads: 2, kv_heads: 2, head_dim: 40, scale: 1.0, window: Some(9) },
+            vec![50, 33],
+        ),
+        (
+            AttentionShape { batch: 1, time: 70, heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None },
+            vec![70],
+        ),
+    ];
+    for dtype in FLOATS {
+        for (shape, lengths) in &shapes {
+            let rows = shape.batch * shape.time;
+            let of = |heads: usize, seed| noise_in(&[rows, heads * shape.head_dim], dtype, seed, -1.0, 1.0);
+            let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
+            compare("attention", &params, |tape, p| attention(tape, &p[0], &p[1], &p[2], *shape, lengths));
+        }
+    }
+}
+
+#[test]
+fn attention_over_a_cache() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for (time, start, window) in [(1, 0, None), (1, 45, None), (5, 33, Some(7)), (40, 8, None)] {
+        let shape = AttentionShape { batch: 1, time, heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
+        let q = noise(&[time, 64], DType::F32, 1);
+        let [k, v] = [noise(&[64, 32], DType::F32, 2), noise(&[64, 32], DType::F32, 3)];
+        let there = |t: &Tensor| t.to_device(&device).unwrap();
+        let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, start).unwrap();
+        near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, start).unwrap(), 2e-6);
+    }
+}
+
+#[test]
+fn the_loss_and_the_logits() {
+    for dtype in FLOATS {
+        for (rows, vocab, channels) in [(1, 2, 1), (13, 300, 20), (40, 33, 64)] {
+            let targets: Vec<u32> =
+                (0..rows as u32).map(|i| if i % 5 == 3 { IGNORE } else { i * 7 % vocab as u32 }).collect();
+            let [h, w] = [noise(&[rows, channels], dtype, 1), noise(&[vocab, channels], DType::F32, 2)];
+            compare("cross_entropy", &[h.clone(), w.clone()], |tape, p| {
+                cross_entropy(tape, &p[0], Head::Trainable(&p[1]), &targets, 3.0)
+            });
+            let Some(gpu) = gpu() else { return };
+            let there = |t: &Tensor| Var::constant(t.to_device(&Device::Cuda(gpu.clone())).unwrap());
+            let got = logits(there(&h).value(), Head::Trainable(&there(&w))).unwrap();
+            near("logits", &got, &logits(&h, Head::Trainable(&Var::constant(w))).unwrap(), 4.0 * tolerance(dtype));
+        }
+    }
+}
+
+#[test]
+fn a_weight_in_host_memory_is_refused_by_name() {
+    let Some(gpu) = gpu() else { return };
+    let x = Var::constant(noise(&[2, 64], DType::F32, 1).to_device(&Device::Cuda(gpu)).unwrap());
+    let w = FourBit::random(3, 64, 2);
+    let error = frozen_linear(&Tape::disabled(), &x, &w, None).unwrap_err().to_string();
+    assert!(error.contains("host memory") && error.contains("GPU"), "{error}");
+}
