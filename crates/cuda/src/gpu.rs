@@ -453,6 +453,17 @@ impl CopyStream<'_> {
         call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr + at as u64, self.stream) })
     }
 
+    /// Sets bytes of a buffer to zero.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn zero(&self, buffer: &mut Buffer, at: usize, bytes: usize) -> Result<(), Error> {
+        assert!(at + bytes <= buffer.bytes, "what is cleared lies within its buffer");
+        self.gpu.bind()?;
+        // SAFETY: the range lies in the buffer.
+        call("cuMemsetD8Async", unsafe { result::memset_d8_async(buffer.ptr + at as u64, 0, bytes, self.stream) })
+    }
+
     /// Waits until all copies are done.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ pub(crate) fn check_len(what: &'static str, spec: &ParamSpec, got: usize) -> Res
     }
 }
 
-fn check_config(config: &AdamWConfig) -> Result<()> {
+pub(crate) fn check_config(config: &AdamWConfig) -> Result<()> {
     for (name, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
         if !(0.0..1.0).contains(&beta) {
             return Err(setting(name, beta, "0 or more, below 1"));
@@ -209,7 +209,7 @@ fn check_config(config: &AdamWConfig) -> Result<()> {
     Ok(())
 }
 
-fn setting(name: &'static str, got: impl ToString, expected: &'static str) -> Error {
+pub(crate) fn setting(name: &'static str, got: impl ToString, expected: &'static str) -> Error {
     Error::Setting { name, got: got.to_string(), expected }
 }
 

@@ -80,6 +80,9 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// The GPU refused or failed.
+    #[error(transparent)]
+    Cuda(#[from] halfbyte_cuda::Error),
     /// An earlier failure left the state half changed.
     #[error("the optimizer state is incomplete since an earlier failure ({reason}): restore it from a checkpoint")]
     Broken {

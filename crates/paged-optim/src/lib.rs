@@ -6,11 +6,14 @@
 //! - [`policy`] decides which page leaves when another must come in. It does no I/O, so it is tested on its own.
 //! - [`clip_by_global_norm`] and [`LrSchedule`] are what stands around an optimizer in a training loop.
 //!
-//! Only slices go in and out: this crate knows no tensor type and depends on no other part of Halfbyte.
+//! - [`CudaAdamW`] is the same on a GPU, with page-locked host memory in the place of the file.
+//!
+//! Only slices and plain GPU memory go in and out: this crate knows no tensor type.
 
 mod adamw;
 mod arena;
 mod clip;
+mod cuda;
 mod error;
 mod layout;
 pub mod policy;
@@ -21,6 +24,7 @@ mod update;
 
 pub use adamw::{AdamW, AdamWConfig, Budget, PageStats, ParamSpec, ParamStep};
 pub use clip::{clip_by_global_norm, global_norm};
+pub use cuda::{CudaAdamW, CudaParamStep, sums_of_squares};
 pub use error::{Error, Result};
 pub use schedule::{LrSchedule, Schedule, UnknownSchedule};
 pub use state::{Moment, ParamState, State, StatePlace};

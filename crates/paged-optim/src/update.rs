@@ -12,17 +12,17 @@ const PIECE: usize = 1 << 14;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Coefficients {
     /// `1 - lr * weight_decay`, the share of a decayed parameter that stays.
-    keep: f32,
+    pub(crate) keep: f32,
     /// `1 - beta1`
-    mix1: f32,
-    beta2: f32,
+    pub(crate) mix1: f32,
+    pub(crate) beta2: f32,
     /// `1 - beta2`
-    mix2: f32,
+    pub(crate) mix2: f32,
     /// `lr / (1 - beta1^t)`
-    step_size: f32,
+    pub(crate) step_size: f32,
     /// `sqrt(1 - beta2^t)`
-    correction2: f32,
-    eps: f32,
+    pub(crate) correction2: f32,
+    pub(crate) eps: f32,
 }
 
 impl Coefficients {

@@ -129,7 +129,8 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cuda(buffer, dtype)) }
     }
 
-    pub(crate) fn cuda_buffer_mut(&mut self) -> Option<&mut halfbyte_cuda::Buffer> {
+    /// The same, for writing; `None` also where the tensor is shared.
+    pub fn cuda_buffer_mut(&mut self) -> Option<&mut halfbyte_cuda::Buffer> {
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Cuda(buffer, _)) => Some(buffer),
             _ => None,

@@ -2,6 +2,8 @@
 
 mod checkpoint;
 mod clip;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod golden;
 mod paging;
 mod policy;

@@ -1,0 +1,338 @@
+//! The same optimizer with values, gradients and resident state on a GPU; pages that do not fit wait in page-locked host
+//! memory, moved by the same policy on a stream of their own while the kernels of other pages run.
+
+use std::{io, sync::Arc};
+
+use halfbyte_cuda::{Arg, Buffer, Gpu, Launch, Number, Pinned, Source};
+
+use crate::{
+    AdamWConfig, Error, Moment, PageStats, ParamSpec, Result, StatePlace,
+    adamw::{check_config, check_len, setting},
+    layout::{BYTES_PER_ELEMENT, Layout},
+    policy::{Access, Moves, Policy},
+    update::Coefficients,
+};
+
+const SOURCE: Source = Source { name: "paged-optim", text: include_str!("kernel.cu") };
+/// Blocks of a sum of squares: a number of its own for each, so that the sum is the same on every device.
+const SUM_BLOCKS: u32 = 16;
+const WORD: usize = size_of::<f32>();
+
+/// One parameter of a step: `len` f32 numbers and their gradient, on the optimizer's GPU.
+#[derive(Debug)]
+pub struct CudaParamStep<'a> {
+    /// Changed in place.
+    pub value: &'a mut Buffer,
+    /// Read only.
+    pub grad: &'a Buffer,
+}
+
+/// AdamW on a GPU. See [`AdamW`](crate::AdamW) for what it computes.
+#[derive(Debug)]
+pub struct CudaAdamW {
+    gpu: Arc<Gpu>,
+    config: AdamWConfig,
+    specs: Vec<ParamSpec>,
+    layout: Layout,
+    policy: Policy,
+    frames: usize,
+    /// All frames, one after the other.
+    memory: Buffer,
+    /// A place for every page; absent when every page has a frame.
+    host: Option<Pinned>,
+    stats: PageStats,
+    resident: usize,
+    steps: u64,
+    broken: Option<String>,
+}
+
+impl CudaAdamW {
+    /// State for parameters of these sizes, all zero. `resident_bytes` of it stay on the GPU (all, if absent).
+    ///
+    /// # Errors
+    /// A setting that makes no sense, or memory that is not there.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        config: AdamWConfig,
+        specs: &[ParamSpec],
+        (resident_bytes, page_bytes): (Option<usize>, usize),
+    ) -> Result<Self> {
+        check_config(&config)?;
+        if page_bytes == 0 || !page_bytes.is_multiple_of(BYTES_PER_ELEMENT) {
+            return Err(setting("page_bytes", page_bytes, "a positive multiple of 8"));
+        }
+        let layout = Layout::new(specs, page_bytes)
+            .ok_or_else(|| setting("state size", "beyond the address space".to_owned(), "parameters that fit it"))?;
+        let frames = match resident_bytes {
+            Some(bytes) if bytes < layout.state_bytes() => bytes / page_bytes,
+            _ => layout.pages(),
+        };
+        if frames == 0 && layout.pages() > 0 {
+            let resident = resident_bytes.unwrap_or_default();
+            return Err(setting("resident_bytes", resident, "at least page_bytes: raise it or make pages smaller"));
+        }
+        let frame_bytes = layout.frame_words() * WORD;
+        let memory = gpu.alloc(frames * frame_bytes)?;
+        let host = if frames < layout.pages() { Some(Pinned::new(gpu, layout.pages() * frame_bytes)?) } else { None };
+        let stats = PageStats { state_bytes: layout.state_bytes(), ..PageStats::default() };
+        let policy = Policy::new(layout.pages(), frames);
+        let (gpu, specs) = (gpu.clone(), specs.to_vec());
+        Ok(Self {
+            gpu,
+            config,
+            specs,
+            layout,
+            policy,
+            frames,
+            memory,
+            host,
+            stats,
+            resident: 0,
+            steps: 0,
+            broken: None,
+        })
+    }
+
+    /// Takes one step with `lr`; gradients count `grad_scale` times, as clipping wants it.
+    ///
+    /// # Errors
+    /// Parameters that are not those of the optimizer, or a GPU that fails; then the state is incomplete until it is
+    /// restored.
+    pub fn step(&mut self, lr: f64, grad_scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
+        self.check_whole()?;
+        if params.len() != self.specs.len() {
+            return Err(Error::ParamCount { what: "the step", expected: self.specs.len(), got: params.len() });
+        }
+        for (spec, step) in self.specs.iter().zip(params.iter()) {
+            check_len("value", spec, step.value.bytes() / WORD)?;
+            check_len("gradient", spec, step.grad.bytes() / WORD)?;
+        }
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(setting("learning rate", lr, "a finite number, zero or more"));
+        }
+        let coefficients = Coefficients::new(&self.config, lr, self.steps + 1);
+        let done = self.sweep(&coefficients, grad_scale, params);
+        self.mark(&done);
+        done?;
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The parameters.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
+    /// Bytes of state and what was moved.
+    pub fn stats(&self) -> PageStats {
+        self.stats
+    }
+
+    /// Shows the state in pieces, as [`AdamW::visit_state`](crate::AdamW::visit_state) does.
+    ///
+    /// # Errors
+    /// What `visit` returns, or a GPU that fails.
+    pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[f32]) -> io::Result<()>) -> Result<()> {
+        self.check_whole()?;
+        self.each_piece(false, &mut |place, values| visit(place, values))
+    }
+
+    /// Fills the state, as [`AdamW::restore`](crate::AdamW::restore) does.
+    ///
+    /// # Errors
+    /// What `fill` returns, or a GPU that fails; then the state stays incomplete.
+    pub fn restore(
+        &mut self,
+        steps: u64,
+        fill: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+    ) -> Result<()> {
+        self.policy = Policy::new(self.layout.pages(), self.frames);
+        (self.resident, self.broken) = (0, None);
+        let done = self.each_piece(true, fill);
+        self.mark(&done);
+        done?;
+        self.steps = steps;
+        Ok(())
+    }
+
+    /// All pages in order, the next on its way while the kernels of one run.
+    fn sweep(&mut self, c: &Coefficients, scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
+        let layout = self.layout.clone();
+        let mut pieces = pieces(&layout, self.specs.len());
+        for page in 0..layout.pages() {
+            let moves = self.policy.touch(page, Access::Write);
+            self.transfer(moves)?;
+            self.gpu.copy_stream().before_compute()?;
+            // Its eviction waits for kernels that were started before: those of this page come after.
+            if page + 1 < layout.pages()
+                && let Some(ahead) = self.policy.prefetch(page + 1, page..page + 1)
+            {
+                self.transfer(ahead)?;
+            }
+            let frame = self.memory.ptr() + (moves.frame * layout.frame_words() * WORD) as u64;
+            while let Some(piece) = pieces.next_if(|it| it.page == page) {
+                let step = &mut params[piece.param];
+                let n = piece.within.len();
+                let word = |moment| frame + (layout.words(page, moment, piece.within.clone()).start * WORD) as u64;
+                let offset = (piece.offset * WORD) as u64;
+                let keep = if self.specs[piece.param].decay { c.keep } else { 1.0 };
+                let args = [
+                    Arg::Ptr(step.value.ptr() + offset),
+                    Arg::Ptr(step.grad.ptr() + offset),
+                    Arg::Ptr(word(Moment::First)),
+                    Arg::Ptr(word(Moment::Second)),
+                    Arg::F32(scale),
+                    Arg::F32(keep),
+                    Arg::F32(c.mix1),
+                    Arg::F32(c.beta2),
+                    Arg::F32(c.mix2),
+                    Arg::F32(c.step_size),
+                    Arg::F32(c.correction2),
+                    Arg::F32(c.eps),
+                    Arg::U64(n as u64),
+                ];
+                // SAFETY: `n` elements of value and gradient from `offset` on, and of both moments in the page's frame.
+                unsafe { self.gpu.launch((&SOURCE, Number::F32), "adamw", Launch::elements(n), &args) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Performs the moves of one frame on the copy stream, after the kernels that were started so far.
+    fn transfer(&mut self, moves: Moves) -> Result<()> {
+        if moves.evict.is_none() && moves.fetch.is_none() {
+            return Ok(());
+        }
+        let copies = self.gpu.copy_stream();
+        copies.wait_for_compute()?;
+        let frame_bytes = self.layout.frame_words() * WORD;
+        let at = moves.frame * frame_bytes;
+        let bytes_of = |page: usize| self.layout.page_words(page) * WORD;
+        if let Some(evict) = moves.evict {
+            let bytes = bytes_of(evict.page);
+            if let (true, Some(host)) = (evict.write_back, &mut self.host) {
+                let place = &mut host.as_mut_slice()[evict.page * frame_bytes..][..bytes];
+                // SAFETY: the page's place in host memory is touched by copies of this stream alone, until one waits for it.
+                unsafe { copies.download(place, &self.memory, at) }?;
+                self.stats.bytes_spilled += bytes as u64;
+            }
+            self.resident -= bytes;
+        }
+        if let Some(fetch) = moves.fetch {
+            let bytes = bytes_of(fetch.page);
+            match &self.host {
+                Some(host) if fetch.read => {
+                    let place = &host.as_slice()[fetch.page * frame_bytes..][..bytes];
+                    // SAFETY: as above.
+                    unsafe { copies.upload(&mut self.memory, at, place) }?;
+                    self.stats.bytes_fetched += bytes as u64;
+                }
+                _ => copies.zero(&mut self.memory, at, bytes)?,
+            }
+            self.resident += bytes;
+            self.stats.resident_peak = self.stats.resident_peak.max(self.resident);
+        }
+        Ok(())
+    }
+
+    /// Every piece of the state through host memory; back again if `write`.
+    fn each_piece(
+        &mut self,
+        write: bool,
+        f: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+    ) -> Result<()> {
+        let layout = self.layout.clone();
+        let specs = self.specs.clone();
+        let mut staging = Pinned::new(&self.gpu, layout.frame_words() * WORD)?;
+        for (param, spec) in specs.iter().enumerate() {
+            for moment in Moment::ALL {
+                for span in layout.spans(param) {
+                    let access = if write { Access::Write } else { Access::Read };
+                    let moves = self.policy.touch(span.page, access);
+                    self.transfer(moves)?;
+                    let words = layout.words(span.page, moment, span.within.clone());
+                    let at = (moves.frame * layout.frame_words() + words.start) * WORD;
+                    let mut values = vec![0.0f32; words.len()];
+                    let copies = self.gpu.copy_stream();
+                    copies.wait_for_compute()?;
+                    let bytes = words.len() * WORD;
+                    if !write {
+                        // SAFETY: the copy is waited for before the memory is looked at.
+                        unsafe { copies.download(&mut staging.as_mut_slice()[..bytes], &self.memory, at) }?;
+                        copies.synchronize()?;
+                        values.copy_from_slice(bytemuck::cast_slice(&staging.as_slice()[..bytes]));
+                    }
+                    let place = StatePlace { param, name: &spec.name, moment, offset: span.offset };
+                    f(place, &mut values).map_err(|source| Error::Transfer {
+                        name: spec.name.clone(),
+                        moment,
+                        offset: span.offset,
+                        source,
+                    })?;
+                    if write {
+                        staging.as_mut_slice()[..bytes].copy_from_slice(bytemuck::cast_slice(&values));
+                        // SAFETY: the copy is waited for before the memory is used again.
+                        unsafe { copies.upload(&mut self.memory, at, &staging.as_slice()[..bytes]) }?;
+                        copies.synchronize()?;
+                    }
+                }
+            }
+        }
+        Ok(self.gpu.copy_stream().before_compute()?)
+    }
+
+    fn check_whole(&self) -> Result<()> {
+        match &self.broken {
+            Some(reason) => Err(Error::Broken { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn mark(&mut self, done: &Result<()>) {
+        if let Err(error) = done {
+            self.broken = Some(error.to_string());
+        }
+    }
+}
+
+/// The sum of squares of every gradient, in f64 and in an order that depends on their sizes alone.
+///
+/// # Errors
+/// If the GPU fails.
+pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer]) -> Result<Vec<f64>> {
+    const BYTES: usize = SUM_BLOCKS as usize * size_of::<f64>();
+    let sums = gpu.alloc(grads.len() * BYTES)?;
+    for (i, grad) in grads.iter().enumerate() {
+        let launch = Launch { grid: (SUM_BLOCKS, 1, 1), block: (256, 1, 1), shared: 0 };
+        let n = (grad.bytes() / WORD) as u64;
+        let args = [Arg::Ptr(grad.ptr()), Arg::Ptr(sums.ptr() + (i * BYTES) as u64), Arg::U64(n)];
+        // SAFETY: the gradient has `n` elements, and every block a place for its sum.
+        unsafe { gpu.launch((&SOURCE, Number::F32), "sum_of_squares", launch, &args) }?;
+    }
+    let mut bytes = vec![0; sums.bytes()];
+    sums.download(&mut bytes)?;
+    let numbers: Vec<f64> =
+        bytes.chunks_exact(8).map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).collect();
+    Ok(numbers.chunks(SUM_BLOCKS as usize).map(|it| it.iter().sum()).collect())
+}
+
+/// A part of a parameter within one page.
+struct Piece {
+    param: usize,
+    page: usize,
+    within: std::ops::Range<usize>,
+    offset: usize,
+}
+
+/// All of them, page by page.
+fn pieces(layout: &Layout, params: usize) -> std::iter::Peekable<std::vec::IntoIter<Piece>> {
+    let of = |param: usize| {
+        layout.spans(param).map(move |it| Piece { param, page: it.page, within: it.within, offset: it.offset })
+    };
+    (0..params).flat_map(of).collect::<Vec<_>>().into_iter().peekable()
+}

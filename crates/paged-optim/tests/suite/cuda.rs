@@ -1,0 +1,138 @@
+//! The optimizer on a GPU (or the CPU in the guise of one): paged equals unpaged bit for bit, and both the CPU's within rounding.
+
+use std::sync::Arc;
+
+use halfbyte_cuda::{Buffer, Gpu};
+use halfbyte_paged_optim::{
+    AdamW, AdamWConfig, Budget, CudaAdamW, CudaParamStep, ParamSpec, ParamStep, sums_of_squares,
+};
+use halfbyte_testkit::{cuda::gpu, noise_vec};
+
+const LENS: [usize; 5] = [1000, 64, 3000, 1, 777];
+
+fn specs() -> Vec<ParamSpec> {
+    let spec = |(i, len): (usize, &usize)| ParamSpec { name: format!("p{i}"), len: *len, decay: i != 1 };
+    LENS.iter().enumerate().map(spec).collect()
+}
+
+fn upload(gpu: &Arc<Gpu>, values: &[f32]) -> Buffer {
+    let mut buffer = gpu.alloc(values.len() * 4).unwrap();
+    buffer.upload(bytemuck::cast_slice(values)).unwrap();
+    buffer
+}
+
+fn download(buffer: &Buffer) -> Vec<f32> {
+    let mut values = vec![0.0f32; buffer.bytes() / 4];
+    buffer.download(bytemuck::cast_slice_mut(&mut values)).unwrap();
+    values
+}
+
+fn grads(step: usize) -> Vec<Vec<f32>> {
+    LENS.iter().enumerate().map(|(i, len)| noise_vec(*len, (100 * step + i) as u64)).collect()
+}
+
+struct Run {
+    values: Vec<Buffer>,
+    adamw: CudaAdamW,
+}
+
+impl Run {
+    fn new(gpu: &Arc<Gpu>, budget: (Option<usize>, usize)) -> Run {
+        let values = LENS.iter().enumerate().map(|(i, len)| upload(gpu, &noise_vec(*len, i as u64))).collect();
+        Run { values, adamw: CudaAdamW::new(gpu, AdamWConfig::default(), &specs(), budget).unwrap() }
+    }
+
+    fn steps(mut self, gpu: &Arc<Gpu>, range: std::ops::Range<usize>) -> Run {
+        for n in range {
+            let grads: Vec<Buffer> = grads(n).iter().map(|it| upload(gpu, it)).collect();
+            let pairs = self.values.iter_mut().zip(&grads);
+            let mut params: Vec<_> = pairs.map(|(value, grad)| CudaParamStep { value, grad }).collect();
+            self.adamw.step(1e-2, 0.5, &mut params).unwrap();
+        }
+        self
+    }
+
+    fn bits(&self) -> Vec<u32> {
+        self.values.iter().flat_map(download).map(f32::to_bits).collect()
+    }
+}
+
+#[test]
+fn paged_equals_unpaged_bit_for_bit_and_the_cpu_nearly() {
+    let Some(gpu) = gpu() else { return };
+    let whole = Run::new(&gpu, (None, 1 << 20)).steps(&gpu, 0..6);
+    let state: usize = LENS.iter().sum::<usize>() * 8;
+    for frames in [1, 2, 5] {
+        let paged = Run::new(&gpu, (Some(frames * 2048), 2048)).steps(&gpu, 0..6);
+        assert_eq!(paged.bits(), whole.bits(), "{frames} frames");
+        let stats = paged.adamw.stats();
+        assert!(
+            stats.bytes_spilled > 0 && stats.bytes_fetched > 0 && stats.resident_peak <= frames * 2048,
+            "{stats:?}"
+        );
+        assert_eq!(stats.state_bytes, state);
+    }
+    assert_eq!(whole.adamw.stats().bytes_spilled, 0);
+
+    let mut values: Vec<Vec<f32>> = LENS.iter().enumerate().map(|(i, len)| noise_vec(*len, i as u64)).collect();
+    let mut adamw = AdamW::new(AdamWConfig::default(), &specs(), Budget::default()).unwrap();
+    for n in 0..6 {
+        let grads: Vec<Vec<f32>> = grads(n).into_iter().map(|it| it.iter().map(|g| g * 0.5).collect()).collect();
+        let pairs = values.iter_mut().zip(&grads);
+        let mut steps: Vec<_> = pairs.map(|(value, grad)| ParamStep { value, grad }).collect();
+        adamw.step(1e-2, &mut steps).unwrap();
+    }
+    for (got, wanted) in whole.values.iter().flat_map(download).zip(values.iter().flatten()) {
+        assert!((got - wanted).abs() < 1e-6, "{got} {wanted}");
+    }
+}
+
+#[test]
+fn state_comes_out_and_goes_in_again() {
+    let Some(gpu) = gpu() else { return };
+    let straight = Run::new(&gpu, (Some(4096), 2048)).steps(&gpu, 0..5);
+    let mut first = Run::new(&gpu, (Some(4096), 2048)).steps(&gpu, 0..3);
+    let mut saved = Vec::new();
+    first
+        .adamw
+        .visit_state(&mut |place, values| {
+            saved.push((place.param, place.moment, place.offset, values.to_vec()));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(saved.iter().map(|it| it.3.len()).sum::<usize>(), 2 * LENS.iter().sum::<usize>());
+    assert!(saved.iter().any(|it| it.3.iter().any(|v| *v != 0.0)));
+    let mut second = Run::new(&gpu, (None, 2048));
+    second.values = first.values;
+    let mut next = saved.into_iter();
+    second
+        .adamw
+        .restore(3, &mut |place, out| {
+            let (param, moment, offset, values) = next.next().unwrap();
+            assert_eq!((place.param, place.moment, place.offset, out.len()), (param, moment, offset, values.len()));
+            out.copy_from_slice(&values);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(second.steps(&gpu, 3..5).bits(), straight.bits());
+}
+
+#[test]
+fn sums_of_squares_are_those_of_f64() {
+    let Some(gpu) = gpu() else { return };
+    let grads = grads(1);
+    let buffers: Vec<Buffer> = grads.iter().map(|it| upload(&gpu, it)).collect();
+    let sums = sums_of_squares(&gpu, &buffers.iter().collect::<Vec<_>>()).unwrap();
+    for (sum, grad) in sums.iter().zip(&grads) {
+        let wanted: f64 = grad.iter().map(|it| f64::from(*it).powi(2)).sum();
+        assert!((sum / wanted - 1.0).abs() < 1e-12, "{sum} {wanted}");
+    }
+}
+
+#[test]
+fn a_gpu_without_memory_for_the_state_is_an_error() {
+    let Some(gpu) = gpu() else { return };
+    let spec = ParamSpec { name: "huge".into(), len: 1 << 40, decay: true };
+    let error = CudaAdamW::new(&gpu, AdamWConfig::default(), &[spec], (None, 1 << 20)).unwrap_err().to_string();
+    assert!(error.contains("out of memory"), "{error}");
+}
