@@ -1,4 +1,5 @@
-use halfbyte_tensor::Tensor;
+use crate::Result;
+use halfbyte_tensor::{Device, Tensor};
 use std::sync::{
     Arc, PoisonError, RwLock,
     atomic::{AtomicU64, Ordering},
@@ -49,6 +50,13 @@ impl Param {
         let mut slot = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(slot.shape(), value.shape(), "{}: a trainable tensor keeps its shape", self.0.name);
         *slot = value;
+    }
+
+    /// Moves the value to a device.
+    pub fn to_device(&self, device: &Device) -> Result<()> {
+        let mut slot = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = slot.to_device(device)?;
+        Ok(())
     }
 
     /// Takes the value out, for an optimizer that changes many parameters at once. Until [`Param::put`] the parameter

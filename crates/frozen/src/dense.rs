@@ -1,6 +1,7 @@
-use crate::FrozenMatrix;
+use crate::{FrozenMatrix, gpu::GpuMatrix};
 use halfbyte_matmul as matmul;
-use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
+use std::sync::Arc;
 
 /// A weight kept as it was loaded: f32, bf16 or f16.
 #[derive(Debug)]
@@ -39,6 +40,13 @@ impl FrozenMatrix for DenseMatrix {
 
     fn bytes(&self) -> usize {
         self.weight.bytes()
+    }
+
+    fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        match device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(_) => GpuMatrix::dense(self, device).map(Some),
+        }
     }
 
     fn format(&self) -> String {

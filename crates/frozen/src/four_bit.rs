@@ -1,7 +1,8 @@
-use crate::FrozenMatrix;
+use crate::{FrozenMatrix, gpu::GpuMatrix};
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{Blocks4, QuantType, Scales, quantize4};
-use halfbyte_tensor::{Tensor, with_float};
+use halfbyte_tensor::{Device, Tensor, with_float};
+use std::sync::Arc;
 
 /// A weight of 4-bit codes with a scale a block, byte for byte as bitsandbytes stores it.
 #[derive(Debug)]
@@ -60,6 +61,13 @@ impl FrozenMatrix for FourBitMatrix {
 
     fn bytes(&self) -> usize {
         self.blocks.bytes()
+    }
+
+    fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        match device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(_) => GpuMatrix::four_bit(self, device).map(Some),
+        }
     }
 
     fn format(&self) -> String {

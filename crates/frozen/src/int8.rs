@@ -1,7 +1,8 @@
-use crate::{FrozenMatrix, llm_int8};
+use crate::{FrozenMatrix, gpu::GpuMatrix, llm_int8};
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{Rows8, quantize_rows8};
-use halfbyte_tensor::{Tensor, with_float};
+use halfbyte_tensor::{Device, Tensor, with_float};
+use std::sync::Arc;
 
 /// A weight of 8-bit integers with a scale a row, as LLM.int8() stores it, multiplied as LLM.int8() does.
 ///
@@ -48,6 +49,13 @@ impl FrozenMatrix for Int8Matrix {
 
     fn bytes(&self) -> usize {
         self.rows.bytes()
+    }
+
+    fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        match device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(_) => GpuMatrix::rows8(self, device).map(Some),
+        }
     }
 
     fn format(&self) -> String {

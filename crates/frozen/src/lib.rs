@@ -6,6 +6,7 @@ pub mod bitsandbytes;
 mod dense;
 mod error;
 mod four_bit;
+mod gpu;
 mod int8;
 mod llm_int8;
 mod quant;

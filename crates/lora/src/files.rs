@@ -6,7 +6,7 @@ use crate::{
     parse_adapter_config, render_adapter_config,
 };
 use halfbyte_autograd::Param;
-use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -55,10 +55,9 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
 
 /// Writes the adapter `name` of a model into `dir`, which must exist: the trained tensors alone, in f32.
 pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name: &str) -> Result<()> {
-    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    let mut found: Vec<(String, Param)> = Vec::new();
     let mut adapted = Vec::new();
-    let mut push =
-        |key: String, param: &Param| tensors.push((format!("{PREFIX}{key}"), param.value().to_dtype(DType::F32)));
+    let mut push = |key: String, param: &Param| found.push((format!("{PREFIX}{key}"), param.clone()));
     for linear in &modules.linears {
         let path = linear.path();
         if let Some(layer) = linear.lora(name) {
@@ -82,7 +81,7 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
         if let Some(EmbeddingLora { a, b, .. }) = weight.update_of(name) {
             let (key_a, key_b) = embedding_keys(weight.module());
             push(key_b, b);
-            transposed.push((format!("{PREFIX}{key_a}"), transpose(&a.value())));
+            transposed.push((format!("{PREFIX}{key_a}"), transpose(&on_host(a)?)));
             adapted.push(weight.module().to_owned());
         }
         if let Some(param) = weight.copy_of(name) {
@@ -93,6 +92,8 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
             }
         }
     }
+    let values = found.into_iter().map(|(key, param)| Ok((key, on_host(&param)?)));
+    let mut tensors: Vec<(String, Tensor)> = values.collect::<Result<_>>()?;
     tensors.extend(transposed);
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     write_atomic(&dir.join(WEIGHTS), &serialise(&tensors, &dir.join(WEIGHTS))?)?;
@@ -200,6 +201,11 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
     }
     report(missing, "lacks the tensors").map_err(wrong)?;
     report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)
+}
+
+/// A parameter's value in host memory, in f32.
+fn on_host(param: &Param) -> Result<Tensor> {
+    Ok(param.value().to_device(&Device::Cpu).map_err(halfbyte_autograd::Error::from)?.to_dtype(DType::F32))
 }
 
 fn embedding_keys(module: &str) -> (String, String) {

@@ -8,7 +8,7 @@ use halfbyte_ops::{
     lora_linear::{Layer, LowRank, lora_linear, lora_linears},
     row_norms,
 };
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// What a forward pass needs to know beyond its input.
@@ -288,6 +288,29 @@ impl Linear {
         if let Some((original, active)) = self.unmerged.take() {
             (self.base, self.active) = (original, active);
         }
+    }
+
+    /// Moves matrix, bias and all adapters.
+    pub fn to_device(&mut self, device: &Device) -> Result<()> {
+        match &mut self.base {
+            Base::Trainable(param) => param.to_device(device)?,
+            Base::Frozen(matrix) => {
+                if let Some(moved) = matrix.to_device(device)? {
+                    *matrix = moved;
+                }
+            }
+        }
+        if let Some(bias) = &mut self.bias {
+            bias.to_device(device)?;
+        }
+        for (_, adapter) in &self.adapters {
+            let params = match adapter {
+                Adapter::LowRank(layer) => layer.params(),
+                Adapter::Full(param) => vec![param.clone()],
+            };
+            params.iter().try_for_each(|it| it.to_device(device))?;
+        }
+        Ok(())
     }
 
     fn insert(&mut self, name: &str, adapter: Adapter) {

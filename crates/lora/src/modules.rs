@@ -1,5 +1,5 @@
 use crate::{Base, Linear, Weight};
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
 
 /// The parts of a model that adapters deal with, in the model's order.
 #[derive(Default)]
@@ -19,6 +19,12 @@ impl Modules<'_> {
     pub fn set_active(&mut self, adapter: Option<&str>) {
         self.linears.iter_mut().for_each(|it| it.set_active(adapter));
         self.weights.iter_mut().for_each(|it| it.set_active(adapter));
+    }
+
+    /// Moves everything to a device, where the model then computes.
+    pub fn to_device(&mut self, device: &Device) -> halfbyte_autograd::Result<()> {
+        self.linears.iter_mut().try_for_each(|it| it.to_device(device))?;
+        self.weights.iter_mut().try_for_each(|it| it.to_device(device))
     }
 
     /// Folds the active adapter into every matrix it changes, so that it costs nothing at run time; see

@@ -1,6 +1,6 @@
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{add_scaled, embedding, linear};
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 
 /// A low-rank update of an embedding: row `i` gets `scaling * A[i] Bᵀ`.
 ///
@@ -192,6 +192,16 @@ impl Weight {
     pub fn set_active(&mut self, adapter: Option<&str>) {
         self.active_update = adapter.and_then(|name| self.updates.iter().position(|it| it.0 == name));
         self.active = adapter.and_then(|name| self.copies.iter().position(|it| it.0 == name));
+    }
+
+    /// Moves the base, all copies and all updates.
+    pub fn to_device(&mut self, device: &Device) -> Result<()> {
+        match &mut self.base {
+            Slot::Frozen(tensor) => *tensor = tensor.to_device(device)?,
+            Slot::Trainable(param) => param.to_device(device)?,
+        }
+        self.copies.iter().try_for_each(|it| it.1.to_device(device))?;
+        self.updates.iter().flat_map(|it| [&it.1.a, &it.1.b]).try_for_each(|it| it.to_device(device))
     }
 
     fn active_param(&self) -> Option<&Param> {

@@ -1,10 +1,12 @@
-use crate::ModelConfig;
-use halfbyte_tensor::{DType, Element, Tensor, bf16, f16};
+use crate::{ModelConfig, Result};
+use halfbyte_tensor::{DType, Device, Element, Tensor, bf16, cuda, f16};
 
 /// Keys and values of the tokens seen so far, for generation. Grows by doubling.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+    /// Whether the buffers lie where the model computes, which the first keys tell.
+    placed: bool,
     channels: usize,
     capacity: usize,
     len: usize,
@@ -18,7 +20,7 @@ impl KvCache {
         let capacity = 64;
         let layer = || (Tensor::zeros(&[capacity, channels], compute), Tensor::zeros(&[capacity, channels], compute));
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
-        KvCache { layers, channels, capacity, len: 0, compute }
+        KvCache { layers, placed: false, channels, capacity, len: 0, compute }
     }
 
     /// Tokens held.
@@ -43,19 +45,26 @@ impl KvCache {
 
     /// Appends a layer's new keys and values `(new, channels)` and gives the buffers, of which the first
     /// `len() + new` rows count.
-    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (&Tensor, &Tensor) {
-        self.reserve(self.len + k.rows());
+    ///
+    /// Fails if a GPU has no memory left.
+    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(&Tensor, &Tensor)> {
+        self.place(&k.device())?;
+        self.reserve(self.len + k.rows())?;
         let (at, channels) = (self.len * self.channels, self.channels);
         let (keys, values) = &mut self.layers[layer];
         for (into, from) in [(&mut *keys, k), (&mut *values, v)] {
             debug_assert_eq!(from.cols(), channels);
+            if from.gpu().is_some() {
+                cuda::copy_rows(into, self.len, from, 0, from.rows())?;
+                continue;
+            }
             match from.dtype() {
                 DType::F32 => write::<f32>(into, at, from),
                 DType::Bf16 => write::<bf16>(into, at, from),
                 _ => write::<f16>(into, at, from),
             }
         }
-        (keys, values)
+        Ok((keys, values))
     }
 
     /// Counts the tokens that all layers have appended.
@@ -63,14 +72,29 @@ impl KvCache {
         self.len += new;
     }
 
-    fn reserve(&mut self, needed: usize) {
+    fn place(&mut self, device: &Device) -> Result<()> {
+        if !self.placed {
+            for (k, v) in &mut self.layers {
+                (*k, *v) = (k.to_device(device)?, v.to_device(device)?);
+            }
+            self.placed = true;
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, needed: usize) -> Result<()> {
         if needed <= self.capacity {
-            return;
+            return Ok(());
         }
         self.capacity = needed.next_power_of_two();
         for (k, v) in &mut self.layers {
             for tensor in [k, v] {
-                let mut grown = Tensor::zeros(&[self.capacity, self.channels], self.compute);
+                let mut grown = Tensor::zeros_on(&tensor.device(), &[self.capacity, self.channels], self.compute);
+                if tensor.gpu().is_some() {
+                    cuda::copy_rows(&mut grown, 0, tensor, 0, tensor.rows())?;
+                    *tensor = grown;
+                    continue;
+                }
                 match self.compute {
                     DType::F32 => write::<f32>(&mut grown, 0, tensor),
                     DType::Bf16 => write::<bf16>(&mut grown, 0, tensor),
@@ -79,6 +103,7 @@ impl KvCache {
                 *tensor = grown;
             }
         }
+        Ok(())
     }
 }
 

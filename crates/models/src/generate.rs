@@ -1,7 +1,7 @@
 use crate::{Error, KvCache, Model, Result, sampling::pick};
 use halfbyte_autograd::Tape;
 use halfbyte_ops::cross_entropy::logits;
-use halfbyte_tensor::{DType, Tensor, with_float};
+use halfbyte_tensor::{DType, Device, Tensor, cuda, with_float};
 
 /// How text is continued, by transformers' names.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +90,7 @@ pub fn generate(
             break StopReason::MaxPosition;
         }
         let tape = Tape::disabled();
-        let scores = logits(&last_row(&hidden), model.head(&tape).as_head())?;
+        let scores = logits(&last_row(&hidden)?, model.head(&tape).as_head())?.to_device(&Device::Cpu)?;
         let id = pick(&mut scores.data::<f32>()[..vocab].to_vec(), &seen, config);
         if config.eos_token_ids.contains(&id) {
             break StopReason::Eos;
@@ -105,7 +105,12 @@ pub fn generate(
     Ok(Generated { ids, stop })
 }
 
-fn last_row(hidden: &Tensor) -> Tensor {
+fn last_row(hidden: &Tensor) -> Result<Tensor> {
     let (rows, cols) = (hidden.rows(), hidden.cols());
-    with_float!(hidden.dtype(), T, Tensor::from_vec(&[1, cols], hidden.data::<T>()[(rows - 1) * cols..].to_vec()))
+    if hidden.gpu().is_some() {
+        let mut row = hidden.scratch_like(&[1, cols], hidden.dtype());
+        cuda::copy_rows(&mut row, 0, hidden, rows - 1, 1)?;
+        return Ok(row);
+    }
+    Ok(with_float!(hidden.dtype(), T, Tensor::from_vec(&[1, cols], hidden.data::<T>()[(rows - 1) * cols..].to_vec())))
 }

@@ -163,7 +163,7 @@ impl Model for GptNeo {
         for (i, block) in self.layers.iter().enumerate() {
             let h = block.ln_1.forward(&tape, &x)?;
             let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
-            let (keys, values) = cache.append(i, k.value(), v.value());
+            let (keys, values) = cache.append(i, k.value(), v.value())?;
             let shape = AttentionShape { window: block.window, ..self.shape(1, new) };
             let a = attend_cached(q.value(), keys, values, shape, past)?;
             let a = block.out_proj.forward(&tape, &Var::constant(a), &ctx)?;

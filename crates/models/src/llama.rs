@@ -172,7 +172,7 @@ impl Model for Llama {
             let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
             let q = rope(&tape, &q, &table, &positions, shape.head_dim)?;
             let k = rope(&tape, &k, &table, &positions, shape.head_dim)?;
-            let (keys, values) = cache.append(i, k.value(), v.value());
+            let (keys, values) = cache.append(i, k.value(), v.value())?;
             let a = attend_cached(q.value(), keys, values, shape, past)?;
             let a = block.o_proj.forward(&tape, &Var::constant(a), &ctx)?;
             x = block.mlp(&tape, &add(&tape, &x, &a)?, &ctx)?;

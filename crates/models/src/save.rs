@@ -1,7 +1,7 @@
 //! Writing a model's weights as safetensors, one tensor at a time, so that saving needs no second copy of the model.
 
 use crate::{Error, Model, Result};
-use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
 use serde_json::{Map, Value, json};
 use std::{
     io::{BufWriter, Write},
@@ -36,7 +36,7 @@ impl SafetensorsWriter {
         let expected = self.expected.next();
         let here = Some((name.to_owned(), tensor.shape().to_vec()));
         assert_eq!(expected, here, "tensors are written in the order in which they were announced");
-        let tensor = tensor.to_dtype(self.dtype);
+        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(self.dtype);
         let file = &mut self.file;
         let done = match self.dtype {
             DType::F32 => tensor.data::<f32>().iter().try_for_each(|it| file.write_all(&it.to_le_bytes())),

@@ -1,5 +1,8 @@
 //! A GPU for tests: a real one where there is one, else the CPU in the guise of one (`cuda_on_cpu`).
 
+// A skipped test says so.
+#![allow(clippy::print_stderr)]
+
 use halfbyte_cuda::{Gpu, Number, full_text, module_name, probe};
 use std::{
     collections::hash_map::DefaultHasher,
@@ -12,31 +15,36 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// The GPU of this process; `None` where there is none and no C++ compiler to make one, with the reason printed.
+/// The GPU of this process; `None` where there is none and no C++ compiler to make one.
 pub fn gpu() -> Option<Arc<Gpu>> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
     GPU.get_or_init(|| {
         if probe().require().is_err() {
-            match libraries() {
-                Ok(dir) => preload(&dir),
-                Err(why) => {
-                    eprintln!("skipped: no CUDA driver, and none could be built for the CPU: {why}");
-                    return None;
-                }
-            }
+            preload(&libraries()?);
         }
         Some(Gpu::open(0).expect("a GPU that was found opens"))
     })
     .clone()
 }
 
+/// Absent where there is no C++ compiler; one that refuses our sources is a failed test.
+fn without_compiler(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
 /// The folder with `libcuda.so.1`, `libnvrtc.so.13` and `libcublasLt.so.13` for the CPU, built if its sources changed. For tests of
 /// whole programs: put it on the loader's path.
 ///
-/// # Errors
-/// Why they could not be built.
-pub fn libraries() -> Result<PathBuf, String> {
-    build().map_err(|e| e.to_string())
+/// `None` without a C++ compiler, with the reason printed.
+pub fn libraries() -> Option<PathBuf> {
+    match build() {
+        Ok(dir) => Some(dir),
+        Err(e) if without_compiler(&e) => {
+            eprintln!("skipped: no CUDA driver, and no C++ compiler to build one for the CPU");
+            None
+        }
+        Err(e) => panic!("the CUDA libraries for the CPU do not build: {e}"),
+    }
 }
 
 /// Opens the libraries so that the bindings, which ask for them by name, get these.
@@ -135,7 +143,8 @@ fn kernels(files: &[KernelFile]) -> String {
     let mut table = String::new();
     for file in files {
         for element in Number::ALL {
-            let (name, space) = (module_name(&file.name, element), format!("{}_{}", file.name, element.name()));
+            let name = module_name(&file.name, element);
+            let space = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
             let cpp = if element == Number::F32 { "float" } else { element.name() };
             let path = file.path.display();
             let _ = writeln!(text, "namespace {space} {{\ntypedef {cpp} T;\n#include \"{path}\"\n}}");

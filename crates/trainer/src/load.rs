@@ -1,12 +1,13 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
 use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error};
+use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::{Format, bitsandbytes};
 use halfbyte_lora::{LoraConfig, load_adapter, read_adapter};
 use halfbyte_models::{Loading, Model, ModelFolder, TakeStored};
 use halfbyte_ops::FrozenMatrix;
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,27 +29,37 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
 }
 
 /// Loads the weights, every linear layer in `format` unless the checkpoint is quantised already, with a progress bar.
-pub(crate) fn load(folder: &ModelFolder, format: Format) -> anyhow::Result<Box<dyn Model>> {
+pub(crate) fn load(folder: &ModelFolder, format: Format, device: &Device) -> anyhow::Result<Box<dyn Model>> {
+    // To its device matrix by matrix, so that the host never holds the whole model.
+    let place = |matrix: Arc<dyn FrozenMatrix>| -> Result<Arc<dyn FrozenMatrix>, String> {
+        Ok(matrix.to_device(device).map_err(|e| e.to_string())?.unwrap_or(matrix))
+    };
     let store = |format: Format| {
         move |_: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
-            format.freeze(weight).map_err(|e| e.to_string())
+            place(format.freeze(weight).map_err(|e| e.to_string())?)
         }
     };
     let (quantise, dense) = (store(format), store(Format::DENSE));
-    let take = |path: &str, dims: (usize, usize)| bitsandbytes::read_matrix(path, dims, &read_bytes(folder));
+    let take = |path: &str, dims: (usize, usize)| {
+        bitsandbytes::read_matrix(path, dims, &read_bytes(folder))?.map(place).transpose()
+    };
     let stored = folder.is_quantized().then_some(&take as &TakeStored<'_>);
-    load_with(folder, Loading::Frozen { stored, quantise: &quantise, dense: &dense })
+    let mut model = load_with(folder, Loading::Frozen { stored, quantise: &quantise, dense: &dense })?;
+    model.modules().to_device(device)?;
+    Ok(model)
 }
 
 /// Loads the weights for training all of them.
-pub(crate) fn load_trainable(folder: &ModelFolder) -> anyhow::Result<Box<dyn Model>> {
+pub(crate) fn load_trainable(folder: &ModelFolder, device: &Device) -> anyhow::Result<Box<dyn Model>> {
     if folder.is_quantized() {
         return Err(user_error(format!(
             "{}: --method full trains all weights, but these are quantised (quantization_config in config.json); train an adapter, or take the original weights",
             folder.dir().display()
         )));
     }
-    load_with(folder, Loading::Trainable)
+    let mut model = load_with(folder, Loading::Trainable)?;
+    model.modules().to_device(device)?;
+    Ok(model)
 }
 
 /// A folder's tensors as the reader of quantised checkpoints wants them.
@@ -110,13 +121,16 @@ pub(crate) fn columns(path: &Path, named: Option<&str>) -> anyhow::Result<Column
     Ok(Columns::Text("text".into()))
 }
 
-/// Settles where to compute. Asking for CUDA where there is none says what is missing.
-pub(crate) fn check_device(device: DeviceArg) -> anyhow::Result<()> {
-    if device == DeviceArg::Cuda {
-        halfbyte_cuda::probe().require()?;
-        return Err(user_error(
-            "--device cuda: there is a GPU, but this version computes on the CPU only; use --device cpu",
-        ));
+/// Settles where to compute: on the first GPU, if there is one and it was not refused. Asking for CUDA where there is none
+/// says what is missing.
+pub(crate) fn device(asked: DeviceArg) -> anyhow::Result<Device> {
+    let device = match asked {
+        DeviceArg::Cpu => Device::Cpu,
+        DeviceArg::Auto if halfbyte_cuda::probe().require().is_err() => Device::Cpu,
+        DeviceArg::Auto | DeviceArg::Cuda => Device::Cuda(Gpu::open(0)?),
+    };
+    if let Device::Cuda(gpu) = &device {
+        console::say(&format!("computing on {}", gpu.info()));
     }
-    Ok(())
+    Ok(device)
 }

@@ -13,7 +13,8 @@ use crate::{
 };
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul as matmul;
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
+use std::sync::Arc;
 
 /// A frozen weight describes itself; the products belong to the ops.
 ///
@@ -35,6 +36,11 @@ pub trait FrozenMatrix: Send + Sync + std::fmt::Debug {
     /// [`FrozenMatrix::source`].
     fn on_gpu(&self) -> Option<GpuWeight<'_>> {
         None
+    }
+
+    /// The same matrix on another device; `None` where it lies there already, or knows no way.
+    fn to_device(&self, _device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        Ok(None)
     }
 
     /// An override of `x Wᵀ` (without bias) for formats whose forward is not a plain product, such as LLM.int8().

@@ -5,7 +5,7 @@ use std::io::Write;
 
 /// `halfbyte eval`: loss and perplexity of a data set.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
-    load::check_device(args.base.device)?;
+    let device = load::device(args.base.device)?;
     let base = load::open(&args.base.model)?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), args.adapter.as_deref())?;
     let config = DataConfig {
@@ -16,9 +16,10 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let (data, report) = Dataset::load(&args.data, &base.tokenizer, &config)?;
     report.warnings().iter().for_each(|it| console::warn(it));
-    let mut model = load::load(&base.folder, record.format())?;
+    let mut model = load::load(&base.folder, record.format(), &device)?;
     if let Some(dir) = &args.adapter {
         load::add_adapter(model.as_mut(), dir, "adapter", record)?;
+        model.modules().to_device(&device)?;
         model.modules().set_active(Some("adapter"));
     }
     let found = evaluate::loss(

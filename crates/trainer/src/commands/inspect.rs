@@ -7,6 +7,7 @@ use crate::{
 };
 use halfbyte_lora::{LoraConfig, TargetModules, attach};
 use halfbyte_models::Model;
+use halfbyte_tensor::Device;
 use serde_json::json;
 use std::io::Write;
 
@@ -14,7 +15,7 @@ use std::io::Write;
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model)?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
-    let mut model = load::load(&base.folder, record.format())?;
+    let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
     if let Some(targets) = &args.target_modules {
         let config = LoraConfig {
             rank: args.rank,

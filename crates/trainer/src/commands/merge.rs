@@ -9,6 +9,7 @@ use crate::{
     save_model::save_model,
 };
 use halfbyte_lora::Weight;
+use halfbyte_tensor::Device;
 
 /// `halfbyte merge`: base + adapter as a model folder that needs neither Halfbyte nor PEFT.
 ///
@@ -24,7 +25,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
             "nothing beside the adapter says how its base was quantised; merging onto the base as loaded (--quant says otherwise)",
         );
     }
-    let mut model = load::load(&base.folder, record.format())?;
+    let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
     load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
     let modules = model.modules();
     let tied = modules.tied_embedding.clone();

@@ -23,13 +23,13 @@ pub(super) struct Session {
 impl Session {
     /// Loads base and adapters; no adapter is active yet.
     pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Session> {
-        load::check_device(base.device)?;
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
         let opened = load::open(&base.model)?;
         let first = named.first().map(|it| it.1.as_path());
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
-        let mut model = load::load(&opened.folder, record.format())?;
+        let device = load::device(base.device)?;
+        let mut model = load::load(&opened.folder, record.format(), &device)?;
         for (i, (name, dir)) in named.iter().enumerate() {
             if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
                 return Err(user_error(format!(
@@ -38,6 +38,7 @@ impl Session {
             }
             load::add_adapter(model.as_mut(), dir, name, record)?;
         }
+        model.modules().to_device(&device)?;
         let config = GenerateConfig {
             max_new_tokens: sampling.max_new_tokens,
             temperature: sampling.temperature,

@@ -2,6 +2,7 @@
 
 use super::{
     args::FinetuneArgs,
+    optimizer::Optimizer,
     output::{DRAFT, RunFolder},
 };
 use crate::{base_record::BaseRecord, failure::user_error};
@@ -10,7 +11,7 @@ use halfbyte_autograd::Param;
 use halfbyte_data::Position;
 use halfbyte_lora::{LoraConfig, save_adapter, write_atomic};
 use halfbyte_models::{Model, SafetensorsWriter};
-use halfbyte_paged_optim::{AdamW, Moment};
+use halfbyte_paged_optim::Moment;
 use halfbyte_tensor::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,7 @@ impl RunState {
 pub(crate) struct Contents<'a> {
     pub(crate) model: &'a mut dyn Model,
     pub(crate) params: &'a [Param],
-    pub(crate) optimizer: &'a mut AdamW,
+    pub(crate) optimizer: &'a mut Optimizer,
     /// The adapter's settings and its base's format; none if the whole model trains.
     pub(crate) adapter: Option<(&'a LoraConfig, BaseRecord)>,
 }
@@ -131,7 +132,7 @@ pub(crate) fn read_state(path: &Path, settings: &FinetuneArgs, examples: usize) 
 }
 
 /// Restores parameters and optimizer, bit for bit.
-pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mut AdamW) -> anyhow::Result<()> {
+pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mut Optimizer) -> anyhow::Result<()> {
     let file = path.join(TENSORS);
     let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
     let wrong = |message: String| {
@@ -151,7 +152,7 @@ pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mu
     for param in params {
         let shape = param.value().shape().to_vec();
         let values = read(&format!("value.{}", param.name()), shape.iter().product())?;
-        param.set(Tensor::from_vec(&shape, values));
+        param.set(Tensor::from_vec(&shape, values).to_device(&param.value().device())?);
     }
     let lens: Vec<usize> = optimizer.specs().iter().map(|it| it.len).collect();
     optimizer.restore(step as u64, &mut |place, out| {

@@ -3,6 +3,7 @@
 mod adapter_flags;
 mod args;
 mod checkpoint;
+mod optimizer;
 mod output;
 mod profile;
 mod record;

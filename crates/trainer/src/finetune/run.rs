@@ -4,6 +4,7 @@ use super::{
     ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method},
     checkpoint,
+    optimizer::Optimizer,
     output::RunFolder,
     profile,
     record::{MetricsLog, Summary},
@@ -24,21 +25,23 @@ use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
 use halfbyte_lora::{attach, save_adapter, write_atomic};
 use halfbyte_models::Model;
-use halfbyte_paged_optim::{AdamW, Budget, ParamSpec};
+use halfbyte_paged_optim::{Budget, ParamSpec};
+use halfbyte_tensor::Device;
 use std::time::Instant;
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
-    load::check_device(settings.device)?;
+    let device = load::device(settings.device)?;
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut model = match settings.method {
-        Method::Full => load::load_trainable(&base.folder)?,
-        Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format())?,
+        Method::Full => load::load_trainable(&base.folder, &device)?,
+        Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device)?,
     };
     let settings = attach_adapter(settings, model.as_mut())?;
+    model.modules().to_device(&device)?;
     let counts = Counts::of(model.as_ref());
     say(&counts.line());
     let shape = settings.shape(&data, model.as_ref());
@@ -49,7 +52,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     warn_if_too_large(&plan);
 
     let params = parameters(model.as_ref());
-    let mut optimizer = optimizer(&settings, &params, &folder)?;
+    let mut optimizer = optimizer(&settings, &params, &folder, &device)?;
     let state = resume(&settings, &folder, &params, &mut optimizer, &data)?;
     let before = match &state {
         Some(state) => Measured { loss: state.eval_loss_before, ..Measured::default() },
@@ -228,7 +231,7 @@ fn warn_if_too_large(plan: &Plan) {
     }
 }
 
-fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder) -> anyhow::Result<AdamW> {
+fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder, device: &Device) -> anyhow::Result<Optimizer> {
     let specs: Vec<ParamSpec> = params
         .iter()
         .map(|it| ParamSpec { name: it.name().to_owned(), len: it.value().len(), decay: decays(it.name()) })
@@ -242,7 +245,7 @@ fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder) -> anyho
     let page_bytes = budget
         .resident_bytes
         .map_or(Budget::PAGE_BYTES, |it| (it / 16).next_multiple_of(4096).clamp(4096, Budget::PAGE_BYTES));
-    Ok(AdamW::new(settings.adamw, &specs, Budget { page_bytes, ..budget })?)
+    Optimizer::new(device, settings.adamw, &specs, Budget { page_bytes, ..budget })
 }
 
 /// Biases and norms are not decayed, as in transformers; adapters are.
@@ -254,7 +257,7 @@ fn resume(
     settings: &Settings,
     folder: &RunFolder,
     params: &[Param],
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     data: &Data,
 ) -> anyhow::Result<Option<checkpoint::RunState>> {
     if !settings.args.resume {

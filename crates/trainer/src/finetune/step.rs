@@ -1,5 +1,6 @@
 //! One optimizer step: forward and backward over the micro-batches, clipping, AdamW.
 
+use super::optimizer::Optimizer;
 use anyhow::bail;
 use halfbyte_autograd::{
     Grads, Param, Tape,
@@ -9,7 +10,6 @@ use halfbyte_data::Batch;
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Model};
 use halfbyte_ops::cross_entropy::cross_entropy;
-use halfbyte_paged_optim::{AdamW, ParamStep, clip_by_global_norm};
 use halfbyte_tensor::{DType, Tensor, philox};
 
 /// How a step is computed.
@@ -70,7 +70,7 @@ pub(crate) fn gradients(
 pub(crate) fn step(
     model: &dyn Model,
     params: &[Param],
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     batches: &[Batch],
     config: &StepConfig,
     lr: f64,
@@ -79,33 +79,15 @@ pub(crate) fn step(
     let at = optimizer.steps() as usize;
     let (loss, mut grads) = gradients(model, batches, config, at)?;
     let mut taken: Vec<Tensor> = Vec::with_capacity(params.len());
-    for (param, reached) in params.iter().zip(reached) {
+    for param in params {
         let Some(g) = grads.take(param) else { bail!("{} got no gradient: it would never be trained", param.name()) };
-        let g = g.to_dtype(DType::F32).into_unique();
-        *reached = *reached || g.data::<f32>().iter().any(|it| *it != 0.0);
-        taken.push(g);
+        taken.push(g.to_dtype(DType::F32).into_unique());
     }
-    let grad_norm = {
-        let mut slices: Vec<&mut [f32]> = taken.iter_mut().map(|it| it.data_mut::<f32>()).collect();
-        let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f32::INFINITY };
-        clip_by_global_norm(&mut slices, limit)
-    };
-    if !grad_norm.is_finite() {
-        bail!("the norm of the gradient is {grad_norm}");
-    }
-    profile::charge("clip", Phase::Other);
-    let mut values: Vec<Tensor> = params.iter().map(|it| it.take().into_unique()).collect();
-    let mut steps: Vec<ParamStep<'_>> = values
-        .iter_mut()
-        .zip(&taken)
-        .map(|(value, grad)| ParamStep { value: value.data_mut::<f32>(), grad: grad.data::<f32>() })
-        .collect();
-    let done = optimizer.step(lr, &mut steps);
-    for (param, value) in params.iter().zip(values) {
-        param.put(value);
-    }
-    done?;
+    let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f32::INFINITY };
+    let clipped = optimizer.step(lr, limit, params, taken)?;
+    reached.iter_mut().zip(&clipped.nonzero).for_each(|(reached, nonzero)| *reached |= nonzero);
     profile::charge("optimizer", Phase::Other);
+    let grad_norm = clipped.norm;
     Ok(StepResult { loss, grad_norm, tokens: batches.iter().map(|it| it.tokens).sum() })
 }
 

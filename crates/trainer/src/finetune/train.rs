@@ -3,6 +3,7 @@
 use super::{
     args::Method,
     checkpoint::{self, Contents, RunState},
+    optimizer::Optimizer,
     output::RunFolder,
     profile,
     record::{Metrics, MetricsLog, median},
@@ -17,7 +18,7 @@ use anyhow::{Context, bail};
 use halfbyte_autograd::Param;
 use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Position};
 use halfbyte_models::Model;
-use halfbyte_paged_optim::{AdamW, LrSchedule};
+use halfbyte_paged_optim::LrSchedule;
 use std::{
     path::PathBuf,
     sync::{
@@ -35,7 +36,7 @@ pub(super) struct Run<'a> {
     pub(super) eval: Option<&'a Dataset>,
     pub(super) model: &'a mut dyn Model,
     pub(super) params: &'a [Param],
-    pub(super) optimizer: &'a mut AdamW,
+    pub(super) optimizer: &'a mut Optimizer,
     pub(super) step: StepConfig,
     pub(super) begun: Instant,
     pub(super) eval_loss_before: Option<f64>,
@@ -230,7 +231,7 @@ fn next_group(batches: &mut Batches<'_>, accumulation: usize) -> Vec<Batch> {
 /// A hash of a parameter's bits (FNV-1a).
 fn fingerprint(param: &Param) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for value in param.value().data::<f32>() {
+    for value in param.value().to_f32_vec() {
         hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
     }
     hash
