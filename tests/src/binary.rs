@@ -37,10 +37,14 @@ fn build() -> PathBuf {
 
 /// A command of the binary, to be completed and run by [`run`], or by hand where a test needs the process itself.
 ///
-/// CUDA libraries and settings of the person who runs the tests have no say in them.
+/// GPUs and settings of the person who runs the tests have no say in them.
 pub fn halfbyte() -> Command {
     let mut command = Command::new(&*BINARY);
-    command.env_remove("HALFBYTE_LOG").env_remove("HALFBYTE_MATMUL_KERNEL").stdin(Stdio::null());
+    command
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .env_remove("HALFBYTE_LOG")
+        .env_remove("HALFBYTE_MATMUL_KERNEL")
+        .stdin(Stdio::null());
     command
 }
 

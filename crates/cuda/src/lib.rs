@@ -20,6 +20,7 @@ mod gpu;
 mod library;
 mod matmul;
 mod probe;
+mod search;
 mod symbols;
 
 pub use compile::{Arg, COMMON, Launch, Source, compile, full_text, module_name};

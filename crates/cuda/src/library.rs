@@ -1,5 +1,6 @@
 //! The shared libraries that make up CUDA at run time, opened as the bindings will open them.
 
+use crate::search;
 use cudarc::{cublaslt, driver, nvrtc};
 
 /// One shared library and where it was found.
@@ -27,10 +28,12 @@ impl Library {
         vec![
             // SAFETY: as for the driver.
             Self::look("NVRTC", "libnvrtc.so", || unsafe {
+                search::preload("libnvrtc.so");
                 nvrtc::sys::is_culib_present() && stays_open(nvrtc::sys::culib())
             }),
             // SAFETY: as for the driver.
             Self::look("cuBLASLt", "libcublasLt.so", || unsafe {
+                search::preload("libcublasLt.so");
                 cublaslt::sys::is_culib_present() && stays_open(cublaslt::sys::culib())
             }),
         ]

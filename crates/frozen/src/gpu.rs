@@ -1,6 +1,6 @@
 //! Frozen matrices on a GPU: the same bytes there, decoded by the products of `ops`.
 
-use crate::{DenseMatrix, FourBitMatrix, FrozenMatrix, Int8Matrix};
+use crate::{DenseMatrix, FourBitMatrix, FrozenMatrix, Int8Matrix, llm_int8::cuda::product_on_gpu};
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{Blocks4, QuantType, Rows8, Scales, blockwise8::DynamicMap};
 use halfbyte_ops::{GpuScales, GpuWeight};
@@ -20,7 +20,37 @@ pub(crate) struct GpuMatrix {
 enum Parts {
     Dense(Tensor),
     FourBit { packed: Tensor, code: Tensor, scales: ScaleParts, block_size: usize, quant_type: QuantType },
-    Rows8 { codes: Tensor, absmax: Tensor },
+    Rows8 { codes: Tensor, absmax: Tensor, unit: UnitRows },
+}
+
+/// The codes of 8-bit rows with an absmax that decodes each to itself.
+#[derive(Debug)]
+struct UnitRows {
+    dims: (usize, usize),
+    codes: Tensor,
+    absmax: Tensor,
+}
+
+impl FrozenMatrix for UnitRows {
+    fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    fn source<'a>(&'a self) -> Box<dyn matmul::Source + 'a> {
+        unreachable!("only products on a GPU see the codes")
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn format(&self) -> String {
+        "int8 codes".into()
+    }
+
+    fn on_gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight::Rows8 { codes: &self.codes, absmax: &self.absmax })
+    }
 }
 
 #[derive(Debug)]
@@ -31,7 +61,7 @@ enum ScaleParts {
 
 impl GpuMatrix {
     pub(crate) fn dense(matrix: &DenseMatrix, device: &Device) -> Result<Arc<dyn FrozenMatrix>> {
-        GpuMatrix::new(matrix, Parts::Dense(matrix.weight().to_device(device)?))
+        GpuMatrix::of(matrix, Parts::Dense(matrix.weight().to_device(device)?))
     }
 
     pub(crate) fn four_bit(matrix: &FourBitMatrix, device: &Device) -> Result<Arc<dyn FrozenMatrix>> {
@@ -49,20 +79,23 @@ impl GpuMatrix {
         };
         let (packed, code) = (bytes(packed)?, floats(quant_type.code())?);
         let parts = Parts::FourBit { packed, code, scales, block_size: *block_size, quant_type: *quant_type };
-        GpuMatrix::new(matrix, parts)
+        GpuMatrix::of(matrix, parts)
     }
 
     pub(crate) fn rows8(matrix: &Int8Matrix, device: &Device) -> Result<Arc<dyn FrozenMatrix>> {
         let Rows8 { codes, absmax, .. } = matrix.rows();
         let bytes: Vec<u8> = codes.iter().map(|it| it.to_le_bytes()[0]).collect();
+        let codes = Tensor::from_vec(&[bytes.len()], bytes).to_device(device)?;
+        let ones = Tensor::from_vec(&[absmax.len()], vec![127.0f32; absmax.len()]).to_device(device)?;
         let parts = Parts::Rows8 {
-            codes: Tensor::from_vec(&[bytes.len()], bytes).to_device(device)?,
+            unit: UnitRows { dims: matrix.dims(), codes: codes.clone(), absmax: ones },
+            codes,
             absmax: Tensor::from_vec(&[absmax.len()], absmax.clone()).to_device(device)?,
         };
-        GpuMatrix::new(matrix, parts)
+        GpuMatrix::of(matrix, parts)
     }
 
-    fn new(from: &dyn FrozenMatrix, parts: Parts) -> Result<Arc<dyn FrozenMatrix>> {
+    fn of(from: &dyn FrozenMatrix, parts: Parts) -> Result<Arc<dyn FrozenMatrix>> {
         let (dims, bytes, format) = (from.dims(), from.bytes(), from.format());
         Ok(Arc::new(GpuMatrix { dims, bytes, format, parts }))
     }
@@ -85,7 +118,7 @@ impl GpuMatrix {
                 let blocks = Blocks4::from_parts(*quant_type, *block_size, len, bytes(packed)?, scales);
                 Arc::new(FourBitMatrix::from_blocks(self.dims, blocks.map_err(|e| e.to_string())?))
             }
-            Parts::Rows8 { codes, absmax } => {
+            Parts::Rows8 { codes, absmax, .. } => {
                 let codes = bytes(codes)?.into_iter().map(|it| i8::from_le_bytes([it])).collect();
                 let rows = Rows8::from_parts(self.dims.0, self.dims.1, codes, floats(absmax)?);
                 Arc::new(Int8Matrix::from_rows(rows.map_err(|e| e.to_string())?))
@@ -124,8 +157,13 @@ impl FrozenMatrix for GpuMatrix {
                 };
                 GpuWeight::FourBit { packed, code, scales, block_size: *block_size }
             }
-            Parts::Rows8 { codes, absmax } => GpuWeight::Rows8 { codes, absmax },
+            Parts::Rows8 { codes, absmax, .. } => GpuWeight::Rows8 { codes, absmax },
         })
+    }
+
+    fn forward(&self, x: &Tensor) -> Option<halfbyte_autograd::Result<Tensor>> {
+        let Parts::Rows8 { absmax, unit, .. } = &self.parts else { return None };
+        Some(product_on_gpu(x, (unit, self), absmax).map_err(Into::into))
     }
 
     fn to_device(&self, device: &Device) -> Result<Option<Arc<dyn FrozenMatrix>>> {

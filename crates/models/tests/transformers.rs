@@ -3,6 +3,9 @@
 //!
 //! Each comparison prints a line `parity | what | largest error | allowed`.
 
+// What was compared is read by `cargo xtask parity`.
+#![allow(clippy::print_stdout)]
+
 use halfbyte_autograd::Tape;
 use halfbyte_lora::{Context, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};

@@ -154,7 +154,7 @@ fn weights(out: usize, inner: usize) -> Option<Vec<(&'static Stored, Tensor)>> {
     let code = noise(&[16], DType::F32, 6).to_f32_vec();
     let blocks = n.div_ceil(64);
     let absmax = noise_in(&[blocks], DType::F32, 7, 0.1, 1.0).to_f32_vec();
-    let nibble = |i: usize| usize::from(if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 });
+    let nibble = |i: usize| usize::from(if i.is_multiple_of(2) { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 });
     let four: Vec<f32> = (0..n).map(|i| code[nibble(i)] * absmax[i / 64]).collect();
     let map = noise(&[256], DType::F32, 8).to_f32_vec();
     let codes: Vec<u8> = (0..blocks).map(|it| (it * 37 + 11) as u8).collect();

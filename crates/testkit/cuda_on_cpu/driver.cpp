@@ -96,7 +96,8 @@ API cuDriverGetVersion(int* version) {
     return OK;
 }
 API cuDeviceGetCount(int* count) {
-    *count = 1;
+    const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+    *count = visible && !*visible ? 0 : 1;
     return initialised ? OK : NOT_INITIALIZED;
 }
 API cuDeviceGet(int* device, int ordinal) {

@@ -41,6 +41,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Show what devices there are to compute on.
     Devices,
+    /// Show the same and try it: whether the GPU compiles, runs and multiplies, or what is missing.
+    Doctor,
 }
 
 /// How the base model is loaded.

@@ -46,6 +46,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(args) => commands::merge(&args),
         Command::Quantize(args) => commands::quantize(&args),
         Command::Devices => commands::devices(),
+        Command::Doctor => commands::doctor(),
     }
 }
 

@@ -7,6 +7,7 @@ mod bad_models;
 mod bad_settings;
 mod bitsandbytes;
 mod config_file;
+mod cuda;
 mod failures;
 mod finetune;
 mod formats;

@@ -3,6 +3,9 @@
 //!
 //! Each comparison prints a line `parity | what | largest error | allowed`.
 
+// What was compared is read by `cargo xtask parity`.
+#![allow(clippy::print_stdout)]
+
 use e2e::{Finetune, Work, run};
 use serde_json::Value;
 use std::{

@@ -6,18 +6,21 @@ use halfbyte_tensor::{DType, Error, Result, Tensor, cuda};
 const SOURCE: Source = Source { name: "gpu_product", text: include_str!("kernel.cu") };
 
 /// A matrix, and whether the product takes it turned over.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
     tensor: &'a Tensor,
     transposed: bool,
 }
 
 impl<'a> Operand<'a> {
-    pub(crate) fn new(tensor: &'a Tensor) -> Operand<'a> {
+    /// As it is stored.
+    pub fn new(tensor: &'a Tensor) -> Operand<'a> {
         Operand { tensor, transposed: false }
     }
 
-    pub(crate) fn t(self) -> Operand<'a> {
+    /// Turned over.
+    #[must_use]
+    pub fn t(self) -> Operand<'a> {
         Operand { transposed: !self.transposed, ..self }
     }
 
@@ -32,7 +35,9 @@ impl<'a> Operand<'a> {
 }
 
 /// `out (m, n) = alpha * a (m, k) b (k, n) + beta * out`; `a` and `b` have one dtype, `out` that dtype or f32.
-pub(crate) fn multiply(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, out: &mut Tensor) -> Result<()> {
+///
+/// Fails if the GPU does.
+pub fn multiply(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, out: &mut Tensor) -> Result<()> {
     let ((m, k), (inner, n)) = (a.dims(), b.dims());
     assert_eq!((k, m, n), (inner, out.rows(), out.cols()), "the operands of a product fit");
     assert!(!out.is_shared(), "a product writes what nobody else holds");
@@ -57,14 +62,18 @@ pub(crate) fn multiply(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, ou
 }
 
 /// `alpha * a b` in `dtype`, which is that of the operands or f32.
-pub(crate) fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, dtype: DType) -> Result<Tensor> {
+///
+/// Fails if the GPU does.
+pub fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, dtype: DType) -> Result<Tensor> {
     let mut out = a.tensor.scratch_like(&[a.dims().0, b.dims().1], dtype);
     multiply(alpha, a, b, 0.0, &mut out)?;
     Ok(out)
 }
 
 /// A frozen weight in `dtype`: itself if it is that, else decoded into memory of the pool, which the next one gets.
-pub(crate) fn decode(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
+///
+/// Fails if the GPU does.
+pub fn decode(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
     let (rows, cols) = w.dims();
     let Some(stored) = w.on_gpu() else {
         return Err(Error::invalid("frozen_linear", "the weight lies in host memory, the activations on a GPU"));

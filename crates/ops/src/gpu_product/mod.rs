@@ -4,6 +4,8 @@ pub(crate) mod cuda;
 
 use halfbyte_tensor::Tensor;
 
+pub use cuda::{Operand, decode, multiply, product};
+
 /// What a frozen weight is made of on a GPU, as [`FrozenMatrix::on_gpu`](crate::FrozenMatrix::on_gpu) shows it. All tensors lie there.
 #[derive(Clone, Copy, Debug)]
 pub enum GpuWeight<'a> {

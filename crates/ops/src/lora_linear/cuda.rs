@@ -13,9 +13,13 @@ use halfbyte_tensor::{DType, Tensor};
 pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Vec<Option<Tensor>>)> {
     let (mut ys, mut hs) = (Vec::new(), Vec::new());
     for layer in layers {
-        let w = decode(layer.w, x.dtype())?;
-        let mut y = product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?;
-        drop(w);
+        let mut y = match layer.w.forward(x) {
+            Some(y) => y?.to_dtype(x.dtype()).into_unique(),
+            None => {
+                let w = decode(layer.w, x.dtype())?;
+                product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?
+            }
+        };
         let h = layer.lora.as_ref().map(|lora| project(x, lora)).transpose()?;
         if let (Some(h), Some(lora)) = (&h, &layer.lora) {
             let b = lora.b.value().to_dtype(x.dtype());

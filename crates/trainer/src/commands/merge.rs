@@ -29,10 +29,10 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
     let modules = model.modules();
     let tied = modules.tied_embedding.clone();
-    let apart = |it: &&mut Weight| {
+    let apart = |it: &Weight| {
         it.is_untied("adapter") || (it.update_of("adapter").is_some() && tied.as_deref() == Some(it.module()))
     };
-    if modules.weights.iter().any(|it| apart(&it)) {
+    if modules.weights.iter().any(|it| apart(it)) {
         return Err(user_error(format!(
             "{}: the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead",
             args.adapter.display()

@@ -2,6 +2,7 @@
 
 mod chat;
 mod devices;
+mod doctor;
 mod eval;
 mod generate;
 mod inspect;
@@ -12,6 +13,7 @@ mod session;
 
 pub(crate) use chat::chat;
 pub(crate) use devices::devices;
+pub(crate) use doctor::doctor;
 pub(crate) use eval::eval;
 pub(crate) use generate::generate;
 pub(crate) use inspect::inspect;

@@ -14,7 +14,7 @@ use crate::{
     console, evaluate,
     failure::{Interrupted, user_error},
 };
-use anyhow::{Context, bail};
+use anyhow::bail;
 use halfbyte_autograd::Param;
 use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Position};
 use halfbyte_models::Model;
@@ -93,7 +93,7 @@ impl Run<'_> {
             let (began, learning_rate) = (Instant::now(), schedule.lr(n as u64 - 1));
             let result =
                 step::step(self.model, self.params, self.optimizer, &group, &self.step, learning_rate, &mut reached)
-                    .with_context(|| self.stopped(n))?;
+                    .map_err(|error| self.stopped(n, error))?;
             let tokens_per_second = result.tokens as f64 / began.elapsed().as_secs_f64();
             let seconds = self.begun.elapsed().as_secs_f64();
             totals.add(n, result.loss, tokens_per_second, seconds);
@@ -181,15 +181,20 @@ impl Run<'_> {
     }
 
     /// What to say when a step failed.
-    fn stopped(&self, step: usize) -> String {
+    fn stopped(&self, step: usize, error: anyhow::Error) -> anyhow::Error {
         let last = self.folder.checkpoints().ok().and_then(|mut it| it.pop());
         let rescue = last.map_or_else(
             || "there is no checkpoint yet".to_owned(),
             |it| format!("the checkpoint {} is intact", it.1.display()),
         );
-        format!(
-            "training stopped at step {step}: {rescue}; a lower --learning-rate, --warmup-steps or --compute-dtype f32 help against a diverging loss"
-        )
+        let advice = match gpu_error(&error) {
+            Some(halfbyte_cuda::Error::OutOfMemory { .. }) => {
+                "activations grow with the batch: a smaller --per-device-train-batch-size or --max-length, --gradient-checkpointing on or a smaller --optim-resident-mib need less"
+            }
+            Some(_) => "`halfbyte doctor` tries the GPU alone; --resume goes on from a checkpoint",
+            None => "a lower --learning-rate, --warmup-steps or --compute-dtype f32 help against a diverging loss",
+        };
+        error.context(format!("training stopped at step {step}: {rescue}; {advice}"))
     }
 
     /// An adapter that did not move, or a tensor that no gradient ever reached, must not look like a result.
@@ -226,6 +231,30 @@ fn next_group(batches: &mut Batches<'_>, accumulation: usize) -> Vec<Batch> {
         group.extend(batches.next());
     }
     group
+}
+
+/// What a GPU said, behind the errors of models, ops and optimizer, which pass it on as their own.
+fn gpu_error(error: &anyhow::Error) -> Option<&halfbyte_cuda::Error> {
+    use halfbyte_tensor::Error::Cuda;
+    type Op = halfbyte_autograd::Error;
+    type Model = halfbyte_models::Error;
+    let of_model = || match error.downcast_ref::<Model>()? {
+        Model::Autograd(Op::Tensor(Cuda(found))) | Model::Tensor(Cuda(found)) => Some(found),
+        _ => None,
+    };
+    let of_op = || match error.downcast_ref::<Op>()? {
+        Op::Tensor(Cuda(found)) => Some(found),
+        _ => None,
+    };
+    let of_tensor = || match error.downcast_ref::<halfbyte_tensor::Error>()? {
+        Cuda(found) => Some(found),
+        _ => None,
+    };
+    let of_optimizer = || match error.downcast_ref::<halfbyte_paged_optim::Error>()? {
+        halfbyte_paged_optim::Error::Cuda(found) => Some(found),
+        _ => None,
+    };
+    error.downcast_ref().or_else(of_model).or_else(of_op).or_else(of_tensor).or_else(of_optimizer)
 }
 
 /// A hash of a parameter's bits (FNV-1a).

@@ -8,6 +8,8 @@
 //! f32 sums are exact up to 2^24, which is a thousand products of the largest codes, and rounded like any f32 sum beyond. The
 //! result is not rounded to f16, as the GPU's is; activations have a dtype of their own here.
 
+pub(crate) mod cuda;
+
 use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
 use halfbyte_nf4::Rows8;
 use halfbyte_tensor::{DType, Tensor, bf16, f16};

@@ -1,0 +1,201 @@
+//! `--device cuda` through the binary, on the CPU in the guise of a GPU: the unmodified path, against the same run on the CPU.
+#![cfg(target_os = "linux")]
+
+use e2e::{Finetune, Outcome, TinyModel, Work, halfbyte};
+use halfbyte_testkit::cuda::libraries;
+use std::{ffi::OsString, fs, path::Path, process::Command};
+
+/// A command on the stand-in device; `None` where it cannot be built.
+fn on_gpu(args: impl IntoIterator<Item = OsString>, cache: &Path) -> Option<Command> {
+    let mut command = halfbyte();
+    command.args(args).env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", libraries()?);
+    command.env("HALFBYTE_CACHE", cache);
+    Some(command)
+}
+
+fn train(run: &Finetune, work: &Work) -> Option<Outcome> {
+    Some(Outcome::of(&mut on_gpu(run.clone().flags("--device cuda").args(), &work.path("cache"))?))
+}
+
+#[track_caller]
+fn near(what: &str, got: &[f64], wanted: &[f64]) {
+    assert_eq!(got.len(), wanted.len(), "{what}");
+    for (got, wanted) in got.iter().zip(wanted) {
+        assert!((got / wanted - 1.0).abs() < 2e-6, "{what}: {got} on the GPU, {wanted} on the CPU");
+    }
+}
+
+#[test]
+fn every_kind_of_training_has_the_losses_of_the_cpu() {
+    let kinds = [
+        (TinyModel::llama(), "--quant nf4"),
+        (
+            TinyModel { attention_bias: true, tied: false, ..TinyModel::llama() },
+            "--quant fp4 --double-quant off --lora-dropout 0.2",
+        ),
+        (TinyModel::gpt_neo(), "--quant int8 --method qlora"),
+        (TinyModel::llama(), "--method lora --quant none --use-dora --gradient-checkpointing on"),
+        (TinyModel::gpt_neo(), "--method lora --quant none --bias all --gradient-accumulation-steps 2"),
+        (
+            TinyModel { tied: false, ..TinyModel::llama() },
+            "--quant int4 --modules-to-save lm_head,norm --target-modules q_proj,embed_tokens",
+        ),
+    ];
+    for (model, flags) in kinds {
+        let work = Work::new();
+        let base = work.model(&model);
+        let run = Finetune::new(&base, &work.rows(), &work.path("cpu"))
+            .without(&["--method"])
+            .flags("--max-steps 6")
+            .flags(flags);
+        run.done();
+        let other = run.clone().output(&work.path("gpu"));
+        let Some(outcome) = train(&other, &work) else { return };
+        let said = outcome.success().stderr;
+        assert!(said.contains("computing on cuda:0"), "{said}");
+        near(flags, &other.losses(), &run.losses());
+    }
+}
+
+#[test]
+fn training_a_whole_model_in_bf16_stays_near() {
+    let work = Work::new();
+    let run = work.finetune().without(&["--method", "--quant", "--rank", "--lora-alpha", "--target-modules"]);
+    let run = run.flags("--method full --compute-dtype bf16 --learning-rate 1e-3");
+    run.done();
+    let other = run.clone().output(&work.path("gpu"));
+    let Some(outcome) = train(&other, &work) else { return };
+    outcome.success();
+    for (got, wanted) in other.losses().iter().zip(run.losses()) {
+        assert!((got / wanted - 1.0).abs() < 0.02, "{got} {wanted}");
+    }
+}
+
+#[test]
+fn a_paged_optimizer_and_a_resumed_run_give_the_same_bits() {
+    let work = Work::new();
+    let whole = work.finetune().flags("--max-steps 6").output(&work.path("whole"));
+    let Some(outcome) = train(&whole, &work) else { return };
+    outcome.success();
+    let paged = whole.clone().flags("--optim-resident-mib 0.01").output(&work.path("paged"));
+    train(&paged, &work).unwrap().success();
+    assert!(paged.summary()["optimizer_pages"]["bytes_spilled"].as_u64().unwrap() > 0);
+    assert!(paged.adapter_bytes() == whole.adapter_bytes(), "paging does not show");
+    let first = whole.clone().flags("--max-steps 4 --save-steps 4").output(&work.path("parts"));
+    train(&first, &work).unwrap().success();
+    train(&first.clone().flags("--max-steps 6 --resume"), &work).unwrap().success();
+    assert!(first.adapter_bytes() == whole.adapter_bytes(), "a pause does not show");
+}
+
+#[test]
+fn the_order_of_blocks_and_warps_does_not_show() {
+    let work = Work::new();
+    let mut adapters = Vec::new();
+    for order in ["forward", "reverse", "rotate"] {
+        let run = work.finetune().output(&work.path(order)).flags("--device cuda");
+        let Some(mut command) = on_gpu(run.args(), &work.path("cache")) else { return };
+        Outcome::of(command.env("CUDA_ON_CPU_ORDER", order)).success();
+        adapters.push(run.adapter_bytes());
+    }
+    assert!(adapters[0] == adapters[1] && adapters[0] == adapters[2]);
+}
+
+#[test]
+fn evaluation_and_generation_say_the_same() {
+    let work = Work::new();
+    for model in [TinyModel::llama(), TinyModel::gpt_neo()] {
+        let base = work.model(&model);
+        let adapter = Finetune::new(&base, &work.rows(), &work.path("run")).flags("--overwrite --max-steps 10").done();
+        let generate: Vec<OsString> = ["generate", "--compute-dtype", "f32", "--quant", "nf4", "--temperature", "0"]
+            .map(OsString::from)
+            .into_iter()
+            .chain(["--max-new-tokens", "12", "--prompt", "the old cat", "--model"].map(OsString::from))
+            .chain([base.clone().into(), "--adapter".into(), adapter.clone().into()])
+            .collect();
+        let here = Outcome::of(halfbyte().args(&generate)).success().stdout;
+        let Some(mut command) = on_gpu(generate, &work.path("cache")) else { return };
+        assert_eq!(Outcome::of(&mut command).success().stdout, here);
+        let mut eval: Vec<OsString> =
+            ["eval", "--json", "--compute-dtype", "f32", "--model"].map(OsString::from).to_vec();
+        eval.extend([base.clone().into(), "--data".into(), work.rows().into(), "--adapter".into(), adapter.into()]);
+        let loss = |outcome: Outcome| outcome.json()["loss"].as_f64().unwrap();
+        let here = loss(Outcome::of(halfbyte().args(&eval)));
+        let there = loss(Outcome::of(&mut on_gpu(eval, &work.path("cache")).unwrap()));
+        near("eval", &[there], &[here]);
+    }
+}
+
+#[test]
+fn memory_that_runs_out_in_the_middle_leaves_the_checkpoint_and_says_what_helps() {
+    let work = Work::new();
+    let run = work.finetune().flags("--save-steps 2 --max-steps 2");
+    let Some(outcome) = train(&run, &work) else { return };
+    outcome.success();
+    let before = work.contents(&run.folder().join("checkpoint-2"));
+    let more = run.clone().flags("--resume --max-steps 6 --device cuda");
+    let with = |bytes: &str| {
+        let mut command = on_gpu(more.args(), &work.path("cache")).unwrap();
+        Outcome::of(command.env("CUDA_ON_CPU_MEMORY", bytes))
+    };
+    // The workspace of cuBLASLt alone is 32 MiB.
+    with("33560000").failure(&[
+        "training stopped at step 3",
+        "checkpoint-2 is intact",
+        "out of memory",
+        "--gradient-checkpointing",
+    ]);
+    assert!(work.contents(&run.folder().join("checkpoint-2")) == before);
+    with("8000000000").success();
+}
+
+#[test]
+fn a_kernel_that_fails_stops_the_run_with_a_reason() {
+    let work = Work::new();
+    let run = work.finetune().flags("--save-steps 1 --max-steps 4 --device cuda");
+    let Some(mut command) = on_gpu(run.args(), &work.path("cache")) else { return };
+    let failed = Outcome::of(command.env("CUDA_ON_CPU_FAIL_LAUNCH", "300"));
+    failed.failure(&["training stopped", "CUDA_ERROR_LAUNCH_FAILED", "halfbyte doctor"]);
+    assert!(!run.folder().join("adapter_model.safetensors").exists(), "no result is left");
+}
+
+#[test]
+fn a_damaged_kernel_cache_is_made_again() {
+    let work = Work::new();
+    let run = work.finetune();
+    let Some(outcome) = train(&run, &work) else { return };
+    outcome.success();
+    let (kernels, whole) = (work.path("cache").join("kernels"), run.adapter_bytes());
+    let files: Vec<_> = fs::read_dir(&kernels).unwrap().map(|it| it.unwrap().path()).collect();
+    assert!(files.len() > 5, "{files:?}");
+    for (i, file) in files.iter().enumerate() {
+        let mut bytes = fs::read(file).unwrap();
+        if i % 2 == 0 {
+            bytes.truncate(20);
+        } else {
+            let last = bytes.len() - 2;
+            bytes[last] ^= 1;
+        }
+        fs::write(file, bytes).unwrap();
+    }
+    train(&run.clone().flags("--overwrite"), &work).unwrap().success();
+    assert!(run.adapter_bytes() == whole);
+}
+
+#[test]
+fn doctor_tries_the_gpu_or_says_what_is_missing() {
+    let work = Work::new();
+    let missing = Outcome::of(halfbyte().arg("doctor")).success().stdout;
+    assert!(missing.contains("CUDA cannot be used") && missing.contains("--device cpu"), "{missing}");
+    let Some(mut command) = on_gpu(["doctor".into()], &work.path("cache")) else { return };
+    let ready = Outcome::of(&mut command).success().stdout;
+    for part in [
+        "cuda:0 CUDA on the CPU",
+        "compute capability 9.0",
+        "libnvrtc.so",
+        "free",
+        "multiplies, and rightly",
+        "CUDA is ready",
+    ] {
+        assert!(ready.contains(part), "{part}: {ready}");
+    }
+}
