@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::kernels;
 use crate::tidy;
 use crate::workspace::{self, cargo, check};
 
@@ -32,6 +33,11 @@ const STEPS: &[Step] = &[
         action: Action::Cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
     },
     Step { name: "test", about: "all tests", action: Action::Cargo(&["test", "--locked", "--workspace"], &[]) },
+    Step {
+        name: "kernels",
+        about: "CUDA kernels through NVRTC, where it can be had",
+        action: Action::Own(kernels::run_if_possible),
+    },
     Step {
         name: "doc",
         about: "documentation, warnings denied",
@@ -104,7 +110,7 @@ mod tests {
     fn one_step_can_be_chosen_and_a_wrong_name_lists_the_right_ones() {
         assert_eq!(chosen(Some("tidy")).unwrap().len(), 1);
         let all: Vec<_> = chosen(None).unwrap().iter().map(|s| s.name).collect();
-        assert_eq!(all, ["fmt", "tidy", "clippy", "test", "doc"]);
+        assert_eq!(all, ["fmt", "tidy", "clippy", "test", "kernels", "doc"]);
         let message = chosen(Some("lint")).err().expect("lint is no step").to_string();
         assert!(message.contains("no step `lint`") && message.contains("fmt, tidy, clippy"), "{message}");
     }

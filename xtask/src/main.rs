@@ -11,6 +11,7 @@ use std::process::ExitCode;
 mod bench;
 mod ci;
 mod finetune;
+mod kernels;
 mod package_check;
 mod parity;
 mod pretrain;
@@ -66,6 +67,11 @@ mod flags {
                 /// The same, to measure losses on.
                 required --test file: PathBuf
             }
+            /// Compile every CUDA kernel with NVRTC for real architectures; no GPU is needed.
+            cmd kernels {
+                /// A virtual environment that has NVRTC; its wheel is fetched once if left out.
+                optional --python venv: PathBuf
+            }
             /// Make tests/fixtures again with the Python stack.
             cmd fixtures {
                 /// A virtual environment with tests/reference/requirements.txt.
@@ -117,6 +123,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Parity(flags::Parity { python, model, train, test }) => {
             parity::run(&parity::Options { python, model, train, test })
         }
+        flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
         flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),

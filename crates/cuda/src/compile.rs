@@ -190,35 +190,40 @@ const MAX_SHARED: i32 = 99 << 10;
 /// # Errors
 /// [`Error::Compile`] with the compiler's log.
 pub fn compile(name: &str, text: &str, architecture: &str) -> Result<Vec<u8>, Error> {
+    compile_with(name, text, architecture, &[]).map(|it| it.0)
+}
+
+/// The same, with what the assembler says of registers and spilled memory.
+///
+/// # Errors
+/// [`Error::Compile`] with the compiler's log.
+pub fn compile_verbose(name: &str, text: &str, architecture: &str) -> Result<(Vec<u8>, String), Error> {
+    compile_with(name, text, architecture, &["--ptxas-options=-v"])
+}
+
+fn compile_with(name: &str, text: &str, architecture: &str, more: &[&str]) -> Result<(Vec<u8>, String), Error> {
     let failed = |log: String| Error::Compile { file: name.to_owned(), log };
     let source = CString::new(text).map_err(|_| failed("the text holds a zero byte".into()))?;
     let label = CString::new(name).map_err(|_| failed("the name holds a zero byte".into()))?;
     let program = nvrtc::result::create_program(&source, Some(&label)).map_err(|e| failed(format!("{e:?}")))?;
-    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "-default-device".into()];
+    let mut options =
+        vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "-default-device".into()];
+    options.extend(more.iter().map(|it| (*it).to_owned()));
     // SAFETY: the program was created above and is destroyed at the end.
     unsafe {
         let compiled = nvrtc::result::compile_program(program, &options);
-        let image = match compiled {
-            Ok(()) => {
-                let mut size = 0;
-                let mut image = Vec::new();
-                nvrtc::sys::nvrtcGetCUBINSize(program, &raw mut size)
-                    .result()
-                    .and_then(|()| {
-                        image = vec![0u8; size];
-                        nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result()
-                    })
-                    .map(|()| image)
-                    .map_err(|e| failed(format!("{e:?}")))
-            }
-            Err(e) => {
-                let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-                let log: Vec<u8> = log.into_iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
-                Err(failed(format!("{e:?}: {}", String::from_utf8_lossy(&log).trim())))
-            }
-        };
+        let log = nvrtc::result::get_program_log(program).unwrap_or_default();
+        let log: Vec<u8> = log.into_iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+        let log = String::from_utf8_lossy(&log).trim().to_owned();
+        let image = compiled.map_err(|e| failed(format!("{e:?}: {log}"))).and_then(|()| {
+            let mut size = 0;
+            nvrtc::sys::nvrtcGetCUBINSize(program, &raw mut size).result().map_err(|e| failed(format!("{e:?}")))?;
+            let mut image = vec![0u8; size];
+            let done = nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result();
+            done.map(|()| image).map_err(|e| failed(format!("{e:?}")))
+        });
         let _ = nvrtc::result::destroy_program(program);
-        image
+        image.map(|it| (it, log))
     }
 }
 
