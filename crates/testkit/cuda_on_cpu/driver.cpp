@@ -2,6 +2,7 @@
 //
 // Streams are queues that run only when somebody waits for them, so that a missing synchronisation shows. Faults can be asked for:
 //   CUDA_ON_CPU_MEMORY=BYTES       the device's memory
+//   CUDA_ON_CPU_FAIL_ALLOC=N       the Nth allocation finds no memory, and none after it
 //   CUDA_ON_CPU_FAIL_LAUNCH=N      the Nth launch fails, and everything after it
 #include <deque>
 #include <mutex>
@@ -22,6 +23,7 @@ bool initialised = false;
 Result broken = OK;
 size_t used = 0;
 long launches = 0;
+size_t allocated = 0;
 std::map<Pointer, size_t> allocations;
 std::map<const char*, size_t> pinned;
 thread_local void* current = nullptr;
@@ -189,7 +191,8 @@ API cuMemAllocAsync(Pointer* at, size_t bytes, Stream* stream) {
     READY;
     if (bytes == 0) return INVALID_VALUE;
     if (!streams.count(stream)) return INVALID_HANDLE;
-    if (used + bytes > total()) return OUT_OF_MEMORY;
+    size_t fails = environment("CUDA_ON_CPU_FAIL_ALLOC", 0);
+    if (used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
     auto memory = static_cast<char*>(aligned_alloc(GUARD, (bytes + GUARD - 1) / GUARD * GUARD));
     if (!memory) return OUT_OF_MEMORY;
     // Fresh memory holds anything: a NaN in every float type.

@@ -1,8 +1,9 @@
 //! The memory plan: what a run will hold, class by class, before it starts.
 
 use crate::console::mib;
+use halfbyte_frozen::{Format, bitsandbytes};
 use halfbyte_lora::Base;
-use halfbyte_models::{Architecture, Model, ModelConfig};
+use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder};
 use halfbyte_tensor::DType;
 use serde::Serialize;
 
@@ -40,6 +41,9 @@ pub(crate) struct Plan {
 
 /// Measured on an idle process with a tokenizer of 49,152 entries loaded.
 const RUNTIME_BYTES: usize = 72 << 20;
+/// Logits in f32 and their gradient, and the workspace of products: see the cross-entropy op and the cuda crate.
+const GPU_LOGITS_BYTES: usize = 64 << 20;
+const GPU_BLAS_BYTES: usize = 32 << 20;
 /// A strip of logits and of its gradient's weights; see the cross-entropy op.
 const LOGITS_STRIP: (usize, usize) = (1008, 1536);
 
@@ -74,6 +78,44 @@ impl Plan {
         plan.activations = activations(model.config(), shape) + shape.compute.size() * shape.rows * rescaled / blocks;
         plan.workspace = workspace(model.config(), shape);
         plan
+    }
+
+    /// What can be said before anything is loaded: the base as it will be kept, activations and workspace. What trains is
+    /// small beside them, unless the whole model does.
+    pub(crate) fn before_loading(folder: &ModelFolder, format: Format, trains: bool, shape: Shape) -> Plan {
+        let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
+        for (name, info) in folder.tensors().iter().filter(|it| !bitsandbytes::is_part(it.0)) {
+            let elements = info.shape.iter().product::<usize>();
+            let dense = ["embed", "wte", "wpe", "lm_head"].iter().any(|it| name.contains(it));
+            match info.shape[..] {
+                _ if trains => {
+                    plan.trainable += 4 * elements;
+                    plan.gradients += 4 * elements;
+                    plan.optimizer += 8 * elements;
+                }
+                [out, inner] if !dense && info.dtype.is_float() => {
+                    plan.frozen_matrices += format.bytes(out, inner, info.dtype.size());
+                }
+                // Of a checkpoint that is quantised already: codes and scales, as they lie there.
+                [_, _] if !dense => plan.frozen_matrices += elements * info.dtype.size() * 9 / 8,
+                _ => plan.dense_weights += elements * info.dtype.size(),
+            }
+        }
+        plan.activations = activations(folder.config(), shape);
+        plan.workspace = workspace(folder.config(), shape);
+        plan
+    }
+
+    /// The same on a GPU, which decodes the largest matrix at a time and holds more logits, but no process.
+    pub(crate) fn on_gpu(mut self, config: &ModelConfig, shape: Shape) -> Plan {
+        let largest = config.hidden_size * config.intermediate_size.max(config.num_attention_heads * config.head_dim);
+        let head = config.vocab_size * config.hidden_size;
+        let passing = shape.rows * (3 * config.intermediate_size + 2 * config.hidden_size);
+        let logits = (GPU_LOGITS_BYTES / 4 / config.vocab_size.max(1)).clamp(1, shape.rows.max(1)) * config.vocab_size;
+        let in_compute = largest.max(head) + passing + logits;
+        self.workspace = 4 * logits + shape.compute.size() * in_compute + GPU_BLAS_BYTES;
+        self.runtime = 0;
+        self
     }
 
     /// All classes together.

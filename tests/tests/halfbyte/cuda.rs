@@ -133,19 +133,40 @@ fn memory_that_runs_out_in_the_middle_leaves_the_checkpoint_and_says_what_helps(
     outcome.success();
     let before = work.contents(&run.folder().join("checkpoint-2"));
     let more = run.clone().flags("--resume --max-steps 6 --device cuda");
-    let with = |bytes: &str| {
+    let with = |setting: &str, value: &str| {
         let mut command = on_gpu(more.args(), &work.path("cache")).unwrap();
-        Outcome::of(command.env("CUDA_ON_CPU_MEMORY", bytes))
+        Outcome::of(command.env(setting, value))
     };
-    // The workspace of cuBLASLt alone is 32 MiB.
-    with("33560000").failure(&[
+    with("CUDA_ON_CPU_FAIL_ALLOC", "150").failure(&[
         "training stopped at step 3",
         "checkpoint-2 is intact",
         "out of memory",
         "--gradient-checkpointing",
     ]);
     assert!(work.contents(&run.folder().join("checkpoint-2")) == before);
-    with("8000000000").success();
+    with("CUDA_ON_CPU_FAIL_ALLOC", "0").success();
+}
+
+#[test]
+fn a_gpu_too_small_for_the_run_is_refused_before_loading_with_what_would_fit() {
+    let work = Work::new();
+    let run = work.finetune().flags("--per-device-train-batch-size 8 --compute-dtype f32 --device cuda");
+    let with = |bytes: &str| {
+        let mut command = on_gpu(run.args(), &work.path("cache"))?;
+        Some(Outcome::of(command.env("CUDA_ON_CPU_MEMORY", bytes)))
+    };
+    // The workspace of cuBLASLt alone is 32 MiB.
+    let Some(refused) = with("33700000") else { return };
+    refused.user_error(&[
+        "the GPU has 32.1 MiB of 32.1 MiB free",
+        "for activations",
+        "--per-device-train-batch-size 1",
+        "fit",
+    ]);
+    with("10000000").unwrap().user_error(&["smaller model", "--device cpu"]);
+    assert!(!run.folder().join("metrics.jsonl").exists());
+    with("64000000").unwrap().success();
+    assert!(run.summary()["peak_gpu_mib"].as_f64().unwrap() < 61.0);
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Summary {
     /// Median over the steps after the second.
     pub(crate) tokens_per_second: f64,
     pub(crate) peak_rss_mib: Option<f64>,
+    /// On the GPU, if one computed.
+    pub(crate) peak_gpu_mib: Option<f64>,
     pub(crate) planned_bytes: usize,
     pub(crate) plan: crate::plan::Plan,
     pub(crate) optimizer_pages: halfbyte_paged_optim::PageStats,

@@ -3,7 +3,7 @@
 use super::{
     ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method},
-    checkpoint,
+    checkpoint, fits,
     optimizer::Optimizer,
     output::RunFolder,
     profile,
@@ -36,6 +36,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
+    fits::check(&settings, &base.folder, data.longest(), &device)?;
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device)?,
@@ -44,12 +45,17 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     model.modules().to_device(&device)?;
     let counts = Counts::of(model.as_ref());
     say(&counts.line());
-    let shape = settings.shape(&data, model.as_ref());
+    let shape = settings.shape(&data, model.as_ref(), &device)?;
     let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_resident());
+    if let Device::Cuda(_) = device {
+        plan = plan.on_gpu(model.config(), shape);
+    }
     plan.data = data.bytes();
     say(&format!("memory plan (activations {}):", if shape.checkpointing { "recomputed" } else { "kept" }));
     plan.lines().iter().for_each(|it| say(it));
-    warn_if_too_large(&plan);
+    if device == Device::Cpu {
+        warn_if_too_large(&plan);
+    }
 
     let params = parameters(model.as_ref());
     let mut optimizer = optimizer(&settings, &params, &folder, &device)?;
@@ -88,7 +94,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     save_result(&settings, &folder, model.as_mut())?;
     let pages = optimizer.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
-    let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, begun);
+    let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, (begun, &device));
     write_atomic(&folder.file("summary.json"), format!("{:#}\n", serde_json::to_value(&summary)?).as_bytes())?;
     conclude(&summary, &settings);
     Ok(())
@@ -115,7 +121,7 @@ impl Data {
             eval = Some(rows);
         }
         let limit = base.folder.config().max_position_embeddings;
-        let longest = train.rows().map(|it| it.ids.len()).max().unwrap_or(0);
+        let longest = longest(&train);
         if longest > limit {
             return Err(user_error(format!(
                 "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
@@ -124,9 +130,18 @@ impl Data {
         Ok(Data { train, eval, report })
     }
 
+    /// Tokens of the longest row.
+    fn longest(&self) -> usize {
+        longest(&self.train)
+    }
+
     fn bytes(&self) -> usize {
         self.train.bytes() + self.eval.as_ref().map_or(0, Dataset::bytes)
     }
+}
+
+fn longest(rows: &Dataset) -> usize {
+    rows.rows().map(|it| it.ids.len()).max().unwrap_or(0)
 }
 
 /// Parameters in all, and those that train.
@@ -202,22 +217,32 @@ impl Settings {
         self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize)
     }
 
+    /// Whether activations are kept unless memory forbids it.
+    pub(super) fn keeps_activations(&self) -> bool {
+        self.checkpointing == CheckpointingArg::Off
+    }
+
     /// The largest batch, and whether its activations are kept.
-    fn shape(&self, data: &Data, model: &dyn Model) -> Shape {
-        let longest = data.train.rows().map(|it| it.ids.len()).max().unwrap_or(1);
-        let keep = Shape {
-            rows: self.batch_size.min(data.train.len()) * longest,
-            compute: self.compute.dtype(),
-            checkpointing: false,
-        };
+    fn shape(&self, data: &Data, model: &dyn Model, device: &Device) -> anyhow::Result<Shape> {
+        let rows = self.batch_size.min(data.train.len()) * data.longest().max(1);
+        let keep = Shape { rows, compute: self.compute.dtype(), checkpointing: false };
         let checkpointing = match self.checkpointing {
             CheckpointingArg::On => true,
             CheckpointingArg::Off => false,
-            // Four fifths leave room for everything else on the machine.
-            CheckpointingArg::Auto => available_memory()
-                .is_some_and(|it| Plan::new(model, keep, self.optimizer_resident()).total() > it / 5 * 4),
+            // Four fifths leave room for everything else on the machine. On a GPU the weights are there already.
+            CheckpointingArg::Auto => {
+                let plan = Plan::new(model, keep, self.optimizer_resident());
+                match device {
+                    Device::Cpu => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
+                    Device::Cuda(gpu) => {
+                        let plan = plan.on_gpu(model.config(), keep);
+                        let weights = plan.frozen_matrices + plan.dense_weights + plan.trainable;
+                        plan.total() - weights > gpu.memory()?.0 / 10 * 9
+                    }
+                }
+            }
         };
-        Shape { checkpointing, ..keep }
+        Ok(Shape { checkpointing, ..keep })
     }
 }
 
@@ -319,6 +344,12 @@ fn save_result(settings: &Settings, folder: &RunFolder, model: &mut dyn Model) -
     save_model::copy_tokenizer(&settings.model, folder.path())
 }
 
+/// The most that live buffers took on the GPU.
+fn gpu_peak(device: &Device) -> Option<f64> {
+    let Device::Cuda(gpu) = device else { return None };
+    Some(gpu.stats().peak as f64 / f64::from(1 << 20))
+}
+
 fn summary(
     counts: &Counts,
     plan: &Plan,
@@ -326,7 +357,7 @@ fn summary(
     optimizer_pages: halfbyte_paged_optim::PageStats,
     (before, after): (&Measured, &Measured),
     data: &Report,
-    begun: Instant,
+    (begun, device): (Instant, &Device),
 ) -> Summary {
     Summary {
         steps: totals.steps,
@@ -337,6 +368,7 @@ fn summary(
         train_loss_last: totals.last_loss,
         tokens_per_second: totals.tokens_per_second(),
         peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
+        peak_gpu_mib: gpu_peak(device),
         planned_bytes: plan.total(),
         plan: plan.clone(),
         optimizer_pages,
@@ -349,7 +381,8 @@ fn summary(
 }
 
 fn conclude(summary: &Summary, settings: &Settings) {
-    let peak = summary.peak_rss_mib.map_or_else(|| "not measured here".to_owned(), |it| format!("{it:.1} MiB"));
+    let resident = summary.peak_rss_mib.map_or_else(|| "not measured here".to_owned(), |it| format!("{it:.1} MiB"));
+    let peak = summary.peak_gpu_mib.map_or(resident, |it| format!("{it:.1} MiB on the GPU"));
     say(&format!(
         "\n{} steps in {:.1} s, {:.0} tokens/s; peak memory {peak}, planned {}",
         summary.steps,
