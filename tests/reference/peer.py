@@ -29,7 +29,7 @@ def load(args):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = DTYPES[args.dtype]
-    options = {"dtype": dtype, "device_map": "cpu"}
+    options = {"dtype": dtype, "device_map": args.device}
     if args.quant != "none":
         options["quantization_config"] = quantization(args.quant, dtype)
     return AutoModelForCausalLM.from_pretrained(args.model, **options), AutoTokenizer.from_pretrained(args.model)
@@ -59,14 +59,16 @@ def train(args):
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
     seconds = []
     for step in range(args.steps):
-        ids = torch.tensor(rows[step * args.batch : (step + 1) * args.batch])
+        ids = torch.tensor(rows[step * args.batch : (step + 1) * args.batch], device=args.device)
         start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": seconds[-1]}), flush=True)
     median = statistics.median(seconds[2:] or seconds)
@@ -75,7 +77,7 @@ def train(args):
 
 def generate(args):
     model, tokenizer = load(args)
-    ids = tokenizer(args.prompt, return_tensors="pt")
+    ids = tokenizer(args.prompt, return_tensors="pt").to(args.device)
     options = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": False}
     seconds = []
     with torch.no_grad():
@@ -114,6 +116,7 @@ def main():
     parser.add_argument("--data")
     parser.add_argument("--quant", choices=["nf4", "fp4", "int8", "none"], default="nf4")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8)
@@ -125,6 +128,8 @@ def main():
     torch.manual_seed(42)
     found = {"train": train, "generate": generate, "nf4": nf4}[args.task](args)
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if args.device == "cuda":
+        found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps(found))
 
 

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod bench;
+mod bundle;
 mod ci;
 mod finetune;
 mod kernels;
@@ -72,6 +73,11 @@ mod flags {
                 /// A virtual environment that has NVRTC; its wheel is fetched once if left out.
                 optional --python venv: PathBuf
             }
+            /// Pack programs, tests and scripts for a machine with a GPU and without cargo.
+            cmd bundle {
+                /// The folder; it must be new.
+                required --output dir: PathBuf
+            }
             /// Make tests/fixtures again with the Python stack.
             cmd fixtures {
                 /// A virtual environment with tests/reference/requirements.txt.
@@ -123,6 +129,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Parity(flags::Parity { python, model, train, test }) => {
             parity::run(&parity::Options { python, model, train, test })
         }
+        flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
         flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),

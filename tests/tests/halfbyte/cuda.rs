@@ -220,3 +220,18 @@ fn doctor_tries_the_gpu_or_says_what_is_missing() {
         assert!(ready.contains(part), "{part}: {ready}");
     }
 }
+
+#[test]
+fn half_precision_learns_with_its_loss_scaled_on_both_devices() {
+    let work = Work::new();
+    let exact = work.finetune().flags("--max-steps 8").output(&work.path("exact"));
+    exact.done();
+    let half = work.finetune().flags("--max-steps 8 --compute-dtype f16").output(&work.path("half"));
+    half.done();
+    let there = half.clone().output(&work.path("there"));
+    let Some(outcome) = train(&there, &work) else { return };
+    outcome.success();
+    for ((exact, half), there) in exact.losses().iter().zip(half.losses()).zip(there.losses()) {
+        assert!((half / exact - 1.0).abs() < 0.01 && (there / exact - 1.0).abs() < 0.01, "{exact} {half} {there}");
+    }
+}

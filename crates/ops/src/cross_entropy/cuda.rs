@@ -29,8 +29,11 @@ pub(super) fn logits(h: &Tensor, head: &Head<'_, '_>) -> Result<Tensor> {
 impl Job<'_> {
     pub(super) fn run_on_gpu(&self, (vocab, channels): (usize, usize)) -> Result<Found> {
         let dtype = self.h.dtype();
+        // f16 is too narrow for a gradient before loss scaling: there the factor waits for the f32 result of the product.
+        let kept = self.kept_dtype();
+        let (early, late) = if kept == dtype { (self.scale, 1.0) } else { (1.0, self.scale) };
         let device = self.h.device();
-        let dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], dtype));
+        let dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], kept));
         let dw = self.want_dw.then(|| Tensor::zeros_on(&device, &[vocab, channels], DType::F32));
         let mut found = Found { loss: 0.0, dh, dw };
         let Some(gpu) = self.h.gpu() else { return Ok(found) };
@@ -50,18 +53,18 @@ impl Job<'_> {
             let wanted = self.want_dh || self.want_dw;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
             let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&logits).read(&targets).write(&mut losses);
-            let call = call.write_or_null(grad.as_mut()).int(vocab).float(self.scale);
+            let call = call.write_or_null(grad.as_mut()).int(vocab).float(early);
             // SAFETY: a block a row of logits, whose target the caller checked.
             unsafe { call.run("softmax_loss", Launch::rows(n, 256)) }?;
             drop(logits);
             found.loss += losses.to_f32_vec().iter().map(|it| f64::from(*it)).sum::<f64>();
             let Some(grad) = grad else { continue };
             if let Some(dw) = &mut found.dw {
-                multiply(1.0, Operand::new(&grad).t(), Operand::new(&h), 1.0, dw)?;
+                multiply(late, Operand::new(&grad).t(), Operand::new(&h), 1.0, dw)?;
             }
             if let Some(dh) = &mut found.dh {
-                let part = product(1.0, Operand::new(&grad), Operand::new(&w), dtype)?;
-                let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&part).read(&places).write(dh).int(channels);
+                let part = product(late, Operand::new(&grad), Operand::new(&w), kept)?;
+                let call = cuda::Call::new(gpu, &SOURCE, kept).read(&part).read(&places).write(dh).int(channels);
                 // SAFETY: all rows lie in `dh`.
                 unsafe { call.long(elements as u64).run("scatter_rows", Launch::elements(elements)) }?;
             }

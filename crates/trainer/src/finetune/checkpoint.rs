@@ -4,6 +4,7 @@ use super::{
     args::FinetuneArgs,
     optimizer::Optimizer,
     output::{DRAFT, RunFolder},
+    step::LossScale,
 };
 use crate::{base_record::BaseRecord, failure::user_error};
 use anyhow::Context;
@@ -53,6 +54,8 @@ pub(crate) struct RunState {
     pub(crate) seconds: f64,
     /// Whether each trainable tensor has had a gradient other than zero.
     pub(crate) reached: Vec<bool>,
+    /// The factor on the loss, for f16.
+    pub(crate) loss_scale: Option<LossScale>,
     pub(crate) settings: FinetuneArgs,
 }
 

@@ -1,6 +1,5 @@
 //! AdamW where the parameters are: in host memory or on a GPU. Clips, steps, and tells what it saw.
 
-use anyhow::bail;
 use halfbyte_autograd::Param;
 use halfbyte_cuda::{Buffer, Gpu};
 use halfbyte_paged_optim::{
@@ -17,7 +16,7 @@ pub(crate) enum Optimizer {
 
 /// What a step saw of the gradients.
 pub(crate) struct Clipped {
-    /// Their global norm before clipping.
+    /// Their global norm before clipping; if it is not finite, no step was taken.
     pub(crate) norm: f32,
     /// For each, whether any element was other than zero.
     pub(crate) nonzero: Vec<bool>,
@@ -83,20 +82,25 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Clips the gradients (f32, each a sole owner) to a global norm and takes a step.
+    /// Clips the gradients (f32, each a sole owner), times `unscale`, to a global norm and takes a step.
     pub(crate) fn step(
         &mut self,
         lr: f64,
         max_norm: f32,
         params: &[Param],
-        mut grads: Vec<Tensor>,
+        (mut grads, unscale): (Vec<Tensor>, f32),
     ) -> anyhow::Result<Clipped> {
         match self {
             Optimizer::Host(adamw) => {
                 let nonzero = grads.iter().map(|g| g.data::<f32>().iter().any(|it| *it != 0.0)).collect();
                 let mut slices: Vec<&mut [f32]> = grads.iter_mut().map(|it| it.data_mut::<f32>()).collect();
+                if unscale != 1.0 {
+                    slices.iter_mut().flat_map(|it| it.iter_mut()).for_each(|it| *it *= unscale);
+                }
                 let norm = clip_by_global_norm(&mut slices, max_norm);
-                refuse_endless(norm)?;
+                if !norm.is_finite() {
+                    return Ok(Clipped { norm, nonzero });
+                }
                 with_values(params, |values| {
                     let pairs = values.iter_mut().zip(&grads);
                     let steps = pairs.map(|(value, grad)| ParamStep { value: value.data_mut(), grad: grad.data() });
@@ -107,10 +111,13 @@ impl Optimizer {
             Optimizer::Cuda(adamw, gpu) => {
                 let buffers: Vec<&Buffer> = grads.iter().filter_map(Tensor::cuda_buffer).collect();
                 let sums = sums_of_squares(gpu, &buffers)?;
-                let norm = sums.iter().sum::<f64>().sqrt() as f32;
-                refuse_endless(norm)?;
+                let norm = sums.iter().sum::<f64>().sqrt() as f32 * unscale;
+                let nonzero = sums.iter().map(|it| *it > 0.0).collect();
+                if !norm.is_finite() {
+                    return Ok(Clipped { norm, nonzero });
+                }
                 // As clip_by_global_norm has it.
-                let scale = (max_norm / (norm + 1e-6)).min(1.0);
+                let scale = (max_norm / (norm + 1e-6)).min(1.0) * unscale;
                 with_values(params, |values| {
                     let pairs = values.iter_mut().zip(buffers);
                     let steps = pairs.map(|(value, grad)| CudaParamStep {
@@ -119,17 +126,10 @@ impl Optimizer {
                     });
                     adamw.step(lr, scale, &mut steps.collect::<Vec<_>>())
                 })?;
-                Ok(Clipped { norm, nonzero: sums.iter().map(|it| *it > 0.0).collect() })
+                Ok(Clipped { norm, nonzero })
             }
         }
     }
-}
-
-fn refuse_endless(norm: f32) -> anyhow::Result<()> {
-    if !norm.is_finite() {
-        bail!("the norm of the gradient is {norm}");
-    }
-    Ok(())
 }
 
 /// Takes all values out, as sole owners, and puts them back whatever happens.

@@ -8,7 +8,7 @@ use super::{
     profile,
     record::{Metrics, MetricsLog, median},
     settings::Settings,
-    step::{self, StepConfig, StepResult},
+    step::{self, LossScale, StepConfig, StepResult},
 };
 use crate::{
     console, evaluate,
@@ -78,6 +78,7 @@ impl Run<'_> {
         let first = state.as_ref().map_or(0, |it| it.step);
         let schedule = self.schedule(batches.per_epoch(), first)?;
         let total = schedule.total_steps as usize;
+        let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.step.compute));
         let mut reached = state.map_or_else(|| vec![false; self.params.len()], |it| it.reached);
         let start: Vec<u64> = self.params.iter().map(fingerprint).collect();
         let mut totals = Totals::new(first);
@@ -91,9 +92,16 @@ impl Run<'_> {
             }
             let group = next_group(&mut batches, settings.accumulation);
             let (began, learning_rate) = (Instant::now(), schedule.lr(n as u64 - 1));
-            let result =
-                step::step(self.model, self.params, self.optimizer, &group, &self.step, learning_rate, &mut reached)
-                    .map_err(|error| self.stopped(n, error))?;
+            let result = step::step(
+                self.model,
+                self.params,
+                self.optimizer,
+                &group,
+                &self.step,
+                learning_rate,
+                (&mut reached, &mut scale),
+            )
+            .map_err(|error| self.stopped(n, error))?;
             let tokens_per_second = result.tokens as f64 / began.elapsed().as_secs_f64();
             let seconds = self.begun.elapsed().as_secs_f64();
             totals.add(n, result.loss, tokens_per_second, seconds);
@@ -116,7 +124,7 @@ impl Run<'_> {
             }
             let interrupted = INTERRUPTED.load(Ordering::SeqCst);
             if interrupted || (settings.save_steps > 0 && n.is_multiple_of(settings.save_steps)) {
-                let path = self.save(n, at, &reached)?;
+                let path = self.save(n, at, (&reached, scale))?;
                 if interrupted && n < total {
                     bar.abandon();
                     return Err(Interrupted(format!("stopped after step {n} of {total}; everything is in {}: the same command with --resume (instead of --overwrite) goes on", path.display())).into());
@@ -164,7 +172,7 @@ impl Run<'_> {
         Ok(Some(found.loss))
     }
 
-    fn save(&mut self, step: usize, at: Position, reached: &[bool]) -> anyhow::Result<PathBuf> {
+    fn save(&mut self, step: usize, at: Position, (reached, scale): (&[bool], LossScale)) -> anyhow::Result<PathBuf> {
         let state = RunState {
             step,
             epoch: at.epoch,
@@ -173,6 +181,7 @@ impl Run<'_> {
             eval_loss_before: self.eval_loss_before,
             seconds: self.begun.elapsed().as_secs_f64(),
             reached: reached.to_vec(),
+            loss_scale: Some(scale),
             settings: self.settings.args.clone(),
         };
         let adapter = (self.settings.method != Method::Full).then_some((&self.settings.lora, self.settings.base));

@@ -1,0 +1,67 @@
+//! `cargo xtask bundle`: everything that a machine with a GPU and without cargo needs to run the tests and the benchmark there.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::workspace;
+
+/// Test programs whose CUDA tests run on a real device: package and target.
+const TESTS: [(&str, &str); 4] = [
+    ("halfbyte-ops", "halfbyte_ops"),
+    ("halfbyte-tensor", "cuda"),
+    ("halfbyte-frozen", "cuda"),
+    ("halfbyte-paged-optim", "suite"),
+];
+
+/// Writes the folder, which must be new.
+pub(crate) fn run(output: &Path) -> Result<()> {
+    if output.exists() {
+        bail!("{} exists; name a new folder", output.display());
+    }
+    let root = workspace::root();
+    let tests = output.join("tests");
+    fs::create_dir_all(&tests).with_context(|| tests.display().to_string())?;
+    copy(&workspace::build_halfbyte(&root)?, &output.join("halfbyte"))?;
+    // For `xtask synth`, which writes the models of the benchmark.
+    copy(&std::env::current_exe()?, &output.join("xtask"))?;
+    for (package, target) in TESTS {
+        copy(&test_program(&root, package, target)?, &tests.join(package))?;
+    }
+    copy(&root.join("tests/gpu/run.sh"), &output.join("run.sh"))?;
+    let reference = output.join("reference");
+    fs::create_dir_all(&reference)?;
+    for file in ["peer.py", "requirements.txt"] {
+        copy(&root.join("tests/reference").join(file), &reference.join(file))?;
+    }
+    println!("written to {}; there: ./run.sh tests, and ./run.sh bench DATA.parquet VENV", output.display());
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
+    // Nine tenths of a program are for debuggers; where there is no `strip`, it travels whole.
+    if to.extension().is_none() {
+        let _ = std::process::Command::new("strip").arg("--strip-debug").arg(to).status();
+    }
+    Ok(())
+}
+
+/// Builds a package's tests in release and gives the program of one target.
+fn test_program(root: &Path, package: &str, target: &str) -> Result<std::path::PathBuf> {
+    let mut cmd = workspace::cargo();
+    cmd.args(["test", "--release", "--locked", "--no-run", "--message-format", "json", "--package", package]);
+    let out =
+        cmd.current_dir(root).stderr(std::process::Stdio::inherit()).output().context("cargo test does not start")?;
+    if !out.status.success() {
+        bail!("the tests of {package} do not build");
+    }
+    let found = out.stdout.split(|it| *it == b'\n').find_map(|line| {
+        let message: Value = serde_json::from_slice(line).ok()?;
+        let is_it = message["target"]["name"] == target && message["profile"]["test"] == true;
+        is_it.then(|| message["executable"].as_str().map(Into::into))?
+    });
+    found.with_context(|| format!("cargo named no test program {target} of {package}"))
+}
