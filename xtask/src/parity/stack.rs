@@ -43,9 +43,14 @@ impl Stack {
 
     /// A real model quantised by both, byte against byte, and ours read by transformers.
     fn checkpoints(&self, report: &mut Report) -> Result<()> {
-        for (quant, flags) in
-            [("nf4-double", "--quant nf4"), ("fp4", "--quant fp4 --double-quant off"), ("int8", "--quant int8")]
-        {
+        // bitsandbytes' CPU code has thresholds of its own, some ulp from the CUDA kernel's: a few parts in ten million for NF4; for FP4, whose
+        // CUDA thresholds are written with six digits, bf16 weights meet them more often. 8 bits have none.
+        let kinds = [
+            ("nf4-double", "--quant nf4", 1e-4),
+            ("fp4", "--quant fp4 --double-quant off", 1e-3),
+            ("int8", "--quant int8", 0.0),
+        ];
+        for (quant, flags, share) in kinds {
             let (ours, theirs) = (self.path(&format!("ours-{quant}")), self.path(&format!("theirs-{quant}")));
             let dtype = "--dtype bf16";
             self.python(&format!("quantize --quant {quant} {dtype}"), &[("--model", &self.model), ("--out", &theirs)])?;
@@ -55,9 +60,9 @@ impl Stack {
                 Claim::Formats,
                 Row::seen(
                     &format!("SmolLM2-135M as {quant}: bytes that differ from bitsandbytes' CPU code"),
-                    "1e-4 of all, by the CPU's own thresholds",
+                    &format!("{share} of all"),
                     format!("{different} of {all}"),
-                    different as f64 <= 1e-4 * all as f64,
+                    different as f64 <= share * all as f64,
                     &format!("halfbyte quantize {flags}; parity.py quantize --quant {quant}"),
                 ),
             );
