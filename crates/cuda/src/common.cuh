@@ -1,6 +1,6 @@
 // What every file of kernels begins with. No header is included, so that nothing but the compiler is needed.
 //
-// Behind this follows `typedef ... T`, the element type (float, bf16 or f16), and then the file, which is compiled once for each.
+// Behind this follow `typedef ... T`, the element type (float, bf16 or f16), and T_KIND (0, 1 or 2), and then the file, which is compiled once for each.
 
 #ifdef CUDA_ON_CPU
 #define KERNEL static void

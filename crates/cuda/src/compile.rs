@@ -33,7 +33,9 @@ pub fn module_name(source: &str, element: Number) -> String {
 /// The whole text that a compiler gets: [`COMMON`], the element type, the file.
 pub fn full_text(text: &str, element: Number) -> String {
     let name = if element == Number::F32 { "float" } else { element.name() };
-    format!("{COMMON}\ntypedef {name} T;\n{text}")
+    // The kind as `load_any` counts it.
+    let kind = Number::ALL.iter().position(|it| *it == element).unwrap_or_default();
+    format!("{COMMON}\n#define T_KIND {kind}\ntypedef {name} T;\n{text}")
 }
 
 /// How many threads a kernel gets.

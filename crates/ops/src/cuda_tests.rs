@@ -255,6 +255,14 @@ fn attention_of_every_kind() {
             AttentionShape { batch: 1, time: 70, heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None },
             vec![70],
         ),
+        (
+            AttentionShape { batch: 2, time: 150, heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37) },
+            vec![150, 61],
+        ),
+        (
+            AttentionShape { batch: 1, time: 66, heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None },
+            vec![66],
+        ),
     ];
     for dtype in FLOATS {
         for (shape, lengths) in &shapes {
@@ -270,13 +278,16 @@ fn attention_of_every_kind() {
 fn attention_over_a_cache() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu);
-    for (time, start, window) in [(1, 0, None), (1, 45, None), (5, 33, Some(7)), (40, 8, None)] {
-        let shape = AttentionShape { batch: 1, time, heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
-        let q = noise(&[time, 64], DType::F32, 1);
-        let [k, v] = [noise(&[64, 32], DType::F32, 2), noise(&[64, 32], DType::F32, 3)];
-        let there = |t: &Tensor| t.to_device(&device).unwrap();
-        let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, start).unwrap();
-        near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, start).unwrap(), 2e-6);
+    for dtype in FLOATS {
+        for (time, start, window) in [(1, 0, None), (1, 45, None), (5, 33, Some(7)), (40, 8, None), (35, 29, Some(11))]
+        {
+            let shape = AttentionShape { batch: 1, time, heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
+            let q = noise(&[time, 64], dtype, 1);
+            let [k, v] = [noise(&[64, 32], dtype, 2), noise(&[64, 32], dtype, 3)];
+            let there = |t: &Tensor| t.to_device(&device).unwrap();
+            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, start).unwrap();
+            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, start).unwrap(), tolerance(dtype));
+        }
     }
 }
 

@@ -147,6 +147,8 @@ fn kernels(files: &[KernelFile]) -> String {
             let space = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
             let cpp = if element == Number::F32 { "float" } else { element.name() };
             let path = file.path.display();
+            let kind = Number::ALL.iter().position(|it| *it == element).unwrap_or_default();
+            let _ = writeln!(text, "#undef T_KIND\n#define T_KIND {kind}");
             let _ = writeln!(text, "namespace {space} {{\ntypedef {cpp} T;\n#include \"{path}\"\n}}");
             for kernel in file.text.lines().filter_map(kernel_name) {
                 let _ = writeln!(table, "    cpu::kernels()[\"{name}/{kernel}\"] = cpu::bind({space}::{kernel});");
