@@ -1,13 +1,13 @@
 //! A stranger's program: a training loop on plain slices, once with all state in memory and once with a quarter.
 
 use halfbyte_paged_optim::{
-    AdamW, AdamWConfig, Budget, LrSchedule, ParamSpec, ParamStep, Result, Schedule, clip_by_global_norm,
+    AdamW, AdamWConfig, Budget, LrSchedule, ParamSpec, ParamStep, StateFormat, Result, Schedule, clip_by_global_norm,
 };
 
 const LEN: usize = 3000;
 
 fn train(resident_bytes: Option<usize>) -> Result<(Vec<f32>, u64)> {
-    let specs = [ParamSpec { name: "x".into(), len: LEN, decay: true }];
+    let specs = [ParamSpec { name: "x".into(), len: LEN, decay: true, state: StateFormat::F32 }];
     let budget = Budget { resident_bytes, page_bytes: 1024, ..Budget::default() };
     let mut adamw = AdamW::new(AdamWConfig::default(), &specs, budget)?;
     let schedule = LrSchedule { kind: Schedule::Linear, base_lr: 0.1, warmup_steps: 3, total_steps: 40 };

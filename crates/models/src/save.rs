@@ -13,32 +13,38 @@ use std::{
 pub struct SafetensorsWriter {
     path: PathBuf,
     file: BufWriter<tempfile::NamedTempFile>,
-    expected: std::vec::IntoIter<(String, Vec<usize>)>,
-    dtype: DType,
+    expected: std::vec::IntoIter<(String, Vec<usize>, DType)>,
 }
 
 impl SafetensorsWriter {
     /// Starts a file of `(name, shape)` tensors of one floating-point dtype.
     pub fn create(path: &Path, tensors: Vec<(String, Vec<usize>)>, dtype: DType) -> Result<SafetensorsWriter> {
+        Self::create_mixed(path, tensors.into_iter().map(|(name, shape)| (name, shape, dtype)).collect())
+    }
+
+    /// Starts a file of `(name, shape, dtype)` tensors: floating-point numbers or bytes.
+    pub fn create_mixed(path: &Path, tensors: Vec<(String, Vec<usize>, DType)>) -> Result<SafetensorsWriter> {
         let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let io = |source| Error::Io { path: path.to_owned(), source };
         let file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(io)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
-        let mut header = header(&tensors, dtype).into_bytes();
+        let mut header = header(&tensors).into_bytes();
         // Readers map the file and want aligned numbers.
         header.resize(header.len().next_multiple_of(8), b' ');
         file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header)).map_err(io)?;
-        Ok(SafetensorsWriter { path: path.to_owned(), file, expected: tensors.into_iter(), dtype })
+        Ok(SafetensorsWriter { path: path.to_owned(), file, expected: tensors.into_iter() })
     }
 
-    /// Writes the next tensor, rounded to the file's dtype.
+    /// Writes the next tensor, rounded to the dtype that was announced.
     pub fn write(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let expected = self.expected.next();
-        let here = Some((name.to_owned(), tensor.shape().to_vec()));
+        let dtype = expected.as_ref().map_or(tensor.dtype(), |it| it.2);
+        let here = Some((name.to_owned(), tensor.shape().to_vec(), dtype));
         assert_eq!(expected, here, "tensors are written in the order in which they were announced");
-        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(self.dtype);
+        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(dtype);
         let file = &mut self.file;
-        let done = match self.dtype {
+        let done = match dtype {
+            DType::U8 => file.write_all(tensor.data::<u8>()),
             DType::F32 => tensor.data::<f32>().iter().try_for_each(|it| file.write_all(&it.to_le_bytes())),
             DType::Bf16 => tensor.data::<bf16>().iter().try_for_each(|it| file.write_all(&it.to_le_bytes())),
             _ => tensor.data::<f16>().iter().try_for_each(|it| file.write_all(&it.to_le_bytes())),
@@ -62,19 +68,20 @@ impl SafetensorsWriter {
     }
 }
 
-fn header(tensors: &[(String, Vec<usize>)], dtype: DType) -> String {
-    let name = match dtype {
+fn header(tensors: &[(String, Vec<usize>, DType)]) -> String {
+    let name = |dtype: DType| match dtype {
         DType::F32 => "F32",
         DType::Bf16 => "BF16",
         DType::F16 => "F16",
-        other => panic!("weights are saved as floating-point numbers, not {other}"),
+        DType::U8 => "U8",
+        other => panic!("tensors are saved as floating-point numbers or bytes, not {other}"),
     };
     let mut entries = Map::new();
     entries.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut begin = 0;
-    for (tensor, shape) in tensors {
+    for (tensor, shape, dtype) in tensors {
         let end = begin + shape.iter().product::<usize>() * dtype.size();
-        entries.insert(tensor.clone(), json!({ "dtype": name, "shape": shape, "data_offsets": [begin, end] }));
+        entries.insert(tensor.clone(), json!({ "dtype": name(*dtype), "shape": shape, "data_offsets": [begin, end] }));
         begin = end;
     }
     Value::Object(entries).to_string()

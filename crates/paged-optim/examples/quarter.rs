@@ -4,7 +4,7 @@
 
 use std::{error::Error, io::Write, time::Instant};
 
-use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, PageStats, ParamSpec, ParamStep};
+use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, PageStats, ParamSpec, ParamStep, StateFormat};
 
 const LEN: usize = 4 << 20;
 const STEPS: usize = 5;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn train(budget: Budget) -> Result<(Vec<f32>, PageStats, f64), Box<dyn Error>> {
     let mut value: Vec<f32> = (0..LEN).map(|i| (i as f32 * 0.37).sin()).collect();
-    let specs = [ParamSpec { name: "weight".into(), len: LEN, decay: true }];
+    let specs = [ParamSpec { name: "weight".into(), len: LEN, decay: true, state: StateFormat::F32 }];
     let mut adamw = AdamW::new(AdamWConfig::default(), &specs, budget)?;
     let mut seconds = f64::INFINITY;
     for _ in 0..STEPS {

@@ -5,9 +5,9 @@ use std::{collections::HashSet, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
+    Error, Result, StateFormat,
     arena::Arena,
-    layout::{BYTES_PER_ELEMENT, Layout},
+    layout::Layout,
     update::{Coefficients, Walk},
 };
 
@@ -35,7 +35,7 @@ impl Default for AdamWConfig {
 pub struct Budget {
     /// Most bytes of state in memory; `None` keeps all of it there.
     pub resident_bytes: Option<usize>,
-    /// Bytes of a page, a multiple of 8. Small pages follow the budget closely, large pages move faster.
+    /// Bytes of a page, a multiple of 8, and 520 at least for state in 8 bits. Small pages follow the budget closely, large pages move faster.
     pub page_bytes: usize,
     /// An existing folder for the spill file, used only if the state is larger than the budget.
     pub spill_dir: PathBuf,
@@ -62,6 +62,8 @@ pub struct ParamSpec {
     pub len: usize,
     /// Whether weight decay applies (usually not to biases and norms).
     pub decay: bool,
+    /// How its state is kept.
+    pub state: StateFormat,
 }
 
 /// A parameter and its gradient in one step.
@@ -76,7 +78,7 @@ pub struct ParamStep<'a> {
 /// What the state takes and what paging moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PageStats {
-    /// Bytes of all state, resident or not: eight per element.
+    /// Bytes of all state, resident or not.
     pub state_bytes: usize,
     /// Most bytes of state that were in memory at one time.
     pub resident_peak: usize,
@@ -86,7 +88,8 @@ pub struct PageStats {
     pub bytes_fetched: u64,
 }
 
-/// AdamW with decoupled weight decay, torch's formula, its f32 state in a paged arena.
+/// AdamW with decoupled weight decay, its state in a paged arena: torch's formula for parameters with state in f32,
+/// bitsandbytes' for those in 8 bits.
 ///
 /// The result of a step depends neither on the budget nor on the number of threads, bit for bit.
 ///
@@ -113,20 +116,7 @@ impl AdamW {
         if let Some(twice) = specs.iter().find(|s| !names.insert(&s.name)) {
             return Err(Error::DuplicateName { name: twice.name.clone() });
         }
-        let page = budget.page_bytes;
-        if page == 0 || !page.is_multiple_of(BYTES_PER_ELEMENT) {
-            return Err(setting("page_bytes", page, "a positive multiple of 8"));
-        }
-        let layout = Layout::new(specs, page)
-            .ok_or_else(|| setting("state size", "beyond the address space".to_owned(), "parameters that fit it"))?;
-        let frames = match budget.resident_bytes {
-            Some(bytes) if bytes < layout.state_bytes() => bytes / page,
-            _ => layout.pages(),
-        };
-        if frames == 0 && layout.pages() > 0 {
-            let resident = budget.resident_bytes.unwrap_or_default();
-            return Err(setting("resident_bytes", resident, "at least page_bytes: raise it or make pages smaller"));
-        }
+        let (layout, frames) = pages(specs, budget.resident_bytes, budget.page_bytes)?;
         let arena = Arena::new(layout, frames, &budget.spill_dir)?;
         Ok(Self { config, specs: specs.to_vec(), arena, steps: 0, broken: None })
     }
@@ -144,7 +134,7 @@ impl AdamW {
             return Err(setting("learning rate", lr, "a finite number, zero or more"));
         }
         let coefficients = Coefficients::new(&self.config, lr, self.steps + 1);
-        let mut walk = Walk::new(&self.specs, params, coefficients);
+        let mut walk = Walk::new(&self.specs, self.arena.layout().clone(), params, coefficients);
         if let Err(error) = self.arena.sweep(|pages| walk.update(pages)) {
             self.broken = Some(error.to_string());
             return Err(error);
@@ -187,6 +177,27 @@ impl AdamW {
     }
 }
 
+/// The arena's geometry, and how many frames the budget allows.
+pub(crate) fn pages(specs: &[ParamSpec], resident_bytes: Option<usize>, page_bytes: usize) -> Result<(Layout, usize)> {
+    if page_bytes == 0 || !page_bytes.is_multiple_of(8) {
+        return Err(setting("page_bytes", page_bytes, "a positive multiple of 8"));
+    }
+    if specs.iter().any(|it| page_bytes < it.state.unit_bytes()) {
+        return Err(setting("page_bytes", page_bytes, "at least 520, a block of state in 8 bits"));
+    }
+    let layout = Layout::new(specs, page_bytes)
+        .ok_or_else(|| setting("state size", "beyond the address space".to_owned(), "parameters that fit it"))?;
+    let frames = match resident_bytes {
+        Some(bytes) if bytes < layout.state_bytes() => bytes / page_bytes,
+        _ => layout.pages(),
+    };
+    if frames == 0 && layout.pages() > 0 {
+        let resident = resident_bytes.unwrap_or_default();
+        return Err(setting("resident_bytes", resident, "at least page_bytes: raise it or make pages smaller"));
+    }
+    Ok((layout, frames))
+}
+
 pub(crate) fn check_len(what: &'static str, spec: &ParamSpec, got: usize) -> Result<()> {
     if got == spec.len {
         Ok(())
@@ -224,7 +235,7 @@ mod tests {
     /// `/dev/full` takes any position and answers every write as a full disk does.
     #[test]
     fn a_full_disk_is_named_and_stops_the_optimizer() {
-        let specs = [ParamSpec { name: "w".into(), len: 64, decay: true }];
+        let specs = [ParamSpec { name: "w".into(), len: 64, decay: true, state: StateFormat::F32 }];
         let budget = Budget { resident_bytes: Some(256), page_bytes: 128, ..Budget::default() };
         let mut adamw = AdamW::new(AdamWConfig::default(), &specs, budget).expect("valid");
         let full = File::options().read(true).write(true).open("/dev/full").expect("the device exists on Linux");

@@ -11,10 +11,10 @@ use crate::{
     spill::SpillFile,
 };
 
-/// A resident page while it is worked on: both moments of its elements.
+/// A resident page while it is worked on.
 pub(crate) struct PageMut<'a> {
-    pub(crate) first: &'a mut [f32],
-    pub(crate) second: &'a mut [f32],
+    pub(crate) page: usize,
+    pub(crate) words: &'a mut [f32],
 }
 
 #[derive(Debug)]
@@ -143,13 +143,10 @@ fn transfer(
     Ok(())
 }
 
-/// The moments of the pages from `start` on, out of their frames.
+/// The pages from `start` on, out of their frames.
 fn split<'a>(layout: &Layout, start: usize, frames: Vec<&'a mut [f32]>) -> Vec<PageMut<'a>> {
-    let pages = frames.into_iter().enumerate().map(|(i, frame)| {
-        let (first, rest) = frame.split_at_mut(layout.page_len(start + i));
-        PageMut { first, second: &mut rest[..layout.page_len(start + i)] }
-    });
-    pages.collect()
+    let pages = (start..).zip(frames);
+    pages.map(|(page, frame)| PageMut { page, words: &mut frame[..layout.page_words(page)] }).collect()
 }
 
 /// The given frames, all different, as slices that may be changed at the same time, in the order given.

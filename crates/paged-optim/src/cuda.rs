@@ -4,11 +4,13 @@
 use std::{io, sync::Arc};
 
 use halfbyte_cuda::{Arg, Buffer, Gpu, Launch, Number, Pinned, Source};
+use halfbyte_nf4::blockwise8::DynamicMap;
 
 use crate::{
-    AdamWConfig, Error, Moment, PageStats, ParamSpec, Result, StatePlace,
-    adamw::{check_config, check_len, setting},
-    layout::{BYTES_PER_ELEMENT, Layout},
+    AdamWConfig, Error, PageStats, ParamSpec, Result, StateFormat, StatePart, StatePlace,
+    adamw::{check_config, check_len, pages, setting},
+    format::BLOCK,
+    layout::{Layout, Span, WORD},
     policy::{Access, Moves, Policy},
     update::Coefficients,
 };
@@ -16,7 +18,6 @@ use crate::{
 const SOURCE: Source = Source { name: "paged-optim", text: include_str!("kernel.cu") };
 /// Blocks of a sum of squares: a number of its own for each, so that the sum is the same on every device.
 const SUM_BLOCKS: u32 = 16;
-const WORD: usize = size_of::<f32>();
 
 /// One parameter of a step: `len` f32 numbers and their gradient, on the optimizer's GPU.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct CudaAdamW {
     layout: Layout,
     policy: Policy,
     frames: usize,
+    /// The signed and the unsigned dynamic map, if a parameter's state is in 8 bits.
+    maps: Option<Buffer>,
     /// All frames, one after the other.
     memory: Buffer,
     /// A place for every page; absent when every page has a frame.
@@ -58,27 +61,18 @@ impl CudaAdamW {
         (resident_bytes, page_bytes): (Option<usize>, usize),
     ) -> Result<Self> {
         check_config(&config)?;
-        if page_bytes == 0 || !page_bytes.is_multiple_of(BYTES_PER_ELEMENT) {
-            return Err(setting("page_bytes", page_bytes, "a positive multiple of 8"));
-        }
-        let layout = Layout::new(specs, page_bytes)
-            .ok_or_else(|| setting("state size", "beyond the address space".to_owned(), "parameters that fit it"))?;
-        let frames = match resident_bytes {
-            Some(bytes) if bytes < layout.state_bytes() => bytes / page_bytes,
-            _ => layout.pages(),
-        };
-        if frames == 0 && layout.pages() > 0 {
-            let resident = resident_bytes.unwrap_or_default();
-            return Err(setting("resident_bytes", resident, "at least page_bytes: raise it or make pages smaller"));
-        }
+        let (layout, frames) = pages(specs, resident_bytes, page_bytes)?;
         let frame_bytes = layout.frame_words() * WORD;
         let memory = gpu.alloc(frames * frame_bytes)?;
         let host = if frames < layout.pages() { Some(Pinned::new(gpu, layout.pages() * frame_bytes)?) } else { None };
         let stats = PageStats { state_bytes: layout.state_bytes(), ..PageStats::default() };
         let policy = Policy::new(layout.pages(), frames);
         let (gpu, specs) = (gpu.clone(), specs.to_vec());
+        let maps =
+            if specs.iter().any(|it| it.state == StateFormat::Blockwise8) { Some(upload_maps(&gpu)?) } else { None };
         Ok(Self {
             gpu,
+            maps,
             config,
             specs,
             layout,
@@ -137,9 +131,9 @@ impl CudaAdamW {
     ///
     /// # Errors
     /// What `visit` returns, or a GPU that fails.
-    pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[f32]) -> io::Result<()>) -> Result<()> {
+    pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[u8]) -> io::Result<()>) -> Result<()> {
         self.check_whole()?;
-        self.each_piece(false, &mut |place, values| visit(place, values))
+        self.each_piece(false, &mut |place, bytes| visit(place, bytes))
     }
 
     /// Fills the state, as [`AdamW::restore`](crate::AdamW::restore) does.
@@ -149,7 +143,7 @@ impl CudaAdamW {
     pub fn restore(
         &mut self,
         steps: u64,
-        fill: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+        fill: &mut dyn FnMut(StatePlace<'_>, &mut [u8]) -> io::Result<()>,
     ) -> Result<()> {
         self.policy = Policy::new(self.layout.pages(), self.frames);
         (self.resident, self.broken) = (0, None);
@@ -163,7 +157,6 @@ impl CudaAdamW {
     /// All pages in order, the next on its way while the kernels of one run.
     fn sweep(&mut self, c: &Coefficients, scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
         let layout = self.layout.clone();
-        let mut pieces = pieces(&layout, self.specs.len());
         for page in 0..layout.pages() {
             let moves = self.policy.touch(page, Access::Write);
             self.transfer(moves)?;
@@ -175,32 +168,42 @@ impl CudaAdamW {
                 self.transfer(ahead)?;
             }
             let frame = self.memory.ptr() + (moves.frame * layout.frame_words() * WORD) as u64;
-            while let Some(piece) = pieces.next_if(|it| it.page == page) {
-                let step = &mut params[piece.param];
-                let n = piece.within.len();
-                let word = |moment| frame + (layout.words(page, moment, piece.within.clone()).start * WORD) as u64;
-                let offset = (piece.offset * WORD) as u64;
-                let keep = if self.specs[piece.param].decay { c.keep } else { 1.0 };
-                let args = [
-                    Arg::Ptr(step.value.ptr() + offset),
-                    Arg::Ptr(step.grad.ptr() + offset),
-                    Arg::Ptr(word(Moment::First)),
-                    Arg::Ptr(word(Moment::Second)),
-                    Arg::F32(scale),
-                    Arg::F32(keep),
-                    Arg::F32(c.mix1),
-                    Arg::F32(c.beta2),
-                    Arg::F32(c.mix2),
-                    Arg::F32(c.step_size),
-                    Arg::F32(c.correction2),
-                    Arg::F32(c.eps),
-                    Arg::U64(n as u64),
-                ];
-                // SAFETY: `n` elements of value and gradient from `offset` on, and of both moments in the page's frame.
-                unsafe { self.gpu.launch((&SOURCE, Number::F32), "adamw", Launch::elements(n), &args) }?;
+            for span in layout.of_page(page) {
+                let step = &mut params[span.param];
+                let offset = (span.offset * WORD) as u64;
+                let pair = (step.value.ptr() + offset, step.grad.ptr() + offset);
+                self.update(span, frame, pair, c, scale)?;
             }
         }
         Ok(())
+    }
+
+    /// Starts the kernel of a span, whose page's frame, values and gradients are at these addresses.
+    fn update(&self, span: &Span, frame: u64, (value, grad): (u64, u64), c: &Coefficients, scale: f32) -> Result<()> {
+        let part = |it| Arg::Ptr(frame + span.bytes(it).start as u64);
+        let decays = self.specs[span.param].decay;
+        let mut args = vec![Arg::Ptr(value), Arg::Ptr(grad)];
+        let (kernel, launch, numbers) = match span.format {
+            StateFormat::F32 => {
+                args.extend([StatePart::First, StatePart::Second].map(part));
+                let keep = if decays { c.keep } else { 1.0 };
+                let numbers = [scale, keep, c.mix1, c.beta2, c.mix2, c.step_size, c.correction2, c.eps];
+                ("adamw", Launch::elements(span.len), numbers)
+            }
+            StateFormat::Blockwise8 => {
+                args.extend(StatePart::of(span.format).iter().map(|it| part(*it)));
+                args.push(Arg::Ptr(self.maps.as_ref().map_or(0, Buffer::ptr)));
+                let c = &c.in_8_bits;
+                let keep = if decays { c.keep } else { 1.0 };
+                let numbers = [scale, keep, c.beta1, c.mix1, c.beta2, c.mix2, c.step_size, c.eps];
+                let grid = (span.len.div_ceil(BLOCK) as u32, 1, 1);
+                ("adamw_blockwise8", Launch { grid, block: (BLOCK as u32, 1, 1), shared: 0 }, numbers)
+            }
+        };
+        args.extend(numbers.map(Arg::F32));
+        args.push(Arg::U64(span.len as u64));
+        // SAFETY: value and gradient have the span's elements at these addresses, the page's frame its state.
+        Ok(unsafe { self.gpu.launch((&SOURCE, Number::F32), kernel, launch, &args) }?)
     }
 
     /// Performs the moves of one frame on the copy stream, after the kernels that were started so far.
@@ -244,40 +247,35 @@ impl CudaAdamW {
     fn each_piece(
         &mut self,
         write: bool,
-        f: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+        f: &mut dyn FnMut(StatePlace<'_>, &mut [u8]) -> io::Result<()>,
     ) -> Result<()> {
         let layout = self.layout.clone();
         let specs = self.specs.clone();
         let mut staging = Pinned::new(&self.gpu, layout.frame_words() * WORD)?;
         for (param, spec) in specs.iter().enumerate() {
-            for moment in Moment::ALL {
-                for span in layout.spans(param) {
+            for &part in StatePart::of(spec.state) {
+                for span in layout.of_param(param) {
                     let access = if write { Access::Write } else { Access::Read };
                     let moves = self.policy.touch(span.page, access);
                     self.transfer(moves)?;
-                    let words = layout.words(span.page, moment, span.within.clone());
-                    let at = (moves.frame * layout.frame_words() + words.start) * WORD;
-                    let mut values = vec![0.0f32; words.len()];
+                    let range = span.bytes(part);
+                    let at = moves.frame * layout.frame_words() * WORD + range.start;
+                    let bytes = &mut staging.as_mut_slice()[..range.len()];
                     let copies = self.gpu.copy_stream();
                     copies.wait_for_compute()?;
-                    let bytes = words.len() * WORD;
-                    if !write {
-                        // SAFETY: the copy is waited for before the memory is looked at.
-                        unsafe { copies.download(&mut staging.as_mut_slice()[..bytes], &self.memory, at) }?;
-                        copies.synchronize()?;
-                        values.copy_from_slice(bytemuck::cast_slice(&staging.as_slice()[..bytes]));
-                    }
-                    let place = StatePlace { param, name: &spec.name, moment, offset: span.offset };
-                    f(place, &mut values).map_err(|source| Error::Transfer {
-                        name: spec.name.clone(),
-                        moment,
-                        offset: span.offset,
-                        source,
-                    })?;
                     if write {
-                        staging.as_mut_slice()[..bytes].copy_from_slice(bytemuck::cast_slice(&values));
+                        bytes.fill(0);
+                    } else {
+                        // SAFETY: the copy is waited for before the memory is looked at.
+                        unsafe { copies.download(bytes, &self.memory, at) }?;
+                        copies.synchronize()?;
+                    }
+                    let offset = span.first(part);
+                    f(StatePlace { param, name: &spec.name, part, offset }, bytes)
+                        .map_err(|source| Error::Transfer { name: spec.name.clone(), part, offset, source })?;
+                    if write {
                         // SAFETY: the copy is waited for before the memory is used again.
-                        unsafe { copies.upload(&mut self.memory, at, &staging.as_slice()[..bytes]) }?;
+                        unsafe { copies.upload(&mut self.memory, at, bytes) }?;
                         copies.synchronize()?;
                     }
                 }
@@ -321,18 +319,9 @@ pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer]) -> Result<Vec<f64>> {
     Ok(numbers.chunks(SUM_BLOCKS as usize).map(|it| it.iter().sum()).collect())
 }
 
-/// A part of a parameter within one page.
-struct Piece {
-    param: usize,
-    page: usize,
-    within: std::ops::Range<usize>,
-    offset: usize,
-}
-
-/// All of them, page by page.
-fn pieces(layout: &Layout, params: usize) -> std::iter::Peekable<std::vec::IntoIter<Piece>> {
-    let of = |param: usize| {
-        layout.spans(param).map(move |it| Piece { param, page: it.page, within: it.within, offset: it.offset })
-    };
-    (0..params).flat_map(of).collect::<Vec<_>>().into_iter().peekable()
+fn upload_maps(gpu: &Arc<Gpu>) -> Result<Buffer> {
+    let maps = [*DynamicMap::Signed.values(), *DynamicMap::Unsigned.values()].concat();
+    let mut buffer = gpu.alloc(maps.len() * WORD)?;
+    buffer.upload(bytemuck::cast_slice(&maps))?;
+    Ok(buffer)
 }

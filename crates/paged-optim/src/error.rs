@@ -69,16 +69,22 @@ pub enum Error {
         source: io::Error,
     },
     /// The caller's reader or writer of a checkpoint failed.
-    #[error("optimizer state, {moment} of parameter {name:?} at element {offset}: {source}")]
+    #[error("optimizer state, {part} of parameter {name:?} at element {offset}: {source}")]
     Transfer {
         /// The parameter.
         name: String,
-        /// Which of its two tensors.
-        moment: crate::Moment,
+        /// Which of its tensors.
+        part: crate::StatePart,
         /// First element of the failed piece.
         offset: usize,
         /// The cause.
         source: io::Error,
+    },
+    /// The state was asked for in f32 but is kept in 8 bits.
+    #[error("the state of parameter {name:?} is kept in 8 bits: save it with visit_state and load it with restore")]
+    NotF32 {
+        /// The parameter.
+        name: String,
     },
     /// The GPU refused or failed.
     #[error(transparent)]

@@ -3,32 +3,9 @@
 //! [`AdamW::visit_state`] and [`AdamW::restore`] stream: pieces of at most a page, so a checkpoint of any size needs no memory
 //! beyond the budget. [`AdamW::export`] and [`AdamW::import`] hold it whole, for small states.
 
-use std::{fmt, io};
+use std::io;
 
-use crate::{AdamW, Error, Result, adamw::check_len, policy::Access};
-
-/// Which of a parameter's two state tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Moment {
-    /// The running mean of gradients, torch's `exp_avg`.
-    First,
-    /// The running mean of squared gradients, torch's `exp_avg_sq`.
-    Second,
-}
-
-impl Moment {
-    /// Both, in the order in which they are visited.
-    pub const ALL: [Self; 2] = [Self::First, Self::Second];
-}
-
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::First => "first moment",
-            Self::Second => "second moment",
-        })
-    }
-}
+use crate::{AdamW, Error, Result, StateFormat, StatePart, adamw::check_len, policy::Access};
 
 /// Where a piece of state belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +14,13 @@ pub struct StatePlace<'a> {
     pub param: usize,
     /// Its name.
     pub name: &'a str,
-    /// Which of its two tensors.
-    pub moment: Moment,
+    /// Which of its tensors.
+    pub part: StatePart,
     /// The piece's first element within that tensor.
     pub offset: usize,
 }
 
-/// The whole state, in memory.
+/// The whole state, in memory, of an optimizer that keeps all of it in f32.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// Steps taken.
@@ -64,14 +41,15 @@ pub struct ParamState {
 }
 
 impl AdamW {
-    /// Shows all state in pieces: parameters in order, of each the first moment, then the second, each ascending, so that
-    /// a writer can append them. A parameter that does not fit the budget is paged in twice for that.
+    /// Shows all state in pieces: parameters in order, of each part after part, each ascending, so that a writer can append
+    /// them. A piece is bytes, of f32 numbers as the machine has them or of codes. A parameter that does not fit the budget
+    /// is paged in once for each part.
     ///
     /// # Errors
     /// A failure of `visit` (the state is as before) or of the spill file.
-    pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[f32]) -> io::Result<()>) -> Result<()> {
+    pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[u8]) -> io::Result<()>) -> Result<()> {
         self.check_whole()?;
-        self.each_piece(Access::Read, &mut |place, values| visit(place, values))
+        self.each_piece(Access::Read, &mut |place, bytes| visit(place, bytes))
     }
 
     /// Replaces all state and the step count: `fill` is asked for the pieces, in the order of
@@ -83,7 +61,7 @@ impl AdamW {
     pub fn restore(
         &mut self,
         steps: u64,
-        fill: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+        fill: &mut dyn FnMut(StatePlace<'_>, &mut [u8]) -> io::Result<()>,
     ) -> Result<()> {
         self.arena.clear();
         self.broken = None;
@@ -98,8 +76,9 @@ impl AdamW {
     /// A copy of all state.
     ///
     /// # Errors
-    /// A failure of the spill file.
+    /// State that is not in f32: visit it instead. A failure of the spill file.
     pub fn export(&mut self) -> Result<State> {
+        self.check_f32()?;
         let empty = self.specs.iter().map(|s| ParamState {
             name: s.name.clone(),
             m: Vec::with_capacity(s.len),
@@ -108,10 +87,8 @@ impl AdamW {
         let mut params: Vec<ParamState> = empty.collect();
         self.visit_state(&mut |place, values| {
             let param = &mut params[place.param];
-            match place.moment {
-                Moment::First => param.m.extend_from_slice(values),
-                Moment::Second => param.v.extend_from_slice(values),
-            }
+            let to = if place.part == StatePart::First { &mut param.m } else { &mut param.v };
+            to.extend_from_slice(bytemuck::cast_slice(values));
             Ok(())
         })?;
         Ok(State { steps: self.steps, params })
@@ -120,8 +97,10 @@ impl AdamW {
     /// Replaces all state and the step count.
     ///
     /// # Errors
-    /// Another number, order, name or length of parameters: nothing has changed. A failure of the spill file.
+    /// Another number, order, name or length of parameters, state that is not in f32: nothing has changed. A failure of
+    /// the spill file.
     pub fn import(&mut self, state: &State) -> Result<()> {
+        self.check_f32()?;
         let (expected, got) = (self.specs.len(), state.params.len());
         if expected != got {
             return Err(Error::ParamCount { what: "the checkpoint", expected, got });
@@ -135,24 +114,28 @@ impl AdamW {
         }
         self.restore(state.steps, &mut |place, values| {
             let param = &state.params[place.param];
-            let from = match place.moment {
-                Moment::First => &param.m,
-                Moment::Second => &param.v,
-            };
-            values.copy_from_slice(&from[place.offset..place.offset + values.len()]);
+            let from = if place.part == StatePart::First { &param.m } else { &param.v };
+            values.copy_from_slice(bytemuck::cast_slice(&from[place.offset..place.offset + values.len() / 4]));
             Ok(())
         })
+    }
+
+    fn check_f32(&self) -> Result<()> {
+        match self.specs.iter().find(|it| it.state != StateFormat::F32) {
+            Some(spec) => Err(Error::NotF32 { name: spec.name.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn each_piece(
         &mut self,
         access: Access,
-        f: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+        f: &mut dyn FnMut(StatePlace<'_>, &mut [u8]) -> io::Result<()>,
     ) -> Result<()> {
         let layout = self.arena.layout().clone();
         for (param, spec) in self.specs.iter().enumerate() {
-            for moment in Moment::ALL {
-                for span in layout.spans(param) {
+            for &part in StatePart::of(spec.state) {
+                for span in layout.of_param(param) {
                     let page = match self.arena.page(span.page, access) {
                         Ok(page) => page,
                         Err(error) => {
@@ -160,14 +143,10 @@ impl AdamW {
                             return Err(error);
                         }
                     };
-                    let values = &mut page[layout.words(span.page, moment, span.within)];
-                    let place = StatePlace { param, name: &spec.name, moment, offset: span.offset };
-                    f(place, values).map_err(|source| Error::Transfer {
-                        name: spec.name.clone(),
-                        moment,
-                        offset: span.offset,
-                        source,
-                    })?;
+                    let bytes = &mut bytemuck::cast_slice_mut(page)[span.bytes(part)];
+                    let offset = span.first(part);
+                    f(StatePlace { param, name: &spec.name, part, offset }, bytes)
+                        .map_err(|source| Error::Transfer { name: spec.name.clone(), part, offset, source })?;
                 }
             }
         }

@@ -4,6 +4,7 @@ use crate::console::mib;
 use halfbyte_frozen::{Format, bitsandbytes};
 use halfbyte_lora::Base;
 use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder};
+use halfbyte_paged_optim::StateFormat;
 use halfbyte_tensor::DType;
 use serde::Serialize;
 
@@ -14,6 +15,33 @@ pub(crate) struct Shape {
     pub(crate) rows: usize,
     pub(crate) compute: DType,
     pub(crate) checkpointing: bool,
+}
+
+/// How the optimizer keeps its state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OptimizerState {
+    pub(crate) in_8_bits: bool,
+    /// Most bytes that stay in memory.
+    pub(crate) resident: Option<usize>,
+}
+
+impl OptimizerState {
+    /// The form for a parameter. As with bitsandbytes small ones and embeddings, whose rows see few gradients, stay in f32.
+    pub(crate) fn format(self, name: &str, len: usize) -> StateFormat {
+        let embedding = ["embed_tokens", "wte", "wpe"].iter().any(|it| name.contains(it)) && !name.contains("lora_");
+        match self.in_8_bits && len >= StateFormat::MIN_8BIT_SIZE && !embedding {
+            true => StateFormat::Blockwise8,
+            false => StateFormat::F32,
+        }
+    }
+
+    fn bytes(self, name: &str, len: usize) -> usize {
+        self.format(name, len).bytes(len)
+    }
+
+    fn in_memory(self, bytes: usize) -> usize {
+        bytes.min(self.resident.unwrap_or(usize::MAX))
+    }
 }
 
 /// Bytes of each class.
@@ -49,10 +77,10 @@ const LOGITS_STRIP: (usize, usize) = (1008, 1536);
 
 impl Plan {
     /// The plan for training `model` as it stands, with its adapters attached.
-    pub(crate) fn new(model: &dyn Model, shape: Shape, optimizer_resident: Option<usize>) -> Plan {
+    pub(crate) fn new(model: &dyn Model, shape: Shape, optimizer: OptimizerState) -> Plan {
         let (linears, weights) = model.parts();
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
-        let (mut trainable, mut rescaled) = (0, 0);
+        let (mut trainable, mut state, mut rescaled) = (0, 0, 0);
         for linear in linears {
             if let Base::Frozen(matrix) = linear.base() {
                 plan.frozen_matrices += matrix.bytes();
@@ -62,18 +90,24 @@ impl Plan {
                 let (out, inner) = linear.dims();
                 rescaled += out + inner;
             }
-            trainable += linear.params().iter().map(|it| it.value().len()).sum::<usize>();
+            for param in linear.params() {
+                trainable += param.value().len();
+                state += optimizer.bytes(param.name(), param.value().len());
+            }
             plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
         }
         for weight in weights {
-            trainable += weight.params().iter().map(|it| it.value().len()).sum::<usize>();
+            for param in weight.params() {
+                trainable += param.value().len();
+                state += optimizer.bytes(param.name(), param.value().len());
+            }
             if weight.param().is_none() {
                 plan.dense_weights += weight.value().bytes();
             }
         }
         plan.trainable = 4 * trainable;
         plan.gradients = 4 * trainable;
-        plan.optimizer = (8 * trainable).min(optimizer_resident.unwrap_or(usize::MAX));
+        plan.optimizer = optimizer.in_memory(state);
         let blocks = if shape.checkpointing { model.config().num_hidden_layers } else { 1 };
         plan.activations = activations(model.config(), shape) + shape.compute.size() * shape.rows * rescaled / blocks;
         plan.workspace = workspace(model.config(), shape);
@@ -82,16 +116,21 @@ impl Plan {
 
     /// What can be said before anything is loaded: the base as it will be kept, activations and workspace. What trains is
     /// small beside them, unless the whole model does.
-    pub(crate) fn before_loading(folder: &ModelFolder, format: Format, trains: bool, shape: Shape) -> Plan {
+    pub(crate) fn before_loading(
+        folder: &ModelFolder,
+        format: Format,
+        trains: Option<OptimizerState>,
+        shape: Shape,
+    ) -> Plan {
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
         for (name, info) in folder.tensors().iter().filter(|it| !bitsandbytes::is_part(it.0)) {
             let elements = info.shape.iter().product::<usize>();
             let dense = ["embed", "wte", "wpe", "lm_head"].iter().any(|it| name.contains(it));
             match info.shape[..] {
-                _ if trains => {
+                _ if trains.is_some() => {
                     plan.trainable += 4 * elements;
                     plan.gradients += 4 * elements;
-                    plan.optimizer += 8 * elements;
+                    plan.optimizer += trains.unwrap_or_default().bytes(name, elements);
                 }
                 [out, inner] if !dense && info.dtype.is_float() => {
                     plan.frozen_matrices += format.bytes(out, inner, info.dtype.size());

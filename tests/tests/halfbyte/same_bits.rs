@@ -55,6 +55,31 @@ fn a_paged_optimizer_gives_the_same_bits_within_its_budget() {
     assert!(pages(&paged, "resident_peak") > 0);
 }
 
+/// Large enough for 8 bits: 4096 numbers and more in most of the adapter's matrices.
+#[test]
+fn an_8_bit_optimizer_pages_and_pauses_without_a_trace() {
+    let work = Work::new();
+    let full = work.finetune().flags("--rank 128 --max-steps 6");
+    let run = full.clone().flags("--optim paged_adamw_8bit").output(&work.path("in_8_bits"));
+    let paged = run.clone().flags("--optim-resident-mib 0.01").output(&work.path("paged"));
+    same(&run, &paged);
+    full.done();
+    let bytes = |run: &Finetune, key: &str| run.summary()["optimizer_pages"][key].as_u64().unwrap();
+    assert!(bytes(&paged, "bytes_spilled") > 0);
+    let (few, many) = (bytes(&run, "state_bytes"), bytes(&full, "state_bytes"));
+    assert!(4 * few > many && 2 * few < many, "{few} of {many}");
+    let parts = run.clone().flags("--max-steps 4 --save-steps 4").output(&work.path("parts"));
+    parts.done();
+    let other = parts.clone().flags("--max-steps 6 --resume --optim adamw_torch");
+    other.run().user_error(&["optim was", "adamw_8bit", "is now", "adamw_torch"]);
+    parts.clone().flags("--max-steps 6 --resume").done();
+    assert!(parts.adapter_bytes() == run.adapter_bytes(), "a pause does not show");
+    assert!(run.adapter_bytes() != full.adapter_bytes(), "8 bits are not 32");
+    for (coarse, fine) in run.losses().iter().zip(full.losses()) {
+        assert!((coarse / fine - 1.0).abs() < 0.02, "{coarse} {fine}");
+    }
+}
+
 #[test]
 fn two_accumulated_batches_are_one_batch_of_both() {
     let work = Work::new();

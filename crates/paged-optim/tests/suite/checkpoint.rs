@@ -2,14 +2,14 @@
 
 use std::io;
 
-use halfbyte_paged_optim::{Budget, Error, Moment};
+use halfbyte_paged_optim::{Budget, Error, StatePart};
 use proptest::prelude::*;
 
 use crate::training::{Training, in_memory, paged};
 
 /// Streams the state of one optimizer into another, through a flat file as a writer would lay it out.
 fn stream(from: &mut Training, to: &mut Training) {
-    let mut file: Vec<f32> = Vec::new();
+    let mut file: Vec<u8> = Vec::new();
     let visit = from.adamw.visit_state(&mut |_, values| {
         file.extend_from_slice(values);
         Ok(())
@@ -61,7 +61,7 @@ fn pieces_come_in_file_order_and_within_the_budget() {
     let mut places = Vec::new();
     let visit = training.adamw.visit_state(&mut |place, values| {
         assert_eq!(place.name, format!("p{}", place.param));
-        places.push((place.param, place.moment == Moment::Second, place.offset, values.len()));
+        places.push((place.param, place.part == StatePart::Second, place.offset, values.len() / 4));
         Ok(())
     });
     visit.expect("visits");
@@ -83,7 +83,7 @@ fn restoring_reads_nothing_of_the_former_state() {
     let mut training = Training::new(&[16; 6], paged(2, 16)).run(3);
     let before = training.adamw.stats().bytes_fetched;
     let restore = training.adamw.restore(9, &mut |_, values| {
-        values.fill(0.5);
+        values.chunks_exact_mut(4).for_each(|it| it.copy_from_slice(&0.5f32.to_le_bytes()));
         Ok(())
     });
     restore.expect("restores");

@@ -4,14 +4,19 @@ use std::sync::Arc;
 
 use halfbyte_cuda::{Buffer, Gpu};
 use halfbyte_paged_optim::{
-    AdamW, AdamWConfig, Budget, CudaAdamW, CudaParamStep, ParamSpec, ParamStep, sums_of_squares,
+    AdamW, AdamWConfig, Budget, CudaAdamW, CudaParamStep, ParamSpec, ParamStep, StateFormat, sums_of_squares,
 };
 use halfbyte_testkit::{cuda::gpu, noise_vec};
 
 const LENS: [usize; 5] = [1000, 64, 3000, 1, 777];
 
 fn specs() -> Vec<ParamSpec> {
-    let spec = |(i, len): (usize, &usize)| ParamSpec { name: format!("p{i}"), len: *len, decay: i != 1 };
+    let spec = |(i, len): (usize, &usize)| ParamSpec {
+        name: format!("p{i}"),
+        len: *len,
+        decay: i != 1,
+        state: StateFormat::F32,
+    };
     LENS.iter().enumerate().map(spec).collect()
 }
 
@@ -96,20 +101,20 @@ fn state_comes_out_and_goes_in_again() {
     first
         .adamw
         .visit_state(&mut |place, values| {
-            saved.push((place.param, place.moment, place.offset, values.to_vec()));
+            saved.push((place.param, place.part, place.offset, values.to_vec()));
             Ok(())
         })
         .unwrap();
-    assert_eq!(saved.iter().map(|it| it.3.len()).sum::<usize>(), 2 * LENS.iter().sum::<usize>());
-    assert!(saved.iter().any(|it| it.3.iter().any(|v| *v != 0.0)));
+    assert_eq!(saved.iter().map(|it| it.3.len()).sum::<usize>(), 8 * LENS.iter().sum::<usize>());
+    assert!(saved.iter().any(|it| it.3.iter().any(|v| *v != 0)));
     let mut second = Run::new(&gpu, (None, 2048));
     second.values = first.values;
     let mut next = saved.into_iter();
     second
         .adamw
         .restore(3, &mut |place, out| {
-            let (param, moment, offset, values) = next.next().unwrap();
-            assert_eq!((place.param, place.moment, place.offset, out.len()), (param, moment, offset, values.len()));
+            let (param, part, offset, values) = next.next().unwrap();
+            assert_eq!((place.param, place.part, place.offset, out.len()), (param, part, offset, values.len()));
             out.copy_from_slice(&values);
             Ok(())
         })
@@ -132,7 +137,7 @@ fn sums_of_squares_are_those_of_f64() {
 #[test]
 fn a_gpu_without_memory_for_the_state_is_an_error() {
     let Some(gpu) = gpu() else { return };
-    let spec = ParamSpec { name: "huge".into(), len: 1 << 40, decay: true };
+    let spec = ParamSpec { name: "huge".into(), len: 1 << 36, decay: true, state: StateFormat::F32 };
     let error = CudaAdamW::new(&gpu, AdamWConfig::default(), &[spec], (None, 1 << 20)).unwrap_err().to_string();
     assert!(error.contains("out of memory"), "{error}");
 }

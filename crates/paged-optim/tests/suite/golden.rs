@@ -1,6 +1,6 @@
 //! Against torch: three steps of `torch.optim.AdamW`, recorded.
 
-use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep};
+use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep, StateFormat};
 use safetensors::SafeTensors;
 
 const FIXTURE: &[u8] = include_bytes!("../fixtures/torch_adamw.safetensors");
@@ -25,7 +25,7 @@ fn worst(got: &[f32], name: &str) -> f32 {
 fn three_steps_agree_with_torch() {
     let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
     let mut p = tensor("p0");
-    let specs = [ParamSpec { name: "p".into(), len: p.len(), decay: true }];
+    let specs = [ParamSpec { name: "p".into(), len: p.len(), decay: true, state: StateFormat::F32 }];
     let mut adamw = AdamW::new(config, &specs, Budget::default()).expect("valid");
     for g in ["g0", "g1", "g2"] {
         adamw.step(1e-2, &mut [ParamStep { value: &mut p, grad: &tensor(g) }]).expect("steps");
@@ -43,7 +43,7 @@ fn three_steps_agree_with_torch() {
 #[test]
 fn eps_is_added_after_the_bias_correction() {
     let mut p = [0.0f32];
-    let specs = [ParamSpec { name: "p".into(), len: 1, decay: true }];
+    let specs = [ParamSpec { name: "p".into(), len: 1, decay: true, state: StateFormat::F32 }];
     let mut adamw = AdamW::new(AdamWConfig::default(), &specs, Budget::default()).expect("valid");
     adamw.step(0.1, &mut [ParamStep { value: &mut p, grad: &[1e-8] }]).expect("steps");
     assert!((p[0] + 0.05).abs() < 1e-6, "{p:?}");

@@ -1,5 +1,6 @@
 //! The crate from outside: one binary, one module per promise.
 
+mod blockwise8;
 mod checkpoint;
 mod clip;
 #[cfg(target_os = "linux")]

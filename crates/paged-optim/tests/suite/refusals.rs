@@ -1,6 +1,6 @@
 //! What is refused, in which words, and that nothing has changed then.
 
-use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep, Result};
+use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep, Result, StateFormat};
 
 use crate::training::{Training, specs};
 
@@ -38,7 +38,7 @@ fn budgets_that_cannot_work() {
 
 #[test]
 fn a_name_used_twice() {
-    let spec = ParamSpec { name: "w".into(), len: 2, decay: true };
+    let spec = ParamSpec { name: "w".into(), len: 2, decay: true, state: StateFormat::F32 };
     let error = refusal(AdamW::new(AdamWConfig::default(), &[spec.clone(), spec], Budget::default()));
     assert!(error.contains("\"w\" is registered twice"), "{error}");
 }

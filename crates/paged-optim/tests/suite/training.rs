@@ -1,6 +1,6 @@
 //! A small deterministic training run that the other modules share.
 
-use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep, Result};
+use halfbyte_paged_optim::{AdamW, AdamWConfig, Budget, ParamSpec, ParamStep, Result, StateFormat};
 
 pub(crate) const LR: f64 = 3e-3;
 
@@ -12,7 +12,10 @@ pub(crate) struct Training {
 }
 
 pub(crate) fn specs(lens: &[usize]) -> Vec<ParamSpec> {
-    lens.iter().enumerate().map(|(i, &len)| ParamSpec { name: format!("p{i}"), len, decay: i % 2 == 0 }).collect()
+    lens.iter()
+        .enumerate()
+        .map(|(i, &len)| ParamSpec { name: format!("p{i}"), len, decay: i % 2 == 0, state: StateFormat::F32 })
+        .collect()
 }
 
 pub(crate) fn in_memory() -> Budget {

@@ -3,7 +3,7 @@ use crate::{
     cli::InspectArgs,
     console::{mib, thousands},
     load,
-    plan::{Plan, Shape},
+    plan::{OptimizerState, Plan, Shape},
 };
 use halfbyte_lora::{LoraConfig, TargetModules, attach};
 use halfbyte_models::Model;
@@ -27,7 +27,11 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     }
     let facts = Facts::of(model.as_ref());
     let rows = args.per_device_train_batch_size * args.max_length.min(model.config().max_position_embeddings);
-    let plan = Plan::new(model.as_ref(), Shape { rows, compute: args.base.compute(), checkpointing: false }, None);
+    let plan = Plan::new(
+        model.as_ref(),
+        Shape { rows, compute: args.base.compute(), checkpointing: false },
+        OptimizerState::default(),
+    );
     let mut out = std::io::stdout().lock();
     if args.json {
         let object = json!({

@@ -46,6 +46,20 @@ pub enum SchedulerArg {
     Cosine,
 }
 
+/// How the optimizer keeps its state. Where it lies is `optim_resident_mib`'s matter, so the names that say "paged" in
+/// transformers mean the same as those that do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum OptimArg {
+    /// AdamW with two f32 numbers a parameter.
+    #[value(name = "adamw_torch", aliases = ["adamw_torch_fused", "paged_adamw", "paged_adamw_32bit"])]
+    #[serde(rename = "adamw_torch", alias = "adamw_torch_fused", alias = "paged_adamw", alias = "paged_adamw_32bit")]
+    AdamwTorch,
+    /// AdamW with two bytes a parameter, as bitsandbytes has it.
+    #[value(name = "adamw_8bit", aliases = ["adamw_bnb_8bit", "paged_adamw_8bit"])]
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit", alias = "paged_adamw_8bit")]
+    Adamw8bit,
+}
+
 /// Whether blocks are recomputed in the backward pass instead of being kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -220,6 +234,9 @@ pub struct FinetuneArgs {
     /// Decoupled weight decay [default: 0].
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub weight_decay: Option<f64>,
+    /// The optimizer, by the form of its state [default: adamw_torch].
+    #[arg(long, value_name = "OPTIM", help_heading = "Training")]
+    pub optim: Option<OptimArg>,
     /// AdamW's decay of the first moment [default: 0.9].
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub adam_beta1: Option<f64>,

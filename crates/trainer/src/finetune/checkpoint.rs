@@ -12,7 +12,7 @@ use halfbyte_autograd::Param;
 use halfbyte_data::Position;
 use halfbyte_lora::{LoraConfig, save_adapter, write_atomic};
 use halfbyte_models::{Model, SafetensorsWriter};
-use halfbyte_paged_optim::Moment;
+use halfbyte_paged_optim::{StateFormat, StatePart};
 use halfbyte_tensor::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -142,26 +142,27 @@ pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mu
         user_error(format!("{}: {message}; remove this checkpoint to go on from an earlier one", file.display()))
     };
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
-    let read = |name: &str, len: usize| -> anyhow::Result<Vec<f32>> {
-        let view = tensors.tensor(name).map_err(|_| wrong(format!("lacks {name}")))?;
-        let values: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        if values.len() == len {
-            Ok(values)
+    let read = |name: &str, len: usize, size: usize| {
+        let data = tensors.tensor(name).map_err(|_| wrong(format!("lacks {name}")))?.data();
+        if data.len() == len * size {
+            Ok(data)
         } else {
-            Err(wrong(format!("{name} has {} values, expected {len}", values.len())))
+            Err(wrong(format!("{name} has {} values of {size} bytes, expected {len}", data.len() / size)))
         }
     };
     for param in params {
         let shape = param.value().shape().to_vec();
-        let values = read(&format!("value.{}", param.name()), shape.iter().product())?;
+        let bytes = read(&format!("value.{}", param.name()), shape.iter().product(), 4)?;
+        let values = numbers(bytes);
         param.set(Tensor::from_vec(&shape, values).to_device(&param.value().device())?);
     }
-    let lens: Vec<usize> = optimizer.specs().iter().map(|it| it.len).collect();
+    let specs = optimizer.specs().to_vec();
     optimizer.restore(step as u64, &mut |place, out| {
-        let values = read(&format!("{}.{}", moment_name(place.moment), place.name), lens[place.param])
-            .map_err(io::Error::other)?;
-        out.copy_from_slice(&values[place.offset..place.offset + out.len()]);
+        let spec = &specs[place.param];
+        let size = place.part.element_bytes(spec.state);
+        let name = format!("{}.{}", part_name(place.part, spec.state), place.name);
+        let bytes = read(&name, place.part.len(spec.len), size).map_err(io::Error::other)?;
+        out.copy_from_slice(&bytes[place.offset * size..][..out.len()]);
         Ok(())
     })?;
     Ok(())
@@ -169,37 +170,59 @@ pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mu
 
 fn write_tensors(path: &Path, contents: &mut Contents<'_>) -> anyhow::Result<()> {
     let shape_of = |param: &Param| param.value().shape().to_vec();
-    let mut announced: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut announced: Vec<(String, Vec<usize>, DType)> = Vec::new();
     for param in contents.params {
-        announced.push((format!("value.{}", param.name()), shape_of(param)));
+        announced.push((format!("value.{}", param.name()), shape_of(param), DType::F32));
     }
-    for param in contents.params {
-        for moment in Moment::ALL {
-            announced.push((format!("{}.{}", moment_name(moment), param.name()), shape_of(param)));
+    // Numbers of an element have its parameter's shape, those of a block stand in a row.
+    let shape_of_part = |part: StatePart, param: &Param| {
+        let len = param.value().len();
+        if part.len(len) == len { shape_of(param) } else { vec![part.len(len)] }
+    };
+    let specs = contents.optimizer.specs().to_vec();
+    for (param, spec) in contents.params.iter().zip(&specs) {
+        for &part in StatePart::of(spec.state) {
+            let dtype = if part.element_bytes(spec.state) == 1 { DType::U8 } else { DType::F32 };
+            let name = format!("{}.{}", part_name(part, spec.state), param.name());
+            announced.push((name, shape_of_part(part, param), dtype));
         }
     }
-    let mut writer = SafetensorsWriter::create(path, announced, DType::F32)?;
+    let mut writer = SafetensorsWriter::create_mixed(path, announced)?;
     for param in contents.params {
         writer.write(&format!("value.{}", param.name()), &param.value())?;
     }
     // Pieces of a tensor follow each other; one tensor at a time is put together.
-    let (params, mut piece) = (contents.params, Vec::new());
-    contents.optimizer.visit_state(&mut |place, values| {
-        let param = &params[place.param];
-        piece.extend_from_slice(values);
-        if piece.len() < param.value().len() {
+    let (params, mut whole) = (contents.params, Vec::new());
+    contents.optimizer.visit_state(&mut |place, piece| {
+        let (param, state) = (&params[place.param], specs[place.param].state);
+        let size = place.part.element_bytes(state);
+        whole.extend_from_slice(piece);
+        if whole.len() < size * place.part.len(param.value().len()) {
             return Ok(());
         }
-        let tensor = Tensor::from_vec(&shape_of(param), std::mem::take(&mut piece));
-        writer.write(&format!("{}.{}", moment_name(place.moment), place.name), &tensor).map_err(io::Error::other)
+        let shape = shape_of_part(place.part, param);
+        let bytes = std::mem::take(&mut whole);
+        let tensor = match size {
+            1 => Tensor::from_vec(&shape, bytes),
+            _ => Tensor::from_vec(&shape, numbers(&bytes)),
+        };
+        writer.write(&format!("{}.{}", part_name(place.part, state), place.name), &tensor).map_err(io::Error::other)
     })?;
     Ok(writer.finish()?)
 }
 
-/// Torch's names of the moments.
-fn moment_name(moment: Moment) -> &'static str {
-    match moment {
-        Moment::First => "exp_avg",
-        Moment::Second => "exp_avg_sq",
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Torch's names of the moments, and those of bitsandbytes for what is in 8 bits.
+fn part_name(part: StatePart, format: StateFormat) -> &'static str {
+    match (format, part) {
+        (StateFormat::F32, StatePart::First) => "exp_avg",
+        (StateFormat::F32, _) => "exp_avg_sq",
+        (_, StatePart::First) => "state1",
+        (_, StatePart::Second) => "state2",
+        (_, StatePart::FirstAbsmax) => "absmax1",
+        (_, StatePart::SecondAbsmax) => "absmax2",
     }
 }

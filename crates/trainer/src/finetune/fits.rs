@@ -15,7 +15,7 @@ pub(super) fn check(settings: &Settings, folder: &ModelFolder, longest: usize, d
     let Device::Cuda(gpu) = device else { return Ok(()) };
     let (free, total) = gpu.memory()?;
     let compute = settings.compute.dtype();
-    let trains = settings.method == Method::Full;
+    let trains = (settings.method == Method::Full).then(|| settings.optimizer_state());
     let need = |format: Format, batch: usize, checkpointing: bool| {
         let shape = Shape { rows: batch * longest, compute, checkpointing };
         Plan::before_loading(folder, format, trains, shape).on_gpu(folder.config(), shape)

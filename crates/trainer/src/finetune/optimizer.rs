@@ -61,7 +61,7 @@ impl Optimizer {
 
     pub(crate) fn visit_state(
         &mut self,
-        visit: &mut dyn FnMut(StatePlace<'_>, &[f32]) -> io::Result<()>,
+        visit: &mut dyn FnMut(StatePlace<'_>, &[u8]) -> io::Result<()>,
     ) -> anyhow::Result<()> {
         match self {
             Optimizer::Host(it) => it.visit_state(visit)?,
@@ -73,7 +73,7 @@ impl Optimizer {
     pub(crate) fn restore(
         &mut self,
         steps: u64,
-        fill: &mut dyn FnMut(StatePlace<'_>, &mut [f32]) -> io::Result<()>,
+        fill: &mut dyn FnMut(StatePlace<'_>, &mut [u8]) -> io::Result<()>,
     ) -> anyhow::Result<()> {
         match self {
             Optimizer::Host(it) => it.restore(steps, fill)?,

@@ -2,7 +2,7 @@
 
 use super::{
     ADAPTER, adapter_flags,
-    args::{CheckpointingArg, FinetuneArgs, Method},
+    args::{CheckpointingArg, FinetuneArgs, Method, OptimArg},
     checkpoint, fits,
     optimizer::Optimizer,
     output::RunFolder,
@@ -18,7 +18,7 @@ use crate::{
     failure::user_error,
     load::{self, BaseModel},
     memory,
-    plan::{Plan, Shape, available_memory},
+    plan::{OptimizerState, Plan, Shape, available_memory},
     save_model,
 };
 use halfbyte_autograd::Param;
@@ -46,7 +46,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let counts = Counts::of(model.as_ref());
     say(&counts.line());
     let shape = settings.shape(&data, model.as_ref(), &device)?;
-    let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_resident());
+    let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_state());
     if let Device::Cuda(_) = device {
         plan = plan.on_gpu(model.config(), shape);
     }
@@ -213,8 +213,10 @@ fn attach_adapter(mut settings: Settings, model: &mut dyn Model) -> anyhow::Resu
 }
 
 impl Settings {
-    fn optimizer_resident(&self) -> Option<usize> {
-        self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize)
+    /// How the optimizer keeps its state, and how much of it in memory.
+    pub(super) fn optimizer_state(&self) -> OptimizerState {
+        let resident = self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize);
+        OptimizerState { in_8_bits: self.optim == OptimArg::Adamw8bit, resident }
     }
 
     /// Whether activations are kept unless memory forbids it.
@@ -231,7 +233,7 @@ impl Settings {
             CheckpointingArg::Off => false,
             // Four fifths leave room for everything else on the machine. On a GPU the weights are there already.
             CheckpointingArg::Auto => {
-                let plan = Plan::new(model, keep, self.optimizer_resident());
+                let plan = Plan::new(model, keep, self.optimizer_state());
                 match device {
                     Device::Cpu => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
                     Device::Cuda(gpu) => {
@@ -257,15 +259,13 @@ fn warn_if_too_large(plan: &Plan) {
 }
 
 fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder, device: &Device) -> anyhow::Result<Optimizer> {
-    let specs: Vec<ParamSpec> = params
-        .iter()
-        .map(|it| ParamSpec { name: it.name().to_owned(), len: it.value().len(), decay: decays(it.name()) })
-        .collect();
-    let budget = Budget {
-        resident_bytes: settings.optimizer_resident(),
-        spill_dir: folder.path().to_owned(),
-        ..Budget::default()
+    let state = settings.optimizer_state();
+    let spec = |param: &Param| {
+        let (name, len) = (param.name(), param.value().len());
+        ParamSpec { name: name.to_owned(), len, decay: decays(name), state: state.format(name, len) }
     };
+    let specs: Vec<ParamSpec> = params.iter().map(spec).collect();
+    let budget = Budget { resident_bytes: state.resident, spill_dir: folder.path().to_owned(), ..Budget::default() };
     // Small budgets need small pages.
     let page_bytes = budget
         .resident_bytes

@@ -2,7 +2,7 @@
 
 use super::{
     adapter_flags,
-    args::{CheckpointingArg, FinetuneArgs, Method, SchedulerArg},
+    args::{CheckpointingArg, FinetuneArgs, Method, OptimArg, SchedulerArg},
 };
 use crate::{
     base_record::{BaseFlags, BaseRecord},
@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) max_length: usize,
     pub(crate) seed: u64,
     pub(crate) adamw: AdamWConfig,
+    pub(crate) optim: OptimArg,
     pub(crate) schedule: Schedule,
     pub(crate) learning_rate: f64,
     pub(crate) warmup_steps: usize,
@@ -88,6 +89,7 @@ impl Settings {
                 eps: *a.adam_epsilon.get_or_insert(1e-8),
                 weight_decay: *a.weight_decay.get_or_insert(0.0),
             },
+            optim: *a.optim.get_or_insert(OptimArg::AdamwTorch),
             schedule: match *a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear) {
                 SchedulerArg::Constant => Schedule::Constant,
                 SchedulerArg::Linear => Schedule::Linear,
