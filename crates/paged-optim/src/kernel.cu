@@ -22,18 +22,6 @@ __device__ __forceinline__ int nearest(const float* map, float x) {
     return x > middle || (x == middle && (low & 1)) ? low + 1 : low;
 }
 
-// The largest of 256 threads' values, none of them negative.
-__device__ __forceinline__ float block_max(float v, float* parts) {
-    __syncthreads();
-    parts[threadIdx.x] = v;
-    for (int half = 128; half > 0; half >>= 1) {
-        __syncthreads();
-        if (threadIdx.x < half) parts[threadIdx.x] = fmaxf(parts[threadIdx.x], parts[threadIdx.x + half]);
-    }
-    __syncthreads();
-    return parts[0];
-}
-
 // bitsandbytes' AdamW on 8-bit moments; the formula is in update8.rs. A block of 256 threads for each 256 elements; `maps` are
 // the signed one and the unsigned one.
 KERNEL adamw_blockwise8(float* value, const float* grad, unsigned char* first, unsigned char* second, float* first_absmax,
@@ -41,7 +29,7 @@ KERNEL adamw_blockwise8(float* value, const float* grad, unsigned char* first, u
                         float mix2, float step_size, float eps, unsigned long long n) {
     __shared__ float first_map[256];
     __shared__ float second_map[256];
-    __shared__ float parts[256];
+    __shared__ float scratch[32];
     first_map[threadIdx.x] = maps[threadIdx.x];
     second_map[threadIdx.x] = maps[256 + threadIdx.x];
     __syncthreads();
@@ -58,8 +46,8 @@ KERNEL adamw_blockwise8(float* value, const float* grad, unsigned char* first, u
         }
     }
     // Everybody has read the old ones when the first of these is known.
-    float m_max = block_max(fabsf(m), parts);
-    float v_max = block_max(v, parts);
+    float m_max = block_max(fabsf(m), scratch);
+    float v_max = block_max(v, scratch);
     if (threadIdx.x == 0) {
         first_absmax[blockIdx.x] = m_max;
         second_absmax[blockIdx.x] = v_max;
