@@ -49,7 +49,8 @@ def train(args):
     model = get_peft_model(model, lora).train()
     # Full rows only, so that a token means the same on both sides.
     rows = []
-    for text in pandas.read_parquet(args.data)["text"]:
+    lines = args.data.endswith(".jsonl")
+    for text in (pandas.read_json(args.data, lines=True) if lines else pandas.read_parquet(args.data))["text"]:
         ids = tokenizer(text)["input_ids"][: args.max_length]
         if len(ids) == args.max_length:
             rows.append(ids)

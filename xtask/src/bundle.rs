@@ -36,7 +36,7 @@ pub(crate) fn run(output: &Path) -> Result<()> {
     for file in ["peer.py", "requirements.txt"] {
         copy(&root.join("tests/reference").join(file), &reference.join(file))?;
     }
-    println!("written to {}; there: ./run.sh tests, and ./run.sh bench DATA.parquet VENV", output.display());
+    println!("written to {}; there: ./run.sh tests, and ./run.sh bench llama-7b VENV", output.display());
     Ok(())
 }
 

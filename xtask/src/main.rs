@@ -85,8 +85,10 @@ mod flags {
             }
             /// Write a model folder of a real model's shape with random weights, a tensor at a time.
             cmd synth {
-                /// llama-7b, llama-13b, smollm2-135m or gpt-neo-1.3b.
+                /// llama-7b, llama-8b, llama-13b, llama-65b, smollm2-135m or gpt-neo-1.3b.
                 required --like shape: String
+                /// In NF4 with double quantisation, as bitsandbytes saves it: a quarter of the disk.
+                optional --quantized
                 /// The folder; it must be new or empty.
                 required --output dir: PathBuf
             }
@@ -132,7 +134,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
-        flags::XtaskCmd::Synth(f) => synth::run(&f.like, &f.output),
+        flags::XtaskCmd::Synth(f) => synth::run(&f.like, f.quantized, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

@@ -5,20 +5,27 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde_json::{Value, json};
 
-use crate::workspace;
+mod quantized;
 
 /// The most that one safetensors file holds: the size at which Hugging Face folders are cut by default.
 const SHARD_BYTES: usize = 5_000_000_000;
-/// Its ids are valid in every model whose vocabulary is no smaller.
-const TOKENIZER: &str = "datasets/models/tiny-llama";
+/// A tokenizer whose ids are valid in every model with a vocabulary no smaller. In the program, so that it runs where the
+/// project's folder is not.
+const TOKENIZER: [(&str, &[u8]); 2] = [
+    ("tokenizer.json", include_bytes!("../../datasets/models/tiny-llama/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../datasets/models/tiny-llama/tokenizer_config.json")),
+];
 
 /// The shapes on offer.
 const LIKE: &[(&str, Shape)] = &[
+    ("llama-8b", Shape { positions: 131_072, ..Shape::llama([4096, 14_336, 32, 32, 8, 128_256]) }),
+    ("llama-65b", Shape::llama([8192, 22_016, 80, 64, 64, 32_000])),
     ("llama-7b", Shape::llama([4096, 11_008, 32, 32, 32, 32_000])),
     ("llama-13b", Shape::llama([5120, 13_824, 40, 40, 40, 32_000])),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
@@ -41,21 +48,22 @@ struct Shape {
     kv_heads: usize,
     vocab: usize,
     tied: bool,
+    positions: usize,
 }
 
 impl Shape {
     const fn llama([hidden, inner, layers, heads, kv_heads, vocab]: [usize; 6]) -> Shape {
-        Shape { kind: Kind::Llama, hidden, inner, layers, heads, kv_heads, vocab, tied: false }
+        Shape { kind: Kind::Llama, hidden, inner, layers, heads, kv_heads, vocab, tied: false, positions: 2048 }
     }
 
     fn config(&self) -> Value {
-        let Shape { hidden, inner, layers, heads, kv_heads, vocab, tied, .. } = self;
+        let Shape { hidden, inner, layers, heads, kv_heads, vocab, tied, positions, .. } = self;
         match self.kind {
             Kind::Llama => json!({
                 "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
                 "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu",
-                "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "max_position_embeddings": positions, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
                 "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": tied,
                 "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "torch_dtype": "bfloat16",
             }),
@@ -63,22 +71,32 @@ impl Shape {
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": heads,
                 "attention_types": [[["global", "local"], layers / 2]], "window_size": 256,
-                "activation_function": "gelu_new", "max_position_embeddings": 2048, "layer_norm_epsilon": 1e-5,
+                "activation_function": "gelu_new", "max_position_embeddings": positions, "layer_norm_epsilon": 1e-5,
                 "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
                 "torch_dtype": "bfloat16",
             }),
         }
     }
 
-    /// Name and shape of every tensor, in the order of a forward pass.
-    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    /// Every tensor, in the order of a forward pass.
+    fn tensors(&self, quantized: bool) -> Vec<Random> {
+        let all = self.names().into_iter();
+        if quantized {
+            all.flat_map(|(name, shape)| quantized::tensors(name, shape)).collect()
+        } else {
+            all.map(Random::dense).collect()
+        }
+    }
+
+    /// Their names and shapes as long as they are dense.
+    fn names(&self) -> Vec<(String, Vec<usize>)> {
         let (h, inner) = (self.hidden, self.inner);
         let kv = h / self.heads * self.kv_heads;
         let mut all = Vec::new();
         let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
         if self.kind == Kind::GptNeo {
             add("transformer.wte.weight".into(), &[self.vocab, h]);
-            add("transformer.wpe.weight".into(), &[2048, h]);
+            add("transformer.wpe.weight".into(), &[self.positions, h]);
         } else {
             add("model.embed_tokens.weight".into(), &[self.vocab, h]);
         }
@@ -122,32 +140,64 @@ impl Shape {
 }
 
 /// A tensor whose values are made when they are written.
-struct Random<'a> {
+#[derive(Clone)]
+struct Random {
+    name: String,
+    dtype: Dtype,
     shape: Vec<usize>,
-    /// Weights of norms are 1, biases 0, as in a model that was just made.
-    constant: Option<u16>,
-    seed: u64,
-    normal: &'a [u16],
+    fill: Fill,
 }
 
-impl View for Random<'_> {
+#[derive(Clone)]
+enum Fill {
+    /// bf16 numbers from a normal distribution.
+    Normal,
+    /// The same element all over.
+    Constant(Vec<u8>),
+    /// Bytes, each as likely as any other.
+    Uniform,
+    /// Just this.
+    Bytes(Vec<u8>),
+}
+
+impl Random {
+    /// Weights of norms are 1, biases 0, as in a model that was just made.
+    fn dense((name, shape): (String, Vec<usize>)) -> Random {
+        let fill = match shape.len() {
+            _ if name.ends_with("bias") => Fill::Constant(vec![0, 0]),
+            1 => Fill::Constant(vec![0x80, 0x3f]),
+            _ => Fill::Normal,
+        };
+        Random { name, dtype: Dtype::BF16, shape, fill }
+    }
+}
+
+impl View for &Random {
     fn dtype(&self) -> Dtype {
-        Dtype::BF16
+        self.dtype
     }
     fn shape(&self) -> &[usize] {
         &self.shape
     }
     fn data_len(&self) -> usize {
-        2 * self.shape.iter().product::<usize>()
+        self.dtype.bitsize() / 8 * self.shape.iter().product::<usize>()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let mut state = self.seed;
-        let mut bytes = Vec::with_capacity(self.data_len() + 6);
+        static NORMAL: LazyLock<Vec<u16>> = LazyLock::new(|| normal_bf16(0.02));
+        let hash = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211);
+        let mut state = self.name.bytes().fold(14_695_981_039_346_656_037, hash);
+        let mut bytes = Vec::with_capacity(self.data_len() + 8);
         while bytes.len() < self.data_len() {
-            let random = split_mix(&mut state);
-            for shift in [0, 16, 32, 48] {
-                let value = self.constant.unwrap_or(self.normal[usize::from((random >> shift) as u16)]);
-                bytes.extend(value.to_le_bytes());
+            match &self.fill {
+                Fill::Bytes(all) => return Cow::Borrowed(all),
+                Fill::Constant(element) => bytes.extend(element),
+                Fill::Uniform => bytes.extend(split_mix(&mut state).to_le_bytes()),
+                Fill::Normal => {
+                    let random = split_mix(&mut state);
+                    for shift in [0, 16, 32, 48] {
+                        bytes.extend(NORMAL[usize::from((random >> shift) as u16)].to_le_bytes());
+                    }
+                }
             }
         }
         bytes.truncate(self.data_len());
@@ -156,65 +206,69 @@ impl View for Random<'_> {
 }
 
 /// Writes the folder `out`.
-pub(crate) fn run(like: &str, out: &Path) -> Result<()> {
+pub(crate) fn run(like: &str, quantized: bool, out: &Path) -> Result<()> {
     let Some((_, shape)) = LIKE.iter().find(|it| it.0 == like) else {
         let names: Vec<_> = LIKE.iter().map(|it| it.0).collect();
         bail!("no shape is called `{like}`; choose one of {}", names.join(", "));
     };
-    write(shape, out, SHARD_BYTES)
+    write(shape, quantized, out, SHARD_BYTES)
 }
 
-fn write(shape: &Shape, out: &Path, shard_bytes: usize) -> Result<()> {
+fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Result<()> {
     if fs::read_dir(out).is_ok_and(|mut it| it.next().is_some()) {
         bail!("{} is not empty; choose another folder, or remove it", out.display());
     }
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let tokenizer = workspace::root().join(TOKENIZER);
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(tokenizer.join(name), out.join(name)).with_context(|| format!("{TOKENIZER}/{name}"))?;
+    for (name, bytes) in TOKENIZER {
+        fs::write(out.join(name), bytes).with_context(|| name.to_owned())?;
     }
-    let normal = normal_bf16(0.02);
-    let shards = shards(shape.tensors(), shard_bytes);
+    fs::write(out.join("rows.jsonl"), rows(shape.positions)).context("rows.jsonl")?;
+    let shards = shards(shape.tensors(quantized), shard_bytes);
     let mut weight_map = HashMap::new();
     let mut total = 0;
     for (i, tensors) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
         println!("writing {file}: {} tensors, {:.2} GB", tensors.len(), bytes(tensors) as f64 * 1e-9);
         total += bytes(tensors);
-        let views = tensors.iter().map(|(name, shape)| {
-            weight_map.insert(name.clone(), file.clone());
-            let seed = name
-                .bytes()
-                .fold(14_695_981_039_346_656_037, |h, b| (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
-            let one = 0x3f80;
-            let constant = if name.ends_with("bias") { Some(0) } else { (shape.len() == 1).then_some(one) };
-            (name.clone(), Random { shape: shape.clone(), constant, seed, normal: &normal })
-        });
+        weight_map.extend(tensors.iter().map(|it| (it.name.clone(), file.clone())));
+        let views = tensors.iter().map(|it| (it.name.clone(), it));
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), &out.join(&file)).with_context(|| file.clone())?;
+        serialize_to_file(views, Some(metadata), &out.join(&file)).with_context(|| file.clone())?;
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     fs::write(out.join("model.safetensors.index.json"), serde_json::to_string_pretty(&index)?)?;
     // Last, so that a folder whose writing was cut off is not mistaken for a model.
-    fs::write(out.join("config.json"), serde_json::to_string_pretty(&shape.config())?)?;
-    let parameters = total / 2;
+    let mut config = shape.config();
+    if quantized {
+        config["quantization_config"] = quantized::config()?;
+    }
+    fs::write(out.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+    let parameters: usize = shape.names().iter().map(|it| it.1.iter().product::<usize>()).sum();
     println!("{}: {:.3} billion parameters", out.display(), parameters as f64 * 1e-9);
     Ok(())
 }
 
-type Tensors = Vec<(String, Vec<usize>)>;
+/// Rows of text that all are longer than the model's context, so that a batch is full to its last token.
+fn rows(positions: usize) -> String {
+    const WORDS: [&str; 8] = ["good", "the", "film", "was", "a", "story", "and", "not"];
+    let mut state = 7;
+    let mut row = || {
+        let words = (0..positions + positions / 8).map(|_| WORDS[split_mix(&mut state) as usize % WORDS.len()]);
+        json!({ "text": words.collect::<Vec<_>>().join(" ") }).to_string() + "\n"
+    };
+    (0..(64 * 2048 / positions).max(2)).map(|_| row()).collect()
+}
 
-fn bytes(tensors: &Tensors) -> usize {
-    tensors.iter().map(|it| 2 * it.1.iter().product::<usize>()).sum()
+fn bytes(tensors: &[Random]) -> usize {
+    tensors.iter().map(|it| it.data_len()).sum()
 }
 
 /// Runs of tensors of at most `limit` bytes, or of one tensor that is larger.
-fn shards(tensors: Tensors, limit: usize) -> Vec<Tensors> {
-    let mut all: Vec<Tensors> = Vec::new();
+fn shards(tensors: Vec<Random>, limit: usize) -> Vec<Vec<Random>> {
+    let mut all: Vec<Vec<Random>> = Vec::new();
     for tensor in tensors {
-        let size = 2 * tensor.1.iter().product::<usize>();
         match all.last_mut() {
-            Some(last) if bytes(last) + size <= limit => last.push(tensor),
+            Some(last) if bytes(last) + (&tensor).data_len() <= limit => last.push(tensor),
             _ => all.push(vec![tensor]),
         }
     }
@@ -244,12 +298,12 @@ mod tests {
     fn the_shapes_have_the_sizes_of_their_models() {
         let billions = |like: &str| {
             let shape = LIKE.iter().find(|it| it.0 == like).unwrap().1;
-            bytes(&shape.tensors()) as f64 / 2e9
+            bytes(&shape.tensors(false)) as f64 / 2e9
         };
         let rounded = |like: &str| (billions(like) * 1000.0).round();
         assert_eq!(
-            ["llama-7b", "llama-13b", "smollm2-135m", "gpt-neo-1.3b"].map(rounded),
-            [6738.0, 13_016.0, 135.0, 1316.0]
+            ["llama-7b", "llama-8b", "llama-13b", "llama-65b", "smollm2-135m", "gpt-neo-1.3b"].map(rounded),
+            [6738.0, 8030.0, 13_016.0, 65_286.0, 135.0, 1316.0]
         );
     }
 
@@ -257,11 +311,11 @@ mod tests {
     fn a_small_one_is_written_in_shards_that_its_index_knows() {
         let dir = std::env::temp_dir().join(format!("halfbyte-synth-{}", std::process::id()));
         let shape = Shape::llama([64, 96, 3, 4, 2, 3072]);
-        write(&shape, &dir, 200_000).unwrap();
+        write(&shape, false, &dir, 200_000).unwrap();
         let index: Value =
             serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let map = index["weight_map"].as_object().unwrap();
-        assert_eq!(map.len(), shape.tensors().len());
+        assert_eq!(map.len(), shape.names().len());
         for (name, file) in map {
             let data = fs::read(dir.join(file.as_str().unwrap())).unwrap();
             let tensors = safetensors::SafeTensors::deserialize(&data).unwrap();
@@ -273,10 +327,33 @@ mod tests {
             let rms = (squares / count as f32).sqrt();
             assert!((rms / expected - 1.0).abs() < 0.05, "{name}: {rms}");
         }
-        let error = write(&shape, &dir, 200_000).unwrap_err().to_string();
+        let error = write(&shape, false, &dir, 200_000).unwrap_err().to_string();
         assert!(error.contains("is not empty"), "{error}");
         fs::remove_dir_all(dir).unwrap();
-        let error = run("llama-8b", Path::new("x")).unwrap_err().to_string();
-        assert!(error.contains("no shape is called `llama-8b`") && error.contains("gpt-neo-1.3b"), "{error}");
+        let error = run("llama-9b", false, Path::new("x")).unwrap_err().to_string();
+        assert!(error.contains("no shape is called `llama-9b`") && error.contains("gpt-neo-1.3b"), "{error}");
+    }
+
+    #[test]
+    fn a_quantised_one_has_all_that_bitsandbytes_stores() {
+        let dir = std::env::temp_dir().join(format!("halfbyte-synth-quantised-{}", std::process::id()));
+        let shape = Shape { positions: 64, ..Shape::llama([64, 96, 3, 4, 2, 512]) };
+        write(&shape, true, &dir, 200_000).unwrap();
+        let index: Value =
+            serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
+        let map = index["weight_map"].as_object().unwrap();
+        // Seven matrices a layer of six tensors each and two norms, and three tensors around them.
+        assert_eq!(map.len(), 3 * (7 * 6 + 2) + 3);
+        let file = map["model.layers.2.mlp.up_proj.weight.absmax"].as_str().unwrap();
+        let data = fs::read(dir.join(file)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&data).unwrap();
+        let tensor = |part: &str| tensors.tensor(&format!("model.layers.2.mlp.up_proj.weight{part}")).unwrap();
+        assert_eq!((tensor("").shape(), tensor(".absmax").shape()), (&[96 * 64 / 2, 1][..], &[96][..]));
+        assert_eq!((tensor(".quant_map").shape(), tensor(".nested_quant_map").shape()), (&[16][..], &[256][..]));
+        let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["quantization_config"]["bnb_4bit_quant_type"], "nf4");
+        let rows = fs::read_to_string(dir.join("rows.jsonl")).unwrap();
+        assert!(rows.lines().count() == 2048 && rows.lines().all(|it| it.matches(' ').count() >= 64));
+        fs::remove_dir_all(dir).unwrap();
     }
 }

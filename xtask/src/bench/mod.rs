@@ -120,7 +120,7 @@ fn checkpointing(work: &Work, report: &mut Report) -> Result<()> {
 fn large(work: &Work, (like, limit): (&str, Option<f64>), dir: &Path, report: &mut Report) -> Result<()> {
     let model = dir.join(like);
     if !model.exists() {
-        synth::run(like, &model)?;
+        synth::run(like, false, &model)?;
     }
     let training =
         Training { quant: "nf4", checkpointing: true, batch: 1, max_length: 512, steps: 3, ..Training::default() };

@@ -174,7 +174,7 @@ fn a_gradient_that_is_no_number_touches_its_element_alone() {
 }
 
 #[cfg(target_os = "linux")]
-mod on_a_gpu {
+mod cuda {
     use std::sync::Arc;
 
     use halfbyte_cuda::{Buffer, Gpu};
