@@ -15,7 +15,7 @@ struct Suite {
     proves: Option<&'static str>,
 }
 
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         claim: Claim::Formats,
         args: "--package halfbyte-nf4 --test golden",
@@ -44,6 +44,11 @@ const SUITES: [Suite; 7] = [
         claim: Claim::Training,
         args: "--package halfbyte-paged-optim --test suite -- golden",
         proves: Some("AdamW's formula against torch, three steps"),
+    },
+    Suite {
+        claim: Claim::Training,
+        args: "--package halfbyte-paged-optim --test suite -- blockwise8::three",
+        proves: Some("8-bit AdamW against bitsandbytes' rule on a GPU, three steps: every code"),
     },
 ];
 
