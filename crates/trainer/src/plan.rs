@@ -101,12 +101,13 @@ impl Plan {
                 trainable += param.value().len();
                 state += optimizer.bytes(param.name(), param.value().len());
             }
-            if weight.param().is_none() {
-                plan.dense_weights += weight.value().bytes();
+            match weight.param() {
+                Some(param) => plan.gradients += second_gradient(model.config(), param.name(), param.value().len()),
+                None => plan.dense_weights += weight.value().bytes(),
             }
         }
         plan.trainable = 4 * trainable;
-        plan.gradients = 4 * trainable;
+        plan.gradients += 4 * trainable;
         plan.optimizer = optimizer.in_memory(state);
         let blocks = if shape.checkpointing { model.config().num_hidden_layers } else { 1 };
         plan.activations = activations(model.config(), shape) + shape.compute.size() * shape.rows * rescaled / blocks;
@@ -129,7 +130,7 @@ impl Plan {
             match info.shape[..] {
                 _ if trains.is_some() => {
                     plan.trainable += 4 * elements;
-                    plan.gradients += 4 * elements;
+                    plan.gradients += 4 * elements + second_gradient(folder.config(), name, elements);
                     plan.optimizer += trains.unwrap_or_default().bytes(name, elements);
                 }
                 [out, inner] if !dense && info.dtype.is_float() => {
@@ -207,6 +208,12 @@ fn activations(config: &ModelConfig, shape: Shape) -> usize {
     } else {
         config.num_hidden_layers * block
     }
+}
+
+/// An embedding that is the output head, too, gets a gradient from either, and both are there until they are added up.
+fn second_gradient(config: &ModelConfig, name: &str, len: usize) -> usize {
+    let shared = config.tie_word_embeddings && ["embed_tokens", "wte"].iter().any(|it| name.contains(it));
+    if shared { 4 * len } else { 0 }
 }
 
 fn workspace(config: &ModelConfig, shape: Shape) -> usize {

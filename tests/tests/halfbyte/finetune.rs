@@ -223,3 +223,19 @@ fn the_trainable_share_and_the_memory_plan_are_printed_as_people_know_them() {
         assert!(outcome.stderr.contains(part), "`{part}`: {outcome}");
     }
 }
+
+/// A head of its own is a weight, a gradient and two moments more, and one gradient less on the way to the embedding.
+#[test]
+fn the_plan_knows_that_a_tied_embedding_gets_two_gradients() {
+    let work = Work::new();
+    let [tied, untied] = [true, false].map(|tied| {
+        let base = work.model(&TinyModel { tied, ..TinyModel::llama() });
+        let run = Finetune::new(&base, &work.rows(), &work.path(if tied { "tied" } else { "untied" }))
+            .without(&["--method", "--quant", "--rank", "--lora-alpha", "--target-modules"])
+            .flags("--method full --max-steps 1");
+        run.done();
+        run.summary()["planned_bytes"].as_u64().unwrap()
+    });
+    let head = TinyModel { tied: false, ..TinyModel::llama() }.parameters() - TinyModel::llama().parameters();
+    assert_eq!(untied - tied, (16 - 4) * head as u64);
+}
