@@ -128,11 +128,8 @@ impl AdamW {
     /// not finite: nothing has changed. A failing spill file: parameters and state are then partly updated, and every later
     /// call is refused until a checkpoint is restored.
     pub fn step(&mut self, lr: f64, params: &mut [ParamStep<'_>]) -> Result<()> {
-        self.check_whole()?;
-        self.check_params(params)?;
-        if !(lr.is_finite() && lr >= 0.0) {
-            return Err(setting("learning rate", lr, "a finite number, zero or more"));
-        }
+        check_whole(self.broken.as_deref())?;
+        check_step(&self.specs, lr, params.iter().map(|it| (it.value.len(), it.grad.len())))?;
         let coefficients = Coefficients::new(&self.config, lr, self.steps + 1);
         let mut walk = Walk::new(&self.specs, self.arena.layout().clone(), params, coefficients);
         if let Err(error) = self.arena.sweep(|pages| walk.update(pages)) {
@@ -157,24 +154,33 @@ impl AdamW {
     pub fn stats(&self) -> PageStats {
         self.arena.stats()
     }
+}
 
-    pub(crate) fn check_whole(&self) -> Result<()> {
-        match &self.broken {
-            Some(reason) => Err(Error::Broken { reason: reason.clone() }),
-            None => Ok(()),
-        }
+/// Refuses to go on after a failure.
+pub(crate) fn check_whole(broken: Option<&str>) -> Result<()> {
+    match broken {
+        Some(reason) => Err(Error::Broken { reason: reason.to_owned() }),
+        None => Ok(()),
     }
+}
 
-    fn check_params(&self, params: &[ParamStep<'_>]) -> Result<()> {
-        if params.len() != self.specs.len() {
-            return Err(Error::ParamCount { what: "the step", expected: self.specs.len(), got: params.len() });
-        }
-        for (spec, step) in self.specs.iter().zip(params) {
-            check_len("value", spec, step.value.len())?;
-            check_len("gradient", spec, step.grad.len())?;
-        }
-        Ok(())
+/// What a step is given: the lengths of each value and gradient, and the learning rate.
+pub(crate) fn check_step(
+    specs: &[ParamSpec],
+    lr: f64,
+    lens: impl ExactSizeIterator<Item = (usize, usize)>,
+) -> Result<()> {
+    if lens.len() != specs.len() {
+        return Err(Error::ParamCount { what: "the step", expected: specs.len(), got: lens.len() });
     }
+    for (spec, (value, grad)) in specs.iter().zip(lens) {
+        check_len("value", spec, value)?;
+        check_len("gradient", spec, grad)?;
+    }
+    if !(lr.is_finite() && lr >= 0.0) {
+        return Err(setting("learning rate", lr, "a finite number, zero or more"));
+    }
+    Ok(())
 }
 
 /// The arena's geometry, and how many frames the budget allows.

@@ -8,7 +8,7 @@ use halfbyte_nf4::blockwise8::DynamicMap;
 
 use crate::{
     AdamWConfig, Error, PageStats, ParamSpec, Result, StateFormat, StatePart, StatePlace,
-    adamw::{check_config, check_len, pages, setting},
+    adamw::{check_config, check_step, check_whole, pages},
     format::BLOCK,
     layout::{Layout, Span, WORD},
     policy::{Access, Moves, Policy},
@@ -93,17 +93,9 @@ impl CudaAdamW {
     /// Parameters that are not those of the optimizer, or a GPU that fails; then the state is incomplete until it is
     /// restored.
     pub fn step(&mut self, lr: f64, grad_scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
-        self.check_whole()?;
-        if params.len() != self.specs.len() {
-            return Err(Error::ParamCount { what: "the step", expected: self.specs.len(), got: params.len() });
-        }
-        for (spec, step) in self.specs.iter().zip(params.iter()) {
-            check_len("value", spec, step.value.bytes() / WORD)?;
-            check_len("gradient", spec, step.grad.bytes() / WORD)?;
-        }
-        if !(lr.is_finite() && lr >= 0.0) {
-            return Err(setting("learning rate", lr, "a finite number, zero or more"));
-        }
+        check_whole(self.broken.as_deref())?;
+        let lens = params.iter().map(|it| (it.value.bytes() / WORD, it.grad.bytes() / WORD));
+        check_step(&self.specs, lr, lens)?;
         let coefficients = Coefficients::new(&self.config, lr, self.steps + 1);
         let done = self.sweep(&coefficients, grad_scale, params);
         self.mark(&done);
@@ -132,7 +124,7 @@ impl CudaAdamW {
     /// # Errors
     /// What `visit` returns, or a GPU that fails.
     pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[u8]) -> io::Result<()>) -> Result<()> {
-        self.check_whole()?;
+        check_whole(self.broken.as_deref())?;
         self.each_piece(false, &mut |place, bytes| visit(place, bytes))
     }
 
@@ -282,13 +274,6 @@ impl CudaAdamW {
             }
         }
         Ok(self.gpu.copy_stream().before_compute()?)
-    }
-
-    fn check_whole(&self) -> Result<()> {
-        match &self.broken {
-            Some(reason) => Err(Error::Broken { reason: reason.clone() }),
-            None => Ok(()),
-        }
     }
 
     fn mark(&mut self, done: &Result<()>) {

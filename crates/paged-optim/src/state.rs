@@ -5,7 +5,11 @@
 
 use std::io;
 
-use crate::{AdamW, Error, Result, StateFormat, StatePart, adamw::check_len, policy::Access};
+use crate::{
+    AdamW, Error, Result, StateFormat, StatePart,
+    adamw::{check_len, check_whole},
+    policy::Access,
+};
 
 /// Where a piece of state belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,7 @@ impl AdamW {
     /// # Errors
     /// A failure of `visit` (the state is as before) or of the spill file.
     pub fn visit_state(&mut self, visit: &mut dyn FnMut(StatePlace<'_>, &[u8]) -> io::Result<()>) -> Result<()> {
-        self.check_whole()?;
+        check_whole(self.broken.as_deref())?;
         self.each_piece(Access::Read, &mut |place, bytes| visit(place, bytes))
     }
 
