@@ -30,12 +30,17 @@ pub fn module_name(source: &str, element: Number) -> String {
     format!("{source}.{}", element.name())
 }
 
-/// The whole text that a compiler gets: [`COMMON`], the element type, the file.
-pub fn full_text(text: &str, element: Number) -> String {
+/// What makes an element type `T`, before a file that is compiled for it.
+pub fn element_text(element: Number) -> String {
     let name = if element == Number::F32 { "float" } else { element.name() };
     // The kind as `load_any` counts it.
     let kind = Number::ALL.iter().position(|it| *it == element).unwrap_or_default();
-    format!("{COMMON}\n#define T_KIND {kind}\ntypedef {name} T;\n{text}")
+    format!("#undef T_KIND\n#define T_KIND {kind}\ntypedef {name} T;\n")
+}
+
+/// The whole text that a compiler gets: [`COMMON`], the element type, the file.
+pub fn full_text(text: &str, element: Number) -> String {
+    format!("{COMMON}\n{}{text}", element_text(element))
 }
 
 /// How many threads a kernel gets.

@@ -23,7 +23,7 @@ mod probe;
 mod search;
 mod symbols;
 
-pub use compile::{Arg, COMMON, Launch, Source, compile, compile_verbose, full_text, module_name};
+pub use compile::{Arg, COMMON, Launch, Source, compile, compile_verbose, element_text, full_text, module_name};
 pub use error::Error;
 pub use gpu::{Buffer, CopyStream, Gpu, MemoryStats, Pinned};
 pub use library::Library;

@@ -3,7 +3,7 @@
 // A skipped test says so.
 #![allow(clippy::print_stderr)]
 
-use halfbyte_cuda::{Gpu, Number, full_text, module_name, probe};
+use halfbyte_cuda::{Gpu, Number, element_text, full_text, module_name, probe};
 use std::{
     collections::hash_map::DefaultHasher,
     fmt::Write,
@@ -72,10 +72,9 @@ fn build() -> io::Result<PathBuf> {
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hasher = DefaultHasher::new();
-    halfbyte_cuda::COMMON.hash(&mut hasher);
-    for file in &files {
-        (&file.name, &file.text).hash(&mut hasher);
-    }
+    // The texts' hashes stand for the files, what precedes them included.
+    let (kernels, texts) = (kernels(&files), texts(&files));
+    (&kernels, &texts).hash(&mut hasher);
     for name in ["runtime.hpp", "driver.cpp", "nvrtc.cpp", "cublaslt.cpp"] {
         fs::read(sources.join(name))?.hash(&mut hasher);
     }
@@ -90,8 +89,8 @@ fn build() -> io::Result<PathBuf> {
     // Another process may be building, too: each in a folder of its own, and the first to be done wins.
     let draft = tempfile::tempdir_in(&all)?;
     fs::write(draft.path().join("common.cuh"), halfbyte_cuda::COMMON)?;
-    fs::write(draft.path().join("kernels.hpp"), kernels(&files))?;
-    fs::write(draft.path().join("texts.hpp"), texts(&files))?;
+    fs::write(draft.path().join("kernels.hpp"), kernels)?;
+    fs::write(draft.path().join("texts.hpp"), texts)?;
     let compile = |source: &str, library: &str, extra: &[&str]| -> io::Result<()> {
         let mut cxx = Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".into()));
         cxx.args(["-std=c++20", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-w", "-ffp-contract=off"]);
@@ -145,11 +144,8 @@ fn kernels(files: &[KernelFile]) -> String {
         for element in Number::ALL {
             let name = module_name(&file.name, element);
             let space = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-            let cpp = if element == Number::F32 { "float" } else { element.name() };
             let path = file.path.display();
-            let kind = Number::ALL.iter().position(|it| *it == element).unwrap_or_default();
-            let _ = writeln!(text, "#undef T_KIND\n#define T_KIND {kind}");
-            let _ = writeln!(text, "namespace {space} {{\ntypedef {cpp} T;\n#include \"{path}\"\n}}");
+            let _ = writeln!(text, "namespace {space} {{\n{}#include \"{path}\"\n}}", element_text(element));
             for kernel in file.text.lines().filter_map(kernel_name) {
                 let _ = writeln!(table, "    cpu::kernels()[\"{name}/{kernel}\"] = cpu::bind({space}::{kernel});");
             }
