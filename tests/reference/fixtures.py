@@ -39,6 +39,16 @@ ROPE = {
     },
     "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8},
 }
+# A layer of either kind of attention, and nothing random in training.
+NEO = {
+    "num_layers": 2,
+    "num_heads": 2,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 4,
+    "resid_dropout": 0,
+    "embed_dropout": 0,
+    "attention_dropout": 0,
+}
 WORDS = (
     "</s> ? the a cat dog bird fish sat ran flew swam on over under in mat hill tree sea and then slept all day red old "
     "big film good bad was"
@@ -162,19 +172,7 @@ def model_cases(out):
     # A head size that is not hidden / heads, and as many key heads as query heads.
     config = LlamaConfig(**{**llama, "num_key_value_heads": 4, "max_position_embeddings": 64}, head_dim=6)
     model_case(out, "llama-head-dim", config, 7)
-    config = GPTNeoConfig(
-        vocab_size=24,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global", "local"], 1]],
-        window_size=4,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        resid_dropout=0,
-        embed_dropout=0,
-        attention_dropout=0,
-    )
+    config = GPTNeoConfig(**NEO, vocab_size=24, hidden_size=16, intermediate_size=16, max_position_embeddings=16)
     model_case(out, "gpt-neo", config, 8)
 
 
@@ -249,17 +247,11 @@ def stack_cases(out):
         bos_token_id=None,
     )
     neo = GPTNeoConfig(
+        **NEO,
         vocab_size=len(WORDS),
         hidden_size=24,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global", "local"], 1]],
-        window_size=4,
         intermediate_size=24,
         max_position_embeddings=32,
-        resid_dropout=0,
-        embed_dropout=0,
-        attention_dropout=0,
         bos_token_id=0,
         eos_token_id=0,
     )
