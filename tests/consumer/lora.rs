@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     attach(&mut Modules { linears: vec![&mut adapted], ..Modules::default() }, &config, "mine", 42)?;
     assert_eq!(output(&adapted)?, base, "a fresh adapter changes nothing");
 
-    let params = adapted.params();
+    let params: Vec<_> = adapted.trained().into_iter().map(|it| it.param).collect();
     assert_eq!(params.len(), 2, "only A and B can train");
     let tape = Tape::recording();
     let loss = sum(&tape, &adapted.forward(&tape, &input(), &Context::default())?);

@@ -74,12 +74,6 @@ pub fn read_matrix(
     }
 }
 
-/// Whether a tensor of this name describes a quantised layer rather than being a weight of its own.
-pub fn is_part(name: &str) -> bool {
-    let ends = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format"];
-    ends.iter().any(|it| name.ends_with(it)) || name.contains(STATE)
-}
-
 fn four_bit(
     path: &str,
     dims: (usize, usize),

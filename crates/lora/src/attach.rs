@@ -1,5 +1,6 @@
 use crate::{
-    Base, Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Selection, TargetModules, Weight, suggest,
+    Base, Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Role, Selection, TargetModules, Weight,
+    suggest,
 };
 use halfbyte_autograd::Param;
 use halfbyte_tensor::{DType, Tensor, philox};
@@ -116,7 +117,7 @@ pub(crate) fn names_embedding(config: &LoraConfig, selection: &Selection<'_>, we
     {
         return Ok(false);
     }
-    if !weight.is_embedding() {
+    if !weight.role().is_table() {
         // A regular expression may brush a norm by accident; a name that is one cannot be meant otherwise.
         return match config.target_modules {
             TargetModules::Regex(_) => Ok(false),
@@ -154,15 +155,16 @@ fn copy_weights(
             bias.add_copy(adapter, None);
         }
     }
+    let tied = modules.tied.clone();
     for weight in &mut modules.weights {
         let module = weight.module().to_owned();
         if selection.saves(&module) {
             weight.add_copy(adapter, None);
-            report.ties_head |= modules.tied_embedding.as_ref() == Some(&module);
+            report.ties_head |= tied.as_ref().is_some_and(|it| it.embedding == module);
             if report.saved.last() != Some(&module) {
                 report.saved.push(module);
             }
-        } else if config.bias == Bias::All && weight.path().ends_with(".bias") {
+        } else if config.bias == Bias::All && weight.role() == Role::Bias {
             weight.add_copy(adapter, None);
         }
     }

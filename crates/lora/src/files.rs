@@ -1,7 +1,7 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Selection, Weight,
+    Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Role, Selection, Tie, Weight,
     attach::{bias_trains, magnitude, magnitude_key, names_embedding, refuse_head},
     parse_adapter_config, render_adapter_config,
 };
@@ -19,8 +19,6 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// The name of the configuration.
 const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
-/// What both architectures call a head that is the embedding.
-const TIED_HEAD: &str = "lm_head.weight";
 
 /// An adapter's files, read and checked, before they are put on a model.
 #[derive(Debug)]
@@ -87,8 +85,10 @@ pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name
         if let Some(param) = weight.copy_of(name) {
             push(weight.path().to_owned(), param);
             // PEFT asks for the tied head by its own name, too.
-            if modules.tied_embedding.as_deref() == Some(weight.module()) && !weight.is_untied(name) {
-                push(TIED_HEAD.to_owned(), param);
+            if let Some(tie) =
+                modules.tied.as_ref().filter(|it| it.embedding == weight.module() && !weight.is_untied(name))
+            {
+                push(tie.head_weight(), param);
             }
         }
     }
@@ -164,8 +164,9 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
         }
     }
     for weight in &mut modules.weights {
-        let wanted = selection.saves(weight.module()) || (config.bias == Bias::All && weight.path().ends_with(".bias"));
-        let tied = modules.tied_embedding.as_deref() == Some(weight.module());
+        let wanted = selection.saves(weight.module()) || (config.bias == Bias::All && weight.role() == Role::Bias);
+        let tie = modules.tied.as_ref();
+        let tied = tie.filter(|it| it.embedding == weight.module());
         if !selection.saves(weight.module())
             && names_embedding(&config, &selection, weight).map_err(|e| wrong(e.to_string()))?
         {
@@ -179,15 +180,15 @@ pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) ->
                 weight.add_update(name, EmbeddingLora { a, b, scaling });
                 found += 1;
             }
-            drop_untouched_copies(&mut tensors, weight, modules.tied_embedding.is_some()).map_err(wrong)?;
+            drop_untouched_copies(&mut tensors, weight, tie).map_err(wrong)?;
         }
         if let Some(value) = tensors.remove(weight.path()) {
             shape_is(weight.path(), &value, weight.value().shape()).map_err(wrong)?;
             weight.add_copy(name, Some(value));
-            if tied && config.ensure_weight_tying {
-                tensors.remove(TIED_HEAD);
-            } else if tied {
-                weight.untie(name);
+            match tied {
+                Some(tie) if config.ensure_weight_tying => drop(tensors.remove(&tie.head_weight())),
+                Some(_) => weight.untie(name),
+                None => {}
             }
         } else if wanted {
             missing.push(weight.path().to_owned());
@@ -217,12 +218,12 @@ fn embedding_keys(module: &str) -> (String, String) {
 fn drop_untouched_copies(
     tensors: &mut BTreeMap<String, Tensor>,
     weight: &Weight,
-    is_tied: bool,
+    tie: Option<&Tie>,
 ) -> std::result::Result<(), String> {
     let base = weight.value();
-    let keys = [format!("{}.base_layer.weight", weight.module()), TIED_HEAD.to_owned()];
-    for key in keys.iter().take(if is_tied { 2 } else { 1 }) {
-        let Some(copy) = tensors.remove(key) else { continue };
+    let own = format!("{}.base_layer.weight", weight.module());
+    for key in [own].into_iter().chain(tie.map(Tie::head_weight)) {
+        let Some(copy) = tensors.remove(&key) else { continue };
         let same = copy.shape() == base.shape() && copy.to_dtype(base.dtype()).to_f32_vec() == base.to_f32_vec();
         if !same {
             return Err(format!(

@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod linear;
 mod modules;
+mod role;
 mod targets;
 mod weight;
 
@@ -20,7 +21,8 @@ pub use config_json::{parse_adapter_config, render_adapter_config};
 pub use error::{Error, Result};
 pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter, write_atomic};
 pub use linear::{Base, Context, Linear, LoraLayer};
-pub use modules::Modules;
+pub use modules::{Modules, Tie};
+pub use role::{Role, Trained};
 pub use targets::{Selection, layer_index, suggest};
 pub use weight::{EmbeddingLora, Weight};
 

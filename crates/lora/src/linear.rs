@@ -1,4 +1,4 @@
-use crate::Weight;
+use crate::{Role, Trained, Weight};
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
     FrozenMatrix, add, add_scaled, dora_scale,
@@ -57,6 +57,7 @@ enum Adapter {
 #[derive(Debug)]
 pub struct Linear {
     path: String,
+    role: Role,
     base: Base,
     /// While an adapter is merged: the matrix without it, and which one it is.
     unmerged: Option<(Base, Option<usize>)>,
@@ -68,7 +69,17 @@ pub struct Linear {
 impl Linear {
     /// A layer at `path`, such as `model.layers.0.self_attn.q_proj`.
     pub fn new(path: impl Into<String>, base: Base, bias: Option<Weight>) -> Linear {
-        Linear { path: path.into(), base, unmerged: None, bias, adapters: Vec::new(), active: None }
+        Linear { path: path.into(), role: Role::Linear, base, unmerged: None, bias, adapters: Vec::new(), active: None }
+    }
+
+    /// The output head at `path`, such as `lm_head`.
+    pub fn head(path: impl Into<String>, base: Base) -> Linear {
+        Linear { role: Role::Head, ..Linear::new(path, base, None) }
+    }
+
+    /// What its matrix is for: [`Role::Linear`] or [`Role::Head`].
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// The module's path, without `.weight`.
@@ -179,17 +190,14 @@ impl Linear {
     }
 
     /// The parameters that train as things stand, in a fixed order.
-    pub fn params(&self) -> Vec<Param> {
-        let mut found = Vec::new();
-        match (self.active_adapter(), &self.base) {
-            (Some(Adapter::LowRank(layer)), _) => {
-                found.extend(layer.params());
-            }
-            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => found.push(param.clone()),
-            (None, Base::Frozen(_)) => {}
-        }
-        found.extend(self.bias.as_ref().and_then(Weight::param).cloned());
-        found
+    pub fn trained(&self) -> Vec<Trained> {
+        let matrices = match (self.active_adapter(), &self.base) {
+            (Some(Adapter::LowRank(layer)), _) => layer.params(),
+            (Some(Adapter::Full(param)), _) | (None, Base::Trainable(param)) => vec![param.clone()],
+            (None, Base::Frozen(_)) => Vec::new(),
+        };
+        let matrices = matrices.into_iter().map(|param| Trained { param, role: self.role });
+        matrices.chain(self.bias.iter().flat_map(Weight::trained)).collect()
     }
 
     /// `x (rows, in_features)` to `(rows, out_features)`.

@@ -10,8 +10,24 @@ pub struct Modules<'a> {
     pub weights: Vec<&'a mut Weight>,
     /// Path of the output head, which `all-linear` leaves alone.
     pub head: Option<String>,
-    /// Path of the embedding that is the output head, too, where the two are tied.
-    pub tied_embedding: Option<String>,
+    /// Where the output head is the embedding.
+    pub tied: Option<Tie>,
+}
+
+/// Two modules with one weight.
+#[derive(Clone, Debug)]
+pub struct Tie {
+    /// Path of the embedding.
+    pub embedding: String,
+    /// Path by which files call the head that has no weight of its own.
+    pub head: String,
+}
+
+impl Tie {
+    /// The name of the head's weight in a file that has it although it is the embedding.
+    pub(crate) fn head_weight(&self) -> String {
+        format!("{}.weight", self.head)
+    }
 }
 
 impl Modules<'_> {

@@ -1,3 +1,4 @@
+use crate::{Role, Trained};
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{add_scaled, embedding, linear};
 use halfbyte_tensor::{DType, Device, Tensor};
@@ -22,6 +23,7 @@ pub struct EmbeddingLora {
 #[derive(Debug)]
 pub struct Weight {
     path: String,
+    role: Role,
     base: Slot,
     copies: Vec<(String, Param)>,
     updates: Vec<(String, EmbeddingLora)>,
@@ -39,18 +41,19 @@ enum Slot {
 
 impl Weight {
     /// A weight that never trains. `path` is its name in the checkpoint, such as `model.norm.weight`.
-    pub fn frozen(path: impl Into<String>, value: Tensor) -> Weight {
-        Weight::with(path.into(), Slot::Frozen(value))
+    pub fn frozen(path: impl Into<String>, role: Role, value: Tensor) -> Weight {
+        Weight::with(path.into(), role, Slot::Frozen(value))
     }
 
     /// A weight that trains with the whole model.
-    pub fn trainable(param: Param) -> Weight {
-        Weight::with(param.name().to_owned(), Slot::Trainable(param))
+    pub fn trainable(param: Param, role: Role) -> Weight {
+        Weight::with(param.name().to_owned(), role, Slot::Trainable(param))
     }
 
-    fn with(path: String, base: Slot) -> Weight {
+    fn with(path: String, role: Role, base: Slot) -> Weight {
         Weight {
             path,
+            role,
             base,
             copies: Vec::new(),
             updates: Vec::new(),
@@ -75,9 +78,9 @@ impl Weight {
         self.active_param().map_or_else(|| self.base_value(), Param::value)
     }
 
-    /// Whether this is a table of rows rather than a norm's scale or a bias.
-    pub fn is_embedding(&self) -> bool {
-        self.base_value().shape().len() == 2
+    /// What it is for.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// The value in use with the active low-rank update, in f32 if there is one.
@@ -122,9 +125,11 @@ impl Weight {
     }
 
     /// The parameters that train as things stand.
-    pub fn params(&self) -> Vec<Param> {
-        let update = self.active_update().map(|it| [it.a.clone(), it.b.clone()]);
-        self.param().cloned().into_iter().chain(update.into_iter().flatten()).collect()
+    pub fn trained(&self) -> Vec<Trained> {
+        let own = self.param().map(|it| Trained { param: it.clone(), role: self.role });
+        // The factors of an update are no rows of tokens, and get gradients like a linear layer's.
+        let update = self.active_update().map(|it| [&it.a, &it.b]).into_iter().flatten();
+        own.into_iter().chain(update.map(|it| Trained { param: it.clone(), role: Role::Linear })).collect()
     }
 
     fn base_value(&self) -> Tensor {

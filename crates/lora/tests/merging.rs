@@ -3,7 +3,7 @@
 mod support;
 
 use halfbyte_autograd::{Param, Tape, Var};
-use halfbyte_lora::{Base, Context, Linear, LoraLayer, Modules, Weight};
+use halfbyte_lora::{Base, Context, Linear, LoraLayer, Modules, Role, Weight};
 use halfbyte_nf4::{QuantType, quantize4};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, noise, noise_in};
@@ -21,7 +21,8 @@ fn nf4(weight: Tensor) -> Base {
 
 fn layer(path: &str, freeze: Freeze) -> Linear {
     let base = freeze(noise(&DIMS, DType::F32, 1));
-    let mut layer = Linear::new(path, base, Some(Weight::frozen(format!("{path}.bias"), noise(&[24], DType::F32, 2))));
+    let mut layer =
+        Linear::new(path, base, Some(Weight::frozen(format!("{path}.bias"), Role::Bias, noise(&[24], DType::F32, 2))));
     for (name, seed) in [("one", 3), ("two", 5)] {
         let a = Param::new("a", noise_in(&[4, 64], DType::F32, seed, -0.3, 0.3));
         let b = Param::new("b", noise_in(&[24, 4], DType::F32, seed + 1, -0.3, 0.3));

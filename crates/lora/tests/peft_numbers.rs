@@ -5,7 +5,7 @@
 mod support;
 
 use halfbyte_autograd::{Param, Tape};
-use halfbyte_lora::{Context, Linear, LoraConfig, LoraLayer, Selection, Weight};
+use halfbyte_lora::{Context, Linear, LoraConfig, LoraLayer, Role, Selection, Weight};
 use halfbyte_tensor::Tensor;
 use halfbyte_testkit::assert_close;
 use safetensors::SafeTensors;
@@ -39,7 +39,7 @@ fn agrees(case: &str, use_rslora: bool) {
     let (a, b) = (Param::new("A", fixture.tensor("A")), Param::new("B", fixture.tensor("B")));
     assert_eq!(a.value().shape()[0], rank);
     let base = support::dense(fixture.tensor("W"));
-    let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", fixture.tensor("b"))));
+    let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", Role::Bias, fixture.tensor("b"))));
     let magnitude = (case == "dora").then(|| Param::new("m", fixture.tensor("dora.magnitude")));
     let update = LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0, magnitude: magnitude.clone() };
     layer.add_lora("peft", update);

@@ -2,7 +2,7 @@
 
 use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Context, Linear, Modules, Weight};
+use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
     add::add,
     attention::{AttentionShape, attend_cached, attention},
@@ -42,8 +42,8 @@ struct LayerNorm {
 
 impl LayerNorm {
     fn new(weights: &mut dyn Weights, path: &str, hidden: usize, eps: f32) -> Result<LayerNorm> {
-        let weight = weights.weight(&format!("{path}.weight"), &[hidden])?;
-        let bias = weights.weight(&format!("{path}.bias"), &[hidden])?;
+        let weight = weights.weight(&format!("{path}.weight"), &[hidden], Role::Norm)?;
+        let bias = weights.weight(&format!("{path}.bias"), &[hidden], Role::Bias)?;
         Ok(LayerNorm { weight, bias, eps })
     }
 
@@ -59,8 +59,9 @@ impl GptNeo {
             return Err(Error::Input("this config.json does not describe a GPT-Neo".into()));
         };
         let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
-        let wte = weights.weight("transformer.wte.weight", &[vocab, hidden])?;
-        let wpe = weights.weight("transformer.wpe.weight", &[config.max_position_embeddings, hidden])?;
+        let wte = weights.weight("transformer.wte.weight", &[vocab, hidden], Role::Embedding)?;
+        let wpe =
+            weights.weight("transformer.wpe.weight", &[config.max_position_embeddings, hidden], Role::Position)?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for (i, local) in local.iter().enumerate() {
             let at = |name: &str| format!("transformer.h.{i}.{name}");
@@ -78,7 +79,7 @@ impl GptNeo {
             });
         }
         let ln_f = LayerNorm::new(weights, "transformer.ln_f", hidden, *eps)?;
-        let lm_head = if config.tie_word_embeddings { None } else { Some(weights.head("lm_head", (vocab, hidden))?) };
+        let lm_head = if config.tie_word_embeddings { None } else { Some(weights.head(model::HEAD, (vocab, hidden))?) };
         Ok(GptNeo { config: config.clone(), wte, wpe, layers, ln_f, lm_head })
     }
 
@@ -190,7 +191,7 @@ impl Model for GptNeo {
         let mut all = Modules::default();
         match &self.lm_head {
             Some(head) => all.head = Some(head.path().to_owned()),
-            None => all.tied_embedding = Some(self.wte.module().to_owned()),
+            None => all.tied = Some(model::tie(&self.wte)),
         }
         all.weights.extend([&mut self.wte, &mut self.wpe]);
         for block in &mut self.layers {

@@ -14,6 +14,7 @@ mod model;
 mod registry;
 mod sampling;
 mod save;
+mod spec;
 mod weights;
 
 pub use cache::KvCache;
@@ -26,4 +27,5 @@ pub use llama::Llama;
 pub use model::{Input, Model, OutputHead};
 pub use registry::{SUPPORTED, build};
 pub use save::{SafetensorsWriter, model_tensors};
+pub use spec::{WeightSpec, spec};
 pub use weights::{FolderWeights, Freeze, Loading, TakeStored, Weights};

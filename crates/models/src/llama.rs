@@ -2,7 +2,7 @@
 
 use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Context, Linear, Modules, Weight};
+use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
     add::add,
     attention::{AttentionShape, attend_cached, attention},
@@ -47,25 +47,29 @@ impl Llama {
         };
         let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let embed_tokens = weights.weight("model.embed_tokens.weight", &[vocab, hidden])?;
+        let embed_tokens = weights.weight("model.embed_tokens.weight", &[vocab, hidden], Role::Embedding)?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let at = |name: &str| format!("model.layers.{i}.{name}");
             layers.push(Block {
-                input_layernorm: weights.weight(&at("input_layernorm.weight"), &[hidden])?,
+                input_layernorm: weights.weight(&at("input_layernorm.weight"), &[hidden], Role::Norm)?,
                 q_proj: weights.linear(&at("self_attn.q_proj"), (q, hidden), *attention_bias)?,
                 k_proj: weights.linear(&at("self_attn.k_proj"), (kv, hidden), *attention_bias)?,
                 v_proj: weights.linear(&at("self_attn.v_proj"), (kv, hidden), *attention_bias)?,
                 o_proj: weights.linear(&at("self_attn.o_proj"), (hidden, q), *attention_bias)?,
-                post_attention_layernorm: weights.weight(&at("post_attention_layernorm.weight"), &[hidden])?,
+                post_attention_layernorm: weights.weight(
+                    &at("post_attention_layernorm.weight"),
+                    &[hidden],
+                    Role::Norm,
+                )?,
                 gate_proj: weights.linear(&at("mlp.gate_proj"), (inner, hidden), *mlp_bias)?,
                 up_proj: weights.linear(&at("mlp.up_proj"), (inner, hidden), *mlp_bias)?,
                 down_proj: weights.linear(&at("mlp.down_proj"), (hidden, inner), *mlp_bias)?,
                 eps: *eps,
             });
         }
-        let norm = weights.weight("model.norm.weight", &[hidden])?;
-        let lm_head = if config.tie_word_embeddings { None } else { Some(weights.head("lm_head", (vocab, hidden))?) };
+        let norm = weights.weight("model.norm.weight", &[hidden], Role::Norm)?;
+        let lm_head = if config.tie_word_embeddings { None } else { Some(weights.head(model::HEAD, (vocab, hidden))?) };
         Ok(Llama {
             config: config.clone(),
             rope: rope.clone(),
@@ -195,7 +199,7 @@ impl Model for Llama {
         let mut all = Modules::default();
         match &self.lm_head {
             Some(head) => all.head = Some(head.path().to_owned()),
-            None => all.tied_embedding = Some(self.embed_tokens.module().to_owned()),
+            None => all.tied = Some(model::tie(&self.embed_tokens)),
         }
         all.weights.push(&mut self.embed_tokens);
         for block in &mut self.layers {

@@ -1,6 +1,6 @@
 use crate::{KvCache, ModelConfig, Result};
 use halfbyte_autograd::{Tape, Var};
-use halfbyte_lora::{Base, Context, Linear, Modules, Weight};
+use halfbyte_lora::{Base, Context, Linear, Modules, Tie, Weight};
 use halfbyte_ops::{FrozenMatrix, cross_entropy::Head};
 use halfbyte_tensor::{DType, Tensor};
 
@@ -19,6 +19,14 @@ pub struct Input<'a> {
     pub compute: DType,
     /// Whether blocks are recomputed in the backward pass instead of being kept.
     pub checkpointing: bool,
+}
+
+/// What the published files call the output head, and those that tie it by name.
+pub(crate) const HEAD: &str = "lm_head";
+
+/// A head that is the embedding.
+pub(crate) fn tie(embedding: &Weight) -> Tie {
+    Tie { embedding: embedding.module().to_owned(), head: HEAD.to_owned() }
 }
 
 /// A causal language model: its forward pass, and access to its parts.

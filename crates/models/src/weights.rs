@@ -1,6 +1,6 @@
 use crate::{Error, ModelFolder, Result};
 use halfbyte_autograd::Param;
-use halfbyte_lora::{Base, Linear, Weight};
+use halfbyte_lora::{Base, Linear, Role, Weight};
 use halfbyte_ops::FrozenMatrix;
 use halfbyte_tensor::{DType, Tensor};
 use std::{collections::HashSet, sync::Arc};
@@ -10,8 +10,8 @@ pub trait Weights {
     /// The linear layer at `path` with a `(out_features, in_features)` matrix.
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear>;
 
-    /// A weight that is not a linear layer's: an embedding, a norm.
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight>;
+    /// A weight that is not a linear layer's matrix: an embedding, a norm's scale, a bias.
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight>;
 
     /// The output head, which is never quantised.
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear>;
@@ -105,19 +105,19 @@ impl<'a> FolderWeights<'a> {
 impl Weights for FolderWeights<'_> {
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
         let base = self.matrix(path, dims, false)?;
-        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0])?) } else { None };
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, base, bias))
     }
 
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
         let tensor = self.read(name, shape)?;
         Ok(match self.loading {
-            Loading::Trainable => Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32))),
-            Loading::Frozen { .. } => Weight::frozen(name, tensor),
+            Loading::Trainable => Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32)), role),
+            Loading::Frozen { .. } => Weight::frozen(name, role, tensor),
         })
     }
 
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
-        Ok(Linear::new(path, self.matrix(path, dims, true)?, None))
+        Ok(Linear::head(path, self.matrix(path, dims, true)?))
     }
 }

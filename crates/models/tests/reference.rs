@@ -3,7 +3,7 @@
 //! The fixtures hold weights (bf16, exact in f32), inputs with padding and ignored labels, and what transformers computed.
 
 use halfbyte_autograd::{Param, Tape};
-use halfbyte_lora::{Base, Context, Linear, Weight};
+use halfbyte_lora::{Base, Context, Linear, Role, Weight};
 use halfbyte_models::{GenerateConfig, Input, KvCache, Model, ModelConfig, Weights, build, generate};
 use halfbyte_ops::cross_entropy::{cross_entropy, logits};
 use halfbyte_tensor::{DType, Tensor, bf16};
@@ -71,14 +71,14 @@ impl Weights for Provider<'_> {
         let name = format!("{path}.weight");
         let tensor = self.0.tensor(&name);
         assert_eq!(tensor.shape(), [dims.0, dims.1], "{name}");
-        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0])?) } else { None };
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, Base::Trainable(Param::new(name, tensor)), bias))
     }
 
-    fn weight(&mut self, name: &str, shape: &[usize]) -> halfbyte_models::Result<Weight> {
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> halfbyte_models::Result<Weight> {
         let tensor = self.0.tensor(name);
         assert_eq!(tensor.shape(), shape, "{name}");
-        Ok(Weight::trainable(Param::new(name, tensor)))
+        Ok(Weight::trainable(Param::new(name, tensor), role))
     }
 
     fn head(&mut self, path: &str, dims: (usize, usize)) -> halfbyte_models::Result<Linear> {
@@ -114,7 +114,8 @@ fn check(fixture: &Fixture, gradient_of: &str) {
         let counted = targets.iter().filter(|it| **it != IGNORE).count();
         let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted as f32).unwrap();
         close("loss", loss.value().data(), fixture.tensor("out.loss").data(), 1e-6);
-        let param = model.parts().0.iter().flat_map(|it| it.params()).find(|it| it.name() == gradient_of).unwrap();
+        let param =
+            model.parts().0.iter().flat_map(|it| it.trained()).find(|it| it.param.name() == gradient_of).unwrap().param;
         drop(hidden);
         let grads = tape.backward(loss).unwrap();
         let expected = fixture.tensor(&format!("grad.{gradient_of}"));

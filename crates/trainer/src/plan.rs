@@ -1,9 +1,9 @@
 //! The memory plan: what a run will hold, class by class, before it starts.
 
 use crate::console::mib;
-use halfbyte_frozen::{Format, bitsandbytes};
-use halfbyte_lora::Base;
-use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder};
+use halfbyte_frozen::Format;
+use halfbyte_lora::{Base, Role};
+use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder, WeightSpec, spec};
 use halfbyte_paged_optim::StateFormat;
 use halfbyte_tensor::DType;
 use serde::Serialize;
@@ -27,16 +27,15 @@ pub(crate) struct OptimizerState {
 
 impl OptimizerState {
     /// The form for a parameter. As with bitsandbytes small ones and embeddings, whose rows see few gradients, stay in f32.
-    pub(crate) fn format(self, name: &str, len: usize) -> StateFormat {
-        let embedding = ["embed_tokens", "wte", "wpe"].iter().any(|it| name.contains(it)) && !name.contains("lora_");
-        match self.in_8_bits && len >= StateFormat::MIN_8BIT_SIZE && !embedding {
+    pub(crate) fn format(self, role: Role, len: usize) -> StateFormat {
+        match self.in_8_bits && len >= StateFormat::MIN_8BIT_SIZE && !role.is_table() {
             true => StateFormat::Blockwise8,
             false => StateFormat::F32,
         }
     }
 
-    fn bytes(self, name: &str, len: usize) -> usize {
-        self.format(name, len).bytes(len)
+    fn bytes(self, role: Role, len: usize) -> usize {
+        self.format(role, len).bytes(len)
     }
 
     fn in_memory(self, bytes: usize) -> usize {
@@ -90,19 +89,19 @@ impl Plan {
                 let (out, inner) = linear.dims();
                 rescaled += out + inner;
             }
-            for param in linear.params() {
-                trainable += param.value().len();
-                state += optimizer.bytes(param.name(), param.value().len());
+            for it in linear.trained() {
+                trainable += it.param.value().len();
+                state += optimizer.bytes(it.role, it.param.value().len());
             }
             plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
         }
         for weight in weights {
-            for param in weight.params() {
-                trainable += param.value().len();
-                state += optimizer.bytes(param.name(), param.value().len());
+            for it in weight.trained() {
+                trainable += it.param.value().len();
+                state += optimizer.bytes(it.role, it.param.value().len());
             }
             match weight.param() {
-                Some(param) => plan.gradients += second_gradient(model.config(), param.name(), param.value().len()),
+                Some(param) => plan.gradients += second_gradient(model.config(), weight.role(), param.value().len()),
                 None => plan.dense_weights += weight.value().bytes(),
             }
         }
@@ -122,28 +121,29 @@ impl Plan {
         format: Format,
         trains: Option<OptimizerState>,
         shape: Shape,
-    ) -> Plan {
+    ) -> halfbyte_models::Result<Plan> {
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
-        for (name, info) in folder.tensors().iter().filter(|it| !bitsandbytes::is_part(it.0)) {
+        for WeightSpec { name, role, .. } in spec(folder.config())? {
+            // One that is missing is the loader's to tell.
+            let Some(info) = folder.tensors().get(&name) else { continue };
             let elements = info.shape.iter().product::<usize>();
-            let dense = ["embed", "wte", "wpe", "lm_head"].iter().any(|it| name.contains(it));
-            match info.shape[..] {
+            match (role, &info.shape[..]) {
                 _ if trains.is_some() => {
                     plan.trainable += 4 * elements;
-                    plan.gradients += 4 * elements + second_gradient(folder.config(), name, elements);
-                    plan.optimizer += trains.unwrap_or_default().bytes(name, elements);
+                    plan.gradients += 4 * elements + second_gradient(folder.config(), role, elements);
+                    plan.optimizer += trains.unwrap_or_default().bytes(role, elements);
                 }
-                [out, inner] if !dense && info.dtype.is_float() => {
-                    plan.frozen_matrices += format.bytes(out, inner, info.dtype.size());
+                (Role::Linear, [out, inner]) if info.dtype.is_float() => {
+                    plan.frozen_matrices += format.bytes(*out, *inner, info.dtype.size());
                 }
                 // Of a checkpoint that is quantised already: codes and scales, as they lie there.
-                [_, _] if !dense => plan.frozen_matrices += elements * info.dtype.size() * 9 / 8,
+                (Role::Linear, _) => plan.frozen_matrices += elements * info.dtype.size() * 9 / 8,
                 _ => plan.dense_weights += elements * info.dtype.size(),
             }
         }
         plan.activations = activations(folder.config(), shape);
         plan.workspace = workspace(folder.config(), shape);
-        plan
+        Ok(plan)
     }
 
     /// The same on a GPU, which decodes the largest matrix at a time and holds more logits, but no process.
@@ -211,9 +211,8 @@ fn activations(config: &ModelConfig, shape: Shape) -> usize {
 }
 
 /// An embedding that is the output head, too, gets a gradient from either, and both are there until they are added up.
-fn second_gradient(config: &ModelConfig, name: &str, len: usize) -> usize {
-    let shared = config.tie_word_embeddings && ["embed_tokens", "wte"].iter().any(|it| name.contains(it));
-    if shared { 4 * len } else { 0 }
+fn second_gradient(config: &ModelConfig, role: Role, len: usize) -> usize {
+    if config.tie_word_embeddings && role == Role::Embedding { 4 * len } else { 0 }
 }
 
 fn workspace(config: &ModelConfig, shape: Shape) -> usize {

@@ -76,14 +76,14 @@ impl Facts {
         let (linears, weights) = model.parts();
         let mut facts = Facts { modules: Vec::new(), trainable: 0, total: 0 };
         for weight in weights {
-            let trainable: usize = weight.params().iter().map(|it| it.value().len()).sum();
+            let trainable: usize = weight.trained().iter().map(|it| it.param.value().len()).sum();
             facts.trainable += trainable;
             facts.total += weight.value().len() + weight.active_update().map_or(0, |_| trainable);
             facts.modules.push(json!({ "path": weight.path(), "shape": weight.value().shape(), "format": weight.value().dtype().to_string() }));
         }
         for linear in linears {
             let (out, inner) = linear.dims();
-            let trainable: usize = linear.params().iter().map(|it| it.value().len()).sum();
+            let trainable: usize = linear.trained().iter().map(|it| it.param.value().len()).sum();
             facts.trainable += trainable;
             facts.total += out * inner + trainable + linear.bias().map_or(0, |it| it.value().len());
             let rank = linear.active_lora().map(|it| it.a.value().shape()[0]);

@@ -28,10 +28,9 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
     load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
     let modules = model.modules();
-    let tied = modules.tied_embedding.clone();
-    let apart = |it: &Weight| {
-        it.is_untied("adapter") || (it.update_of("adapter").is_some() && tied.as_deref() == Some(it.module()))
-    };
+    let tied = modules.tied.clone();
+    let is_head = |it: &Weight| tied.as_ref().is_some_and(|tie| tie.embedding == it.module());
+    let apart = |it: &Weight| it.is_untied("adapter") || (it.update_of("adapter").is_some() && is_head(it));
     if modules.weights.iter().any(|it| apart(it)) {
         return Err(user_error(format!(
             "{}: the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead",

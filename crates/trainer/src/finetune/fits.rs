@@ -18,19 +18,21 @@ pub(super) fn check(settings: &Settings, folder: &ModelFolder, longest: usize, d
     let trains = (settings.method == Method::Full).then(|| settings.optimizer_state());
     let need = |format: Format, batch: usize, checkpointing: bool| {
         let shape = Shape { rows: batch * longest, compute, checkpointing };
-        Plan::before_loading(folder, format, trains, shape).on_gpu(folder.config(), shape)
+        Ok::<_, halfbyte_models::Error>(
+            Plan::before_loading(folder, format, trains, shape)?.on_gpu(folder.config(), shape),
+        )
     };
     let format = settings.base.format();
     let kept = settings.keeps_activations();
-    let asked = need(format, settings.batch_size, !kept);
+    let asked = need(format, settings.batch_size, !kept)?;
     if asked.total() <= free {
         return Ok(());
     }
     let alternatives = [
-        ("--gradient-checkpointing on", need(format, settings.batch_size, true)),
-        ("--per-device-train-batch-size 1", need(format, 1, !kept)),
-        ("both", need(format, 1, true)),
-        ("--quant nf4 with both", need(Format::QLORA, 1, true)),
+        ("--gradient-checkpointing on", need(format, settings.batch_size, true)?),
+        ("--per-device-train-batch-size 1", need(format, 1, !kept)?),
+        ("both", need(format, 1, true)?),
+        ("--quant nf4 with both", need(Format::QLORA, 1, true)?),
     ];
     let fitting = alternatives.iter().find(|it| it.1.total() <= free);
     let advice = fitting.map_or_else(

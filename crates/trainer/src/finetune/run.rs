@@ -23,7 +23,7 @@ use crate::{
 };
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
-use halfbyte_lora::{attach, save_adapter, write_atomic};
+use halfbyte_lora::{Trained, attach, save_adapter, write_atomic};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::{Budget, ParamSpec};
 use halfbyte_tensor::Device;
@@ -57,8 +57,9 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         warn_if_too_large(&plan);
     }
 
-    let params = parameters(model.as_ref());
-    let mut optimizer = optimizer(&settings, &params, &folder, &device)?;
+    let trained = trained(model.as_ref());
+    let params: Vec<Param> = trained.iter().map(|it| it.param.clone()).collect();
+    let mut optimizer = optimizer(&settings, &trained, &folder, &device)?;
     let state = resume(&settings, &folder, &params, &mut optimizer, &data)?;
     let before = match &state {
         Some(state) => Measured { loss: state.eval_loss_before, ..Measured::default() },
@@ -160,7 +161,7 @@ impl Counts {
         let adapted = linears.iter().filter_map(|it| it.active_lora()).map(|it| size(it.params()));
         let updated = weights.iter().filter_map(|it| it.active_update());
         let lora = adapted.sum::<usize>() + updated.map(|it| it.a.value().len() + it.b.value().len()).sum::<usize>();
-        let trainable = parameters(model).iter().map(|it| it.value().len()).sum();
+        let trainable = trained(model).iter().map(|it| it.param.value().len()).sum();
         Counts { trainable, total: frozen + dense + lora }
     }
 
@@ -176,12 +177,12 @@ impl Counts {
 }
 
 /// Everything that trains, in the order of creation, each once (tied weights are one).
-pub(super) fn parameters(model: &dyn Model) -> Vec<Param> {
+pub(super) fn trained(model: &dyn Model) -> Vec<Trained> {
     let (linears, weights) = model.parts();
-    let mut all: Vec<Param> = weights.iter().flat_map(|it| it.params()).collect();
-    all.extend(linears.iter().flat_map(|it| it.params()));
-    all.sort_by_key(Param::id);
-    all.dedup_by_key(|it| it.id());
+    let mut all: Vec<Trained> = weights.iter().flat_map(|it| it.trained()).collect();
+    all.extend(linears.iter().flat_map(|it| it.trained()));
+    all.sort_by_key(|it| it.param.id());
+    all.dedup_by_key(|it| it.param.id());
     all
 }
 
@@ -258,24 +259,24 @@ fn warn_if_too_large(plan: &Plan) {
     }
 }
 
-fn optimizer(settings: &Settings, params: &[Param], folder: &RunFolder, device: &Device) -> anyhow::Result<Optimizer> {
+fn optimizer(
+    settings: &Settings,
+    trained: &[Trained],
+    folder: &RunFolder,
+    device: &Device,
+) -> anyhow::Result<Optimizer> {
     let state = settings.optimizer_state();
-    let spec = |param: &Param| {
-        let (name, len) = (param.name(), param.value().len());
-        ParamSpec { name: name.to_owned(), len, decay: decays(name), state: state.format(name, len) }
+    let spec = |Trained { param, role }: &Trained| {
+        let len = param.value().len();
+        ParamSpec { name: param.name().to_owned(), len, decay: role.decays(), state: state.format(*role, len) }
     };
-    let specs: Vec<ParamSpec> = params.iter().map(spec).collect();
+    let specs: Vec<ParamSpec> = trained.iter().map(spec).collect();
     let budget = Budget { resident_bytes: state.resident, spill_dir: folder.path().to_owned(), ..Budget::default() };
     // Small budgets need small pages.
     let page_bytes = budget
         .resident_bytes
         .map_or(Budget::PAGE_BYTES, |it| (it / 16).next_multiple_of(4096).clamp(4096, Budget::PAGE_BYTES));
     Optimizer::new(device, settings.adamw, &specs, Budget { page_bytes, ..budget })
-}
-
-/// Biases and norms are not decayed, as in transformers; adapters are.
-fn decays(name: &str) -> bool {
-    !(name.ends_with("bias") || name.contains("norm") || name.contains(".ln_"))
 }
 
 fn resume(
