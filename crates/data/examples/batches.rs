@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use halfbyte_data::{BatchConfig, Columns, DataConfig, Dataset, Position, Tokenizer};
+use halfbyte_data::{BatchConfig, Columns, DataConfig, Dataset, Packing, Position, Tokenizer};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -24,10 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for warning in report.warnings() {
         println!("warning: {warning}");
     }
-    let config = BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: true };
-    for batch in dataset.batches(&config, Position::default())?.take(2) {
-        println!("\nrows {:?}: {} x {} with {} trained tokens", batch.rows, batch.batch, batch.time, batch.trained);
-        println!("first row: {:?}", tokenizer.decode(&batch.ids[..batch.lengths[0]], false)?);
+    for packing in [Packing::Off, Packing::On { max_length: 128 }] {
+        let config = BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: false, packing };
+        println!("\n{packing:?}: {} batches an epoch", dataset.epoch_size(&config)?.batches);
+        for batch in dataset.batches(&config, Position::default())?.take(2) {
+            println!("\nexamples {:?}: {} tokens, {} of them trained", batch.rows, batch.tokens, batch.trained);
+            println!("the first: {:?}", tokenizer.decode(&batch.ids[..batch.lengths[0]], false)?);
+        }
     }
     Ok(())
 }

@@ -1,40 +1,54 @@
-//! Rows to rectangular batches, in an order that depends on nothing but seed, epoch and position.
+//! Batches without padding, in an order that depends on nothing but seed, epoch and position.
 
 use crate::IGNORE;
 use crate::dataset::Dataset;
+use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
-use crate::shuffle::permutation;
 
-/// Rows padded on the right to the longest of them.
+/// Sequences one after the other, without padding between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids `(batch, time)`, row-major, short rows filled with the pad id.
+    /// Token ids `(tokens)`: those of the first sequence, then those of the second.
     pub ids: Vec<u32>,
-    /// What each position predicts `(batch, time)`: the next token of its row, or [`IGNORE`].
+    /// What each token predicts `(tokens)`: the next token of its sequence, or [`IGNORE`]. The last token of a sequence
+    /// never predicts the first of the next one.
     pub targets: Vec<u32>,
-    /// Rows.
-    pub batch: usize,
-    /// Positions a row: the longest row.
-    pub time: usize,
-    /// Tokens of each row, padding not counted.
+    /// Tokens of each sequence.
     pub lengths: Vec<usize>,
-    /// Tokens of all rows, padding not counted.
+    /// Tokens of all sequences.
     pub tokens: usize,
     /// Targets that count in the loss.
     pub trained: usize,
-    /// Which examples of the dataset these are.
+    /// Which example of the dataset each sequence is.
     pub rows: Vec<usize>,
+}
+
+/// Whether a row of a batch is one example or as many as fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// A row is an example.
+    #[default]
+    Off,
+    /// A row is several examples, packed best-fit decreasing; all examples of an epoch take part. They stay sequences of
+    /// their own, and none is cut.
+    On {
+        /// Most tokens in a row; no example may be longer.
+        max_length: usize,
+    },
 }
 
 /// How a dataset is cut into batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchConfig {
-    /// Rows a batch.
+    /// Rows a batch: examples, or packed rows of examples.
     pub batch_size: usize,
-    /// Seed of a new order each epoch; `None`: file order.
+    /// Seed of a new order each epoch; `None`: file order (of packed rows, by their earliest example).
     pub shuffle: Option<u64>,
-    /// Whether the last, smaller batch of an epoch is left out.
+    /// Whether the last batch of an epoch is left out if it has fewer than `batch_size` rows. With shuffling those are
+    /// other rows in every epoch.
     pub drop_last: bool,
+    /// Whether examples share rows.
+    pub packing: Packing,
 }
 
 /// A place in the endless sequence of batches; all that resuming needs.
@@ -47,72 +61,53 @@ pub struct Position {
 }
 
 impl Dataset {
-    /// The given rows as one batch.
+    /// The given examples as one batch.
     ///
     /// # Panics
-    /// If `rows` is empty or holds an index that is not below [`len`](Self::len).
-    pub fn collate(&self, rows: &[usize]) -> Batch {
-        assert!(!rows.is_empty(), "a batch has at least one row");
-        let lengths: Vec<usize> = rows.iter().map(|&row| self.row(row).ids.len()).collect();
-        let time = lengths.iter().copied().max().unwrap_or_default();
-        let mut ids = Vec::with_capacity(rows.len() * time);
-        let mut targets = Vec::with_capacity(rows.len() * time);
-        for (index, &row) in rows.iter().enumerate() {
-            let row = self.row(row);
+    /// If `examples` is empty or holds an index that is not below [`len`](Self::len).
+    pub fn collate(&self, examples: &[usize]) -> Batch {
+        assert!(!examples.is_empty(), "a batch has at least one sequence");
+        let lengths: Vec<usize> = examples.iter().map(|&example| self.length(example)).collect();
+        let tokens = lengths.iter().sum();
+        let (mut ids, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
+        for &example in examples {
+            let row = self.row(example);
             ids.extend_from_slice(row.ids);
             targets.extend((0..row.ids.len()).map(|t| row.target(t)));
-            ids.resize((index + 1) * time, self.pad());
-            targets.resize((index + 1) * time, IGNORE);
         }
         let trained = targets.iter().filter(|&&target| target != IGNORE).count();
-        let tokens = lengths.iter().sum();
-        Batch { ids, targets, batch: rows.len(), time, lengths, tokens, trained, rows: rows.to_vec() }
-    }
-
-    /// Batches in one pass over the data.
-    pub fn batches_per_epoch(&self, config: &BatchConfig) -> usize {
-        match config.drop_last {
-            true => self.len() / config.batch_size.max(1),
-            false => self.len().div_ceil(config.batch_size.max(1)),
-        }
+        Batch { ids, targets, lengths, tokens, trained, rows: examples.to_vec() }
     }
 
     /// Batches from a position on, pass after pass without end: cut it with `take`, or stop at a
-    /// [position](Batches::next_position). Beginning at a position gives exactly what an uninterrupted run would see there.
+    /// [position](Batches::next_position). Beginning at a position gives exactly what an uninterrupted run would see
+    /// there: the rows of a pass are computed from the seed and the number of the pass when it begins.
     ///
     /// # Errors
-    /// A batch size of 0; no batch in a pass; a position past the end of its pass.
+    /// Those of [`epoch_size`](Self::epoch_size), and a position past the end of its pass.
     pub fn batches(&self, config: &BatchConfig, from: Position) -> Result<Batches<'_>> {
-        let setting = |setting, reason| Err(Error::Setting { setting, reason });
-        if config.batch_size == 0 {
-            return setting("batch_size", "0 rows make no batch; at least 1 is needed".into());
-        }
-        let per_epoch = self.batches_per_epoch(config);
-        if per_epoch == 0 {
-            let (rows, size) = (self.len(), config.batch_size);
-            let reason = format!("{rows} examples make no batch of {size}; use a smaller batch, or keep the last one");
-            return setting("batch_size", reason);
-        }
+        self.check(config)?;
+        let epoch = Epoch::new(self, config, from.epoch);
+        let per_epoch = epoch::batches(epoch.rows(), config)?;
         if from.batch > per_epoch {
             let reason = format!("batch {} of a pass that has {per_epoch}; was the data file changed?", from.batch);
-            return setting("position", reason);
+            return Err(Error::Setting { setting: "position", reason });
         }
-        let order = self.order(config, from.epoch);
-        Ok(Batches { dataset: self, config: *config, per_epoch, order, at: from })
+        Ok(Batches { dataset: self, config: *config, per_epoch, epoch, at: from })
     }
 
-    /// One pass in file order, every row once: for evaluation.
-    ///
-    /// # Errors
-    /// A batch size of 0.
-    pub fn in_order(&self, batch_size: usize) -> Result<std::iter::Take<Batches<'_>>> {
-        let config = BatchConfig { batch_size, shuffle: None, drop_last: false };
-        Ok(self.batches(&config, Position::default())?.take(self.batches_per_epoch(&config)))
-    }
-
-    /// Empty stands for file order.
-    fn order(&self, config: &BatchConfig, epoch: u64) -> Vec<usize> {
-        config.shuffle.map(|seed| permutation(self.len(), seed, epoch)).unwrap_or_default()
+    /// One pass in file order, every example once: for evaluation. As many examples make a batch as have at most `tokens`
+    /// tokens together; one that has more stands alone.
+    pub fn in_order(&self, tokens: usize) -> impl Iterator<Item = Batch> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let (first, mut left) = (next, tokens);
+            while next < self.len() && (next == first || self.length(next) <= left) {
+                left = left.saturating_sub(self.length(next));
+                next += 1;
+            }
+            (first < next).then(|| self.collate(&(first..next).collect::<Vec<_>>()))
+        })
     }
 }
 
@@ -122,7 +117,7 @@ pub struct Batches<'d> {
     dataset: &'d Dataset,
     config: BatchConfig,
     per_epoch: usize,
-    order: Vec<usize>,
+    epoch: Epoch,
     at: Position,
 }
 
@@ -135,7 +130,7 @@ impl Batches<'_> {
         }
     }
 
-    /// Batches in one pass.
+    /// Batches in one pass, which every pass has.
     pub fn per_epoch(&self) -> usize {
         self.per_epoch
     }
@@ -147,15 +142,13 @@ impl Iterator for Batches<'_> {
     fn next(&mut self) -> Option<Batch> {
         let at = self.next_position();
         if at.epoch != self.at.epoch {
-            self.order = self.dataset.order(&self.config, at.epoch);
+            let rows = self.epoch.rows();
+            self.epoch = Epoch::new(self.dataset, &self.config, at.epoch);
+            assert_eq!(self.epoch.rows(), rows, "every pass has as many rows as the one before");
         }
         let start = at.batch * self.config.batch_size;
-        let end = (start + self.config.batch_size).min(self.dataset.len());
-        let rows: Vec<usize> = match self.order.is_empty() {
-            true => (start..end).collect(),
-            false => self.order[start..end].to_vec(),
-        };
+        let end = (start + self.config.batch_size).min(self.epoch.rows());
         self.at = Position { epoch: at.epoch, batch: at.batch + 1 };
-        Some(self.dataset.collate(&rows))
+        Some(self.dataset.collate(&self.epoch.examples(start..end)))
     }
 }

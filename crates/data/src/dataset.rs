@@ -29,7 +29,6 @@ pub struct Dataset {
     mask: Vec<u64>,
     /// Where each row begins, and the end of the last.
     offsets: Vec<usize>,
-    pad: u32,
 }
 
 impl Dataset {
@@ -38,14 +37,12 @@ impl Dataset {
     ///
     /// # Errors
     /// A file that is missing, of another format or corrupt; a column that is not there or not text; a row range past
-    /// the end; no usable row; a tokenizer without a token that is needed (end of text to append, any to pad with).
+    /// the end; no usable row; a tokenizer without the end-of-text token where it is to be appended.
     pub fn load(path: &Path, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
         let encoder = Encoder::new(tokenizer, config)?;
-        let pad =
-            tokenizer.pad().ok_or(Error::NoSpecialToken { role: "pad or eos", needed_for: "fills short rows" })?;
         let range = config.rows.clone().unwrap_or(0..usize::MAX);
         let mut rows = Rows::open(path, &config.columns.names(), &range)?;
-        let mut dataset = Self::empty(pad);
+        let mut dataset = Self::empty();
         let mut report = Report::default();
         while let Some(chunk) = rows.next_chunk()? {
             let first = range.start as u64 + report.rows_read;
@@ -65,12 +62,12 @@ impl Dataset {
         Ok((dataset, report))
     }
 
-    /// A dataset of examples rendered elsewhere, padded with `pad`.
+    /// A dataset of examples rendered elsewhere.
     ///
     /// # Errors
     /// An example whose mask and ids differ in length, or that trains no token.
-    pub fn from_examples(examples: impl IntoIterator<Item = Example>, pad: u32) -> Result<Self> {
-        let mut dataset = Self::empty(pad);
+    pub fn from_examples(examples: impl IntoIterator<Item = Example>) -> Result<Self> {
+        let mut dataset = Self::empty();
         for (index, Example { ids, mask }) in examples.into_iter().enumerate() {
             let wrong = |reason| Error::Setting { setting: "examples", reason };
             if ids.len() != mask.len() {
@@ -95,7 +92,7 @@ impl Dataset {
         self.len() == 0
     }
 
-    /// Tokens in all examples, padding not counted.
+    /// Tokens in all examples.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
@@ -105,9 +102,17 @@ impl Dataset {
         size_of_val(&self.ids[..]) + size_of_val(&self.mask[..]) + size_of_val(&self.offsets[..])
     }
 
-    /// The id that fills short rows of a batch.
-    pub fn pad(&self) -> u32 {
-        self.pad
+    /// Tokens of one example.
+    ///
+    /// # Panics
+    /// If `index` is not below [`len`](Self::len).
+    pub fn length(&self, index: usize) -> usize {
+        self.offsets[index + 1] - self.offsets[index]
+    }
+
+    /// Tokens of the longest example.
+    pub fn longest(&self) -> usize {
+        (0..self.len()).map(|index| self.length(index)).max().unwrap_or(0)
     }
 
     /// One example.
@@ -124,8 +129,8 @@ impl Dataset {
         (0..self.len()).map(|index| self.row(index))
     }
 
-    fn empty(pad: u32) -> Self {
-        Self { ids: Vec::new(), mask: Vec::new(), offsets: vec![0], pad }
+    fn empty() -> Self {
+        Self { ids: Vec::new(), mask: Vec::new(), offsets: vec![0] }
     }
 
     fn push(&mut self, ids: &[u32], mask: &[bool]) {

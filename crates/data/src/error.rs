@@ -128,7 +128,7 @@ pub enum Error {
     /// A special token that the settings need and the tokenizer lacks.
     #[error("the tokenizer has no {role} token, which {needed_for}; name one in tokenizer_config.json")]
     NoSpecialToken {
-        /// "eos" or "pad".
+        /// What it stands for: "eos".
         role: &'static str,
         /// What needs it.
         needed_for: &'static str,

@@ -5,15 +5,15 @@
 //! guesses labels again. Rows that cannot train anything are counted in a [`Report`], never dropped in silence.
 //!
 //! ```no_run
-//! use halfbyte_data::{BatchConfig, DataConfig, Dataset, Position, Tokenizer};
+//! use halfbyte_data::{BatchConfig, DataConfig, Dataset, Packing, Position, Tokenizer};
 //!
 //! # fn main() -> halfbyte_data::Result<()> {
 //! let tokenizer = Tokenizer::load("model".as_ref())?;
 //! let (dataset, report) = Dataset::load("train.parquet".as_ref(), &tokenizer, &DataConfig::default())?;
 //! assert_eq!(report.rows_used, dataset.len() as u64);
-//! let config = BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: true };
+//! let config = BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: true, packing: Packing::Off };
 //! for batch in dataset.batches(&config, Position::default())?.take(100) {
-//!     assert_eq!(batch.ids.len(), batch.batch * batch.time);
+//!     assert_eq!(batch.ids.len(), batch.lengths.iter().sum::<usize>());
 //! }
 //! # Ok(())
 //! # }
@@ -26,17 +26,20 @@ mod batch;
 mod config;
 mod dataset;
 mod encode;
+mod epoch;
 mod error;
 mod guard;
+mod packing;
 mod reader;
 mod render;
 mod report;
 mod shuffle;
 mod tokenizer;
 
-pub use batch::{Batch, BatchConfig, Batches, Position};
+pub use batch::{Batch, BatchConfig, Batches, Packing, Position};
 pub use config::{Columns, DataConfig, parse_rows};
 pub use dataset::{Dataset, Example, Row};
+pub use epoch::EpochSize;
 pub use error::{Error, Result};
 pub use reader::{Column, columns};
 pub use render::instruction_prompt;
@@ -44,7 +47,7 @@ pub use report::Report;
 pub use shuffle::permutation;
 pub use tokenizer::{SpecialTokens, TOKENIZER_FILES, TextStream, Tokenizer};
 
-/// Target of a position that has no loss: padding, the last token of a row, the prompt of an instruction row.
+/// Target of a position that has no loss: the last token of a sequence, the prompt of an instruction row.
 pub const IGNORE: u32 = u32::MAX;
 
 #[cfg(doctest)]

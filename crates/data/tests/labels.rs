@@ -151,8 +151,7 @@ fn an_end_that_the_tokenizer_lacks_is_an_error() {
     let path = file(&folder, "a.jsonl");
     write_jsonl(&path, &[("text", &[some("ab")])]);
     let bare = Tokenizer::from_json(tokenizer_json().to_string().as_bytes(), SpecialTokens::default()).unwrap();
-    let error = Dataset::load(&path, &bare, &config(8)).unwrap_err().to_string();
-    assert!(error.contains("no pad or eos token"), "{error}");
+    assert!(Dataset::load(&path, &bare, &config(8)).is_ok(), "nothing is appended, and nothing is ever padded");
     let closing = DataConfig { append_eos: Some(true), ..config(8) };
     let error = Dataset::load(&path, &bare, &closing).unwrap_err().to_string();
     assert!(error.contains("no eos token"), "{error}");

@@ -19,13 +19,13 @@ fn load(files: &[(&str, Value)]) -> Tokenizer {
 #[test]
 fn special_tokens_come_from_the_first_file_that_names_them() {
     let bare = load(&[]);
-    assert_eq!((bare.bos(), bare.eos(), bare.pad(), bare.stop_ids()), (None, None, None, &[][..]));
+    assert_eq!((bare.bos(), bare.eos(), bare.special().pad, bare.stop_ids()), (None, None, None, &[][..]));
     let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": null});
     let both =
         load(&[("tokenizer_config.json", config.clone()), ("special_tokens_map.json", json!({"pad_token": "<pad>"}))]);
-    assert_eq!((both.bos(), both.eos(), both.pad()), (Some(BOS), Some(EOS), Some(PAD)));
+    assert_eq!((both.bos(), both.eos(), both.special().pad), (Some(BOS), Some(EOS), Some(PAD)));
     let padless = load(&[("tokenizer_config.json", config.clone())]);
-    assert_eq!(padless.pad(), Some(EOS), "the end-of-text token fills rows where there is no pad token");
+    assert_eq!(padless.special().pad, None, "nothing is invented");
     let ids = load(&[
         ("config.json", json!({"eos_token_id": 1, "pad_token_id": -1})),
         ("generation_config.json", json!({"eos_token_id": [9, 1]})),

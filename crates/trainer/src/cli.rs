@@ -4,8 +4,11 @@ use crate::base_record::BaseFlags;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Unexpected, Visitor},
+};
+use std::{fmt, path::PathBuf};
 
 /// QLoRA fine-tuning of language models, on a CPU, without Python.
 #[derive(Debug, Parser)]
@@ -158,7 +161,7 @@ pub struct EvalArgs {
     /// Tokens a row at most.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_length: usize,
-    /// Rows a batch.
+    /// Rows of the longest length a batch; of shorter ones more are taken together.
     #[arg(long, value_name = "N", default_value_t = 8, visible_alias = "batch-size")]
     pub per_device_eval_batch_size: usize,
     /// Print one JSON object.
@@ -283,14 +286,41 @@ impl QuantArg {
     }
 }
 
-/// Something that is on or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+/// Something that is on or off; `true` and `false` mean the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Switch {
     /// On.
+    #[value(alias = "true")]
     On,
     /// Off.
+    #[value(alias = "false")]
     Off,
+}
+
+impl<'de> Deserialize<'de> for Switch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Switch, D::Error> {
+        from.deserialize_any(SwitchVisitor)
+    }
+}
+
+/// Reads `"on"`, `"true"` and TOML's own `true` alike.
+struct SwitchVisitor;
+
+impl Visitor<'_> for SwitchVisitor {
+    type Value = Switch;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"on\", \"off\", true or false")
+    }
+
+    fn visit_bool<E>(self, on: bool) -> Result<Switch, E> {
+        Ok(if on { Switch::On } else { Switch::Off })
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Switch, E> {
+        Switch::from_str(text, false).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+    }
 }
 
 /// A floating-point type.

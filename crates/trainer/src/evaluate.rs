@@ -1,6 +1,6 @@
 //! Loss and accuracy on rows that are not trained on.
 
-use crate::{console, failure::user_error};
+use crate::{console, failure::user_error, padded::padded};
 use halfbyte_autograd::Tape;
 use halfbyte_data::{Dataset, IGNORE, Tokenizer};
 use halfbyte_lora::Context;
@@ -17,7 +17,8 @@ pub(crate) struct Loss {
     pub(crate) tokens: usize,
 }
 
-/// Measures the loss of a data set in file order.
+/// Measures the loss of a data set in file order. As many rows are taken together as have the tokens of `batch_size` of the
+/// longest, so that many short ones do not take a pass over the weights each.
 pub(crate) fn loss(
     model: &dyn Model,
     data: &Dataset,
@@ -25,21 +26,23 @@ pub(crate) fn loss(
     compute: DType,
     what: &str,
 ) -> anyhow::Result<Loss> {
-    let bar = console::step_bar(data.len().div_ceil(batch_size) as u64, what);
+    let bar = console::step_bar(data.len() as u64, what);
     let (mut sum, mut tokens) = (0.0f64, 0);
-    for batch in data.in_order(batch_size)? {
-        bar.inc(1);
+    for batch in data.in_order(batch_size * data.longest()) {
+        bar.inc(batch.rows.len() as u64);
         if batch.trained == 0 {
             continue;
         }
         let tape = Tape::disabled();
+        let rectangle = padded(&batch);
         let hidden = model.hidden(
             &tape,
-            &input(&batch.ids, batch.batch, batch.time, &batch.lengths, compute),
+            &input(&rectangle.ids, batch.lengths.len(), rectangle.time, &batch.lengths, compute),
             Context::default(),
         )?;
         // The denominator keeps the sum of a batch within f32's best range.
-        let mean = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &batch.targets, batch.trained as f32)?;
+        let mean =
+            cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &rectangle.targets, batch.trained as f32)?;
         sum += f64::from(mean.value().data::<f32>()[0]) * batch.trained as f64;
         tokens += batch.trained;
     }

@@ -94,11 +94,6 @@ impl Tokenizer {
         self.special.eos
     }
 
-    /// The id that fills short rows: the pad token, or else the end-of-text token. Never an invented one.
-    pub fn pad(&self) -> Option<u32> {
-        self.special.pad.or(self.special.eos)
-    }
-
     /// Ids at which generation stops: those of the generation settings and the end-of-text token.
     pub fn stop_ids(&self) -> &[u32] {
         &self.special.stop

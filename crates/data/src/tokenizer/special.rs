@@ -13,7 +13,7 @@ pub struct SpecialTokens {
     pub bos: Option<u32>,
     /// End of text.
     pub eos: Option<u32>,
-    /// Padding.
+    /// Padding: nothing here pads, but text that is decoded may hold it.
     pub pad: Option<u32>,
     /// Unknown word.
     pub unk: Option<u32>,

@@ -133,6 +133,10 @@ pub struct FinetuneArgs {
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "is_false")]
     pub no_shuffle: bool,
+    /// Put several rows of the data, one after the other, into each row of a batch, up to --max-length tokens. They do not
+    /// see each other and none is cut; a step then holds more tokens, and an epoch has fewer steps [default: off].
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = "Data")]
+    pub packing: Option<Switch>,
     /// Leave out the last, smaller batch of an epoch.
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "is_false")]
@@ -210,7 +214,7 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "NAME=X,..", help_heading = "Adapter")]
     pub alpha_pattern: Option<String>,
 
-    /// Rows a batch [default: 4].
+    /// Rows a batch; with --packing on, packed rows [default: 4].
     #[arg(long, value_name = "N", visible_alias = "batch-size", help_heading = "Training")]
     pub per_device_train_batch_size: Option<usize>,
     /// Batches a step [default: 1].

@@ -43,6 +43,9 @@ const MAY_CHANGE: [&str; 15] = [
     "threads",
 ];
 
+/// What younger settings were, in effect, when checkpoints did not name them yet.
+const BEFORE_THERE_WAS: [(&str, &str); 1] = [("packing", "off")];
+
 /// Where a run stands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RunState {
@@ -113,7 +116,10 @@ pub(crate) fn read_state(path: &Path, settings: &FinetuneArgs, examples: usize) 
     let file = path.join(STATE);
     let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let state: RunState = serde_json::from_str(&text).map_err(|e| user_error(format!("{}: {e}", file.display())))?;
-    let (then, now) = (toml::Table::try_from(&state.settings)?, toml::Table::try_from(settings)?);
+    let (mut then, now) = (toml::Table::try_from(&state.settings)?, toml::Table::try_from(settings)?);
+    for (key, was) in BEFORE_THERE_WAS {
+        then.entry(key).or_insert_with(|| was.into());
+    }
     let keys = then.keys().chain(now.keys());
     if let Some(key) = keys.filter(|it| !MAY_CHANGE.contains(&it.as_str())).find(|it| then.get(*it) != now.get(*it)) {
         let show = |table: &toml::Table| table.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);

@@ -3,6 +3,7 @@
 mod adapter_flags;
 mod args;
 mod checkpoint;
+mod epochs;
 mod fits;
 mod optimizer;
 mod output;

@@ -3,7 +3,7 @@
 use super::{
     ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method, OptimArg},
-    checkpoint, fits,
+    checkpoint, epochs, fits,
     optimizer::Optimizer,
     output::RunFolder,
     profile,
@@ -36,7 +36,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
-    fits::check(&settings, &base.folder, data.longest(), &device)?;
+    fits::check(&settings, &base.folder, &data.train, &device)?;
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device)?,
@@ -45,6 +45,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     model.modules().to_device(&device)?;
     let counts = Counts::of(model.as_ref());
     say(&counts.line());
+    epochs::lines(&settings, &data.train)?.iter().for_each(|it| say(it));
     let shape = settings.shape(&data, model.as_ref(), &device)?;
     let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_state());
     if let Device::Cuda(_) = device {
@@ -122,7 +123,7 @@ impl Data {
             eval = Some(rows);
         }
         let limit = base.folder.config().max_position_embeddings;
-        let longest = longest(&train);
+        let longest = train.longest();
         if longest > limit {
             return Err(user_error(format!(
                 "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
@@ -131,18 +132,9 @@ impl Data {
         Ok(Data { train, eval, report })
     }
 
-    /// Tokens of the longest row.
-    fn longest(&self) -> usize {
-        longest(&self.train)
-    }
-
     fn bytes(&self) -> usize {
         self.train.bytes() + self.eval.as_ref().map_or(0, Dataset::bytes)
     }
-}
-
-fn longest(rows: &Dataset) -> usize {
-    rows.rows().map(|it| it.ids.len()).max().unwrap_or(0)
 }
 
 /// Parameters in all, and those that train.
@@ -227,7 +219,7 @@ impl Settings {
 
     /// The largest batch, and whether its activations are kept.
     fn shape(&self, data: &Data, model: &dyn Model, device: &Device) -> anyhow::Result<Shape> {
-        let rows = self.batch_size.min(data.train.len()) * data.longest().max(1);
+        let rows = data.train.epoch_size(&self.batch_config())?.largest.iter().sum();
         let keep = Shape { rows, compute: self.compute.dtype(), checkpointing: false };
         let checkpointing = match self.checkpointing {
             CheckpointingArg::On => true,

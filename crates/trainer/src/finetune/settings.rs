@@ -33,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) accumulation: usize,
     pub(crate) epochs: f64,
     pub(crate) max_length: usize,
+    pub(crate) packing: Switch,
     pub(crate) seed: u64,
     pub(crate) adamw: AdamWConfig,
     pub(crate) optim: OptimArg,
@@ -82,6 +83,7 @@ impl Settings {
             accumulation: positive(&mut a.gradient_accumulation_steps, 1, "--gradient-accumulation-steps")?,
             epochs: *a.num_train_epochs.get_or_insert(1.0),
             max_length: *a.max_length.get_or_insert(512),
+            packing: *a.packing.get_or_insert(Switch::Off),
             seed: *a.seed.get_or_insert(42),
             adamw: AdamWConfig {
                 beta1: *a.adam_beta1.get_or_insert(0.9),

@@ -1,6 +1,7 @@
 //! One optimizer step: forward and backward over the micro-batches, clipping, AdamW.
 
 use super::optimizer::Optimizer;
+use crate::padded::padded;
 use anyhow::bail;
 use halfbyte_autograd::{
     Grads, Param, Tape,
@@ -65,7 +66,7 @@ pub(crate) struct StepResult {
     pub(crate) loss: f32,
     /// Global norm of the gradient before clipping.
     pub(crate) grad_norm: f32,
-    /// Tokens, padding not counted.
+    /// Tokens of all micro-batches.
     pub(crate) tokens: usize,
 }
 
@@ -82,17 +83,18 @@ pub(crate) fn gradients(
     let (mut loss, mut grads) = (0.0, Grads::default());
     for (micro, batch) in batches.iter().enumerate().filter(|it| it.1.trained > 0) {
         let tape = Tape::recording();
+        let rectangle = padded(batch);
         let input = Input {
-            ids: &batch.ids,
-            batch: batch.batch,
-            time: batch.time,
+            ids: &rectangle.ids,
+            batch: batch.lengths.len(),
+            time: rectangle.time,
             lengths: &batch.lengths,
             compute: config.compute,
             checkpointing: config.checkpointing,
         };
         let ctx = Context { training: true, dropout_seed: dropout_seed(config.seed, step, micro) };
         let hidden = model.hidden(&tape, &input, ctx)?;
-        let y = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &batch.targets, trained as f32)?;
+        let y = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &rectangle.targets, trained as f32)?;
         drop(hidden);
         loss += y.value().data::<f32>()[0];
         if !loss.is_finite() {

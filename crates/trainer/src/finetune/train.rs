@@ -16,7 +16,7 @@ use crate::{
 };
 use anyhow::bail;
 use halfbyte_autograd::Param;
-use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Position};
+use halfbyte_data::{Batch, Batches, Dataset, Position};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::LrSchedule;
 use std::{
@@ -74,9 +74,9 @@ impl Run<'_> {
     pub(super) fn train(&mut self, state: Option<RunState>, log: &mut MetricsLog) -> anyhow::Result<Totals> {
         let settings = self.settings;
         let position = state.as_ref().map_or_else(Position::default, RunState::position);
-        let mut batches = self.data.batches(&self.batch_config(), position)?;
+        let mut batches = self.data.batches(&settings.batch_config(), position)?;
         let first = state.as_ref().map_or(0, |it| it.step);
-        let schedule = self.schedule(batches.per_epoch(), first)?;
+        let schedule = self.schedule(settings.steps(batches.per_epoch()).1, first)?;
         let total = schedule.total_steps as usize;
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.step.compute));
         let mut reached = state.map_or_else(|| vec![false; self.params.len()], |it| it.reached);
@@ -137,19 +137,9 @@ impl Run<'_> {
         Ok(totals)
     }
 
-    fn batch_config(&self) -> BatchConfig {
-        BatchConfig {
-            batch_size: self.settings.batch_size,
-            shuffle: (!self.settings.args.no_shuffle).then_some(self.settings.seed),
-            drop_last: self.settings.args.drop_last,
-        }
-    }
-
-    /// The learning rates of the run, and with them its number of steps; `first` are behind it already.
-    fn schedule(&self, batches_per_epoch: usize, first: usize) -> anyhow::Result<LrSchedule> {
+    /// The learning rates of the run of `total` steps; `first` are behind it already.
+    fn schedule(&self, total: usize, first: usize) -> anyhow::Result<LrSchedule> {
         let settings = self.settings;
-        let per_epoch = batches_per_epoch.div_ceil(settings.accumulation);
-        let total = settings.args.max_steps.unwrap_or_else(|| (settings.epochs * per_epoch as f64).ceil() as usize);
         if first >= total {
             return Err(user_error(format!(
                 "the run of {total} steps has ended already (checkpoint at step {first}); raise --max-steps or --num-train-epochs to go on"
