@@ -1,6 +1,7 @@
 //! `--device cuda` through the binary, on the CPU in the guise of a GPU: the unmodified path, against the same run on the CPU.
 #![cfg(target_os = "linux")]
 
+use crate::packing::{one_step, same_step};
 use e2e::{Finetune, Outcome, TinyModel, Work, halfbyte};
 use halfbyte_testkit::cuda::libraries;
 use std::{ffi::OsString, fs, path::Path, process::Command};
@@ -54,6 +55,20 @@ fn every_kind_of_training_has_the_losses_of_the_cpu() {
         let said = outcome.success().stderr;
         assert!(said.contains("computing on cuda:0"), "{said}");
         near(flags, &other.losses(), &run.losses());
+    }
+}
+
+#[test]
+fn packed_and_single_rows_give_the_same_loss_and_gradients() {
+    for model in [TinyModel::llama(), TinyModel::gpt_neo()] {
+        let work = Work::new();
+        let alone =
+            one_step(&work, &model, "alone").flags("--per-device-train-batch-size 1 --gradient-accumulation-steps 8");
+        let Some(outcome) = train(&alone, &work) else { return };
+        outcome.success();
+        let packed = one_step(&work, &model, "packed").flags("--packing on");
+        train(&packed, &work).unwrap().success();
+        same_step(&format!("{:?}", model.family), &packed, &alone);
     }
 }
 

@@ -14,6 +14,7 @@ mod formats;
 mod generate;
 mod inspect;
 mod merge;
+mod packing;
 mod python_stack;
 mod quantize;
 mod resume;

@@ -113,11 +113,11 @@ fn a_killed_run_goes_on_from_its_last_checkpoint() {
     assert_eq!(drafts.count(), 0, "what the killed run was writing is cleared away");
 }
 
-fn start(run: &Finetune) -> Child {
+pub(crate) fn start(run: &Finetune) -> Child {
     run.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("halfbyte starts")
 }
 
-fn wait_for(child: &mut Child, happened: impl Fn() -> bool) {
+pub(crate) fn wait_for(child: &mut Child, happened: impl Fn() -> bool) {
     let begun = Instant::now();
     while !happened() {
         assert!(child.try_wait().expect("a child").is_none(), "the run ended before it was stopped");
@@ -126,15 +126,15 @@ fn wait_for(child: &mut Child, happened: impl Fn() -> bool) {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("there is a kill");
     assert!(sent.success());
 }
 
-fn end(child: Child) -> Outcome {
+pub(crate) fn end(child: Child) -> Outcome {
     Outcome::new("a stopped run".into(), &child.wait_with_output().expect("a child"))
 }
 
-fn lines(path: &Path) -> usize {
+pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |it| it.lines().count())
 }
