@@ -44,7 +44,7 @@ impl FrozenMatrix for DenseMatrix {
 
     fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
         match device {
-            Device::Cpu => Ok(None),
+            Device::Cpu | Device::Dry(_) => Ok(None),
             Device::Cuda(_) => GpuMatrix::dense(self, device).map(Some),
         }
     }

@@ -65,7 +65,7 @@ impl FrozenMatrix for FourBitMatrix {
 
     fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
         match device {
-            Device::Cpu => Ok(None),
+            Device::Cpu | Device::Dry(_) => Ok(None),
             Device::Cuda(_) => GpuMatrix::four_bit(self, device).map(Some),
         }
     }

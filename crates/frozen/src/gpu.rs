@@ -169,7 +169,7 @@ impl FrozenMatrix for GpuMatrix {
     fn to_device(&self, device: &Device) -> Result<Option<Arc<dyn FrozenMatrix>>> {
         match device {
             Device::Cpu => Ok(self.download().ok()),
-            Device::Cuda(_) => Ok(None),
+            Device::Cuda(_) | Device::Dry(_) => Ok(None),
         }
     }
 }

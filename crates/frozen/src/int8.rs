@@ -53,7 +53,7 @@ impl FrozenMatrix for Int8Matrix {
 
     fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
         match device {
-            Device::Cpu => Ok(None),
+            Device::Cpu | Device::Dry(_) => Ok(None),
             Device::Cuda(_) => GpuMatrix::rows8(self, device).map(Some),
         }
     }

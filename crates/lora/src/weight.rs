@@ -1,6 +1,6 @@
 use crate::{Role, Trained};
 use halfbyte_autograd::{Param, Result, Tape, Var};
-use halfbyte_ops::{add_scaled, embedding, linear};
+use halfbyte_ops::{Ids, add_scaled, embedding, linear};
 use halfbyte_tensor::{DType, Device, Tensor};
 
 /// A low-rank update of an embedding: row `i` gets `scaling * A[i] Bᵀ`.
@@ -98,7 +98,7 @@ impl Weight {
     }
 
     /// The rows of an embedding for token ids, with the active low-rank update: `(ids.len(), channels)` in `dtype`.
-    pub fn rows(&self, tape: &Tape<'_>, ids: &[u32], dtype: DType) -> Result<Var> {
+    pub fn rows(&self, tape: &Tape<'_>, ids: &Ids, dtype: DType) -> Result<Var> {
         let x = embedding(tape, &self.var(tape), ids, dtype)?;
         let Some(EmbeddingLora { a, b, scaling }) = self.active_update() else { return Ok(x) };
         let h = embedding(tape, &tape.param(a), ids, dtype)?;

@@ -1,9 +1,10 @@
 //! GPT-Neo: learned positions, pre-norm blocks whose attention alternates between all keys and a local window, unscaled.
 
-use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
+use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
+    Ids, Layout,
     add::add,
     attention::{AttentionShape, attend_cached, attention},
     gelu_new::gelu_new,
@@ -84,22 +85,20 @@ impl GptNeo {
     }
 
     /// The sum of token and position embeddings.
-    fn embed<'m>(&'m self, tape: &Tape<'m>, ids: &[u32], positions: &[u32], compute: DType) -> Result<Var> {
+    fn embed<'m>(&'m self, tape: &Tape<'m>, ids: &Ids, layout: &Layout, compute: DType) -> Result<Var> {
         let limit = self.config.max_position_embeddings;
-        if positions.last().is_some_and(|it| *it as usize >= limit) {
+        if layout.furthest() > limit {
             return Err(Error::Input(format!(
                 "the model has positions for {limit} tokens (max_position_embeddings); shorten the input, or lower --max-length"
             )));
         }
         let tokens = self.wte.rows(tape, ids, compute)?;
-        let places = self.wpe.rows(tape, positions, compute)?;
+        let places = self.wpe.rows(tape, &Ids::new(layout.positions().to_vec()), compute)?;
         Ok(add(tape, &tokens, &places)?)
     }
 
-    fn shape(&self, batch: usize, time: usize) -> AttentionShape {
+    fn shape(&self) -> AttentionShape {
         AttentionShape {
-            batch,
-            time,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_attention_heads,
             head_dim: self.config.head_dim,
@@ -114,7 +113,7 @@ impl Block {
         let h = self.ln_1.forward(tape, x)?;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let shape = AttentionShape { window: self.window, ..run.shape };
-        let a = attention(tape, &q, &k, &v, shape, &run.lengths)?;
+        let a = attention(tape, [&q, &k, &v], shape, &run.layout)?;
         let x = add(tape, x, &self.out_proj.forward(tape, &a, &run.ctx)?)?;
         self.mlp(tape, &x, &run.ctx)
     }
@@ -133,7 +132,7 @@ impl Block {
 /// What all blocks of one pass share.
 struct Run {
     shape: AttentionShape,
-    lengths: Vec<usize>,
+    layout: Layout,
     ctx: Context,
 }
 
@@ -143,8 +142,8 @@ impl Model for GptNeo {
     }
 
     fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var> {
-        let run = Arc::new(Run { shape: self.shape(input.batch, input.time), lengths: input.lengths.to_vec(), ctx });
-        let mut x = self.embed(tape, input.ids, &model::positions(input.batch, input.time), input.compute)?;
+        let run = Arc::new(Run { shape: self.shape(), layout: input.layout.clone(), ctx });
+        let mut x = self.embed(tape, input.ids, input.layout, input.compute)?;
         for block in &self.layers {
             x = if input.checkpointing {
                 let run = run.clone();
@@ -159,14 +158,14 @@ impl Model for GptNeo {
     fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
         let (tape, ctx) = (Tape::disabled(), Context::default());
         let (past, new) = (cache.len(), ids.len());
-        let positions: Vec<u32> = (past..past + new).map(|it| it as u32).collect();
-        let mut x = self.embed(&tape, ids, &positions, cache.compute())?;
+        let (layout, ids) = (Layout::resumed(&[(new, past, 0)])?, Ids::new(ids.to_vec()));
+        let mut x = self.embed(&tape, &ids, &layout, cache.compute())?;
         for (i, block) in self.layers.iter().enumerate() {
             let h = block.ln_1.forward(&tape, &x)?;
             let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
             let (keys, values) = cache.append(i, k.value(), v.value())?;
-            let shape = AttentionShape { window: block.window, ..self.shape(1, new) };
-            let a = attend_cached(q.value(), keys, values, shape, past)?;
+            let shape = AttentionShape { window: block.window, ..self.shape() };
+            let a = attend_cached(q.value(), keys, values, shape, &layout)?;
             let a = block.out_proj.forward(&tape, &Var::constant(a), &ctx)?;
             x = block.mlp(&tape, &add(&tape, &x, &a)?, &ctx)?;
         }

@@ -1,9 +1,10 @@
 //! LLaMA: pre-norm blocks of rotary grouped-query attention and SwiGLU.
 
-use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
+use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
+    Ids, Layout,
     add::add,
     attention::{AttentionShape, attend_cached, attention},
     rms_norm::rms_norm,
@@ -94,10 +95,8 @@ impl Llama {
         Ok(last.insert(RopeTable::new(&self.rope, length.next_power_of_two())?).clone())
     }
 
-    fn shape(&self, batch: usize, time: usize) -> AttentionShape {
+    fn shape(&self) -> AttentionShape {
         AttentionShape {
-            batch,
-            time,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
@@ -111,9 +110,9 @@ impl Block {
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
         let h = rms_norm(tape, x, &self.input_layernorm.var(tape), self.eps)?;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
-        let q = rope(tape, &q, &run.rope, &run.positions, run.shape.head_dim)?;
-        let k = rope(tape, &k, &run.rope, &run.positions, run.shape.head_dim)?;
-        let a = attention(tape, &q, &k, &v, run.shape, &run.lengths)?;
+        let q = rope(tape, &q, &run.rope, &run.layout, run.shape.head_dim)?;
+        let k = rope(tape, &k, &run.rope, &run.layout, run.shape.head_dim)?;
+        let a = attention(tape, [&q, &k, &v], run.shape, &run.layout)?;
         let x = add(tape, x, &self.o_proj.forward(tape, &a, &run.ctx)?)?;
         self.mlp(tape, &x, &run.ctx)
     }
@@ -134,8 +133,7 @@ impl Block {
 struct Run {
     shape: AttentionShape,
     rope: RopeTable,
-    positions: Vec<u32>,
-    lengths: Vec<usize>,
+    layout: Layout,
     ctx: Context,
 }
 
@@ -146,10 +144,9 @@ impl Model for Llama {
 
     fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var> {
         let run = Arc::new(Run {
-            shape: self.shape(input.batch, input.time),
-            rope: self.rope_table(input.time)?,
-            positions: model::positions(input.batch, input.time),
-            lengths: input.lengths.to_vec(),
+            shape: self.shape(),
+            rope: self.rope_table(input.layout.longest())?,
+            layout: input.layout.clone(),
             ctx,
         });
         let mut x = self.embed_tokens.rows(tape, input.ids, input.compute)?;
@@ -168,16 +165,16 @@ impl Model for Llama {
         let (tape, ctx) = (Tape::disabled(), Context::default());
         let (past, new) = (cache.len(), ids.len());
         let table = self.rope_table(past + new)?;
-        let positions: Vec<u32> = (past..past + new).map(|it| it as u32).collect();
-        let shape = self.shape(1, new);
-        let mut x = self.embed_tokens.rows(&tape, ids, cache.compute())?;
+        let (layout, ids) = (Layout::resumed(&[(new, past, 0)])?, Ids::new(ids.to_vec()));
+        let shape = self.shape();
+        let mut x = self.embed_tokens.rows(&tape, &ids, cache.compute())?;
         for (i, block) in self.layers.iter().enumerate() {
             let h = rms_norm(&tape, &x, &block.input_layernorm.var(&tape), self.eps)?;
             let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
-            let q = rope(&tape, &q, &table, &positions, shape.head_dim)?;
-            let k = rope(&tape, &k, &table, &positions, shape.head_dim)?;
+            let q = rope(&tape, &q, &table, &layout, shape.head_dim)?;
+            let k = rope(&tape, &k, &table, &layout, shape.head_dim)?;
             let (keys, values) = cache.append(i, k.value(), v.value())?;
-            let a = attend_cached(q.value(), keys, values, shape, past)?;
+            let a = attend_cached(q.value(), keys, values, shape, &layout)?;
             let a = block.o_proj.forward(&tape, &Var::constant(a), &ctx)?;
             x = block.mlp(&tape, &add(&tape, &x, &a)?, &ctx)?;
         }

@@ -1,20 +1,16 @@
 use crate::{KvCache, ModelConfig, Result};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Base, Context, Linear, Modules, Tie, Weight};
-use halfbyte_ops::{FrozenMatrix, cross_entropy::Head};
+use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::Head};
 use halfbyte_tensor::{DType, Tensor};
 
-/// A batch of token ids, padded on the right.
+/// A batch of token ids: sequences one after the other, without padding.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// `(batch, time)`, row-major.
-    pub ids: &'a [u32],
-    /// Rows.
-    pub batch: usize,
-    /// Tokens a row, padding included.
-    pub time: usize,
-    /// Tokens of each row that are not padding.
-    pub lengths: &'a [usize],
+    /// One id a row of the layout.
+    pub ids: &'a Ids,
+    /// Where sequences begin and end.
+    pub layout: &'a Layout,
     /// Dtype of the activations: f32, bf16 or f16.
     pub compute: DType,
     /// Whether blocks are recomputed in the backward pass instead of being kept.
@@ -34,7 +30,7 @@ pub trait Model: Send + Sync {
     /// The facts of its `config.json`.
     fn config(&self) -> &ModelConfig;
 
-    /// The normalised hidden states `(batch * time, hidden_size)`.
+    /// The normalised hidden states `(tokens, hidden_size)`.
     fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var>;
 
     /// The hidden states of new tokens `(ids.len(), hidden_size)`, whose keys and values join the cache.
@@ -75,9 +71,4 @@ impl<'m> OutputHead<'m> {
             OutputHead::Var(var) => Head::Trainable(var),
         }
     }
-}
-
-/// The position of every token of a `(batch, time)` input: every row counts from zero.
-pub(crate) fn positions(batch: usize, time: usize) -> Vec<u32> {
-    (0..batch).flat_map(|_| 0..time as u32).collect()
 }

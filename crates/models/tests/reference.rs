@@ -5,13 +5,14 @@
 use halfbyte_autograd::{Param, Tape};
 use halfbyte_lora::{Base, Context, Linear, Role, Weight};
 use halfbyte_models::{GenerateConfig, Input, KvCache, Model, ModelConfig, Weights, build, generate};
-use halfbyte_ops::cross_entropy::{cross_entropy, logits};
+use halfbyte_ops::{
+    IGNORE, Ids, Layout, Targets,
+    cross_entropy::{cross_entropy, logits},
+};
 use halfbyte_tensor::{DType, Tensor, bf16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
-
-const IGNORE: u32 = u32::MAX;
 
 struct Fixture {
     bytes: &'static [u8],
@@ -52,6 +53,11 @@ impl Fixture {
 
     fn ids(&self) -> Vec<u32> {
         self.integers("in.ids").into_iter().map(|it| it as u32).collect()
+    }
+
+    /// The rows of 16 one after the other, without their padding.
+    fn flat(&self, padded: &[u32]) -> Vec<u32> {
+        padded.chunks(16).zip(self.lengths()).flat_map(|(row, length)| row[..length].to_vec()).collect()
     }
 
     /// Labels shifted by one: position t predicts the label of t + 1.
@@ -98,20 +104,21 @@ fn close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 fn check(fixture: &Fixture, gradient_of: &str) {
-    let (model, ids, lengths) = (fixture.model(), fixture.ids(), fixture.lengths());
+    let (model, lengths) = (fixture.model(), fixture.lengths());
+    let (ids, layout) = (Ids::new(fixture.flat(&fixture.ids())), Layout::new(&lengths).unwrap());
     for checkpointing in [false, true] {
-        let input = Input { ids: &ids, batch: 2, time: 16, lengths: &lengths, compute: DType::F32, checkpointing };
+        let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing };
         let tape = Tape::recording();
         let hidden = model.hidden(&tape, &input, Context::default()).unwrap();
         let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
         let (got, expected) = (scores.to_f32_vec(), fixture.tensor("out.logits").to_f32_vec());
         let vocab = model.config().vocab_size;
-        for (row, length) in lengths.iter().enumerate() {
+        for ((row, length), segment) in lengths.iter().enumerate().zip(layout.segments()) {
             let span = row * 16 * vocab..(row * 16 + length) * vocab;
-            close("logits", &got[span.clone()], &expected[span], 1e-5);
+            close("logits", &got[segment.first * vocab..][..length * vocab], &expected[span], 1e-5);
         }
-        let targets = fixture.targets();
-        let counted = targets.iter().filter(|it| **it != IGNORE).count();
+        let targets = Targets::new(fixture.flat(&fixture.targets()));
+        let counted = targets.rows().len();
         let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted as f32).unwrap();
         close("loss", loss.value().data(), fixture.tensor("out.loss").data(), 1e-6);
         let param =
@@ -138,7 +145,8 @@ fn the_cache_gives_the_hidden_states_of_the_whole_sequence() {
     for fixture in [LLAMA, GPT_NEO] {
         let (model, ids) = (fixture.model(), fixture.ids());
         let ids = &ids[..12];
-        let input = Input { ids, batch: 1, time: 12, lengths: &[12], compute: DType::F32, checkpointing: false };
+        let (flat, layout) = (Ids::new(ids.to_vec()), Layout::new(&[12]).unwrap());
+        let input = Input { ids: &flat, layout: &layout, compute: DType::F32, checkpointing: false };
         let whole = model.hidden(&Tape::disabled(), &input, Context::default()).unwrap().into_value().to_f32_vec();
         let mut cache = KvCache::new(model.config(), DType::F32);
         let mut parts = model.extend(&ids[..5], &mut cache).unwrap().to_f32_vec();
@@ -164,15 +172,8 @@ fn greedy_generation_follows_the_largest_logit_and_stops() {
     assert_eq!((all.ids.len(), &streamed), (6, &all.ids));
     let mut text = prompt.to_vec();
     for id in &all.ids {
-        let lengths = [text.len()];
-        let input = Input {
-            ids: &text,
-            batch: 1,
-            time: text.len(),
-            lengths: &lengths,
-            compute: DType::F32,
-            checkpointing: false,
-        };
+        let (ids, layout) = (Ids::new(text.clone()), Layout::new(&[text.len()]).unwrap());
+        let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
         let hidden = model.hidden(&Tape::disabled(), &input, Context::default()).unwrap().into_value();
         let tape = Tape::disabled();
         let scores = logits(&hidden, model.head(&tape).as_head()).unwrap().to_f32_vec();

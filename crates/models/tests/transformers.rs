@@ -11,7 +11,7 @@ use halfbyte_lora::{Context, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{Input, Loading, Model, ModelFolder};
 use halfbyte_ops::{
-    FrozenMatrix, IGNORE,
+    FrozenMatrix, IGNORE, Ids, Layout, Targets,
     cross_entropy::{cross_entropy, logits},
 };
 use halfbyte_tensor::{DType, Tensor};
@@ -99,27 +99,23 @@ fn check(name: &str) {
     let ids: Vec<u32> = rows.iter().flatten().map(|it| u32::try_from(*it).unwrap()).collect();
     let lengths: Vec<usize> = mask.iter().map(|row| row.iter().filter(|it| **it == 1).count()).collect();
     let time = rows[0].len();
+    let real = lengths.iter().enumerate().flat_map(|(row, length)| (0..*length).map(move |t| (row, t)));
     let target = |row: usize, t: usize| if t + 1 < lengths[row] { ids[row * time + t + 1] } else { IGNORE };
-    let targets: Vec<u32> =
-        (0..rows.len()).flat_map(|row| (0..time).map(move |t| (row, t))).map(|(r, t)| target(r, t)).collect();
+    let targets = Targets::new(real.clone().map(|(row, t)| target(row, t)).collect());
+    let (ids, layout) = (Ids::new(real.map(|(row, t)| ids[row * time + t]).collect()), Layout::new(&lengths).unwrap());
 
-    let input =
-        Input { ids: &ids, batch: rows.len(), time, lengths: &lengths, compute: DType::F32, checkpointing: false };
+    let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::recording();
     let hidden = model.hidden(&tape, &input, Context::default()).unwrap();
     let vocab = model.config().vocab_size;
-    // What stands at padding is never used, and differs.
+    // What stands at padding is never used.
     let real = |all: Vec<f32>| -> Vec<f32> {
         let row = |(row, length): (usize, &usize)| all[row * time * vocab..][..length * vocab].to_vec();
         lengths.iter().enumerate().flat_map(row).collect()
     };
     let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
-    judge(
-        &format!("{name}: logits"),
-        error(&real(scores.to_f32_vec()), &real(expected.floats("logits"))),
-        logits_allowed,
-    );
-    let counted = targets.iter().filter(|it| **it != IGNORE).count() as f32;
+    judge(&format!("{name}: logits"), error(&scores.to_f32_vec(), &real(expected.floats("logits"))), logits_allowed);
+    let counted = targets.rows().len() as f32;
     let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted).unwrap();
     judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), 1e-5);
     drop(hidden);

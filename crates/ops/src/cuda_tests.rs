@@ -1,8 +1,9 @@
 //! Every op on a GPU (or the CPU in the guise of one) beside the same op on the CPU: outputs and gradients, in every dtype.
 
 use crate::{
-    AttentionShape, Dropout, FrozenMatrix, GpuScales, GpuWeight, Head, IGNORE, Layer, LowRank, RopeScaling, RopeSpec,
-    RopeTable, add_scaled, attend_cached, attention, cross_entropy, dora_scale, dropout, embedding, frozen_linear,
+    AttentionShape, Dropout, FrozenMatrix, GpuScales, GpuWeight, Head, IGNORE, Ids, Layer, Layout, LowRank,
+    RopeScaling, RopeSpec, RopeTable, Targets, add_scaled, attend_cached, attention, cross_entropy, dora_scale,
+    dropout, embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
     gelu_new, layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
 };
@@ -96,10 +97,10 @@ fn norms() {
 fn rotations_and_embeddings() {
     let spec = RopeSpec { theta: 10000.0, head_dim: 8, max_position: 64, scaling: RopeScaling::None };
     let table = RopeTable::new(&spec, 64).unwrap();
-    let positions: Vec<u32> = (0..11).map(|it| it * 5).collect();
-    let ids = [3u32, 0, 3, 6, 1, 3, 0];
+    let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, 0)).collect::<Vec<_>>()).unwrap();
+    let ids = Ids::new(vec![3, 0, 3, 6, 1, 3, 0]);
     for dtype in FLOATS {
-        compare("rope", &[noise(&[11, 24], dtype, 1)], |tape, p| rope(tape, &p[0], &table, &positions, 8));
+        compare("rope", &[noise(&[11, 24], dtype, 1)], |tape, p| rope(tape, &p[0], &table, &layout, 8));
         compare("embedding", &[noise(&[7, 33], DType::F32, 2)], |tape, p| embedding(tape, &p[0], &ids, dtype));
     }
 }
@@ -242,34 +243,19 @@ fn layers_that_train_and_rescaled_ones() {
 #[test]
 fn attention_of_every_kind() {
     let shapes = [
-        (AttentionShape { batch: 1, time: 1, heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None }, vec![1]),
-        (
-            AttentionShape { batch: 2, time: 37, heads: 4, kv_heads: 2, head_dim: 12, scale: 0.3, window: None },
-            vec![37, 20],
-        ),
-        (
-            AttentionShape { batch: 2, time: 50, heads: 2, kv_heads: 2, head_dim: 40, scale: 1.0, window: Some(9) },
-            vec![50, 33],
-        ),
-        (
-            AttentionShape { batch: 1, time: 70, heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None },
-            vec![70],
-        ),
-        (
-            AttentionShape { batch: 2, time: 150, heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37) },
-            vec![150, 61],
-        ),
-        (
-            AttentionShape { batch: 1, time: 66, heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None },
-            vec![66],
-        ),
+        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None }, vec![1]),
+        (AttentionShape { heads: 4, kv_heads: 2, head_dim: 12, scale: 0.3, window: None }, vec![37, 20]),
+        (AttentionShape { heads: 2, kv_heads: 2, head_dim: 40, scale: 1.0, window: Some(9) }, vec![50, 33]),
+        (AttentionShape { heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None }, vec![70]),
+        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37) }, vec![150, 1, 61]),
+        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None }, vec![66]),
     ];
     for dtype in FLOATS {
         for (shape, lengths) in &shapes {
-            let rows = shape.batch * shape.time;
-            let of = |heads: usize, seed| noise_in(&[rows, heads * shape.head_dim], dtype, seed, -1.0, 1.0);
+            let layout = Layout::new(lengths).unwrap();
+            let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
             let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
-            compare("attention", &params, |tape, p| attention(tape, &p[0], &p[1], &p[2], *shape, lengths));
+            compare("attention", &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
         }
     }
 }
@@ -279,14 +265,23 @@ fn attention_over_a_cache() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu);
     for dtype in FLOATS {
-        for (time, start, window) in [(1, 0, None), (1, 45, None), (5, 33, Some(7)), (40, 8, None), (35, 29, Some(11))]
-        {
-            let shape = AttentionShape { batch: 1, time, heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
-            let q = noise(&[time, 64], dtype, 1);
-            let [k, v] = [noise(&[64, 32], dtype, 2), noise(&[64, 32], dtype, 3)];
+        // New rows, rows before them, and where the sequence's keys begin, of one or several sequences.
+        for (sequences, window) in [
+            (vec![(1, 0, 0)], None),
+            (vec![(1, 45, 0)], None),
+            (vec![(5, 33, 0)], Some(7)),
+            (vec![(40, 8, 0)], None),
+            (vec![(35, 29, 0)], Some(11)),
+            (vec![(1, 20, 0), (1, 3, 64), (1, 63, 128)], None),
+            (vec![(33, 0, 64), (2, 60, 0), (40, 9, 128)], Some(12)),
+        ] {
+            let layout = Layout::resumed(&sequences).unwrap();
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
+            let q = noise(&[layout.tokens(), 64], dtype, 1);
+            let [k, v] = [noise(&[192, 32], dtype, 2), noise(&[192, 32], dtype, 3)];
             let there = |t: &Tensor| t.to_device(&device).unwrap();
-            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, start).unwrap();
-            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, start).unwrap(), tolerance(dtype));
+            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
+            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
         }
     }
 }
@@ -295,8 +290,8 @@ fn attention_over_a_cache() {
 fn the_loss_and_the_logits() {
     for dtype in FLOATS {
         for (rows, vocab, channels) in [(1, 2, 1), (13, 300, 20), (40, 33, 64)] {
-            let targets: Vec<u32> =
-                (0..rows as u32).map(|i| if i % 5 == 3 { IGNORE } else { i * 7 % vocab as u32 }).collect();
+            let target = |i: u32| if i % 5 == 3 { IGNORE } else { i * 7 % vocab as u32 };
+            let targets = Targets::new((0..rows as u32).map(target).collect());
             let [h, w] = [noise(&[rows, channels], dtype, 1), noise(&[vocab, channels], DType::F32, 2)];
             compare("cross_entropy", &[h.clone(), w.clone()], |tape, p| {
                 cross_entropy(tape, &p[0], Head::Trainable(&p[1]), &targets, 3.0)

@@ -1,6 +1,6 @@
 //! Fused ops for transformers: every folder is one op, its backward derived by hand beside its forward.
 //!
-//! Activations are `(rows, channels)` with `rows = batch * time`; their dtype is the compute dtype, while statistics and
+//! Activations are `(tokens, channels)`, the rows of a [`Layout`]; their dtype is the compute dtype, while statistics and
 //! sums are kept in f32.
 
 pub mod add;
@@ -22,21 +22,26 @@ pub mod silu_mul;
 #[cfg(all(test, target_os = "linux"))]
 mod cuda_tests;
 mod exp;
+mod ids;
 mod lanes;
+mod layout;
+mod place;
 mod product;
 #[cfg(test)]
 mod recompute_tests;
 
 pub use add::{add, add_scaled};
 pub use attention::{AttentionShape, attend_cached, attention};
-pub use cross_entropy::{Head, IGNORE, cross_entropy, logits};
+pub use cross_entropy::{Head, cross_entropy, logits};
 pub use dora::{dora_scale, row_norms};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use frozen_linear::{FrozenMatrix, frozen_linear};
 pub use gelu_new::gelu_new;
 pub use gpu_product::{GpuScales, GpuWeight};
+pub use ids::{IGNORE, Ids, Targets};
 pub use layer_norm::layer_norm;
+pub use layout::{Layout, Segment};
 pub use linear::linear;
 pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
 pub use rms_norm::rms_norm;

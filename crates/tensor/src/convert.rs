@@ -1,6 +1,6 @@
 //! Conversions between floating-point slices, in loops that the compiler vectorises.
 
-use crate::{DType, Device, Float, Result, Tensor, cuda, vectorised};
+use crate::{DType, Device, Float, Place, Result, Tensor, cuda, vectorised};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -30,8 +30,10 @@ impl Tensor {
         if self.dtype() == dtype {
             return self.clone();
         }
-        if self.gpu().is_some() {
-            return cuda::to_dtype(self, dtype);
+        match self.place() {
+            Place::Host => {}
+            Place::Gpu(_) => return cuda::to_dtype(self, dtype),
+            Place::Dry(_) => return self.scratch_like(self.shape(), dtype),
         }
         crate::with_float!(self.dtype(), S, {
             crate::with_float!(dtype, D, {
@@ -56,12 +58,17 @@ impl Tensor {
     ///
     /// Fails if the device has no memory left, or something that was asked of it before went wrong.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
-        match (device, self.gpu()) {
-            (Device::Cpu, None) => Ok(self.clone()),
-            (Device::Cpu, Some(_)) => cuda::to_host(self),
-            (Device::Cuda(gpu), Some(here)) if Arc::ptr_eq(gpu, here) => Ok(self.clone()),
-            (Device::Cuda(gpu), Some(_)) => cuda::to_gpu(&cuda::to_host(self)?, gpu),
-            (Device::Cuda(gpu), None) => cuda::to_gpu(self, gpu),
+        match (device, self.place()) {
+            (Device::Cpu, Place::Host) => Ok(self.clone()),
+            (Device::Cpu, Place::Gpu(_)) => cuda::to_host(self),
+            (Device::Cuda(gpu), Place::Gpu(here)) if Arc::ptr_eq(gpu, here) => Ok(self.clone()),
+            (Device::Cuda(gpu), Place::Gpu(_)) => cuda::to_gpu(&cuda::to_host(self)?, gpu),
+            (Device::Cuda(gpu), Place::Host) => cuda::to_gpu(self, gpu),
+            (Device::Dry(ledger), Place::Dry(here)) if Arc::ptr_eq(ledger, here) => Ok(self.clone()),
+            (Device::Dry(ledger), _) => Ok(Tensor::dry(ledger, self.shape(), self.dtype())),
+            (_, Place::Dry(_)) => {
+                Err(crate::Error::invalid("to_device", "a tensor of a dry run has no elements to move"))
+            }
         }
     }
 
@@ -88,8 +95,12 @@ impl Tensor {
     pub fn add_assign(&mut self, rhs: &Tensor) {
         assert_eq!(self.shape(), rhs.shape(), "add_assign: the shapes of sum and summand must agree");
         self.make_unique();
-        if self.gpu().is_some() {
-            return cuda::add_assign(self, rhs);
+        match self.place() {
+            Place::Host => {}
+            Place::Gpu(_) => return cuda::add_assign(self, rhs),
+            Place::Dry(ledger) => {
+                return ledger.count("add_assign", self.len() as u64, (2 * self.bytes() + rhs.bytes()) as u64);
+            }
         }
         crate::with_float!(self.dtype(), D, {
             crate::with_float!(rhs.dtype(), S, {
@@ -109,8 +120,10 @@ impl Tensor {
 
     /// Whether no element is NaN or infinite.
     pub fn is_finite(&self) -> bool {
-        if self.gpu().is_some() {
-            return cuda::is_finite(self);
+        match self.place() {
+            Place::Host => {}
+            Place::Gpu(_) => return cuda::is_finite(self),
+            Place::Dry(_) => return true,
         }
         crate::with_float!(
             self.dtype(),

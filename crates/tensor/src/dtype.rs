@@ -1,4 +1,4 @@
-use crate::storage::Buffer;
+use crate::{ledger::Ledger, storage::Buffer};
 use half::{bf16, f16};
 use halfbyte_cuda::Gpu;
 use std::{fmt, sync::Arc};
@@ -64,6 +64,8 @@ pub enum Device {
     Cpu,
     /// Memory of a GPU.
     Cuda(Arc<Gpu>),
+    /// None: a dry run counts what host memory would hold.
+    Dry(Arc<Ledger>),
 }
 
 impl PartialEq for Device {
@@ -71,6 +73,7 @@ impl PartialEq for Device {
         match (self, other) {
             (Device::Cpu, Device::Cpu) => true,
             (Device::Cuda(a), Device::Cuda(b)) => Arc::ptr_eq(a, b),
+            (Device::Dry(a), Device::Dry(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }

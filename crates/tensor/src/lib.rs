@@ -1,5 +1,5 @@
-//! Contiguous, reference-counted tensors on the CPU, with a run-time dtype, a buffer pool and a counter-based random
-//! generator.
+//! Contiguous, reference-counted tensors in host memory, on a GPU or in a dry run, with a run-time dtype, a buffer pool and a
+//! counter-based random generator.
 //!
 //! This crate knows nothing of gradients. A [`Tensor`] is always contiguous and row-major; sharing is cheap (an `Arc`),
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
@@ -8,7 +8,9 @@ mod convert;
 pub mod cuda;
 mod dtype;
 mod error;
+mod ledger;
 pub mod philox;
+mod place;
 pub mod pool;
 mod simd;
 mod storage;
@@ -18,6 +20,8 @@ pub use convert::{load_f32, store_f32};
 pub use dtype::{DType, Device, Element, Float};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
+pub use ledger::{Ledger, Work};
+pub use place::Place;
 pub use simd::dispatch;
 pub use tensor::Tensor;
 

@@ -1,6 +1,7 @@
-//! The bytes behind a tensor: one vector of the right type, or memory of a GPU; returned to its pool when the last owner lets go.
+//! The bytes behind a tensor: one vector of the right type, memory of a GPU, or nothing but a count; returned to its pool when the
+//! last owner lets go.
 
-use crate::{DType, Element, pool};
+use crate::{DType, Element, ledger::DryBuffer, pool};
 use half::{bf16, f16};
 
 /// Elements in host memory, by dtype.
@@ -31,6 +32,7 @@ impl Buffer {
 pub(crate) enum Storage {
     Cpu(Buffer),
     Cuda(halfbyte_cuda::Buffer, DType),
+    Dry(DryBuffer),
 }
 
 impl Storage {

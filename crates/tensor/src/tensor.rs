@@ -1,5 +1,6 @@
 use crate::{
-    DType, Device, Element, Error, Result, cuda,
+    DType, Device, Element, Error, Ledger, Place, Result, cuda,
+    ledger::DryBuffer,
     storage::{Buffer, Storage},
 };
 use halfbyte_cuda::Gpu;
@@ -47,21 +48,31 @@ impl Tensor {
         match device {
             Device::Cpu => Tensor::scratch(shape, dtype),
             Device::Cuda(gpu) => cuda::scratch(gpu, shape, dtype),
+            Device::Dry(ledger) => Tensor::dry(ledger, shape, dtype),
         }
+    }
+
+    /// A tensor of a dry run: its bytes are counted, and it has no elements that could be read.
+    pub fn dry(ledger: &Arc<Ledger>, shape: &[usize], dtype: DType) -> Tensor {
+        let buffer = DryBuffer::new(ledger, shape.iter().product(), dtype);
+        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Dry(buffer)) }
     }
 
     /// A tensor of unspecified contents on the device of this one.
     pub fn scratch_like(&self, shape: &[usize], dtype: DType) -> Tensor {
-        match self.gpu() {
-            None => Tensor::scratch(shape, dtype),
-            Some(gpu) => cuda::scratch(gpu, shape, dtype),
+        match self.place() {
+            Place::Host => Tensor::scratch(shape, dtype),
+            Place::Gpu(gpu) => cuda::scratch(gpu, shape, dtype),
+            Place::Dry(ledger) => Tensor::dry(ledger, shape, dtype),
         }
     }
 
     /// A tensor of zeros on a device.
     pub fn zeros_on(device: &Device, shape: &[usize], dtype: DType) -> Tensor {
-        if let Device::Cuda(gpu) = device {
-            return cuda::zeros(gpu, shape, dtype);
+        match device {
+            Device::Cpu => {}
+            Device::Cuda(gpu) => return cuda::zeros(gpu, shape, dtype),
+            Device::Dry(ledger) => return Tensor::dry(ledger, shape, dtype),
         }
         let mut it = Tensor::scratch(shape, dtype);
         match it.buffer_mut() {
@@ -104,12 +115,17 @@ impl Tensor {
         match &*self.storage {
             Storage::Cpu(buffer) => buffer.dtype(),
             Storage::Cuda(_, dtype) => *dtype,
+            Storage::Dry(it) => it.dtype(),
         }
     }
 
     /// Where the elements live.
     pub fn device(&self) -> Device {
-        self.gpu().map_or(Device::Cpu, |gpu| Device::Cuda(gpu.clone()))
+        match self.place() {
+            Place::Host => Device::Cpu,
+            Place::Gpu(gpu) => Device::Cuda(gpu.clone()),
+            Place::Dry(ledger) => Device::Dry(ledger.clone()),
+        }
     }
 
     /// The GPU that holds the elements, if one does.
@@ -120,8 +136,8 @@ impl Tensor {
     /// The memory of a GPU behind the tensor.
     pub fn cuda_buffer(&self) -> Option<&halfbyte_cuda::Buffer> {
         match &*self.storage {
-            Storage::Cpu(_) => None,
             Storage::Cuda(buffer, _) => Some(buffer),
+            Storage::Cpu(_) | Storage::Dry(_) => None,
         }
     }
 
@@ -129,7 +145,7 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cuda(buffer, dtype)) }
     }
 
-    /// The same, for writing; `None` also where the tensor is shared.
+    /// That memory, for writing; `None` also where the tensor is shared.
     pub fn cuda_buffer_mut(&mut self) -> Option<&mut halfbyte_cuda::Buffer> {
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Cuda(buffer, _)) => Some(buffer),
@@ -192,13 +208,24 @@ impl Tensor {
         Arc::strong_count(&self.storage) > 1
     }
 
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
     pub(crate) fn make_unique(&mut self) {
         if Arc::get_mut(&mut self.storage).is_some() {
             return;
         }
-        if self.gpu().is_some() {
-            *self = cuda::copy(self);
-            return;
+        match self.place() {
+            Place::Host => {}
+            Place::Gpu(_) => {
+                *self = cuda::copy(self);
+                return;
+            }
+            Place::Dry(ledger) => {
+                *self = Tensor::dry(ledger, &self.shape, self.dtype());
+                return;
+            }
         }
         let mut copy = Tensor::scratch(&self.shape, self.dtype());
         match (copy.buffer_mut(), self.buffer()) {
@@ -217,13 +244,16 @@ impl Tensor {
         match &*self.storage {
             Storage::Cpu(it) => it,
             Storage::Cuda(..) => panic!("a tensor on a GPU has no slice; to_device(&Device::Cpu) copies it"),
+            Storage::Dry(_) => panic!("a tensor of a dry run has no elements"),
         }
     }
 
     #[track_caller]
     fn buffer_mut(&mut self) -> &mut Buffer {
         let Some(Storage::Cpu(it)) = Arc::get_mut(&mut self.storage) else {
-            panic!("a shared tensor cannot be written; call into_unique first");
+            panic!(
+                "a tensor that is shared or not in host memory has no slice to write; into_unique or to_device first"
+            );
         };
         it
     }
@@ -232,7 +262,7 @@ impl Tensor {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({:?}, {}", self.shape, self.dtype())?;
-        if self.gpu().is_none() && self.dtype().is_float() && self.len() <= 8 {
+        if matches!(self.place(), Place::Host) && self.dtype().is_float() && self.len() <= 8 {
             write!(f, ", {:?}", self.to_f32_vec())?;
         }
         write!(f, ")")

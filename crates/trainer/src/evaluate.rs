@@ -1,11 +1,11 @@
 //! Loss and accuracy on rows that are not trained on.
 
-use crate::{console, failure::user_error, padded::padded};
+use crate::{console, failure::user_error, finetune::flat};
 use halfbyte_autograd::Tape;
 use halfbyte_data::{Dataset, IGNORE, Tokenizer};
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Model};
-use halfbyte_ops::cross_entropy::cross_entropy;
+use halfbyte_ops::{Ids, Layout, Targets, cross_entropy::cross_entropy};
 use halfbyte_tensor::DType;
 use serde::Serialize;
 
@@ -34,16 +34,12 @@ pub(crate) fn loss(
             continue;
         }
         let tape = Tape::disabled();
-        let rectangle = padded(&batch);
-        let hidden = model.hidden(
-            &tape,
-            &input(&rectangle.ids, batch.lengths.len(), rectangle.time, &batch.lengths, compute),
-            Context::default(),
-        )?;
+        let (ids, targets, layout) = flat(&batch)?;
+        let input = Input { ids: &ids, layout: &layout, compute, checkpointing: false };
+        let hidden = model.hidden(&tape, &input, Context::default())?;
         // The denominator keeps the sum of a batch within f32's best range.
-        let mean =
-            cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &rectangle.targets, batch.trained as f32)?;
-        sum += f64::from(mean.value().data::<f32>()[0]) * batch.trained as f64;
+        let mean = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, batch.trained as f32)?;
+        sum += f64::from(mean.value().to_f32_vec()[0]) * batch.trained as f64;
         tokens += batch.trained;
     }
     bar.finish_and_clear();
@@ -108,16 +104,13 @@ fn log_probability(
         return Err(user_error(format!("--eval-labels: `{label}` adds no token of its own")));
     }
     let tape = Tape::disabled();
-    let lengths = [whole.len()];
-    let hidden = model.hidden(&tape, &input(&whole, 1, whole.len(), &lengths, compute), Context::default())?;
+    let layout = Layout::new(&[whole.len()])?;
+    let input = Input { ids: &Ids::new(whole.clone()), layout: &layout, compute, checkpointing: false };
+    let hidden = model.hidden(&tape, &input, Context::default())?;
     let mut targets = vec![IGNORE; whole.len()];
     for (t, target) in targets.iter_mut().enumerate().take(whole.len() - 1).skip(shared - 1) {
         *target = whole[t + 1];
     }
-    let nll = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, 1.0)?;
-    Ok(-f64::from(nll.value().data::<f32>()[0]))
-}
-
-fn input<'a>(ids: &'a [u32], batch: usize, time: usize, lengths: &'a [usize], compute: DType) -> Input<'a> {
-    Input { ids, batch, time, lengths, compute, checkpointing: false }
+    let nll = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &Targets::new(targets), 1.0)?;
+    Ok(-f64::from(nll.value().to_f32_vec()[0]))
 }

@@ -13,7 +13,6 @@ pub mod finetune;
 mod load;
 mod memory;
 mod merge_check;
-mod padded;
 mod plan;
 mod quantized_checkpoint;
 mod save_model;

@@ -5,7 +5,7 @@ use halfbyte_autograd::Tape;
 use halfbyte_data::{DataConfig, Dataset, Tokenizer};
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Loading, Model, ModelFolder};
-use halfbyte_ops::{FrozenMatrix, cross_entropy::logits};
+use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::logits};
 use halfbyte_tensor::{DType, Tensor};
 use serde::Serialize;
 use std::{path::Path, sync::Arc};
@@ -86,8 +86,8 @@ pub(crate) fn sample(tokenizer: &Tokenizer, data: Option<&Path>, positions: usiz
 
 /// Logits in f32 after every token.
 pub(crate) fn predictions(model: &dyn Model, ids: &[u32]) -> anyhow::Result<Tensor> {
-    let lengths = [ids.len()];
-    let input = Input { ids, batch: 1, time: ids.len(), lengths: &lengths, compute: DType::F32, checkpointing: false };
+    let (layout, ids) = (Layout::new(&[ids.len()])?, Ids::new(ids.to_vec()));
+    let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::disabled();
     let hidden = model.hidden(&tape, &input, Context::default())?;
     Ok(logits(hidden.value(), model.head(&tape).as_head())?)

@@ -10,7 +10,6 @@ pub(super) struct Saved<'a, T> {
     pub(super) y: &'a [T],
     pub(super) dy: &'a [T],
     pub(super) lse: &'a [f32],
-    pub(super) lengths: &'a [usize],
 }
 
 /// The rows of a piece in each gradient; none where a gradient is not wanted.
@@ -25,12 +24,12 @@ struct Gradients<'a, T> {
 /// With `P = exp(scale q kᵀ - lse)` and `D = rowsum(dy y)`: `dv = Pᵀ dy`, `dS = scale P (dy vᵀ - D)`, `dq = dS k` and
 /// `dk = dSᵀ q`.
 pub(super) fn backward<T: Activation>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mut [T]>; 3]) {
-    let shape = &saved.inputs.shape;
-    let dq = deal(dq, shape, saved.inputs.width());
-    let (dk, dv) = (deal(dk, shape, shape.head_dim), deal(dv, shape, shape.head_dim));
+    let (shape, of) = (saved.inputs.shape, (saved.inputs.layout, saved.inputs.shape.kv_heads));
+    let dq = deal(dq, of, saved.inputs.width());
+    let (dk, dv) = (deal(dk, of, shape.head_dim), deal(dv, of, shape.head_dim));
     let pieces: Vec<_> = dq.into_iter().zip(dk).zip(dv).map(|((dq, dk), dv)| Gradients { dq, dk, dv }).collect();
     pieces.into_par_iter().enumerate().with_max_len(1).for_each(|(i, gradients)| {
-        Work::new(saved, saved.inputs.piece(i), i).run(gradients);
+        Work::new(saved, i).run(gradients);
     });
 }
 
@@ -38,7 +37,6 @@ pub(super) fn backward<T: Activation>(saved: &Saved<'_, T>, [dq, dk, dv]: [Optio
 struct Work<'a, T> {
     saved: &'a Saved<'a, T>,
     piece: Piece,
-    length: usize,
     lse: &'a [f32],
     k: Vec<T>,
     v: Vec<T>,
@@ -60,17 +58,17 @@ struct Block<T> {
 }
 
 impl<'a, T: Activation> Work<'a, T> {
-    fn new(saved: &'a Saved<'a, T>, piece: Piece, i: usize) -> Self {
-        let inputs = &saved.inputs;
-        let length = saved.lengths[i / inputs.shape.kv_heads];
-        let rows = inputs.shape.group() * inputs.shape.time;
+    fn new(saved: &'a Saved<'a, T>, i: usize) -> Self {
+        let (inputs, piece) = (&saved.inputs, saved.inputs.piece(i));
+        // Numbers of a sequence lie together, those of a piece's query heads next to each other.
+        let numbers = inputs.shape.group() * piece.segment.count;
+        let first = inputs.shape.heads * piece.segment.first + i % inputs.shape.kv_heads * numbers;
         Work {
             saved,
             piece,
-            length,
-            lse: &saved.lse[i * rows..][..rows],
-            k: inputs.keys(inputs.k, piece, length),
-            v: inputs.keys(inputs.v, piece, length),
+            lse: &saved.lse[first..][..numbers],
+            k: inputs.keys(inputs.k, piece),
+            v: inputs.keys(inputs.v, piece),
             dk: Vec::new(),
             dv: Vec::new(),
             block: Block::default(),
@@ -84,9 +82,10 @@ impl<'a, T: Activation> Work<'a, T> {
         let wanted = |it: &[&mut [T]]| !it.is_empty();
         self.dk.resize(if wanted(&out.dk) { self.k.len() } else { 0 }, 0.0);
         self.dv.resize(if wanted(&out.dv) { self.v.len() } else { 0 }, 0.0);
-        for block in blocks(self.length, QUERIES) {
+        let window = self.saved.inputs.shape.window;
+        for block in blocks(self.piece.segment.count, QUERIES) {
             self.load(&block, wanted(&out.dq));
-            for keys in self.saved.inputs.key_blocks(&block) {
+            for keys in self.piece.key_blocks(&block, window) {
                 self.step(&block, keys);
             }
             vectorised!({
@@ -102,9 +101,6 @@ impl<'a, T: Activation> Work<'a, T> {
                     store_f32(sum, row);
                 }
             });
-        }
-        for rows in [&mut out.dq, &mut out.dk, &mut out.dv] {
-            rows.iter_mut().skip(self.length).for_each(|row| row.fill(T::default()));
         }
     }
 
@@ -129,7 +125,7 @@ impl<'a, T: Activation> Work<'a, T> {
     }
 
     fn step(&mut self, block: &Range<usize>, keys: Range<usize>) {
-        let shape = &self.saved.inputs.shape;
+        let shape = self.saved.inputs.shape;
         let (d, width) = (shape.head_dim, keys.len());
         let some = keys.start * d..keys.end * d;
         let it = &mut self.block;
@@ -139,8 +135,8 @@ impl<'a, T: Activation> Work<'a, T> {
         vectorised!({
             for (r, row) in self.scores.chunks_mut(width).enumerate() {
                 let (h, i) = (r / block.len(), block.start + r % block.len());
-                let lse = self.lse[h * shape.time + i];
-                let visible = self.saved.inputs.visible_in(i, &keys);
+                let lse = self.lse[h * self.piece.segment.count + i];
+                let visible = self.piece.visible_in(i, shape.window, &keys);
                 row[..visible.start].fill(0.0);
                 row[visible.end..].fill(0.0);
                 row[visible].iter_mut().for_each(|v| *v = exp(*v - lse));

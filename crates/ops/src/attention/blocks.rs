@@ -5,7 +5,10 @@
 //! within one piece and need no atomics. The query heads are stacked, row `h * block + i`, into one tall operand.
 
 use super::AttentionShape;
-use crate::product;
+use crate::{
+    layout::{Layout, Segment},
+    product,
+};
 use halfbyte_matmul::{Dense, Element, Operand, Out, Product, matmul};
 use halfbyte_tensor::{Float, Tensor};
 use std::ops::Range;
@@ -19,31 +22,30 @@ pub(super) const KEYS: usize = 128;
 pub(super) trait Activation: Float + Element {}
 impl<T: Float + Element> Activation for T {}
 
-/// The operands, row-major, and where the queries stand.
+/// The operands, row-major, and the sequences in them.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a, T> {
     pub(super) q: &'a [T],
     pub(super) k: &'a [T],
     pub(super) v: &'a [T],
-    pub(super) shape: AttentionShape,
-    /// The position of the first query, and the number of keys before it; not 0 for a single sequence only.
-    pub(super) start: usize,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) layout: &'a Layout,
 }
 
 /// A sequence and one of its key/value heads.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
-    sequence: usize,
+    pub(super) segment: Segment,
     head: usize,
 }
 
 impl<'a, T: Float> Inputs<'a, T> {
-    pub(super) fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor, shape: AttentionShape) -> Self {
-        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, start: 0 }
+    pub(super) fn new([q, k, v]: [&'a Tensor; 3], shape: &'a AttentionShape, layout: &'a Layout) -> Self {
+        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, layout }
     }
 
     pub(super) fn piece(&self, i: usize) -> Piece {
-        Piece { sequence: i / self.shape.kv_heads, head: i % self.shape.kv_heads }
+        Piece { segment: self.layout.segments()[i / self.shape.kv_heads], head: i % self.shape.kv_heads }
     }
 
     /// Columns of all query heads of a piece.
@@ -51,45 +53,51 @@ impl<'a, T: Float> Inputs<'a, T> {
         self.shape.group() * self.shape.head_dim
     }
 
-    /// The first `count` keys or values (whichever `x` holds) of a piece, `(count, head_dim)`.
-    pub(super) fn keys(&self, x: &[T], piece: Piece, count: usize) -> Vec<T> {
-        let AttentionShape { kv_heads, head_dim: d, .. } = self.shape;
-        let mut rows = vec![T::default(); count * d];
-        let first = piece.sequence * self.shape.time;
-        gather(x, (kv_heads * d, piece.head * d), first..first + count, (d, &mut rows));
+    /// The keys or values (whichever `x` holds) of a piece, up to those of its last query: `(past + count, head_dim)`.
+    pub(super) fn keys(&self, x: &[T], piece: Piece) -> Vec<T> {
+        let AttentionShape { kv_heads, head_dim: d, .. } = *self.shape;
+        let Segment { first_key, past, count, .. } = piece.segment;
+        let mut rows = vec![T::default(); (past + count) * d];
+        gather(x, (kv_heads * d, piece.head * d), first_key..first_key + past + count, (d, &mut rows));
         rows
     }
 
     /// A block of rows of `x` (shaped as the queries) for all query heads of a piece, stacked `(group * block, d)`.
     pub(super) fn queries(&self, x: &[T], piece: Piece, block: Range<usize>, stacked: &mut Vec<T>) {
-        let AttentionShape { heads, head_dim: d, time, .. } = self.shape;
+        let AttentionShape { heads, head_dim: d, .. } = *self.shape;
         let group = self.shape.group();
         stacked.resize(group * block.len() * d, T::default());
-        let first = piece.sequence * time;
+        let first = piece.segment.first;
         for (h, rows) in stacked.chunks_mut(block.len() * d).enumerate() {
             let column = (piece.head * group + h) * d;
             gather(x, (heads * d, column), first + block.start..first + block.end, (d, rows));
         }
     }
+}
 
+impl Piece {
     /// The blocks of keys that any query of a block sees.
-    pub(super) fn key_blocks(&self, block: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let first = self.visible(block.start).start / KEYS * KEYS;
-        let end = self.visible(block.end - 1).end;
+    pub(super) fn key_blocks(
+        &self,
+        block: &Range<usize>,
+        window: Option<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
+        let first = self.visible(block.start, window).start / KEYS * KEYS;
+        let end = self.visible(block.end - 1, window).end;
         (first..end).step_by(KEYS).map(move |it| it..end.min(it + KEYS))
     }
 
     /// Which of the keys of a block a query sees, relative to the block; perhaps none.
-    pub(super) fn visible_in(&self, query: usize, keys: &Range<usize>) -> Range<usize> {
-        let all = self.visible(query);
+    pub(super) fn visible_in(&self, query: usize, window: Option<usize>, keys: &Range<usize>) -> Range<usize> {
+        let all = self.visible(query, window);
         let (first, end) = (all.start.max(keys.start), all.end.min(keys.end));
         if first < end { first - keys.start..end - keys.start } else { 0..0 }
     }
 
     /// The keys that a query sees.
-    pub(super) fn visible(&self, query: usize) -> Range<usize> {
-        let end = self.start + query + 1;
-        self.shape.window.map_or(0, |it| end.saturating_sub(it))..end
+    pub(super) fn visible(&self, query: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.segment.past + query + 1;
+        window.map_or(0, |it| end.saturating_sub(it))..end
     }
 }
 
@@ -98,14 +106,34 @@ pub(super) fn blocks(count: usize, size: usize) -> impl Iterator<Item = Range<us
     (0..count).step_by(size).map(move |it| it..count.min(it + size))
 }
 
-/// Deals the columns of a `(batch * time, kv_heads * width)` matrix out to its pieces: for each a slice of every row.
-pub(super) fn deal<'a, T>(data: Option<&'a mut [T]>, shape: &AttentionShape, width: usize) -> Vec<Vec<&'a mut [T]>> {
+/// Deals the columns of a `(tokens, kv_heads * width)` matrix out to its pieces: for each a slice of every row.
+pub(super) fn deal<'a, T>(
+    data: Option<&'a mut [T]>,
+    (layout, kv_heads): (&Layout, usize),
+    width: usize,
+) -> Vec<Vec<&'a mut [T]>> {
     let mut pieces: Vec<Vec<&mut [T]>> = Vec::new();
-    pieces.resize_with(shape.batch * shape.kv_heads, Vec::new);
-    for (row, values) in data.into_iter().flat_map(|it| it.chunks_mut(shape.kv_heads * width)).enumerate() {
-        let first = row / shape.time * shape.kv_heads;
-        for (piece, values) in pieces[first..].iter_mut().zip(values.chunks_mut(width)) {
-            piece.push(values);
+    pieces.resize_with(layout.sequences() * kv_heads, Vec::new);
+    let mut rows = data.into_iter().flat_map(|it| it.chunks_mut(kv_heads * width));
+    for (segment, pieces) in layout.segments().iter().zip(pieces.chunks_mut(kv_heads)) {
+        for row in rows.by_ref().take(segment.count) {
+            for (piece, values) in pieces.iter_mut().zip(row.chunks_mut(width)) {
+                piece.push(values);
+            }
+        }
+    }
+    pieces
+}
+
+/// Cuts numbers, one a row and query head, into those of each piece: `group` heads of `count` rows, one head after the other.
+pub(super) fn deal_numbers<'a>(mut data: &'a mut [f32], inputs: (&Layout, &AttentionShape)) -> Vec<&'a mut [f32]> {
+    let (layout, shape) = inputs;
+    let mut pieces = Vec::with_capacity(layout.sequences() * shape.kv_heads);
+    for segment in layout.segments() {
+        for _ in 0..shape.kv_heads {
+            let (piece, rest) = data.split_at_mut(shape.group() * segment.count);
+            pieces.push(piece);
+            data = rest;
         }
     }
     pieces

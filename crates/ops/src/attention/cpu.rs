@@ -1,4 +1,4 @@
-use super::blocks::{Activation, Inputs, Matrix, Piece, QUERIES, blocks, deal, multiply};
+use super::blocks::{Activation, Inputs, Matrix, Piece, QUERIES, blocks, deal, deal_numbers, multiply};
 use crate::{
     exp::exp,
     lanes::{max, sum},
@@ -6,35 +6,32 @@ use crate::{
 use halfbyte_tensor::{store_f32, vectorised};
 use rayon::prelude::*;
 
-/// Writes `y`, and `lse (batch * heads, time)`: the logarithm of each row's sum of exponentials.
-pub(super) fn forward<T: Activation>(inputs: &Inputs<'_, T>, lengths: &[usize], y: &mut [T], lse: &mut [f32]) {
-    let shape = &inputs.shape;
-    let pieces = deal(Some(y), shape, inputs.width());
-    let lse = lse.par_chunks_mut(shape.group() * shape.time);
+/// Writes `y`, and `lse (heads * tokens)`: the logarithm of each row's sum of exponentials.
+pub(super) fn forward<T: Activation>(inputs: &Inputs<'_, T>, y: &mut [T], lse: &mut [f32]) {
+    let (layout, shape) = (inputs.layout, inputs.shape);
+    let pieces = deal(Some(y), (layout, shape.kv_heads), inputs.width());
+    let lse = deal_numbers(lse, (layout, shape));
     pieces.into_par_iter().zip(lse).enumerate().with_max_len(1).for_each(|(i, (mut y, lse))| {
-        attend(inputs, inputs.piece(i), lengths[i / shape.kv_heads], (&mut y, lse));
+        attend(inputs, inputs.piece(i), (&mut y, lse));
     });
 }
 
-fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y, lse): (&mut [&mut [T]], &mut [f32])) {
-    let d = inputs.shape.head_dim;
-    let (y, padding) = y.split_at_mut(length);
-    padding.iter_mut().for_each(|row| row.fill(T::default()));
-    let k = inputs.keys(inputs.k, piece, inputs.start + length);
-    let v = inputs.keys(inputs.v, piece, inputs.start + length);
+fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, (y, lse): (&mut [&mut [T]], &mut [f32])) {
+    let (d, window, length) = (inputs.shape.head_dim, inputs.shape.window, piece.segment.count);
+    let (k, v) = (inputs.keys(inputs.k, piece), inputs.keys(inputs.v, piece));
     let (mut q, mut scores, mut state) = (Vec::new(), Vec::new(), Softmax::default());
     for block in blocks(length, QUERIES) {
         inputs.queries(inputs.q, piece, block.clone(), &mut q);
         let rows = q.len() / d;
         state.reset(rows, d);
-        for keys in inputs.key_blocks(&block) {
+        for keys in piece.key_blocks(&block, window) {
             scores.resize(rows * keys.len(), 0.0);
             let some = keys.start * d..keys.end * d;
             let scale = (inputs.shape.scale, false);
             multiply::<T, _, _>((Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t()), scale, &mut scores);
             vectorised!({
                 for (r, row) in scores.chunks_mut(keys.len()).enumerate() {
-                    let visible = inputs.visible_in(block.start + r % block.len(), &keys);
+                    let visible = piece.visible_in(block.start + r % block.len(), window, &keys);
                     row[..visible.start].fill(0.0);
                     row[visible.end..].fill(0.0);
                     state.absorb(r, &mut row[visible], d);
@@ -49,7 +46,7 @@ fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, length: usize, (y
                 let inverse = 1.0 / state.totals[r];
                 sums.iter_mut().for_each(|v| *v *= inverse);
                 store_f32(sums, &mut y[i][h * d..][..d]);
-                lse[h * inputs.shape.time + i] = state.maxima[r] + state.totals[r].ln();
+                lse[h * length + i] = state.maxima[r] + state.totals[r].ln();
             }
         });
     }

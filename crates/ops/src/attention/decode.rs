@@ -5,6 +5,7 @@ use super::blocks::Inputs;
 use crate::{
     exp::exp,
     lanes::{axpy, dot, max, sum},
+    layout::Segment,
 };
 use halfbyte_tensor::{Float, load_f32, store_f32, vectorised};
 use rayon::prelude::*;
@@ -15,11 +16,12 @@ pub(super) const MAX_QUERIES: usize = 4;
 const SMALL: usize = 1 << 18;
 
 pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
-    let shape = &inputs.shape;
+    let shape = inputs.shape;
     let columns = shape.heads * shape.head_dim;
-    for (i, row) in y.chunks_mut(columns).enumerate() {
-        let attend = |(head, y): (usize, &mut [T])| vectorised!(attend(inputs, i, head, y));
-        if (inputs.start + i) * columns < SMALL {
+    let places = inputs.layout.segments().iter().flat_map(|it| (0..it.count).map(move |i| (*it, i)));
+    for ((segment, i), row) in places.zip(y.chunks_mut(columns)) {
+        let attend = |(head, y): (usize, &mut [T])| vectorised!(attend(inputs, (segment, i), head, y));
+        if (segment.past + i) * columns < SMALL {
             row.chunks_mut(inputs.width()).enumerate().for_each(attend);
         } else {
             row.par_chunks_mut(inputs.width()).enumerate().with_max_len(1).for_each(attend);
@@ -27,14 +29,16 @@ pub(super) fn forward<T: Float>(inputs: &Inputs<'_, T>, y: &mut [T]) {
     }
 }
 
-/// Query `i` of all query heads of key/value head `head`, `y (group * head_dim)`.
+/// Query `i` of a sequence, for all query heads of key/value head `head`: `y (group * head_dim)`.
 #[inline(always)]
-fn attend<T: Float>(inputs: &Inputs<'_, T>, i: usize, head: usize, y: &mut [T]) {
+fn attend<T: Float>(inputs: &Inputs<'_, T>, (segment, i): (Segment, usize), head: usize, y: &mut [T]) {
     let (d, stride) = (inputs.shape.head_dim, inputs.shape.kv_heads * inputs.shape.head_dim);
-    let visible = inputs.visible(i);
+    let end = segment.past + i + 1;
+    let first = inputs.shape.window.map_or(0, |it| end.saturating_sub(it));
+    let visible = segment.first_key + first..segment.first_key + end;
     let count = visible.len();
     let mut q = vec![0.0; y.len()];
-    load_f32(&inputs.q[i * inputs.shape.heads * d + head * y.len()..][..y.len()], &mut q);
+    load_f32(&inputs.q[(segment.first + i) * inputs.shape.heads * d + head * y.len()..][..y.len()], &mut q);
     q.iter_mut().for_each(|it| *it *= inputs.shape.scale);
     let mut scores = vec![0.0; count * y.len() / d];
     let mut row = vec![0.0; d];

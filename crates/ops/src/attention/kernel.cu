@@ -11,14 +11,15 @@
 
 struct Shape {
     int heads, kv_heads, dim;
-    int time;     // queries of a sequence
-    int kv_time;  // rows of a sequence's keys and values
-    int start;    // position of the first query
-    int window;   // 0 for none
+    int window;  // 0 for none
     float scale;
 };
-#define SHAPE int heads, int kv_heads, int dim, int time, int kv_time, int start, int window, float scale
-#define AS_SHAPE {heads, kv_heads, dim, time, kv_time, start, window, scale}
+// A sequence: rows of the batch, the row of its first key, and the position of its first row, as the layout has them.
+struct Segment {
+    unsigned first, count, first_key, past;
+};
+#define SHAPE int heads, int kv_heads, int dim, int window, float scale
+#define AS_SHAPE {heads, kv_heads, dim, window, scale}
 
 __device__ __forceinline__ int first_key(const Shape& s, int position) {
     return s.window > 0 && position - s.window + 1 > 0 ? position - s.window + 1 : 0;
@@ -52,17 +53,20 @@ __device__ __forceinline__ void add_weighted(float* acc, float weight, const flo
     }
 }
 
-// grid: (ceil(time / ROWS), heads, batch). `lengths` holds the real rows of each sequence, or is null where all are.
-KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y, float* lse, SHAPE) {
+// grid: (ceil(longest / ROWS), heads, sequences).
+// lse holds, for each sequence, the numbers of one head after the other.
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse, SHAPE) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
     float* values = keys + TILE * (s.dim + 1);
     float* rows = values + TILE * (s.dim + 1);
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y, batch = blockIdx.z;
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t q_base = (size_t)batch * s.time, kv_base = (size_t)batch * s.kv_time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, start = of.past, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t q_base = of.first, kv_base = of.first_key, numbers = (size_t)s.heads * of.first + (size_t)head * length;
     for (int i = threadIdx.x; i < ROWS * s.dim; i += blockDim.x) {
         int row = first + i / s.dim, c = i % s.dim;
         rows[i] = row < length ? to_f32(q[(q_base + row) * q_stride + head * s.dim + c]) * s.scale : 0.0f;
@@ -74,15 +78,15 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y
         for (int i = 0; i < SHARE; i++) acc[r][i] = 0.0f;
     }
     int last_row = first + ROWS < length ? first + ROWS : length;
-    int end = s.start + last_row;
-    int begin = first_key(s, s.start + first) / TILE * TILE;
-    for (int tile = first < length ? begin : end; tile < end; tile += TILE) {
+    int end = start + last_row;
+    int begin = first_key(s, start + first) / TILE * TILE;
+    for (int tile = begin; tile < end; tile += TILE) {
         __syncthreads();
         load_tile(keys, k + kv_head * s.dim, kv_base, tile, end, kv_stride, s.dim);
         load_tile(values, v + kv_head * s.dim, kv_base, tile, end, kv_stride, s.dim);
         __syncthreads();
         for (int r = 0; r < ROWS / WARPS; r++) {
-            int row = warp * (ROWS / WARPS) + r, position = s.start + first + row, key = tile + lane;
+            int row = warp * (ROWS / WARPS) + r, position = start + first + row, key = tile + lane;
             bool visible = first + row < length && key <= position && key >= first_key(s, position);
             float score = visible ? row_dot(rows + row * s.dim, keys, s.dim) : -INF;
             float most = fmaxf(largest[r], warp_max(score));
@@ -96,43 +100,43 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y
     }
     for (int r = 0; r < ROWS / WARPS; r++) {
         int row = first + warp * (ROWS / WARPS) + r;
-        if (row >= s.time) continue;
-        float inverse = row < length ? 1.0f / sum[r] : 0.0f;
+        if (row >= length) continue;
+        float inverse = 1.0f / sum[r];
         for (int i = 0; i < SHARE; i++) {
             int c = lane + 32 * i;
             if (c < s.dim) y[(q_base + row) * q_stride + head * s.dim + c] = Round<T>::of(acc[r][i] * inverse);
         }
-        if (lane == 0 && lse) lse[((size_t)batch * s.heads + head) * s.time + row] = row < length ? largest[r] + logf(sum[r]) : 0.0f;
+        if (lane == 0) lse[numbers + row] = largest[r] + logf(sum[r]);
     }
 }
 
-// The sum over channels of dy y, for every row and head. A warp each.
-KERNEL products(const T* dy, const T* y, float* d, int heads, int dim, int time, unsigned long long n) {
-    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
-    int lane = threadIdx.x & 31;
-    if (at >= n) return;
-    // at counts (batch, head, time), as lse does.
-    size_t t = at % time, head = at / time % heads, batch = at / time / heads;
-    size_t base = (batch * time + t) * heads * dim + head * dim;
+// The sum over channels of dy y, for every row and head. A warp each; grid: (ceil(longest / 8), heads, sequences).
+KERNEL products(const T* dy, const T* y, const unsigned* segments, float* d, int heads, int dim) {
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int row = blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5), lane = threadIdx.x & 31, head = blockIdx.y;
+    if (row >= (int)of.count) return;
+    size_t base = ((size_t)of.first + row) * heads * dim + (size_t)head * dim;
     float sum = 0.0f;
     for (int c = lane; c < dim; c += 32) sum += to_f32(dy[base + c]) * to_f32(y[base + c]);
     sum = warp_sum(sum);
-    if (lane == 0) d[at] = sum;
+    if (lane == 0) d[(size_t)heads * of.first + (size_t)head * of.count + row] = sum;
 }
 
 // dq = scale * the sum over keys of p (dp - d) k, with p = exp(score - lse) and dp = dy v. The grid is that of `forward`.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                      const unsigned* lengths, T* dq, SHAPE) {
+                      const unsigned* segments, T* dq, SHAPE) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
     float* values = keys + TILE * (s.dim + 1);
     float* rows = values + TILE * (s.dim + 1);
     float* grads = rows + ROWS * s.dim;
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y, batch = blockIdx.z;
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t base = (size_t)batch * s.time, numbers = ((size_t)batch * s.heads + head) * s.time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t base = of.first, numbers = (size_t)s.heads * of.first + (size_t)head * length;
     for (int i = threadIdx.x; i < ROWS * s.dim; i += blockDim.x) {
         int row = first + i / s.dim;
         size_t at = (base + row) * q_stride + head * s.dim + i % s.dim;
@@ -143,7 +147,7 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
     for (int r = 0; r < ROWS / WARPS; r++)
         for (int i = 0; i < SHARE; i++) acc[r][i] = 0.0f;
     int end = first + ROWS < length ? first + ROWS : length;
-    for (int tile = first < length ? first_key(s, first) / TILE * TILE : end; tile < end; tile += TILE) {
+    for (int tile = first_key(s, first) / TILE * TILE; tile < end; tile += TILE) {
         __syncthreads();
         load_tile(keys, k + kv_head * s.dim, base, tile, end, kv_stride, s.dim);
         load_tile(values, v + kv_head * s.dim, base, tile, end, kv_stride, s.dim);
@@ -164,25 +168,27 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
         int row = first + warp * (ROWS / WARPS) + r;
         for (int i = 0; i < SHARE; i++) {
             int c = lane + 32 * i;
-            if (row < s.time && c < s.dim) dq[(base + row) * q_stride + head * s.dim + c] = Round<T>::of(acc[r][i] * s.scale);
+            if (row < length && c < s.dim) dq[(base + row) * q_stride + head * s.dim + c] = Round<T>::of(acc[r][i] * s.scale);
         }
     }
 }
 
 // dv = the sum over queries of p dy, dk = scale * that of p (dp - d) q; over all query heads that share the key's. Rows are keys here,
-// tiles queries. grid: (ceil(time / ROWS), kv_heads, batch).
+// tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                          const unsigned* lengths, T* dk, T* dv, SHAPE) {
+                          const unsigned* segments, T* dk, T* dv, SHAPE) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* queries = shared;
     float* grads = queries + TILE * (s.dim + 1);
     float* keys = grads + TILE * (s.dim + 1);
     float* values = keys + ROWS * s.dim;
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, kv_head = blockIdx.y, batch = blockIdx.z;
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, kv_head = blockIdx.y;
     int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t base = (size_t)batch * s.time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t base = of.first;
     for (int i = threadIdx.x; i < ROWS * s.dim; i += blockDim.x) {
         int row = first + i / s.dim;
         size_t at = (base + row) * kv_stride + kv_head * s.dim + i % s.dim;
@@ -195,7 +201,7 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
     // The last query that sees any of these keys.
     int last = s.window > 0 && first + ROWS - 1 + s.window < length ? first + ROWS - 1 + s.window : length;
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        size_t numbers = ((size_t)batch * s.heads + head) * s.time;
+        size_t numbers = (size_t)s.heads * of.first + (size_t)head * length;
         for (int tile = first / TILE * TILE; tile < last; tile += TILE) {
             __syncthreads();
             load_tile(queries, q + head * s.dim, base, tile, length, q_stride, s.dim);
@@ -219,10 +225,10 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
         int row = first + warp * (ROWS / WARPS) + r;
         for (int i = 0; i < SHARE; i++) {
             int c = lane + 32 * i;
-            if (row >= s.time || c >= s.dim) continue;
+            if (row >= length || c >= s.dim) continue;
             size_t at = (base + row) * kv_stride + kv_head * s.dim + c;
-            dk[at] = Round<T>::of(key_acc[r][i] * s.scale);
-            dv[at] = Round<T>::of(value_acc[r][i]);
+            if (dk) dk[at] = Round<T>::of(key_acc[r][i] * s.scale);
+            if (dv) dv[at] = Round<T>::of(value_acc[r][i]);
         }
     }
 }

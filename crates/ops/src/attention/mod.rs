@@ -12,17 +12,17 @@ mod decode;
 #[cfg(test)]
 mod tests;
 
+use crate::{
+    layout::Layout,
+    place::{Cost, fill},
+};
 use blocks::Inputs;
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
-/// What the rows and columns of queries, keys and values mean.
+/// What the columns of queries, keys and values mean, and which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
-    /// Sequences.
-    pub batch: usize,
-    /// Rows of a sequence, padding included.
-    pub time: usize,
     /// Heads of the queries.
     pub heads: usize,
     /// Heads of keys and values; each serves `heads / kv_heads` consecutive query heads.
@@ -43,8 +43,8 @@ impl AttentionShape {
 
     fn check(&self, op: &'static str) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(op, message).into());
-        if [self.batch, self.time, self.heads, self.kv_heads, self.head_dim].contains(&0) {
-            return refuse(format!("batch, time, heads, kv_heads and head_dim must be positive, got {self:?}"));
+        if [self.heads, self.kv_heads, self.head_dim].contains(&0) {
+            return refuse(format!("heads, kv_heads and head_dim must be positive, got {self:?}"));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return refuse(format!("heads ({}) must be a multiple of kv_heads ({})", self.heads, self.kv_heads));
@@ -54,111 +54,127 @@ impl AttentionShape {
         }
         Ok(())
     }
+
+    /// Floating-point operations of so many products over all visible pairs.
+    fn flops(&self, layout: &Layout, products: usize) -> usize {
+        2 * products * layout.visible_pairs(self.window) * self.heads * self.head_dim
+    }
 }
 
-/// Softmax-weighted sums of values: `q (batch * time, heads * head_dim)`, `k` and `v (batch * time, kv_heads *
-/// head_dim)` of one dtype give `y` in the shape and dtype of `q`.
+/// Softmax-weighted sums of values: `q (tokens, heads * head_dim)`, `k` and `v (tokens, kv_heads * head_dim)` of one dtype
+/// give `y` in the shape and dtype of `q`.
 ///
-/// Query `i` sees keys `0..=i` of its sequence, or the last `window` of them. `lengths` holds the real rows of each
-/// sequence, padding on the right: outputs and gradients of padded rows are zero and cost nothing. Saves `q`, `k`, `v`,
-/// `y` and one number for each row and head.
-pub fn attention(tape: &Tape<'_>, q: &Var, k: &Var, v: &Var, shape: AttentionShape, lengths: &[usize]) -> Result<Var> {
-    check(&shape, [q.value(), k.value(), v.value()], lengths)?;
-    if q.value().gpu().is_some() {
-        return attention_on_gpu(tape, [q, k, v], shape, lengths);
-    }
-    let mut y = Tensor::scratch(q.value().shape(), q.value().dtype());
-    let mut lse = Tensor::scratch(&[shape.batch * shape.heads, shape.time], DType::F32);
-    with_float!(y.dtype(), T, {
-        let inputs = Inputs::<T>::new(q.value(), k.value(), v.value(), shape);
-        cpu::forward(&inputs, lengths, y.data_mut(), lse.data_mut());
-    });
-    if !tape.is_recording() || ![q, k, v].iter().any(|it| it.requires_grad()) {
-        return Ok(Var::constant(y));
-    }
-    let (qv, kv, vv, yv) = (q.value().clone(), k.value().clone(), v.value().clone(), y.clone());
-    let lengths = lengths.to_vec();
-    Ok(tape.record("attention", [q, k, v], y, move |dy, needs| {
-        let gradient = |need: bool, of: &Tensor| need.then(|| Tensor::scratch(of.shape(), of.dtype()));
-        let (mut dq, mut dk, mut dv) = (gradient(needs[0], &qv), gradient(needs[1], &kv), gradient(needs[2], &vv));
-        with_float!(yv.dtype(), T, {
-            let saved = backward::Saved::<T> {
-                inputs: Inputs::new(&qv, &kv, &vv, shape),
-                y: yv.data(),
-                dy: dy.data(),
-                lse: lse.data(),
-                lengths: &lengths,
-            };
-            backward::backward(&saved, [&mut dq, &mut dk, &mut dv].map(|it| it.as_mut().map(Tensor::data_mut)));
-        });
-        Ok([dq, dk, dv])
-    }))
-}
-
-fn attention_on_gpu(tape: &Tape<'_>, inputs: [&Var; 3], shape: AttentionShape, lengths: &[usize]) -> Result<Var> {
-    let place = cuda::Place { kv_time: shape.time, start: 0 };
-    let (y, lse) = cuda::forward(inputs.map(Var::value), &shape, place, Some(lengths))?;
+/// Query `i` of a sequence sees keys `0..=i` of that sequence, or the last `window` of them. Saves `q`, `k`, `v`, `y` and one
+/// number for each row and head. Fails if the operands do not fit the layout.
+pub fn attention(tape: &Tape<'_>, [q, k, v]: [&Var; 3], shape: AttentionShape, layout: &Layout) -> Result<Var> {
+    let inputs = [q, k, v];
+    check(&shape, inputs.map(Var::value), layout)?;
+    let [y, lse] = forward(inputs.map(Var::value), &shape, layout)?;
     if !tape.is_recording() || !inputs.iter().any(|it| it.requires_grad()) {
         return Ok(Var::constant(y));
     }
-    let (kept, yv, lengths) = (inputs.map(|it| it.value().clone()), y.clone(), lengths.to_vec());
+    let (kept, yv, layout) = (inputs.map(|it| it.value().clone()), y.clone(), layout.clone());
     Ok(tape.record("attention", inputs, y, move |dy, needs| {
-        let saved = cuda::Saved { inputs: kept.each_ref(), y: &yv, lse: &lse, lengths: &lengths };
-        let [dq, dk, dv] = cuda::backward(&saved, &dy, &shape)?;
-        Ok([needs[0].then_some(dq), needs[1].then_some(dk), needs[2].then_some(dv)])
+        let saved = Saved { inputs: kept.each_ref(), y: &yv, dy: &dy, lse: &lse };
+        gradients(&saved, &shape, &layout, needs)
     }))
 }
 
-/// Attention of new queries over a cache: `q (time, heads * head_dim)` at positions `start..start + time`, against the
-/// first `start + time` rows of `k` and `v (capacity, kv_heads * head_dim)`, which hold the new rows already.
+/// What the backward pass reads.
+struct Saved<'a> {
+    inputs: [&'a Tensor; 3],
+    y: &'a Tensor,
+    dy: &'a Tensor,
+    lse: &'a Tensor,
+}
+
+/// `y`, and the logarithm of each row's sum of exponentials, `(heads * tokens)`: for each sequence one head after the other.
+fn forward([q, k, v]: [&Tensor; 3], shape: &AttentionShape, layout: &Layout) -> Result<[Tensor; 2]> {
+    let y = q.scratch_like(q.shape(), q.dtype());
+    let lse = q.scratch_like(&[shape.heads * q.rows()], DType::F32);
+    let cost = Cost::of("attention", 0, &[q, k, v, &y, &lse]).flops(shape.flops(layout, 2));
+    let host = |[y, lse]: &mut [Tensor; 2]| {
+        with_float!(q.dtype(), T, {
+            cpu::forward(&Inputs::<T>::new([q, k, v], shape, layout), y.data_mut(), lse.data_mut());
+        });
+        Ok(())
+    };
+    fill(q, cost, [y, lse], host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (shape, layout), (y, lse)))
+}
+
+/// Those of dq, dk and dv that are wanted.
+fn gradients(
+    saved: &Saved<'_>,
+    shape: &AttentionShape,
+    layout: &Layout,
+    needs: [bool; 3],
+) -> Result<[Option<Tensor>; 3]> {
+    let [q, ..] = saved.inputs;
+    let mut needs = needs.into_iter();
+    let grads = saved.inputs.map(|it| needs.next().filter(|it| *it).map(|_| it.scratch_like(it.shape(), it.dtype())));
+    let tensors: Vec<&Tensor> =
+        saved.inputs.into_iter().chain([saved.y, saved.dy, saved.lse]).chain(grads.iter().flatten()).collect();
+    let cost = Cost::of("attention", 0, &tensors).flops(shape.flops(layout, 5));
+    let host = |grads: &mut [Option<Tensor>; 3]| {
+        with_float!(q.dtype(), T, {
+            let inputs = Inputs::<T>::new(saved.inputs, shape, layout);
+            let saved = backward::Saved { inputs, y: saved.y.data(), dy: saved.dy.data(), lse: saved.lse.data() };
+            backward::backward(&saved, grads.each_mut().map(|it| it.as_mut().map(Tensor::data_mut)));
+        });
+        Ok(())
+    };
+    fill(q, cost, grads, host, |gpu, grads| cuda::backward(gpu, saved, (shape, layout), grads))
+}
+
+/// Attention of new queries over a cache: `q (tokens, heads * head_dim)` at the layout's positions, against the rows of `k` and
+/// `v (rows, kv_heads * head_dim)` that the layout names, which hold the keys and values of the new rows already.
 ///
-/// Returns `y` in the shape and dtype of `q`; `shape.batch` is 1.
-pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, start: usize) -> Result<Tensor> {
+/// Returns `y` in the shape and dtype of `q`. Fails if the operands do not fit the layout.
+pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, layout: &Layout) -> Result<Tensor> {
     shape.check("attend_cached")?;
     check_operand("attend_cached", q, (q, "queries"), shape.heads * shape.head_dim)?;
     check_operand("attend_cached", q, (k, "keys"), shape.kv_heads * shape.head_dim)?;
     check_operand("attend_cached", q, (v, "values"), shape.kv_heads * shape.head_dim)?;
-    let total = start + shape.time;
-    if shape.batch != 1 || q.rows() != shape.time || k.rows() < total || v.rows() < total {
+    let (tokens, total) = (layout.tokens(), layout.key_rows());
+    if q.rows() != tokens || k.rows() < total || v.rows() < total {
         let message = format!(
-            "expected one sequence of {} queries and at least {total} cached rows, got {} queries, {} keys, {} values",
-            shape.time,
+            "expected {tokens} queries and at least {total} cached rows, got {} queries, {} keys, {} values",
             q.rows(),
             k.rows(),
             v.rows()
         );
         return Err(Error::invalid("attend_cached", message).into());
     }
-    if q.gpu().is_some() {
-        let place = cuda::Place { kv_time: k.rows(), start };
-        return Ok(cuda::forward([q, k, v], &shape, place, None)?.0);
-    }
-    let mut y = Tensor::scratch(q.shape(), q.dtype());
-    with_float!(y.dtype(), T, {
-        let inputs = Inputs { start, ..Inputs::<T>::new(q, k, v, shape) };
-        if shape.time <= decode::MAX_QUERIES {
-            decode::forward(&inputs, y.data_mut());
-        } else {
-            let mut lse = Tensor::scratch(&[shape.heads, shape.time], DType::F32);
-            cpu::forward(&inputs, &[shape.time], y.data_mut(), lse.data_mut());
-        }
-    });
+    let out = [q.scratch_like(q.shape(), q.dtype()), q.scratch_like(&[shape.heads * tokens], DType::F32)];
+    let cost = Cost::of("attend_cached", 0, &[q, &out[0]]).flops(shape.flops(layout, 2));
+    let host = |[y, lse]: &mut [Tensor; 2]| {
+        with_float!(q.dtype(), T, {
+            let inputs = Inputs::<T>::new([q, k, v], &shape, layout);
+            if layout.longest() <= decode::MAX_QUERIES {
+                decode::forward(&inputs, y.data_mut());
+            } else {
+                cpu::forward(&inputs, y.data_mut(), lse.data_mut());
+            }
+        });
+        Ok(())
+    };
+    let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (&shape, layout), (y, lse)))?;
     Ok(y)
 }
 
-fn check(shape: &AttentionShape, [q, k, v]: [&Tensor; 3], lengths: &[usize]) -> Result<()> {
+fn check(shape: &AttentionShape, [q, k, v]: [&Tensor; 3], layout: &Layout) -> Result<()> {
     shape.check("attention")?;
     let operands = [((q, "queries"), shape.heads), ((k, "keys"), shape.kv_heads), ((v, "values"), shape.kv_heads)];
     for ((t, name), heads) in operands {
         check_operand("attention", q, (t, name), heads * shape.head_dim)?;
-        if t.rows() != shape.batch * shape.time {
-            let expected = format!("{name} of batch * time = {} rows", shape.batch * shape.time);
+        if t.rows() != layout.tokens() {
+            let expected = format!("{name} of {} rows, one a token of the layout", layout.tokens());
             return Err(Error::shape("attention", expected, t.shape()).into());
         }
     }
-    if lengths.len() != shape.batch || lengths.iter().any(|it| *it > shape.time) {
+    if layout.key_rows() > layout.tokens() {
         let message =
-            format!("expected {} lengths of at most {} rows, one a sequence, got {lengths:?}", shape.batch, shape.time);
+            "expected a layout whose sequences meet their own keys; attend_cached takes one that goes on from a cache";
         return Err(Error::invalid("attention", message).into());
     }
     Ok(())

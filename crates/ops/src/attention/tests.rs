@@ -1,16 +1,19 @@
 use super::{AttentionShape, attend_cached, attention};
-use crate::frozen_linear::test_support::*;
+use crate::{Layout, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{Gradcheck, assert_close, noise};
 
-fn shape(batch: usize, time: usize, (heads, kv_heads): (usize, usize), head_dim: usize) -> AttentionShape {
+fn shape((heads, kv_heads): (usize, usize), head_dim: usize) -> AttentionShape {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { batch, time, heads, kv_heads, head_dim, scale, window: None }
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None }
 }
 
-fn params(s: &AttentionShape, dtype: DType) -> [Param; 3] {
-    let rows = s.batch * s.time;
+fn layout(lengths: &[usize]) -> Layout {
+    Layout::new(lengths).unwrap()
+}
+
+fn params(s: &AttentionShape, rows: usize, dtype: DType) -> [Param; 3] {
     let of = |name: &str, heads, seed| Param::new(name, noise(&[rows, heads * s.head_dim], dtype, seed));
     [of("q", s.heads, 1), of("k", s.kv_heads, 2), of("v", s.kv_heads, 3)]
 }
@@ -21,10 +24,11 @@ fn oracle(s: &AttentionShape, [q, k, v, dy]: [&[f64]; 4], lengths: &[usize]) -> 
     let (d, scale) = (s.head_dim, f64::from(s.scale));
     let zeros = || [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]];
     let (mut out, mut sizes) = (zeros(), zeros());
-    for (b, h, i) in (0..s.batch).flat_map(|b| (0..s.heads).flat_map(move |h| (0..lengths[b]).map(move |i| (b, h, i))))
-    {
-        let at = ((b * s.time + i) * s.heads + h) * d;
-        let key = |j: usize| ((b * s.time + j) * s.kv_heads + h / (s.heads / s.kv_heads)) * d;
+    let layout = layout(lengths);
+    let rows = |h: usize| layout.segments().iter().flat_map(move |it| (0..it.count).map(move |i| (it.first, h, i)));
+    for (first_row, h, i) in (0..s.heads).flat_map(rows) {
+        let at = ((first_row + i) * s.heads + h) * d;
+        let key = |j: usize| ((first_row + j) * s.kv_heads + h / (s.heads / s.kv_heads)) * d;
         let first = s.window.map_or(0, |w| (i + 1).saturating_sub(w));
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let e: Vec<f64> = (first..=i).map(|j| (scale * dot(&q[at..at + d], &k[key(j)..][..d])).exp()).collect();
@@ -49,10 +53,12 @@ fn oracle(s: &AttentionShape, [q, k, v, dy]: [&[f64]; 4], lengths: &[usize]) -> 
 }
 
 fn run(s: &AttentionShape, dtype: DType, lengths: &[usize]) -> [Vec<f32>; 4] {
-    let (p, dy) = (params(s, dtype), noise(&[s.batch * s.time, s.heads * s.head_dim], dtype, 4));
+    let layout = layout(lengths);
+    let rows = layout.tokens();
+    let (p, dy) = (params(s, rows, dtype), noise(&[rows, s.heads * s.head_dim], dtype, 4));
     let tape = Tape::recording();
     let [q, k, v] = [0, 1, 2].map(|i| tape.param(&p[i]));
-    let y = attention(&tape, &q, &k, &v, *s, lengths).unwrap();
+    let y = attention(&tape, [&q, &k, &v], *s, &layout).unwrap();
     assert_eq!((y.value().shape(), y.value().dtype()), (dy.shape(), dtype));
     let loss = with_gradient(&tape, &y, &dy);
     let grads = tape.backward(loss).unwrap();
@@ -73,8 +79,9 @@ fn check(s: &AttentionShape, dtype: DType, lengths: &[usize]) {
     let d = s.head_dim as f64;
     let exact = 2f64.powi(-24) * (4.0 * d * f64::from(s.scale) + 8.0) * (1.0 + d.sqrt()) * 4.0;
     let got = run(s, dtype, lengths);
-    let inputs = params(s, dtype).map(|it| rounded(&it.value(), dtype));
-    let dy = rounded(&noise(&[s.batch * s.time, s.heads * s.head_dim], dtype, 4), dtype);
+    let rows = lengths.iter().sum();
+    let inputs = params(s, rows, dtype).map(|it| rounded(&it.value(), dtype));
+    let dy = rounded(&noise(&[rows, s.heads * s.head_dim], dtype, 4), dtype);
     let [expected, sizes] = oracle(s, [&inputs[0], &inputs[1], &inputs[2], &dy], lengths);
     let shift = one * 4.0 * f64::from(s.scale) * d.sqrt();
     let tolerances = [one + exact, one + shift + exact, one + 2.0 * shift + exact, one + exact];
@@ -90,12 +97,12 @@ fn check(s: &AttentionShape, dtype: DType, lengths: &[usize]) {
 #[test]
 fn values_and_gradients_agree_with_f64_over_ragged_shapes() {
     let cases = [
-        (shape(1, 1, (1, 1), 1), vec![1]),
-        (shape(2, 3, (2, 1), 4), vec![3, 3]),
-        (shape(1, 64, (3, 3), 8), vec![64]),
-        (shape(1, 65, (3, 1), 16), vec![65]),
-        (shape(3, 70, (4, 2), 5), vec![70, 1, 33]),
-        (shape(2, 200, (9, 3), 64), vec![129, 200]),
+        (shape((1, 1), 1), vec![1]),
+        (shape((2, 1), 4), vec![3, 3]),
+        (shape((3, 3), 8), vec![64]),
+        (shape((3, 1), 16), vec![65]),
+        (shape((4, 2), 5), vec![70, 1, 33]),
+        (shape((9, 3), 64), vec![129, 200]),
     ];
     for (s, lengths) in cases {
         check(&s, DType::F32, &lengths);
@@ -105,46 +112,46 @@ fn values_and_gradients_agree_with_f64_over_ragged_shapes() {
 #[test]
 fn sixteen_bit_values_and_gradients_agree_with_f64() {
     for dtype in [DType::Bf16, DType::F16] {
-        check(&shape(2, 100, (6, 2), 32), dtype, &[100, 77]);
-        check(&AttentionShape { window: Some(9), ..shape(1, 70, (2, 2), 64) }, dtype, &[70]);
+        check(&shape((6, 2), 32), dtype, &[100, 77]);
+        check(&AttentionShape { window: Some(9), ..shape((2, 2), 64) }, dtype, &[70]);
     }
 }
 
 #[test]
 fn windows_smaller_and_larger_than_a_block_hide_older_keys() {
     for window in [1, 2, 7, 63, 64, 65, 100, 500] {
-        check(&AttentionShape { window: Some(window), ..shape(1, 150, (2, 1), 8) }, DType::F32, &[150]);
+        check(&AttentionShape { window: Some(window), ..shape((2, 1), 8) }, DType::F32, &[150]);
     }
 }
 
 #[test]
 fn gpt_neo_takes_scores_without_a_scale() {
-    check(&AttentionShape { scale: 1.0, window: Some(5), ..shape(2, 20, (2, 2), 8) }, DType::F32, &[20, 13]);
+    check(&AttentionShape { scale: 1.0, window: Some(5), ..shape((2, 2), 8) }, DType::F32, &[20, 13]);
 }
 
 #[test]
 fn gradients_agree_with_differences() {
-    let s = AttentionShape { window: Some(3), ..shape(2, 5, (4, 2), 2) };
-    let p = params(&s, DType::F32);
+    let s = AttentionShape { window: Some(3), ..shape((4, 2), 2) };
+    let p = params(&s, 9, DType::F32);
     let rows = |t: &Tape<'_>, p: &[Param]| -> [Var; 3] { [0, 1, 2].map(|i| t.param(&p[i])) };
     let check = Gradcheck { tolerance: 2e-2, ..Gradcheck::default() };
     check.run(&p, |t, p| {
         let [q, k, v] = rows(t, p);
-        attention(t, &q, &k, &v, s, &[5, 4])
+        attention(t, [&q, &k, &v], s, &layout(&[5, 4]))
     });
 }
 
 #[test]
 fn only_the_gradients_that_are_wanted_are_computed() {
-    let s = shape(1, 70, (4, 2), 8);
+    let s = shape((4, 2), 8);
     let all = run(&s, DType::F32, &[70]);
     let dy = noise(&[70, 32], DType::F32, 4);
     for wanted in 0..3 {
-        let p = params(&s, DType::F32);
+        let p = params(&s, 70, DType::F32);
         let tape = Tape::recording();
         let vars: Vec<Var> =
             (0..3).map(|i| if i == wanted { tape.param(&p[i]) } else { Var::constant(p[i].value()) }).collect();
-        let y = attention(&tape, &vars[0], &vars[1], &vars[2], s, &[70]).unwrap();
+        let y = attention(&tape, [&vars[0], &vars[1], &vars[2]], s, &layout(&[70])).unwrap();
         let loss = with_gradient(&tape, &y, &dy);
         let grads = tape.backward(loss).unwrap();
         assert_eq!(grads.len(), 1);
@@ -152,32 +159,47 @@ fn only_the_gradients_that_are_wanted_are_computed() {
     }
 }
 
+/// Bits, not closeness: a sequence's numbers come from its own rows alone, whatever lies beside it.
 #[test]
-fn padded_rows_are_zero_whatever_they_hold() {
-    let s = shape(2, 70, (2, 1), 8);
-    let clean = run(&s, DType::F32, &[70, 66]);
-    let [q, k, v] = params(&s, DType::F32).map(|it| {
-        let mut t = it.value().into_unique();
-        let (cols, len) = (t.cols(), t.len());
-        t.data_mut::<f32>()[136 * cols..len].fill(f32::NAN);
-        Var::constant(t)
-    });
-    let y = attention(&Tape::disabled(), &q, &k, &v, s, &[70, 66]).unwrap();
-    assert_eq!(y.value().to_f32_vec(), clean[0]);
-    for (values, cols) in clean.iter().zip([16, 16, 8, 8]) {
-        assert!(values[136 * cols..].iter().all(|it| *it == 0.0));
-        assert!(values[..136 * cols].iter().any(|it| *it != 0.0));
+fn sequences_of_a_batch_do_not_see_each_other() {
+    for (dtype, window) in [(DType::F32, None), (DType::Bf16, Some(20))] {
+        let s = AttentionShape { window, ..shape((4, 2), 16) };
+        let lengths = [70, 3, 133];
+        let (together, total) = (run(&s, dtype, &lengths), lengths.iter().sum::<usize>());
+        let inputs = params(&s, total, dtype).map(|it| it.value());
+        let dy = noise(&[total, 64], dtype, 4);
+        for segment in layout(&lengths).segments() {
+            let part = |t: &Tensor| {
+                let cols = t.cols();
+                let rows = &t.to_f32_vec()[segment.first * cols..][..segment.count * cols];
+                Tensor::from_vec(&[segment.count, cols], rows.to_vec()).to_dtype(dtype)
+            };
+            let p: Vec<Param> = inputs.iter().map(|it| Param::new("p", part(it))).collect();
+            let tape = Tape::recording();
+            let [q, k, v] = [0, 1, 2].map(|i| tape.param(&p[i]));
+            let y = attention(&tape, [&q, &k, &v], s, &layout(&[segment.count])).unwrap();
+            let loss = with_gradient(&tape, &y, &part(&dy));
+            let grads = tape.backward(loss).unwrap();
+            let alone = [0, 1, 2].map(|i| grads.get(&p[i]).unwrap().to_f32_vec());
+            for (all, one, cols) in [
+                (&together[0], &y.value().to_f32_vec(), 64),
+                (&together[1], &alone[0], 64),
+                (&together[2], &alone[1], 32),
+                (&together[3], &alone[2], 32),
+            ] {
+                assert_eq!(all[segment.first * cols..][..segment.count * cols], one[..], "{segment:?} in {dtype}");
+            }
+        }
     }
-    assert_eq!(run(&s, DType::F32, &[0, 70])[0][..70 * 16], [0.0; 70 * 16]);
 }
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let s = AttentionShape { scale: 1000.0, ..shape(1, 130, (1, 1), 4) };
+    let s = AttentionShape { scale: 1000.0, ..shape((1, 1), 4) };
     let got = run(&s, DType::F32, &[130]);
     assert!(got.iter().flatten().all(|it| it.is_finite()));
     // So steep a softmax picks the value of the best key.
-    let [q, k, v] = params(&s, DType::F32).map(|it| it.value().to_f32_vec());
+    let [q, k, v] = params(&s, 130, DType::F32).map(|it| it.value().to_f32_vec());
     let score = |i: usize, j: usize| -> f32 { (0..4).map(|c| q[i * 4 + c] * k[j * 4 + c]).sum() };
     let best = (0..130).max_by(|a, b| score(129, *a).total_cmp(&score(129, *b))).unwrap();
     assert_close("y", &got[0][129 * 4..], &[0, 1, 2, 3].map(|c| f64::from(v[best * 4 + c])), 1e-6);
@@ -186,7 +208,7 @@ fn large_scores_do_not_overflow() {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     for dtype in [DType::F32, DType::Bf16] {
-        let s = AttentionShape { window: Some(90), ..shape(3, 150, (6, 2), 16) };
+        let s = AttentionShape { window: Some(90), ..shape((6, 2), 16) };
         let once = || run(&s, dtype, &[150, 149, 20]);
         assert_eq!(on_threads(1, once), on_threads(2, once));
     }
@@ -195,17 +217,17 @@ fn results_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn the_cache_gives_the_same_rows_however_they_come() {
     for (dtype, window) in [(DType::F32, None), (DType::F32, Some(10)), (DType::Bf16, Some(70)), (DType::F16, None)] {
-        let s = AttentionShape { window, ..shape(1, 150, (6, 2), 16) };
-        let [q, k, v] = params(&s, dtype).map(|it| it.value());
+        let s = AttentionShape { window, ..shape((6, 2), 16) };
+        let [q, k, v] = params(&s, 150, dtype).map(|it| it.value());
         let of = |t: &Tensor| Var::constant(t.clone());
-        let whole = attention(&Tape::disabled(), &of(&q), &of(&k), &of(&v), s, &[150]).unwrap();
+        let whole = attention(&Tape::disabled(), [&of(&q), &of(&k), &of(&v)], s, &layout(&[150])).unwrap();
         let whole = rounded(whole.value(), DType::F32);
         // A prompt by blocks, then single tokens, then a few at once.
         let mut start = 0;
         for time in [70, 1, 1, 4, 5, 66, 1, 1, 1] {
             let rows = q.to_f32_vec()[start * 96..(start + time) * 96].to_vec();
             let new = Tensor::from_vec(&[time, 96], rows).to_dtype(dtype);
-            let y = attend_cached(&new, &k, &v, AttentionShape { time, ..s }, start).unwrap();
+            let y = attend_cached(&new, &k, &v, s, &Layout::resumed(&[(time, start, 0)]).unwrap()).unwrap();
             assert_eq!((y.shape(), y.dtype()), (&[time, 96][..], dtype));
             assert_close("y", &y.to_f32_vec(), &whole[start * 96..(start + time) * 96], tolerance(dtype, 16));
             start += time;
@@ -214,30 +236,56 @@ fn the_cache_gives_the_same_rows_however_they_come() {
     }
 }
 
+/// Several sequences in one cache, each with its own past, give what each gives alone.
+#[test]
+fn a_cache_of_several_sequences_serves_each_as_if_alone() {
+    for (dtype, window) in [(DType::F32, None), (DType::Bf16, Some(10))] {
+        let s = AttentionShape { window, ..shape((6, 2), 16) };
+        let [_, k, v] = params(&s, 192, dtype).map(|it| it.value());
+        for all in [vec![(1, 63, 0), (1, 0, 64), (3, 20, 128)], vec![(7, 33, 128), (1, 40, 0)]] {
+            let together = Layout::resumed(&all).unwrap();
+            let q = noise(&[together.tokens(), 96], dtype, 9);
+            let y = attend_cached(&q, &k, &v, s, &together).unwrap().to_f32_vec();
+            for (segment, one) in together.segments().iter().zip(&all) {
+                let rows = q.to_f32_vec()[segment.first * 96..][..segment.count * 96].to_vec();
+                let alone = Tensor::from_vec(&[segment.count, 96], rows).to_dtype(dtype);
+                let alone = attend_cached(&alone, &k, &v, s, &Layout::resumed(&[*one]).unwrap()).unwrap();
+                let alone: Vec<f64> = alone.to_f32_vec().into_iter().map(f64::from).collect();
+                assert_close("y", &y[segment.first * 96..][..alone.len()], &alone, tolerance(dtype, 16));
+            }
+        }
+    }
+}
+
 #[test]
 fn operands_that_do_not_fit_are_refused() {
-    let s = shape(2, 3, (4, 2), 8);
+    let s = shape((4, 2), 8);
     let of = |rows, cols, dtype| Var::constant(noise(&[rows, cols], dtype, 1));
     let (q, k) = (of(6, 32, DType::F32), of(6, 16, DType::F32));
     let refused =
-        |k: &Var, s, lengths: &[usize]| attention(&Tape::disabled(), &q, k, k, s, lengths).unwrap_err().to_string();
+        |k: &Var, s, layout: &Layout| attention(&Tape::disabled(), [&q, k, k], s, layout).unwrap_err().to_string();
+    let two = layout(&[3, 3]);
     assert_eq!(
-        refused(&of(6, 32, DType::F32), s, &[3, 3]),
+        refused(&of(6, 32, DType::F32), s, &two),
         "attention: expected keys of shape (rows, 16), got shape [6, 32]"
     );
-    assert_eq!(refused(&of(6, 16, DType::F16), s, &[3, 3]), "attention: expected keys in f32 as the queries, got f16");
-    assert_eq!(refused(&k, s, &[3, 4]), "attention: expected 2 lengths of at most 3 rows, one a sequence, got [3, 4]");
+    assert_eq!(refused(&of(6, 16, DType::F16), s, &two), "attention: expected keys in f32 as the queries, got f16");
     assert_eq!(
-        refused(&k, AttentionShape { kv_heads: 3, ..s }, &[3, 3]),
+        refused(&k, s, &layout(&[3, 4])),
+        "attention: expected queries of 7 rows, one a token of the layout, got shape [6, 32]"
+    );
+    assert!(refused(&k, s, &Layout::resumed(&[(6, 2, 0)]).unwrap()).contains("attend_cached takes one that goes on"));
+    assert_eq!(
+        refused(&k, AttentionShape { kv_heads: 3, ..s }, &two),
         "attention: heads (4) must be a multiple of kv_heads (3)"
     );
     assert_eq!(
-        refused(&k, AttentionShape { window: Some(0), ..s }, &[3, 3]),
+        refused(&k, AttentionShape { window: Some(0), ..s }, &two),
         "attention: a window must be at least 1, got 0"
     );
-    let error = attend_cached(q.value(), k.value(), k.value(), AttentionShape { batch: 1, time: 6, ..s }, 1);
+    let error = attend_cached(q.value(), k.value(), k.value(), s, &Layout::resumed(&[(6, 1, 0)]).unwrap());
     assert_eq!(
         error.unwrap_err().to_string(),
-        "attend_cached: expected one sequence of 6 queries and at least 7 cached rows, got 6 queries, 6 keys, 6 values"
+        "attend_cached: expected 6 queries and at least 7 cached rows, got 6 queries, 6 keys, 6 values"
     );
 }

@@ -1,8 +1,8 @@
 use super::Head;
-use crate::product;
+use crate::{ids::Targets, place::Cost, product};
 use halfbyte_autograd::Result;
 use halfbyte_matmul::Compute;
-use halfbyte_tensor::{DType, Float, Tensor, vectorised, with_float};
+use halfbyte_tensor::{DType, Float, Ledger, Place, Tensor, vectorised, with_float};
 use rayon::prelude::*;
 
 /// One evaluation of the loss, and of the gradients that are wanted.
@@ -10,11 +10,10 @@ pub(super) struct Job<'a> {
     /// `(rows, channels)`.
     pub(super) h: &'a Tensor,
     pub(super) head: &'a Head<'a, 'a>,
-    /// The rows that count, ascending.
-    pub(super) rows: &'a [usize],
-    pub(super) targets: &'a [u32],
-    /// The factor on the gradients.
-    pub(super) scale: f32,
+    /// One for each row of `h`.
+    pub(super) targets: &'a Targets,
+    /// What the sum of the losses is divided by, and so the gradients.
+    pub(super) denominator: f32,
     pub(super) want_dh: bool,
     pub(super) want_dw: bool,
     /// What is held at once.
@@ -22,8 +21,8 @@ pub(super) struct Job<'a> {
 }
 
 pub(super) struct Found {
-    /// The plain sum over the rows.
-    pub(super) loss: f64,
+    /// f32 `[1]`, where `h` is.
+    pub(super) loss: Tensor,
     /// `(rows, channels)`; f32 for f16 activations, whose range is too narrow for a gradient before loss scaling.
     pub(super) dh: Option<Tensor>,
     /// f32 `(vocab, channels)`.
@@ -50,15 +49,53 @@ impl AtOnce {
     }
 }
 
+/// What the host's loops find: the loss is the plain sum over the rows.
+pub(super) struct Sums {
+    pub(super) loss: f64,
+    pub(super) dh: Option<Tensor>,
+    pub(super) dw: Option<Tensor>,
+}
+
 impl Job<'_> {
     pub(super) fn run(&self) -> Result<Found> {
         let dims = self.head.dims()?;
-        if self.h.gpu().is_some() {
-            return self.run_on_gpu(dims);
+        let counted = self.targets.rows();
+        match self.h.place() {
+            Place::Gpu(gpu) => self.run_on_gpu(gpu, dims),
+            Place::Host => {
+                // A format that computes its own forward is asked for whole rows.
+                let own_forward = self.head.override_forward(&gather(self.h, &counted[..1])).is_some();
+                let Sums { loss, dh, dw } =
+                    if self.want_dw || own_forward { self.run_rows(dims)? } else { self.run_strips(dims) };
+                let loss = Tensor::scalar((loss / f64::from(self.denominator)) as f32);
+                Ok(Found { loss, dh, dw })
+            }
+            Place::Dry(ledger) => Ok(self.run_dry(ledger, dims)),
         }
-        // A format that computes its own forward is asked for whole rows.
-        let own_forward = self.head.override_forward(&gather(self.h, &self.rows[..1])).is_some();
-        if self.want_dw || own_forward { self.run_rows(dims) } else { Ok(self.run_strips(dims)) }
+    }
+
+    /// The tensors of `run_rows` or `run_strips`, and their products counted.
+    fn run_dry(&self, ledger: &Ledger, (vocab, channels): (usize, usize)) -> Found {
+        let (rows, kept) = (self.targets.rows().len(), self.kept_dtype());
+        let dh = self.want_dh.then(|| self.h.scratch_like(&[self.h.rows(), channels], kept));
+        let dw = self.want_dw.then(|| self.h.scratch_like(&[vocab, channels], DType::F32));
+        let passing = if self.want_dw {
+            let at_once = self.at_once.whole_rows.min(rows);
+            at_once * (4 * vocab + 2 * channels * kept.size())
+        } else {
+            let (at_once, width) = (self.at_once.strip.0.min(rows), self.at_once.strip.1.min(vocab));
+            let weights = if self.want_dh { at_once * (width * kept.size() + 4 * channels) } else { 0 };
+            at_once * (4 * width + channels * kept.size()) + weights
+        };
+        let products = 1 + usize::from(self.want_dh) + usize::from(self.want_dw);
+        let cost = Cost::of("cross_entropy", 0, &[self.h]).flops(2 * products * rows * vocab * channels);
+        cost.passing(passing).count(ledger);
+        Found { loss: self.h.scratch_like(&[1], DType::F32), dh, dw }
+    }
+
+    /// The factor on the gradients.
+    pub(super) fn scale(&self) -> f32 {
+        1.0 / self.denominator
     }
 
     pub(super) fn compute(&self) -> Compute {
@@ -75,8 +112,10 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Result<Tensor> {
     if scale == 1.0 {
         return Ok(t);
     }
-    if t.gpu().is_some() {
-        return Ok(crate::add::cuda::scaled(&t, scale)?);
+    match t.place() {
+        Place::Host => {}
+        Place::Gpu(_) => return Ok(crate::add::cuda::scaled(&t, scale)?),
+        Place::Dry(_) => return Ok(t.into_unique()),
     }
     let mut t = t.into_unique();
     with_float!(t.dtype(), T, {
@@ -91,24 +130,24 @@ pub(super) fn scaled(t: Tensor, scale: f32) -> Result<Tensor> {
     Ok(t)
 }
 
-pub(super) fn gather(h: &Tensor, rows: &[usize]) -> Tensor {
+pub(super) fn gather(h: &Tensor, rows: &[u32]) -> Tensor {
     let channels = h.cols();
     let mut chunk = Tensor::scratch(&[rows.len(), channels], h.dtype());
     with_float!(h.dtype(), T, {
         let (from, to) = (h.data::<T>(), chunk.data_mut::<T>());
         for (i, row) in rows.iter().enumerate() {
-            to[i * channels..][..channels].copy_from_slice(&from[row * channels..][..channels]);
+            to[i * channels..][..channels].copy_from_slice(&from[*row as usize * channels..][..channels]);
         }
     });
     chunk
 }
 
-pub(super) fn scatter(chunk: &Tensor, rows: &[usize], out: &mut Tensor) {
+pub(super) fn scatter(chunk: &Tensor, rows: &[u32], out: &mut Tensor) {
     let channels = out.cols();
     with_float!(chunk.dtype(), T, {
         let (from, to) = (chunk.data::<T>(), out.data_mut::<T>());
         for (i, row) in rows.iter().enumerate() {
-            to[row * channels..][..channels].copy_from_slice(&from[i * channels..][..channels]);
+            to[*row as usize * channels..][..channels].copy_from_slice(&from[i * channels..][..channels]);
         }
     });
 }

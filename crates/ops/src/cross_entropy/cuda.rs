@@ -1,11 +1,12 @@
-//! The same on a GPU: as many rows at a time as keep the logits below a limit.
+//! The loss on a GPU: as many rows at a time as keep the logits below a limit.
 
 use super::Head;
 use super::cpu::{Found, Job};
 use crate::gpu_product::cuda::{Operand, decode, multiply, product};
 use halfbyte_autograd::{Result, Var};
-use halfbyte_cuda::{Launch, Source};
+use halfbyte_cuda::{Gpu, Launch, Source};
 use halfbyte_tensor::{DType, Tensor, cuda};
+use std::sync::Arc;
 
 const SOURCE: Source = Source { name: "cross_entropy", text: include_str!("kernel.cu") };
 /// Bytes of f32 logits that exist at a time.
@@ -27,48 +28,48 @@ pub(super) fn logits(h: &Tensor, head: &Head<'_, '_>) -> Result<Tensor> {
 }
 
 impl Job<'_> {
-    pub(super) fn run_on_gpu(&self, (vocab, channels): (usize, usize)) -> Result<Found> {
+    pub(super) fn run_on_gpu(&self, gpu: &Arc<Gpu>, (vocab, channels): (usize, usize)) -> Result<Found> {
         let dtype = self.h.dtype();
         // f16 is too narrow for a gradient before loss scaling: there the factor waits for the f32 result of the product.
         let kept = self.kept_dtype();
-        let (early, late) = if kept == dtype { (self.scale, 1.0) } else { (1.0, self.scale) };
+        let (early, late) = if kept == dtype { (self.scale(), 1.0) } else { (1.0, self.scale()) };
         let device = self.h.device();
-        let dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], kept));
-        let dw = self.want_dw.then(|| Tensor::zeros_on(&device, &[vocab, channels], DType::F32));
-        let mut found = Found { loss: 0.0, dh, dw };
-        let Some(gpu) = self.h.gpu() else { return Ok(found) };
-        let w = self.head.on_gpu(dtype)?;
-        let at_once = (LOGITS_BYTES / 4 / vocab).clamp(1, self.rows.len());
-        for rows in self.rows.chunks(at_once) {
-            let n = rows.len();
-            let places = cuda::upload_u32(gpu, &rows.iter().map(|it| *it as u32).collect::<Vec<_>>())?;
-            let targets = cuda::upload_u32(gpu, &rows.iter().map(|it| self.targets[*it]).collect::<Vec<_>>())?;
+        let mut dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], kept));
+        let mut dw = self.want_dw.then(|| Tensor::zeros_on(&device, &[vocab, channels], DType::F32));
+        let (w, counted) = (self.head.on_gpu(dtype)?, self.targets.rows().len());
+        let (places, targets) = self.targets.on(gpu)?;
+        let mut losses = self.h.scratch_like(&[counted], DType::F32);
+        let at_once = (LOGITS_BYTES / 4 / vocab).clamp(1, counted);
+        for first in (0..counted).step_by(at_once) {
+            let n = at_once.min(counted - first);
             let mut h = self.h.scratch_like(&[n, channels], dtype);
             let elements = n * channels;
-            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(self.h).read(&places).write(&mut h).int(channels);
-            // SAFETY: all rows lie in `h`.
-            unsafe { call.long(elements as u64).run("gather_rows", Launch::elements(elements)) }?;
+            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(self.h).read(places).write(&mut h).int(channels);
+            // SAFETY: all rows lie in `h`; `n` places from `first` on are there.
+            unsafe { call.int(first).long(elements as u64).run("gather_rows", Launch::elements(elements)) }?;
             let logits = product(1.0, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
-            let mut losses = h.scratch_like(&[n], DType::F32);
             let wanted = self.want_dh || self.want_dw;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
-            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&logits).read(&targets).write(&mut losses);
-            let call = call.write_or_null(grad.as_mut()).int(vocab).float(early);
+            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&logits).read(targets).write(&mut losses);
+            let call = call.write_or_null(grad.as_mut()).int(vocab).int(first).float(early);
             // SAFETY: a block a row of logits, whose target the caller checked.
             unsafe { call.run("softmax_loss", Launch::rows(n, 256)) }?;
             drop(logits);
-            found.loss += losses.to_f32_vec().iter().map(|it| f64::from(*it)).sum::<f64>();
             let Some(grad) = grad else { continue };
-            if let Some(dw) = &mut found.dw {
+            if let Some(dw) = &mut dw {
                 multiply(late, Operand::new(&grad).t(), Operand::new(&h), 1.0, dw)?;
             }
-            if let Some(dh) = &mut found.dh {
+            if let Some(dh) = &mut dh {
                 let part = product(late, Operand::new(&grad), Operand::new(&w), kept)?;
-                let call = cuda::Call::new(gpu, &SOURCE, kept).read(&part).read(&places).write(dh).int(channels);
+                let call = cuda::Call::new(gpu, &SOURCE, kept).read(&part).read(places).write(dh).int(channels);
                 // SAFETY: all rows lie in `dh`.
-                unsafe { call.long(elements as u64).run("scatter_rows", Launch::elements(elements)) }?;
+                unsafe { call.int(first).long(elements as u64).run("scatter_rows", Launch::elements(elements)) }?;
             }
         }
-        Ok(found)
+        let mut loss = self.h.scratch_like(&[1], DType::F32);
+        let call = cuda::Call::new(gpu, &SOURCE, DType::F32).read(&losses).write(&mut loss).int(counted);
+        // SAFETY: one block over all losses.
+        unsafe { call.float(self.denominator).run("mean_loss", Launch::rows(1, 256)) }?;
+        Ok(Found { loss, dh, dw })
     }
 }

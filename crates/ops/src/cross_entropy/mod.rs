@@ -3,7 +3,7 @@
 //! With a vocabulary of 50 thousand the logits of a batch outweigh every other activation. So a piece at a time is
 //! projected and reduced to what the loss and its gradient need; what remains for the backward pass is one
 //! multiplication. A head that does not train is taken in strips of the vocabulary (`strips`), one that does in chunks of
-//! rows (`rows`). Rows whose target is [`IGNORE`] take no part.
+//! rows (`rows`). Rows whose target is [`IGNORE`](crate::IGNORE) take no part.
 
 mod cpu;
 mod cuda;
@@ -13,13 +13,10 @@ mod strips;
 #[cfg(test)]
 mod tests;
 
-use crate::{FrozenMatrix, linear::no_bias, product};
+use crate::{FrozenMatrix, ids::Targets, linear::no_bias, place::Cost, product};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul::Source;
-use halfbyte_tensor::{DType, Error, Tensor};
-
-/// The target of a position that does not count.
-pub const IGNORE: u32 = u32::MAX;
+use halfbyte_tensor::{DType, Error, Place, Tensor};
 
 const OP: &str = "cross_entropy";
 
@@ -61,20 +58,20 @@ impl<'a> Head<'a, '_> {
 }
 
 /// The sum of the cross-entropies of `h Wᵀ` (softmax over the vocabulary) against `targets`, over `denominator`: a scalar
-/// f32 `[1]`, for `h (rows, channels)` and one target a row.
+/// f32 `[1]` where `h` is, for `h (rows, channels)` and one target a row.
 ///
 /// Logits, softmax and the gradient of a trainable head are f32, sums over rows and strips f64. On a recording tape the gradients are
-/// computed on the way. Fails if no target counts, a target is outside the vocabulary, or the shapes do not fit.
+/// computed on the way. Nothing waits for a GPU. Fails if no target counts, a target is outside the vocabulary, or the shapes do not fit.
 pub fn cross_entropy<'m>(
     tape: &Tape<'m>,
     h: &Var,
     head: Head<'_, 'm>,
-    targets: &[u32],
+    targets: &Targets,
     denominator: f32,
 ) -> Result<Var> {
     let (vocab, channels) = head.dims()?;
     product::check_input(OP, h.value(), channels)?;
-    let counted = counted_rows(targets, h.value().rows(), vocab)?;
+    check_targets(targets, h.value().rows(), vocab)?;
     if !(denominator.is_finite() && denominator > 0.0) {
         let message = format!("the denominator must be positive and finite, got {denominator}");
         return Err(Error::invalid(OP, message).into());
@@ -82,19 +79,18 @@ pub fn cross_entropy<'m>(
     let job = cpu::Job {
         h: h.value(),
         head: &head,
-        rows: &counted,
         targets,
-        scale: 1.0 / denominator,
+        denominator,
         want_dh: tape.is_recording() && h.requires_grad(),
         want_dw: tape.is_recording() && head.requires_grad(),
         at_once: cpu::AtOnce::new(vocab),
     };
-    let found = job.run()?;
-    let loss = Tensor::scalar((found.loss / f64::from(denominator)) as f32);
+    let cpu::Found { loss, dh, dw } = job.run()?;
     let (dtype, shape) = (h.value().dtype(), h.value().shape().to_vec());
-    let (none, cpu::Found { dh, dw, .. }) = (no_bias(), found);
+    let none = no_bias();
     let w = if let Head::Trainable(w) = head { w } else { &none };
     Ok(tape.record(OP, [h, w], loss, move |dy, _| {
+        // The seed of the backward pass, which stays in host memory: reading it waits for nobody.
         let scale = dy.to_f32_vec()[0];
         let dh = dh.map(|it| Ok(cpu::scaled(it, scale)?.to_dtype(dtype).reshape(&shape)?));
         let dh: Option<Result<Tensor>> = dh;
@@ -105,28 +101,32 @@ pub fn cross_entropy<'m>(
 /// All logits, f32 `(rows, vocab)`, of `h (rows, channels)`: for a few rows, as generation needs them.
 pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
-    if h.gpu().is_some() {
-        return cuda::logits(h, &head);
-    }
-    match head.override_forward(h) {
-        Some(y) => Ok(y?.to_dtype(DType::F32)),
-        None => Ok(product::forward(&product::Left::new(h), &*head.source(), None, DType::F32)),
+    match h.place() {
+        Place::Gpu(_) => cuda::logits(h, &head),
+        Place::Host => match head.override_forward(h) {
+            Some(y) => Ok(y?.to_dtype(DType::F32)),
+            None => Ok(product::forward(&product::Left::new(h), &*head.source(), None, DType::F32)),
+        },
+        Place::Dry(ledger) => {
+            let y = h.scratch_like(&[h.rows(), head.dims()?.0], DType::F32);
+            Cost::of("logits", 0, &[h, &y]).flops(2 * y.len() * h.cols()).count(ledger);
+            Ok(y)
+        }
     }
 }
 
-/// The rows whose target counts, after checking all of them.
-fn counted_rows(targets: &[u32], rows: usize, vocab: usize) -> Result<Vec<usize>> {
+/// Refuses targets that do not fit the rows or the vocabulary, and such of which none counts.
+fn check_targets(targets: &Targets, rows: usize, vocab: usize) -> Result<()> {
     if targets.len() != rows {
         return Err(Error::shape(OP, format!("{rows} targets, one for each row"), &[targets.len()]).into());
     }
-    let counted: Vec<usize> = (0..rows).filter(|i| targets[*i] != IGNORE).collect();
-    if let Some(at) = counted.iter().find(|i| targets[**i] as usize >= vocab) {
-        let message = format!("target {} of row {at} is outside the vocabulary of {vocab}", targets[*at]);
+    if let Some((row, target)) = targets.rows().iter().zip(targets.ids()).find(|it| *it.1 as usize >= vocab) {
+        let message = format!("target {target} of row {row} is outside the vocabulary of {vocab}");
         return Err(Error::invalid(OP, message).into());
     }
-    if counted.is_empty() {
-        let message = "no target counts: every position is padding or masked out of the loss";
+    if targets.rows().is_empty() {
+        let message = "no target counts: every position is masked out of the loss";
         return Err(Error::invalid(OP, message).into());
     }
-    Ok(counted)
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The loss and its gradients from whole rows of logits, a chunk of rows at a time: for heads that train, whose gradient
 //! needs the finished softmax, and for formats that compute whole rows themselves.
 
-use super::cpu::{Found, Job, gather, scatter};
+use super::cpu::{Job, Sums, gather, scatter};
 use super::softmax;
 use crate::product;
 use halfbyte_autograd::Result;
@@ -9,20 +9,20 @@ use halfbyte_matmul::{Dense, Operand, Out, Product, matmul};
 use halfbyte_tensor::{DType, Tensor, load_f32, with_float};
 
 impl Job<'_> {
-    pub(super) fn run_rows(&self, (vocab, channels): (usize, usize)) -> Result<Found> {
+    pub(super) fn run_rows(&self, (vocab, channels): (usize, usize)) -> Result<Sums> {
         let kept = self.kept_dtype();
-        let mut found = Found {
+        let mut found = Sums {
             loss: 0.0,
             dh: self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept)),
             dw: self.want_dw.then(|| Tensor::zeros(&[vocab, channels], DType::F32)),
         };
-        let at_once = self.at_once.whole_rows.min(self.rows.len());
+        let at_once = self.at_once.whole_rows.min(self.targets.rows().len());
         let mut logits = Tensor::scratch(&[at_once, vocab], DType::F32);
-        for rows in self.rows.chunks(at_once) {
+        for (rows, ids) in self.targets.rows().chunks(at_once).zip(self.targets.ids().chunks(at_once)) {
             let h = gather(self.h, rows);
             let logits = &mut logits.data_mut::<f32>()[..rows.len() * vocab];
             self.project(&h, logits)?;
-            let targets: Vec<usize> = rows.iter().map(|i| self.targets[*i] as usize).collect();
+            let targets: Vec<usize> = ids.iter().map(|it| *it as usize).collect();
             let gradient = self.want_dh || self.want_dw;
             found.loss += softmax::losses(logits, &targets, gradient).iter().sum::<f64>();
             if let Some(dh) = &mut found.dh {
@@ -53,7 +53,7 @@ impl Job<'_> {
         let dlogits = Dense::new(rows, w.rows(), dlogits);
         let mut dh = Tensor::scratch(&[rows, w.cols()], dtype);
         let product = Product::new(Operand::new(&dlogits), Operand::new(&*w), self.compute());
-        matmul(&Product { alpha: self.scale, ..product }, product::out(&mut dh));
+        matmul(&Product { alpha: self.scale(), ..product }, product::out(&mut dh));
         dh
     }
 
@@ -62,6 +62,6 @@ impl Job<'_> {
         let dlogits = Dense::new(h.rows(), dw.rows(), dlogits);
         let hs = product::source(h);
         let product = Product::new(Operand::new(&dlogits).t(), Operand::new(&*hs), self.compute());
-        matmul(&Product { alpha: self.scale, accumulate: true, ..product }, product::out(dw));
+        matmul(&Product { alpha: self.scale(), accumulate: true, ..product }, product::out(dw));
     }
 }

@@ -5,7 +5,7 @@
 //! live for one strip only, and the gradient costs no pass over a finished softmax. The target's column stays out of the
 //! weighted sum and joins at the end in f32, where `p - 1` does not cancel.
 
-use super::cpu::{Found, Job, gather, scatter};
+use super::cpu::{Job, Sums, gather, scatter};
 use super::softmax::{exp_in_place, maximum};
 use crate::{exp::exp, product};
 use half::bf16;
@@ -62,16 +62,16 @@ impl Row {
 }
 
 impl Job<'_> {
-    pub(super) fn run_strips(&self, (vocab, channels): (usize, usize)) -> Found {
+    pub(super) fn run_strips(&self, (vocab, channels): (usize, usize)) -> Sums {
         let kept = self.kept_dtype();
         let dh = self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept));
-        let mut found = Found { loss: 0.0, dh, dw: None };
-        let (at_once, width) = (self.at_once.strip.0.min(self.rows.len()), self.at_once.strip.1.min(vocab));
+        let mut found = Sums { loss: 0.0, dh, dw: None };
+        let (at_once, width) = (self.at_once.strip.0.min(self.targets.rows().len()), self.at_once.strip.1.min(vocab));
         let (head, again) = (self.head.source(), self.want_dh.then(|| self.head.source()));
         let mut logits = Tensor::scratch(&[at_once, width], DType::F32);
-        for rows in self.rows.chunks(at_once) {
+        for (rows, ids) in self.targets.rows().chunks(at_once).zip(self.targets.ids().chunks(at_once)) {
             let h = gather(self.h, rows);
-            let mut states: Vec<Row> = rows.iter().map(|i| Row::new(self.targets[*i] as usize)).collect();
+            let mut states: Vec<Row> = ids.iter().map(|it| Row::new(*it as usize)).collect();
             let mut sums = Tensor::zeros(&[if self.want_dh { rows.len() } else { 0 }, channels], DType::F32);
             for start in (0..vocab).step_by(width) {
                 let cols = width.min(vocab - start);
@@ -137,7 +137,7 @@ impl Job<'_> {
             }
             let (inverse, surplus) = ((1.0 / row.sum) as f32, row.surplus());
             for (v, w) in sums.iter_mut().zip(&w) {
-                *v = self.scale * (*v * inverse + surplus * w);
+                *v = self.scale() * (*v * inverse + surplus * w);
             }
         });
     }

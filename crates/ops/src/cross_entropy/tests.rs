@@ -1,5 +1,5 @@
-use super::{Head, IGNORE, cpu, cross_entropy, logits, softmax::losses};
-use crate::frozen_linear::test_support::*;
+use super::{Head, cpu, cross_entropy, logits, softmax::losses};
+use crate::{IGNORE, Targets, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in, noise_vec};
@@ -32,7 +32,14 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
             let w = Param::new("w", noise_in(&[vocab, c], DType::F32, 2, -0.5, 0.5));
             let targets = targets(rows, vocab);
             let tape = Tape::recording();
-            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&tape.param(&w)), &targets, 5.0).unwrap();
+            let loss = cross_entropy(
+                &tape,
+                &tape.param(&h),
+                Head::Trainable(&tape.param(&w)),
+                &Targets::new(targets.clone()),
+                5.0,
+            )
+            .unwrap();
             let (hs, ws) = (as_operand(&h.value(), dtype), as_operand(&w.value(), dtype));
             let (expected, dh, dw) = oracle(&hs, &ws, &targets, (vocab, c));
             assert_eq!((loss.value().dtype(), loss.value().shape()), (DType::F32, &[1][..]));
@@ -49,7 +56,9 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
 
             let frozen = Plain::new(w.value());
             let tape = Tape::recording();
-            let loss = cross_entropy(&tape, &tape.param(&h), Head::Frozen(&frozen), &targets, 5.0).unwrap();
+            let loss =
+                cross_entropy(&tape, &tape.param(&h), Head::Frozen(&frozen), &Targets::new(targets.clone()), 5.0)
+                    .unwrap();
             let again = tape.backward(loss).unwrap();
             assert_eq!(again.len(), 1, "a frozen head has no gradient");
             // Weights are rounded before they are divided by their sum, which changes no relative error.
@@ -64,7 +73,7 @@ fn gradients_agree_with_differences() {
     let w = Param::new("w", noise(&[9, 4], DType::F32, 2));
     gradcheck(&[h, w], |tape, p| {
         let w = tape.param(&p[1]);
-        cross_entropy(tape, &tape.param(&p[0]), Head::Trainable(&w), &[8, IGNORE, 0, 3, 3], 4.0)
+        cross_entropy(tape, &tape.param(&p[0]), Head::Trainable(&w), &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
     });
 }
 
@@ -72,7 +81,7 @@ fn gradients_agree_with_differences() {
 fn gradients_through_a_frozen_head_agree_with_differences() {
     let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
     gradcheck(&[Param::new("h", noise(&[5, 4], DType::F32, 1))], |tape, p| {
-        cross_entropy(tape, &tape.param(&p[0]), Head::Frozen(w), &[8, IGNORE, 0, 3, 3], 4.0)
+        cross_entropy(tape, &tape.param(&p[0]), Head::Frozen(w), &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
     });
 }
 
@@ -84,10 +93,14 @@ fn pieces_change_nothing_but_rounding_and_cover_everything() {
     let counted: Vec<usize> = (0..rows).filter(|i| targets[*i] != IGNORE).collect();
     let run = |want_dw, at_once| {
         let head = Head::Trainable(&w);
-        let (rows, targets) = (&counted[..], &targets[..]);
-        let job = cpu::Job { h: &h, head: &head, rows, targets, scale: 0.5, want_dh: true, want_dw, at_once };
+        let targets = &Targets::new(targets.clone());
+        let job = cpu::Job { h: &h, head: &head, targets, denominator: 2.0, want_dh: true, want_dw, at_once };
         let found = job.run().unwrap();
-        (found.loss as f32, found.dh.unwrap().to_f32_vec(), found.dw.map(|it| it.to_f32_vec()).unwrap_or_default())
+        (
+            found.loss.data::<f32>()[0],
+            found.dh.unwrap().to_f32_vec(),
+            found.dw.map(|it| it.to_f32_vec()).unwrap_or_default(),
+        )
     };
     let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
     let all = cpu::AtOnce { whole_rows: 1000, strip: (1000, 1000) };
@@ -117,11 +130,11 @@ fn strips_of_growing_and_of_infinite_logits_sum_like_the_whole() {
     let (h, w) = (Tensor::from_vec(&[1, c], vec![1.0f32, 0.0]), Var::constant(Tensor::from_vec(&[vocab, c], w)));
     for width in [1, 2, 3, 4, 12] {
         let at_once = cpu::AtOnce { whole_rows: 1, strip: (1, width) };
-        let (head, targets) = (Head::Trainable(&w), &[10]);
-        let job =
-            cpu::Job { h: &h, head: &head, rows: &[0], targets, scale: 1.0, want_dh: true, want_dw: false, at_once };
+        let (head, targets) = (Head::Trainable(&w), &Targets::new(vec![10]));
+        let job = cpu::Job { h: &h, head: &head, targets, denominator: 1.0, want_dh: true, want_dw: false, at_once };
         let found = job.run().unwrap();
-        assert!((found.loss - 30.0).abs() < 1e-5, "{width}: {}", found.loss);
+        let loss = found.loss.data::<f32>()[0];
+        assert!((loss - 30.0).abs() < 1e-5, "{width}: {loss}");
         // Column 11 has all the weight, so dh is its row less that of the target.
         let second = found.dh.unwrap().to_f32_vec()[1];
         assert!((second - 0.75).abs() < 1e-6, "{width}: {second}");
@@ -134,7 +147,7 @@ fn a_confident_row_keeps_its_small_gradient_in_bf16() {
     let w = Plain::new(Tensor::from_vec(&[3, 2], vec![4.0f32, 0.0, -2.0, 1.0, -2.0, 1.0]));
     let h = Param::new("h", Tensor::from_vec(&[1, 2], vec![1.0f32, 0.0]).to_dtype(DType::Bf16));
     let tape = Tape::recording();
-    let loss = cross_entropy(&tape, &tape.param(&h), Head::Frozen(&w), &[0], 1.0).unwrap();
+    let loss = cross_entropy(&tape, &tape.param(&h), Head::Frozen(&w), &Targets::new(vec![0]), 1.0).unwrap();
     let got = tape.backward(loss).unwrap().get(&h).unwrap().to_f32_vec();
     let others = 2.0 * (-6f64).exp() / (1.0 + 2.0 * (-6f64).exp());
     assert_close("dh", &got, &[-6.0 * others, others], 2f64.powi(-7) * 6.0 * others);
@@ -154,7 +167,7 @@ fn a_frozen_head_is_read_for_gradients_only_if_somebody_wants_them() {
     let run = |tape: Tape<'static>, constant: bool| {
         let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
         let h = if constant { Var::constant(h.value()) } else { tape.param(&h) };
-        let loss = cross_entropy(&tape, &h, Head::Frozen(w), &[1, 2, 3], 3.0).unwrap();
+        let loss = cross_entropy(&tape, &h, Head::Frozen(w), &Targets::new(vec![1, 2, 3]), 3.0).unwrap();
         (w.reads(), loss.requires_grad())
     };
     assert_eq!(run(Tape::recording(), false), (2, true));
@@ -172,7 +185,13 @@ fn a_four_bit_head_equals_its_decoded_values() {
         logits(&h, Head::Trainable(&dense)).unwrap().data::<f32>()
     );
     let loss = |head: Head<'_, '_>| {
-        let loss = cross_entropy(&Tape::disabled(), &Var::constant(h.clone()), head, &[1, 2, 69, 0, 5, 5], 6.0);
+        let loss = cross_entropy(
+            &Tape::disabled(),
+            &Var::constant(h.clone()),
+            head,
+            &Targets::new(vec![1, 2, 69, 0, 5, 5]),
+            6.0,
+        );
         loss.unwrap().value().data::<f32>()[0]
     };
     assert_eq!(loss(Head::Frozen(&w)), loss(Head::Trainable(&dense)));
@@ -198,7 +217,8 @@ fn a_scaled_loss_scales_the_gradients() {
         let run = |scale: f32| {
             let tape = Tape::recording();
             let head = tape.param(&w);
-            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &[1, 2, 3], 3.0).unwrap();
+            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &Targets::new(vec![1, 2, 3]), 3.0)
+                .unwrap();
             let grads = tape.backward_scaled(loss, scale).unwrap();
             [&h, &w].map(|p| grads.get(p).unwrap().to_f32_vec())
         };
@@ -217,7 +237,9 @@ fn f16_gradients_survive_a_large_denominator_if_the_loss_is_scaled() {
     let w = Var::constant(noise(&[9, 4], DType::F32, 2));
     let run = |denominator: f32, scale: f32| {
         let tape = Tape::recording();
-        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&w), &[1, 2, 3], denominator).unwrap();
+        let loss =
+            cross_entropy(&tape, &tape.param(&h), Head::Trainable(&w), &Targets::new(vec![1, 2, 3]), denominator)
+                .unwrap();
         tape.backward_scaled(loss, scale).unwrap().get(&h).unwrap().to_f32_vec()
     };
     assert_eq!(run(2f32.powi(26), 2f32.powi(26)), run(1.0, 1.0));
@@ -230,7 +252,8 @@ fn the_number_of_threads_changes_no_bit() {
         let w = Param::new("w", noise(&[1500, 40], DType::F32, 2));
         let tape = Tape::recording();
         let head = tape.param(&w);
-        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &targets(60, 1500), 7.0).unwrap();
+        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &Targets::new(targets(60, 1500)), 7.0)
+            .unwrap();
         let value = loss.value().data::<f32>()[0];
         let grads = tape.backward(loss).unwrap();
         (value, [&h, &w].map(|p| grads.get(p).unwrap().to_f32_vec()))
@@ -283,7 +306,9 @@ fn targets_that_cannot_be_are_refused() {
     let tape = Tape::disabled();
     let (h, w) = (Var::constant(noise(&[2, 4], DType::F32, 1)), Var::constant(noise(&[9, 4], DType::F32, 2)));
     let run = |targets: &[u32], denominator: f32| {
-        cross_entropy(&tape, &h, Head::Trainable(&w), targets, denominator).unwrap_err().to_string()
+        cross_entropy(&tape, &h, Head::Trainable(&w), &Targets::new(targets.to_vec()), denominator)
+            .unwrap_err()
+            .to_string()
     };
     assert_eq!(run(&[1, 9], 1.0), "cross_entropy: target 9 of row 1 is outside the vocabulary of 9");
     assert!(run(&[IGNORE; 2], 1.0).starts_with("cross_entropy: no target counts"));
@@ -292,5 +317,5 @@ fn targets_that_cannot_be_are_refused() {
         assert!(run(&[1, 2], bad).contains("the denominator must be positive and finite"));
     }
     let narrow = Var::constant(Tensor::from_vec(&[2, 3], vec![0.0f32; 6]));
-    assert!(cross_entropy(&tape, &narrow, Head::Trainable(&w), &[1, 2], 1.0).is_err());
+    assert!(cross_entropy(&tape, &narrow, Head::Trainable(&w), &Targets::new(vec![1, 2]), 1.0).is_err());
 }

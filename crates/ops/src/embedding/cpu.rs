@@ -1,3 +1,4 @@
+use crate::ids::Ids;
 use halfbyte_tensor::{Float, vectorised};
 use rayon::prelude::*;
 
@@ -21,19 +22,19 @@ pub(super) fn gather<S: Float, D: Float>(table: &[S], ids: &[u32], out: &mut [D]
 }
 
 /// `table[ids[i]] += dy[i]`. Each row of the table sums its tokens in the order of their positions, whoever does it.
-pub(super) fn scatter_add<T: Float>(dy: &[T], ids: &[u32], table: &mut [f32], channels: usize) {
+pub(super) fn scatter_add<T: Float>(dy: &[T], ids: &Ids, table: &mut [f32], channels: usize) {
     if channels == 0 {
         return;
     }
-    let mut order: Vec<usize> = (0..ids.len()).collect();
-    order.sort_by_key(|i| ids[*i]);
+    let (ids, order) = (ids.values(), &ids.groups().order);
+    let id = |i: &u32| ids[*i as usize] as usize;
     table.par_chunks_mut(ROWS * channels).enumerate().for_each(|(chunk, table)| {
         vectorised!({
             let first = chunk * ROWS;
-            let from = order.partition_point(|i| (ids[*i] as usize) < first);
-            for i in order[from..].iter().take_while(|i| (ids[**i] as usize) < first + ROWS) {
-                let row = &mut table[(ids[*i] as usize - first) * channels..][..channels];
-                for (sum, v) in row.iter_mut().zip(&dy[i * channels..]) {
+            let from = order.partition_point(|i| id(i) < first);
+            for i in order[from..].iter().take_while(|i| id(i) < first + ROWS) {
+                let row = &mut table[(id(i) - first) * channels..][..channels];
+                for (sum, v) in row.iter_mut().zip(&dy[*i as usize * channels..]) {
                     *sum += v.to_f32();
                 }
             }

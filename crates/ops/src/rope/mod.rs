@@ -9,6 +9,10 @@ mod tests;
 
 pub use spec::{RopeScaling, RopeSpec};
 
+use crate::{
+    layout::Layout,
+    place::{Cost, fill},
+};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_cuda::Gpu;
 use halfbyte_tensor::{Error, Tensor, with_float};
@@ -21,7 +25,7 @@ pub struct RopeTable {
     length: usize,
     /// `(length, head_dim / 2)` cosines, then as many sines.
     values: Arc<[f32]>,
-    /// The same on a GPU, from the first use there.
+    /// The table on a GPU, from the first use there.
     on_gpu: Arc<OnceLock<Tensor>>,
 }
 
@@ -77,45 +81,47 @@ impl RopeTable {
     }
 }
 
-/// `x (rows, heads * head_dim)` with row `i` rotated to `positions[i]`, in its dtype.
+/// `x (tokens, heads * head_dim)` with every row rotated to its position in the layout, in its dtype.
 ///
 /// Cosines, sines, both products and their sum are rounded to the dtype of `x`, as transformers does. Saves nothing but
-/// the positions. Fails if a position lies beyond the table.
-pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<Var> {
-    check(x.value(), table, positions, head_dim)?;
-    let y = rotated(x.value(), table, positions, 1.0)?;
+/// the layout. Fails if a position lies beyond the table.
+pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<Var> {
+    check(x.value(), table, layout, head_dim)?;
+    let y = rotated(x.value(), table, layout, 1.0)?;
     if !x.requires_grad() {
         return Ok(Var::constant(y));
     }
-    let (table, positions) = (table.clone(), positions.to_vec());
-    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &positions, -1.0)?)])))
+    let (table, layout) = (table.clone(), layout.clone());
+    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &layout, -1.0)?)])))
 }
 
 /// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
-fn rotated(x: &Tensor, table: &RopeTable, positions: &[u32], direction: f32) -> Result<Tensor> {
-    if x.gpu().is_some() {
-        return Ok(cuda::rotate(x, table, positions, direction)?);
-    }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    with_float!(y.dtype(), T, cpu::rotate::<T>(x.data(), (table, direction), positions, y.data_mut()));
-    Ok(y)
+fn rotated(x: &Tensor, table: &RopeTable, layout: &Layout, direction: f32) -> Result<Tensor> {
+    let y = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of("rope", 3, &[x, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(x.dtype(), T, {
+            cpu::rotate::<T>(x.data(), (table, direction), layout.positions(), y.data_mut());
+        });
+        Ok(())
+    };
+    fill(x, cost, y, host, |gpu, y| cuda::rotate(gpu, (x, y), table, layout, direction))
 }
 
-fn check(x: &Tensor, table: &RopeTable, positions: &[u32], head_dim: usize) -> Result<()> {
+fn check(x: &Tensor, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<()> {
     crate::product::check_float("rope", x)?;
     if table.head_dim() != head_dim {
         let message = format!("expected heads of {} channels as the table has, got {head_dim}", table.head_dim());
         return Err(Error::invalid("rope", message).into());
     }
-    if x.shape().is_empty() || x.cols() == 0 || !x.cols().is_multiple_of(head_dim) || x.rows() != positions.len() {
-        let expected = format!("shape ({}, heads * {head_dim}), one row a position", positions.len());
+    if x.shape().is_empty() || x.cols() == 0 || !x.cols().is_multiple_of(head_dim) || x.rows() != layout.tokens() {
+        let expected = format!("shape ({}, heads * {head_dim}), one row a position", layout.tokens());
         return Err(Error::shape("rope", expected, x.shape()).into());
     }
-    match positions.iter().find(|it| **it as usize >= table.length()) {
-        None => Ok(()),
-        Some(position) => {
-            let message = format!("position {position} lies beyond a table of {} positions", table.length());
-            Err(Error::invalid("rope", message).into())
-        }
+    if layout.furthest() > table.length() {
+        let (position, length) = (layout.furthest() - 1, table.length());
+        let message = format!("position {position} lies beyond a table of {length} positions");
+        return Err(Error::invalid("rope", message).into());
     }
+    Ok(())
 }

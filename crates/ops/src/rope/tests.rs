@@ -1,5 +1,5 @@
 use super::{RopeScaling, RopeSpec, RopeTable, rope};
-use crate::frozen_linear::test_support::*;
+use crate::{Layout, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise};
@@ -117,6 +117,11 @@ fn yarn_takes_its_attention_factor_from_mscale_ratios() {
     assert_eq!(with(Some(1.0), None), grown(1.0) as f32);
 }
 
+/// A row at each position.
+fn at(positions: &[u32]) -> Layout {
+    Layout::resumed(&positions.iter().map(|it| (1, *it as usize, 0)).collect::<Vec<_>>()).unwrap()
+}
+
 /// The rotation in f64 from the table's own spec without scaling.
 fn oracle(x: &[f64], positions: &[u32], head_dim: usize, direction: f64) -> Vec<f64> {
     let (half, cols) = (head_dim / 2, x.len() / positions.len());
@@ -144,7 +149,7 @@ fn rotations_and_gradients_agree_with_f64_in_every_dtype() {
             let x = Param::new("x", noise(&[rows, heads * d], dtype, 1));
             let dy = noise(&[rows, heads * d], dtype, 2);
             let tape = Tape::recording();
-            let y = rope(&tape, &tape.param(&x), &table, &positions, d).unwrap();
+            let y = rope(&tape, &tape.param(&x), &table, &at(&positions), d).unwrap();
             assert_eq!((y.value().shape(), y.value().dtype()), (x.value().shape(), dtype));
             // Roundings of cosine, product and sum; an angle of 200 in f32 is off by 200 * 2^-24, times |x| = 2.
             let tolerance = 4.0 * tolerance(dtype, 0) + 1600.0 * 2f64.powi(-24);
@@ -162,7 +167,7 @@ fn rotations_and_gradients_agree_with_f64_in_every_dtype() {
 fn gradients_agree_with_differences() {
     let table = RopeTable::new(&spec(4, yarn(4.0)), 40).unwrap();
     gradcheck(&[Param::new("x", noise(&[3, 8], DType::F32, 1))], |tape, p| {
-        rope(tape, &tape.param(&p[0]), &table, &[0, 7, 39], 4)
+        rope(tape, &tape.param(&p[0]), &table, &at(&[0, 7, 39]), 4)
     });
 }
 
@@ -171,8 +176,8 @@ fn dot_products_depend_on_distances_only() {
     let table = RopeTable::new(&spec(8, RopeScaling::None), 64).unwrap();
     let (q, k) = (Var::constant(noise(&[1, 8], DType::F32, 1)), Var::constant(noise(&[1, 8], DType::F32, 2)));
     let score = |i: u32, j: u32| -> f32 {
-        let at = |x, p| rope(&Tape::disabled(), x, &table, &[p], 8).unwrap().value().to_f32_vec();
-        at(&q, i).iter().zip(&at(&k, j)).map(|(a, b)| a * b).sum()
+        let turned = |x, p| rope(&Tape::disabled(), x, &table, &at(&[p]), 8).unwrap().value().to_f32_vec();
+        turned(&q, i).iter().zip(&turned(&k, j)).map(|(a, b)| a * b).sum()
     };
     assert!((score(9, 4) - score(50, 45)).abs() < 1e-4);
     assert!((score(9, 4) - score(50, 44)).abs() > 1e-3);
@@ -182,7 +187,7 @@ fn dot_products_depend_on_distances_only() {
 fn what_makes_no_rotation_is_refused() {
     let table = RopeTable::new(&spec(8, RopeScaling::None), 4).unwrap();
     let refused = |x: Tensor, positions: &[u32], d| {
-        rope(&Tape::disabled(), &Var::constant(x), &table, positions, d).unwrap_err().to_string()
+        rope(&Tape::disabled(), &Var::constant(x), &table, &at(positions), d).unwrap_err().to_string()
     };
     let x = noise(&[1, 16], DType::F32, 1);
     assert_eq!(refused(x.clone(), &[4], 8), "rope: position 4 lies beyond a table of 4 positions");

@@ -16,6 +16,7 @@ mod train;
 
 pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
 pub use run::run;
+pub(crate) use step::flat;
 
 /// The name of the adapter that trains.
 const ADAPTER: &str = "default";

@@ -30,7 +30,7 @@ impl Optimizer {
         budget: Budget,
     ) -> anyhow::Result<Optimizer> {
         Ok(match device {
-            Device::Cpu => Optimizer::Host(AdamW::new(config, specs, budget)?),
+            Device::Cpu | Device::Dry(_) => Optimizer::Host(AdamW::new(config, specs, budget)?),
             Device::Cuda(gpu) => {
                 let pages = (budget.resident_bytes, budget.page_bytes);
                 Optimizer::Cuda(CudaAdamW::new(gpu, config, specs, pages)?, gpu.clone())

@@ -228,7 +228,7 @@ impl Settings {
             CheckpointingArg::Auto => {
                 let plan = Plan::new(model, keep, self.optimizer_state());
                 match device {
-                    Device::Cpu => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
+                    Device::Cpu | Device::Dry(_) => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
                     Device::Cuda(gpu) => {
                         let plan = plan.on_gpu(model.config(), keep);
                         let weights = plan.frozen_matrices + plan.dense_weights + plan.trainable;

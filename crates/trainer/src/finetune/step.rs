@@ -1,7 +1,6 @@
 //! One optimizer step: forward and backward over the micro-batches, clipping, AdamW.
 
 use super::optimizer::Optimizer;
-use crate::padded::padded;
 use anyhow::bail;
 use halfbyte_autograd::{
     Grads, Param, Tape,
@@ -10,7 +9,7 @@ use halfbyte_autograd::{
 use halfbyte_data::Batch;
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Model};
-use halfbyte_ops::cross_entropy::cross_entropy;
+use halfbyte_ops::{Ids, Layout, Targets, cross_entropy::cross_entropy};
 use halfbyte_tensor::{DType, Tensor, philox};
 use serde::{Deserialize, Serialize};
 
@@ -83,26 +82,24 @@ pub(crate) fn gradients(
     let (mut loss, mut grads) = (0.0, Grads::default());
     for (micro, batch) in batches.iter().enumerate().filter(|it| it.1.trained > 0) {
         let tape = Tape::recording();
-        let rectangle = padded(batch);
-        let input = Input {
-            ids: &rectangle.ids,
-            batch: batch.lengths.len(),
-            time: rectangle.time,
-            lengths: &batch.lengths,
-            compute: config.compute,
-            checkpointing: config.checkpointing,
-        };
+        let (ids, targets, layout) = flat(batch)?;
+        let input = Input { ids: &ids, layout: &layout, compute: config.compute, checkpointing: config.checkpointing };
         let ctx = Context { training: true, dropout_seed: dropout_seed(config.seed, step, micro) };
         let hidden = model.hidden(&tape, &input, ctx)?;
-        let y = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &rectangle.targets, trained as f32)?;
+        let y = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, trained as f32)?;
         drop(hidden);
-        loss += y.value().data::<f32>()[0];
+        loss += y.value().to_f32_vec()[0];
         if !loss.is_finite() {
             bail!("the loss is {loss}");
         }
         grads.merge(tape.backward_scaled(y, loss_scale)?);
     }
     Ok((loss, grads))
+}
+
+/// A batch as the model takes it.
+pub(crate) fn flat(batch: &Batch) -> anyhow::Result<(Ids, Targets, Layout)> {
+    Ok((Ids::new(batch.ids.clone()), Targets::new(batch.targets.clone()), Layout::new(&batch.lengths)?))
 }
 
 /// Takes one step; `params` are in the order of the optimizer's specs. `reached` learns which of them had a gradient

@@ -12,11 +12,15 @@
 
 struct Shape {
     int heads, kv_heads, dim;
-    int time, kv_time, start, window;
+    int window;  // 0 for none
     float scale;
 };
-#define SHAPE int heads, int kv_heads, int dim, int time, int kv_time, int start, int window, float scale
-#define AS_SHAPE {heads, kv_heads, dim, time, kv_time, start, window, scale}
+// A sequence: rows of the batch, the row of its first key, and the position of its first row, as the layout has them.
+struct Segment {
+    unsigned first, count, first_key, past;
+};
+#define SHAPE int heads, int kv_heads, int dim, int window, float scale
+#define AS_SHAPE {heads, kv_heads, dim, window, scale}
 
 #if T_KIND > 0
 
@@ -174,22 +178,24 @@ __device__ __forceinline__ void store(T* out, const float (*acc)[4], size_t base
 }
 #endif
 
-// grid: (ceil(time / ROWS), heads, batch), four warps a block; as in the plain kernel.
-KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y, float* lse, SHAPE) {
+// grid: (ceil(longest / ROWS), heads, sequences), four warps a block; as in the plain kernel.
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse, SHAPE) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
     T* rows = shared;
     T* keys_tile = rows + ROWS * stride_of(s);
     T* values_tile = keys_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y, batch = blockIdx.z;
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t q_base = (size_t)batch * s.time, kv_base = (size_t)batch * s.kv_time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, start = of.past, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t q_base = of.first, kv_base = of.first_key, numbers = (size_t)s.heads * of.first + (size_t)head * length;
     load_rows(rows, q + head * s.dim, q_base, first, ROWS, length, q_stride, s);
     float acc[CHANNEL_TILES][4] = {}, largest[2] = {-INF, -INF}, sum[2] = {0.0f, 0.0f};
-    int end = s.start + (first + ROWS < length ? first + ROWS : length);
-    for (int tile = first < length ? first_key(s, s.start + first) / TILE * TILE : end; tile < end; tile += TILE) {
+    int end = start + (first + ROWS < length ? first + ROWS : length);
+    for (int tile = first_key(s, start + first) / TILE * TILE; tile < end; tile += TILE) {
         __syncthreads();
         load_rows(keys_tile, k + kv_head * s.dim, kv_base, tile, TILE, end, kv_stride, s);
         load_rows(values_tile, v + kv_head * s.dim, kv_base, tile, TILE, end, kv_stride, s);
@@ -204,7 +210,7 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y
             for (int n = 0; n < TILE / 8; n++)
                 for (int j = 0; j < 2; j++) {
                     float& x = p[n][2 * half + j];
-                    x = row < length && sees(s, s.start + row, tile + 8 * n + 2 * t + j) ? x * s.scale : -INF;
+                    x = row < length && sees(s, start + row, tile + 8 * n + 2 * t + j) ? x * s.scale : -INF;
                     most = fmaxf(most, x);
                 }
             most = row_max(most);
@@ -231,15 +237,14 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* lengths, T* y
     for (int half = 0; half < 2; half++) {
         int row = first + 16 * warp + g + 8 * half;
         factor[half] = row < length ? 1.0f / sum[half] : 0.0f;
-        if (t == 0 && row < s.time && lse)
-            lse[((size_t)batch * s.heads + head) * s.time + row] = row < length ? largest[half] + logf(sum[half]) : 0.0f;
+        if (t == 0 && row < length) lse[numbers + row] = largest[half] + logf(sum[half]);
     }
-    store(y + head * s.dim, acc, q_base, first + 16 * warp, s.time, q_stride, factor, s);
+    store(y + head * s.dim, acc, q_base, first + 16 * warp, length, q_stride, factor, s);
 #endif
 }
 
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                      const unsigned* lengths, T* dq, SHAPE) {
+                      const unsigned* segments, T* dq, SHAPE) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
@@ -247,15 +252,17 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
     T* grads = rows + ROWS * stride_of(s);
     T* keys_tile = grads + ROWS * stride_of(s);
     T* values_tile = keys_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y, batch = blockIdx.z;
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t base = (size_t)batch * s.time, numbers = ((size_t)batch * s.heads + head) * s.time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t base = of.first, numbers = (size_t)s.heads * of.first + (size_t)head * length;
     load_rows(rows, q + head * s.dim, base, first, ROWS, length, q_stride, s);
     load_rows(grads, dy + head * s.dim, base, first, ROWS, length, q_stride, s);
     float acc[CHANNEL_TILES][4] = {};
     int end = first + ROWS < length ? first + ROWS : length;
-    for (int tile = first < length ? first_key(s, first) / TILE * TILE : end; tile < end; tile += TILE) {
+    for (int tile = first_key(s, first) / TILE * TILE; tile < end; tile += TILE) {
         __syncthreads();
         load_rows(keys_tile, k + kv_head * s.dim, base, tile, TILE, end, kv_stride, s);
         load_rows(values_tile, v + kv_head * s.dim, base, tile, TILE, end, kv_stride, s);
@@ -278,13 +285,13 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
         add_weighted(acc, p, keys_tile, s);
     }
     float factor[2] = {s.scale, s.scale};
-    store(dq + head * s.dim, acc, base, first + 16 * warp, s.time, q_stride, factor, s);
+    store(dq + head * s.dim, acc, base, first + 16 * warp, length, q_stride, factor, s);
 #endif
 }
 
-// Rows are keys, tiles queries. grid: (ceil(time / ROWS), kv_heads, batch).
+// Rows are keys, tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                          const unsigned* lengths, T* dk, T* dv, SHAPE) {
+                          const unsigned* segments, T* dk, T* dv, SHAPE) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
@@ -292,16 +299,18 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
     T* values = keys + ROWS * stride_of(s);
     T* queries_tile = values + ROWS * stride_of(s);
     T* grads_tile = queries_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, kv_head = blockIdx.y, batch = blockIdx.z;
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, kv_head = blockIdx.y;
     int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
-    int length = lengths ? (int)lengths[batch] : s.time, first = blockIdx.x * ROWS;
-    size_t base = (size_t)batch * s.time;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int length = of.count, first = blockIdx.x * ROWS;
+    if (first >= length) return;
+    size_t base = of.first;
     load_rows(keys, k + kv_head * s.dim, base, first, ROWS, length, kv_stride, s);
     load_rows(values, v + kv_head * s.dim, base, first, ROWS, length, kv_stride, s);
     float key_acc[CHANNEL_TILES][4] = {}, value_acc[CHANNEL_TILES][4] = {};
     int last = s.window > 0 && first + ROWS - 1 + s.window < length ? first + ROWS - 1 + s.window : length;
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        size_t numbers = ((size_t)batch * s.heads + head) * s.time;
+        size_t numbers = (size_t)s.heads * of.first + (size_t)head * length;
         for (int tile = first / TILE * TILE; tile < last; tile += TILE) {
             __syncthreads();
             load_rows(queries_tile, q + head * s.dim, base, tile, TILE, length, q_stride, s);
@@ -325,7 +334,7 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
         }
     }
     float whole[2] = {1.0f, 1.0f}, factor[2] = {s.scale, s.scale};
-    store(dv + kv_head * s.dim, value_acc, base, first + 16 * warp, s.time, kv_stride, whole, s);
-    store(dk + kv_head * s.dim, key_acc, base, first + 16 * warp, s.time, kv_stride, factor, s);
+    if (dv) store(dv + kv_head * s.dim, value_acc, base, first + 16 * warp, length, kv_stride, whole, s);
+    if (dk) store(dk + kv_head * s.dim, key_acc, base, first + 16 * warp, length, kv_stride, factor, s);
 #endif
 }

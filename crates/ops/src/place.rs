@@ -1,0 +1,64 @@
+//! The one switch between the halves of an op: host loops, GPU kernels, or the books of a dry run.
+//!
+//! An op makes its results with `scratch_like`, which works anywhere, and fills them through [`fill`]. So no half can be forgotten, and
+//! none returns memory that nobody wrote.
+
+use halfbyte_autograd::Result;
+use halfbyte_cuda::Gpu;
+use halfbyte_tensor::{Ledger, Place, Tensor};
+use std::sync::Arc;
+
+/// What one run of an op costs, for the roofline of a dry run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    op: &'static str,
+    flops: u64,
+    bytes: u64,
+    passing: usize,
+}
+
+impl Cost {
+    /// An op that reads and writes these tensors once, with so many floating-point operations for each element of the first.
+    pub(crate) fn of(op: &'static str, flops_an_element: usize, tensors: &[&Tensor]) -> Cost {
+        let flops = tensors.first().map_or(0, |it| it.len() * flops_an_element) as u64;
+        let bytes = tensors.iter().map(|it| it.bytes()).sum::<usize>() as u64;
+        Cost { op, flops, bytes, passing: 0 }
+    }
+
+    /// With so many floating-point operations in all.
+    #[must_use]
+    pub(crate) fn flops(self, flops: usize) -> Cost {
+        Cost { flops: flops as u64, ..self }
+    }
+
+    /// With memory that the host's half holds meanwhile beside its tensors.
+    #[must_use]
+    pub(crate) fn passing(self, bytes: usize) -> Cost {
+        Cost { passing: bytes, ..self }
+    }
+
+    /// Enters it in the books.
+    pub(crate) fn count(self, ledger: &Ledger) {
+        ledger.pass(self.passing);
+        ledger.count(self.op, self.flops, self.bytes);
+    }
+}
+
+/// Fills the results `out` of an op, made with `scratch_like`, by the half that belongs to the place of `at`.
+///
+/// # Errors
+/// What the half that ran reports.
+pub(crate) fn fill<O>(
+    at: &Tensor,
+    cost: Cost,
+    mut out: O,
+    host: impl FnOnce(&mut O) -> Result<()>,
+    gpu: impl FnOnce(&Arc<Gpu>, &mut O) -> halfbyte_tensor::Result<()>,
+) -> Result<O> {
+    match at.place() {
+        Place::Host => host(&mut out)?,
+        Place::Gpu(it) => gpu(it, &mut out)?,
+        Place::Dry(ledger) => cost.count(ledger),
+    }
+    Ok(out)
+}
