@@ -1,6 +1,6 @@
 //! GPT-Neo: learned positions, pre-norm blocks whose attention alternates between all keys and a local window, unscaled.
 
-use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights};
+use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{

@@ -1,10 +1,11 @@
 //! Residual sums: `a + b` and `a + scale * b`.
 
 pub(crate) mod cpu;
-pub(crate) mod cuda;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::place::{Cost, fill};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{Error, Tensor, with_float};
 
@@ -16,13 +17,7 @@ pub fn add(tape: &Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
 /// `a + scale * b`, both of one shape and dtype, rounded once.
 pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> {
     check_alike("add", a.value(), b.value())?;
-    let y = if a.value().gpu().is_some() {
-        cuda::add_scaled(a.value(), b.value(), scale)?
-    } else {
-        let mut y = Tensor::scratch(a.value().shape(), a.value().dtype());
-        with_float!(y.dtype(), T, cpu::forward::<T>(a.value().data(), b.value().data(), scale, y.data_mut()));
-        y
-    };
+    let y = sum(a.value(), b.value(), scale)?;
     Ok(tape.record("add", [a, b], y, move |dy, [a, b]| {
         let db = match b {
             true if scale != 1.0 => Some(scaled(&dy, scale)?),
@@ -33,13 +28,25 @@ pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> 
     }))
 }
 
-fn scaled(dy: &Tensor, scale: f32) -> Result<Tensor> {
-    if dy.gpu().is_some() {
-        return Ok(cuda::scaled(dy, scale)?);
-    }
-    let mut dx = Tensor::scratch(dy.shape(), dy.dtype());
-    with_float!(dx.dtype(), T, cpu::scale::<T>(dy.data(), scale, dx.data_mut()));
-    Ok(dx)
+fn sum(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    let y = a.scratch_like(a.shape(), a.dtype());
+    let cost = Cost::of("add", 2, &[a, b, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(a.dtype(), T, cpu::forward::<T>(a.data(), b.data(), scale, y.data_mut()));
+        Ok(())
+    };
+    fill(a, cost, y, host, |gpu, y| cuda::add_scaled(gpu, [a, b], scale, y))
+}
+
+/// `scale * x`.
+pub(crate) fn scaled(x: &Tensor, scale: f32) -> Result<Tensor> {
+    let y = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of("add", 1, &[x, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(x.dtype(), T, cpu::scale::<T>(x.data(), scale, y.data_mut()));
+        Ok(())
+    };
+    fill(x, cost, y, host, |gpu, y| cuda::scaled(gpu, x, scale, y))
 }
 
 /// Refuses two operands that are not floating-point numbers of one shape and dtype.

@@ -7,8 +7,9 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::place::{Cost, fill};
 use halfbyte_autograd::{Result, Tape, Var};
-use halfbyte_tensor::{Error, Tensor, with_float};
+use halfbyte_tensor::{Error, Place, Tensor, with_float};
 
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,12 +60,13 @@ pub(crate) fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     if d.is_off() {
         return Ok(x.clone());
     }
-    if x.gpu().is_some() {
-        return Ok(cuda::apply(x, d)?);
-    }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    with_float!(x.dtype(), T, cpu::apply(x.data::<T>(), y.data_mut::<T>(), d));
-    Ok(y)
+    let y = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of("dropout", 1, &[x, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(x.dtype(), T, cpu::apply(x.data::<T>(), y.data_mut::<T>(), d));
+        Ok(())
+    };
+    fill(x, cost, y, host, |gpu, y| cuda::apply(gpu, x, d, y))
 }
 
 /// Masks and scales a tensor that nobody shares.
@@ -72,10 +74,10 @@ pub(crate) fn apply_in_place(x: &mut Tensor, d: Dropout) -> Result<()> {
     if d.is_off() {
         return Ok(());
     }
-    if x.gpu().is_some() {
-        *x = cuda::apply(x, d)?;
-        return Ok(());
+    match x.place() {
+        Place::Host => with_float!(x.dtype(), T, cpu::apply_in_place(x.data_mut::<T>(), d)),
+        Place::Gpu(_) => *x = apply(x, d)?,
+        Place::Dry(ledger) => Cost::of("dropout", 1, &[x, x]).count(ledger),
     }
-    with_float!(x.dtype(), T, cpu::apply_in_place(x.data_mut::<T>(), d));
     Ok(())
 }

@@ -5,6 +5,7 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::place::{Cost, fill};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{Tensor, with_float};
 
@@ -18,22 +19,26 @@ pub fn gelu_new(tape: &Tape<'_>, x: &Var) -> Result<Var> {
         let value = value.clone();
         move || forward(&value)
     };
-    let y = tape.record("gelu_new", [x], y, move |dy, _| {
-        if value.gpu().is_some() {
-            return Ok([Some(cuda::backward(&dy, &value)?)]);
-        }
-        let mut dx = Tensor::scratch(value.shape(), value.dtype());
-        with_float!(dx.dtype(), T, cpu::backward::<T>(dy.data(), value.data(), dx.data_mut()));
-        Ok([Some(dx)])
-    });
+    let y = tape.record("gelu_new", [x], y, move |dy, _| Ok([Some(backward(&dy, &value)?)]));
     Ok(y.recomputed_by(again))
 }
 
 fn forward(x: &Tensor) -> Result<Tensor> {
-    if x.gpu().is_some() {
-        return Ok(cuda::forward(x)?);
-    }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), y.data_mut()));
-    Ok(y)
+    let y = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of("gelu_new", 12, &[x, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), y.data_mut()));
+        Ok(())
+    };
+    fill(x, cost, y, host, |gpu, y| cuda::forward(gpu, x, y))
+}
+
+fn backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let dx = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of("gelu_new", 20, &[x, dy, &dx]);
+    let host = |dx: &mut Tensor| {
+        with_float!(x.dtype(), T, cpu::backward::<T>(dy.data(), x.data(), dx.data_mut()));
+        Ok(())
+    };
+    fill(x, cost, dx, host, |gpu, dx| cuda::backward(gpu, [dy, x], dx))
 }

@@ -5,7 +5,10 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::rms_norm::as_weight;
+use crate::{
+    place::{Cost, fill},
+    rms_norm::as_weight,
+};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Tensor, with_float};
 
@@ -17,40 +20,62 @@ use halfbyte_tensor::{DType, Tensor, with_float};
 pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value())?);
     let bv = as_weight("layer_norm", x.value(), b.value())?;
-    let (y, stats) = forward(&xv, &wv, &bv, eps)?;
+    let [y, stats] = forward(&xv, &wv, &bv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
-        move || Ok(forward(&xv, &wv, &bv, eps)?.0)
+        move || {
+            let [y, _] = forward(&xv, &wv, &bv, eps)?;
+            Ok(y)
+        }
     };
     let y = tape.record("layer_norm", [x, w, b], y, move |dy, [x, w, b]| {
-        if xv.gpu().is_some() {
-            let (dx, affine) = cuda::backward(&xv, &wv, &stats, &dy, w || b)?;
-            let (dw, db) = affine.unzip();
-            return Ok([x.then_some(dx), dw.filter(|_| w), db.filter(|_| b)]);
-        }
-        let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
-        let mut dw = with_float!(dx.dtype(), T, {
-            let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), stats: stats.data() };
-            cpu::backward(&saved, dy.data(), dx.data_mut(), w || b)
-        });
-        let db = if b { dw.split_off(wv.len()) } else { Vec::new() };
-        dw.truncate(wv.len());
-        let gradient = |wanted: bool, data| wanted.then(|| Tensor::from_vec::<f32>(wv.shape(), data));
-        Ok([x.then_some(dx), gradient(w, dw), gradient(b, db)])
+        let (dx, affine) = Saved { x: &xv, w: &wv, stats: &stats }.backward(&dy, w || b)?;
+        let (dw, db) = affine.map(|[dw, db]| (dw, db)).unzip();
+        Ok([x.then_some(dx), dw.filter(|_| w), db.filter(|_| b)])
     });
     Ok(y.recomputed_by(again))
 }
 
 /// The output, and each row's mean and 1 over its standard deviation.
-fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
-    if x.gpu().is_some() {
-        return Ok(cuda::forward(x, w, b, eps)?);
+fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
+    let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.rows(), 2], DType::F32)];
+    let cost = Cost::of("layer_norm", 7, &[x, &out[0]]);
+    let host = |[y, stats]: &mut [Tensor; 2]| {
+        with_float!(x.dtype(), T, {
+            let affine = cpu::Affine { w: w.data(), b: b.data(), eps };
+            cpu::forward::<T>(x.data(), &affine, y.data_mut(), stats.data_mut());
+        });
+        Ok(())
+    };
+    fill(x, cost, out, host, |gpu, out| cuda::forward(gpu, [x, w, b], eps, out))
+}
+
+/// What the backward pass reads.
+struct Saved<'a> {
+    x: &'a Tensor,
+    w: &'a Tensor,
+    stats: &'a Tensor,
+}
+
+/// The gradients of `x` and, where they train, of weight and bias.
+type Gradients = (Tensor, Option<[Tensor; 2]>);
+
+impl Saved<'_> {
+    fn backward(&self, dy: &Tensor, train: bool) -> Result<Gradients> {
+        let Saved { x, w, stats } = *self;
+        let sums = || [w, w].map(|it| x.scratch_like(it.shape(), DType::F32));
+        let out = (x.scratch_like(x.shape(), x.dtype()), train.then(sums));
+        let cost = Cost::of("layer_norm", 12, &[x, dy, &out.0]);
+        let host = |(dx, affine): &mut Gradients| {
+            let sums = with_float!(x.dtype(), T, {
+                let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), stats: stats.data() };
+                cpu::backward(&saved, dy.data(), dx.data_mut(), train)
+            });
+            for (gradient, sums) in affine.iter_mut().flatten().zip(sums.chunks(w.len())) {
+                gradient.data_mut::<f32>().copy_from_slice(sums);
+            }
+            Ok(())
+        };
+        fill(x, cost, out, host, |gpu, (dx, affine)| cuda::backward(gpu, self, dy, (dx, affine.as_mut())))
     }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    let mut stats = Tensor::scratch(&[x.rows(), 2], DType::F32);
-    with_float!(y.dtype(), T, {
-        let affine = cpu::Affine { w: w.data(), b: b.data(), eps };
-        cpu::forward::<T>(x.data(), &affine, y.data_mut(), stats.data_mut());
-    });
-    Ok((y, stats))
 }

@@ -5,6 +5,7 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::place::{Cost, fill};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
@@ -14,35 +15,55 @@ use halfbyte_tensor::{DType, Error, Tensor, with_float};
 /// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
 pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value())?);
-    let (y, rstd) = forward(&xv, &wv, eps)?;
+    let [y, rstd] = forward(&xv, &wv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
-        move || Ok(forward(&xv, &wv, eps)?.0)
+        move || {
+            let [y, _] = forward(&xv, &wv, eps)?;
+            Ok(y)
+        }
     };
     let y = tape.record("rms_norm", [x, w], y, move |dy, [x, w]| {
-        if xv.gpu().is_some() {
-            let (dx, dw) = cuda::backward(&xv, &wv, &rstd, &dy, w)?;
-            return Ok([x.then_some(dx), dw]);
-        }
-        let mut dx = Tensor::scratch(xv.shape(), xv.dtype());
-        let dw = with_float!(dx.dtype(), T, {
-            let saved = cpu::Saved { x: xv.data::<T>(), w: wv.data(), rstd: rstd.data() };
-            cpu::backward(&saved, dy.data(), dx.data_mut(), w)
-        });
-        Ok([x.then_some(dx), w.then(|| Tensor::from_vec(wv.shape(), dw))])
+        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd }.backward(&dy, w)?;
+        Ok([x.then_some(dx), dw])
     });
     Ok(y.recomputed_by(again))
 }
 
 /// The output, and 1 over each row's root mean square.
-fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
-    if x.gpu().is_some() {
-        return Ok(cuda::forward(x, w, eps)?);
+fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
+    let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.rows()], DType::F32)];
+    let cost = Cost::of("rms_norm", 4, &[x, &out[0]]);
+    let host = |[y, rstd]: &mut [Tensor; 2]| {
+        with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
+        Ok(())
+    };
+    fill(x, cost, out, host, |gpu, out| cuda::forward(gpu, (x, w, eps), out))
+}
+
+/// What the backward pass reads.
+struct Saved<'a> {
+    x: &'a Tensor,
+    w: &'a Tensor,
+    rstd: &'a Tensor,
+}
+
+impl Saved<'_> {
+    /// The gradients of `x` and, if it trains, of `w`.
+    fn backward(&self, dy: &Tensor, train: bool) -> Result<(Tensor, Option<Tensor>)> {
+        let Saved { x, w, rstd } = *self;
+        let out = (x.scratch_like(x.shape(), x.dtype()), train.then(|| x.scratch_like(w.shape(), DType::F32)));
+        let cost = Cost::of("rms_norm", 8, &[x, dy, &out.0]);
+        let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
+            let sums = with_float!(x.dtype(), T, {
+                let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), rstd: rstd.data() };
+                cpu::backward(&saved, dy.data(), dx.data_mut(), train)
+            });
+            *dw = train.then(|| Tensor::from_vec(w.shape(), sums));
+            Ok(())
+        };
+        fill(x, cost, out, host, |gpu, (dx, dw)| cuda::backward(gpu, self, dy, (dx, dw.as_mut())))
     }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    let mut rstd = Tensor::scratch(&[x.rows()], DType::F32);
-    with_float!(y.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
-    Ok((y, rstd))
 }
 
 /// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers.

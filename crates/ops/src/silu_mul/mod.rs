@@ -5,7 +5,10 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::add::check_alike;
+use crate::{
+    add::check_alike,
+    place::{Cost, fill},
+};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{Tensor, with_float};
 
@@ -21,25 +24,31 @@ pub fn silu_mul(tape: &Tape<'_>, gate: &Var, up: &Var) -> Result<Var> {
         move || forward(&g, &u)
     };
     let y = tape.record("silu_mul", [gate, up], y, move |dy, [gate, up]| {
-        if g.gpu().is_some() {
-            let (dg, du) = cuda::backward(&dy, &g, &u)?;
-            return Ok([gate.then_some(dg), up.then_some(du)]);
-        }
-        let mut dg = Tensor::scratch(g.shape(), g.dtype());
-        let mut du = Tensor::scratch(g.shape(), g.dtype());
-        with_float!(g.dtype(), T, {
-            cpu::backward::<T>([dy.data(), g.data(), u.data()], dg.data_mut(), du.data_mut());
-        });
+        let [dg, du] = backward(&dy, &g, &u)?;
         Ok([gate.then_some(dg), up.then_some(du)])
     });
     Ok(y.recomputed_by(again))
 }
 
 fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.gpu().is_some() {
-        return Ok(cuda::forward(gate, up)?);
-    }
-    let mut y = Tensor::scratch(gate.shape(), gate.dtype());
-    with_float!(y.dtype(), T, cpu::forward::<T>(gate.data(), up.data(), y.data_mut()));
-    Ok(y)
+    let y = gate.scratch_like(gate.shape(), gate.dtype());
+    let cost = Cost::of("silu_mul", 6, &[gate, up, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(gate.dtype(), T, cpu::forward::<T>(gate.data(), up.data(), y.data_mut()));
+        Ok(())
+    };
+    fill(gate, cost, y, host, |gpu, y| cuda::forward(gpu, [gate, up], y))
+}
+
+/// The gradients of gate and up.
+fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<[Tensor; 2]> {
+    let grads = [gate, up].map(|it| it.scratch_like(it.shape(), it.dtype()));
+    let cost = Cost::of("silu_mul", 12, &[gate, up, dy, &grads[0], &grads[1]]);
+    let host = |[dg, du]: &mut [Tensor; 2]| {
+        with_float!(gate.dtype(), T, {
+            cpu::backward::<T>([dy.data(), gate.data(), up.data()], dg.data_mut(), du.data_mut());
+        });
+        Ok(())
+    };
+    fill(gate, cost, grads, host, |gpu, grads| cuda::backward(gpu, [dy, gate, up], grads))
 }
