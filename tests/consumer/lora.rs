@@ -52,23 +52,25 @@ fn sum<'m>(tape: &Tape<'m>, x: &Var) -> Var {
     })
 }
 
-fn output(layer: &Linear) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
+fn output(layer: &Linear, ctx: &Context) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
     let tape = Tape::disabled();
-    Ok(layer.forward(&tape, &input(), &Context::default())?.value().data::<f32>().to_vec())
+    Ok(layer.forward(&tape, &input(), ctx)?.value().data::<f32>().to_vec())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut adapted = layer();
-    let base = output(&adapted)?;
+    let mut layer = layer();
+    let base = output(&layer, &Context::default())?;
     let names = TargetModules::Names(vec!["proj".into()]);
     let config = LoraConfig { rank: 2, lora_alpha: 4.0, target_modules: names, ..LoraConfig::default() };
-    attach(&mut Modules { linears: vec![&mut adapted], ..Modules::default() }, &config, "mine", 42)?;
-    assert_eq!(output(&adapted)?, base, "a fresh adapter changes nothing");
-
-    let params: Vec<_> = adapted.trained().into_iter().map(|it| it.param).collect();
+    let modules = Modules { linears: vec![&mut layer], ..Modules::default() };
+    let (adapter, _) = attach(&modules, &config, "mine", 42)?;
+    let params = adapter.params();
     assert_eq!(params.len(), 2, "only A and B can train");
+    let adapted = Context::new(Some(Arc::new(adapter)));
+    assert_eq!(output(&layer, &adapted)?, base, "a fresh adapter changes nothing");
+
     let tape = Tape::recording();
-    let loss = sum(&tape, &adapted.forward(&tape, &input(), &Context::default())?);
+    let loss = sum(&tape, &layer.forward(&tape, &input(), &adapted)?);
     let grads = tape.backward(loss)?;
     for param in &params {
         let grad = grads.get(param).ok_or("every parameter gets a gradient")?.data::<f32>().to_vec();
@@ -78,17 +80,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         });
     }
-    let trained = output(&adapted)?;
+    let trained = output(&layer, &adapted)?;
     assert!(trained.iter().sum::<f32>() < base.iter().sum::<f32>(), "a step down the gradient lowers the sum");
 
     let dir = std::env::temp_dir().join(format!("halfbyte-consumer-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    save_adapter(&dir, &Modules { linears: vec![&mut adapted], ..Modules::default() }, &config, "mine")?;
-    let mut fresh = layer();
-    let mut modules = Modules { linears: vec![&mut fresh], ..Modules::default() };
-    load_adapter(&mut modules, read_adapter(&dir)?, "theirs")?;
-    modules.set_active(Some("theirs"));
+    let adapter = adapted.routing.adapter().ok_or("the context holds the adapter")?;
+    save_adapter(&dir, adapter)?;
+    let modules = Modules { linears: vec![&mut layer], ..Modules::default() };
+    let theirs = load_adapter(&modules, read_adapter(&dir)?, "theirs")?;
     std::fs::remove_dir_all(&dir)?;
-    assert_eq!(output(&fresh)?, trained, "what was saved is what was trained");
+    assert_eq!(output(&layer, &Context::new(Some(Arc::new(theirs))))?, trained, "what was saved is what was trained");
+    assert_eq!(output(&layer, &Context::default())?, base, "the base never changed");
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Bias, EmbeddingLora, Error, LoraConfig, LoraLayer, Modules, Result, Role, Selection, Tie, Weight,
-    attach::{bias_trains, magnitude, magnitude_key, names_embedding, refuse_head},
-    parse_adapter_config, render_adapter_config,
+    Adapter, Error, LoraConfig, Modules, Result, Selection, Tie, Weight, parse_adapter_config,
+    places::{copied_bias, copied_weight, place, places, tie_of},
+    render_adapter_config,
+    variants::{self, Copied, FileNumbers, Numbers, Place, What},
 };
-use halfbyte_autograd::Param;
-use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
+use halfbyte_tensor::{Tensor, bf16, f16};
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,53 +51,18 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes the adapter `name` of a model into `dir`, which must exist: the trained tensors alone, in f32.
-pub fn save_adapter(dir: &Path, modules: &Modules<'_>, config: &LoraConfig, name: &str) -> Result<()> {
-    let mut found: Vec<(String, Param)> = Vec::new();
-    let mut adapted = Vec::new();
-    let mut push = |key: String, param: &Param| found.push((format!("{PREFIX}{key}"), param.clone()));
-    for linear in &modules.linears {
-        let path = linear.path();
-        if let Some(layer) = linear.lora(name) {
-            push(format!("{path}.lora_A.weight"), &layer.a);
-            push(format!("{path}.lora_B.weight"), &layer.b);
-            if let Some(param) = &layer.magnitude {
-                push(magnitude_key(path), param);
-            }
+/// Writes an adapter into `dir`, which must exist: the trained tensors alone, in f32.
+pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
+    let (mut tensors, mut adapted) = (Vec::new(), Vec::new());
+    for (path, update) in adapter.updates() {
+        tensors.extend(update.stored()?.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value)));
+        if update.copy().is_none() {
             adapted.push(path.to_owned());
         }
-        if let Some(param) = linear.full(name) {
-            push(format!("{path}.weight"), param);
-        }
-        if let Some(param) = linear.bias().and_then(|it| it.copy_of(name)) {
-            let inside = if linear.lora(name).is_some() { ".base_layer" } else { "" };
-            push(format!("{path}{inside}.bias"), param);
-        }
     }
-    let mut transposed = Vec::new();
-    for weight in &modules.weights {
-        if let Some(EmbeddingLora { a, b, .. }) = weight.update_of(name) {
-            let (key_a, key_b) = embedding_keys(weight.module());
-            push(key_b, b);
-            transposed.push((format!("{PREFIX}{key_a}"), transpose(&on_host(a)?)));
-            adapted.push(weight.module().to_owned());
-        }
-        if let Some(param) = weight.copy_of(name) {
-            push(weight.path().to_owned(), param);
-            // PEFT asks for the tied head by its own name, too.
-            if let Some(tie) =
-                modules.tied.as_ref().filter(|it| it.embedding == weight.module() && !weight.is_untied(name))
-            {
-                push(tie.head_weight(), param);
-            }
-        }
-    }
-    let values = found.into_iter().map(|(key, param)| Ok((key, on_host(&param)?)));
-    let mut tensors: Vec<(String, Tensor)> = values.collect::<Result<_>>()?;
-    tensors.extend(transposed);
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     write_atomic(&dir.join(WEIGHTS), &serialise(&tensors, &dir.join(WEIGHTS))?)?;
-    write_atomic(&dir.join(CONFIG), render_adapter_config(config, &adapted).as_bytes())
+    write_atomic(&dir.join(CONFIG), render_adapter_config(&adapter.config, &adapted).as_bytes())
 }
 
 /// Reads and checks an adapter's files.
@@ -116,130 +81,99 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
     Ok(AdapterFile { dir: dir.to_owned(), config, unknown_keys, tensors })
 }
 
-/// Puts a read adapter on a model under `name`, without making it active.
+/// A read adapter for a model, under `name`. The model is left as it is, so a file that is refused leaves nothing behind.
 ///
 /// As in PEFT, target modules that this model lacks are ignored as long as some match; a tensor that is missing, left
 /// over or of another shape is an error that names it.
-pub fn load_adapter(modules: &mut Modules<'_>, file: AdapterFile, name: &str) -> Result<()> {
-    let AdapterFile { dir, config, mut tensors, .. } = file;
+pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Result<Adapter> {
+    let AdapterFile { dir, config, tensors, .. } = file;
     let path = dir.join(WEIGHTS);
     let wrong = |message: String| Error::File { path: path.clone(), message };
-    let head = modules.head.clone();
-    let selection = Selection::new(&config, head.as_deref())?;
-    let mut missing = Vec::new();
-    let mut found = 0;
-    for (site, linear) in modules.linears.iter_mut().enumerate() {
-        let at = linear.path().to_owned();
-        let (out, inner) = linear.dims();
-        if selection.saves(&at) {
-            let value = take(&mut tensors, &format!("{at}.weight"), &[out, inner], &mut missing).map_err(wrong)?;
-            linear.add_full(name, value);
-        } else if selection.adapts(&at) {
-            refuse_head(head.as_deref(), &at).map_err(|e| wrong(e.to_string()))?;
-            let (rank, scaling) = selection.rank_and_scaling(&at);
-            let (key_a, key_b) = (format!("{at}.lora_A.weight"), format!("{at}.lora_B.weight"));
-            let a = take(&mut tensors, &key_a, &[rank, inner], &mut missing).map_err(wrong)?;
-            let b = take(&mut tensors, &key_b, &[out, rank], &mut missing).map_err(wrong)?;
-            let m = match config.use_dora {
-                true => take(&mut tensors, &magnitude_key(&at), &[out], &mut missing).map_err(wrong)?,
-                false => None,
-            };
-            if let (Some(a), Some(b)) = (a, b) {
-                let (a, b) = (Param::new(key_a, a), Param::new(key_b, b));
-                let magnitude = m.map(|it| magnitude(&at, it.to_f32_vec()));
-                let (dropout, site) = (config.lora_dropout, site as u64);
-                linear.add_lora(name, LoraLayer { a, b, scaling, dropout, site, magnitude });
-                found += 1;
-            }
-        }
-        let wanted = bias_trains(&config, &selection, &at);
-        if let Some(bias) = linear.bias_mut() {
-            let keys = [format!("{at}.base_layer.bias"), format!("{at}.bias")];
-            if let Some(value) = keys.iter().find_map(|key| tensors.remove(key)) {
-                shape_is(&keys[1], &value, &[out]).map_err(wrong)?;
-                bias.add_copy(name, Some(value));
-            } else if wanted {
-                missing.push(keys[1].clone());
-            }
-        }
-    }
-    for weight in &mut modules.weights {
-        let wanted = selection.saves(weight.module()) || (config.bias == Bias::All && weight.role() == Role::Bias);
-        let tie = modules.tied.as_ref();
-        let tied = tie.filter(|it| it.embedding == weight.module());
-        if !selection.saves(weight.module())
-            && names_embedding(&config, &selection, weight).map_err(|e| wrong(e.to_string()))?
+    let selection = Selection::new(&config, modules.head.as_deref())?;
+    let mut places = places(modules, &config, &selection).map_err(|e| wrong(e.to_string()))?;
+    surplus_copies(modules, &tensors, (&config, &selection), &mut places);
+    // In the model's order, a bias after its matrix.
+    places.sort_by_key(Place::order);
+    let mut numbers = Numbers::File(FileNumbers { path: path.clone(), tensors, missing: Vec::new() });
+    let (mut updates, mut unties_head) = (Vec::new(), false);
+    for mut place in places {
+        if let What::Copy(copied) = &mut place.what
+            && let Some(tie) = tie_of(modules, &copied.name)
         {
-            let (rank, scaling) = selection.rank_and_scaling(weight.module());
-            let (key_a, key_b) = embedding_keys(weight.module());
-            let (vocab, channels) = (weight.value().rows(), weight.value().cols());
-            let a = take(&mut tensors, &key_a, &[rank, vocab], &mut missing).map_err(wrong)?;
-            let b = take(&mut tensors, &key_b, &[channels, rank], &mut missing).map_err(wrong)?;
-            if let (Some(a), Some(b)) = (a, b) {
-                let (a, b) = (Param::new(key_a, transpose(&a)), Param::new(key_b, b));
-                weight.add_update(name, EmbeddingLora { a, b, scaling });
-                found += 1;
+            unties_head |= !config.ensure_weight_tying;
+            if config.ensure_weight_tying {
+                copied.stored_as.push(tie.head_weight());
+                numbers.discard(&tie.head_weight());
             }
-            drop_untouched_copies(&mut tensors, weight, tie).map_err(wrong)?;
         }
-        if let Some(value) = tensors.remove(weight.path()) {
-            shape_is(weight.path(), &value, weight.value().shape()).map_err(wrong)?;
-            weight.add_copy(name, Some(value));
-            match tied {
-                Some(tie) if config.ensure_weight_tying => drop(tensors.remove(&tie.head_weight())),
-                Some(_) => weight.untie(name),
-                None => {}
-            }
-        } else if wanted {
-            missing.push(weight.path().to_owned());
+        let update = variants::begin(&place, &mut numbers)?;
+        if let What::Embedding(weight) = &place.what {
+            numbers.drop_untouched_copies(weight, modules.tied.as_ref()).map_err(wrong)?;
         }
+        updates.push((place.path, place.role, update));
     }
-    if found == 0 && missing.is_empty() {
+    let Numbers::File(FileNumbers { tensors, missing, .. }) = numbers else {
+        unreachable!("the numbers of a file stay those of a file")
+    };
+    if missing.is_empty() && updates.iter().all(|it| it.2.copy().is_some()) {
         return Err(wrong(format!(
             "none of its target modules {} exists in this model; was it trained on another architecture?",
             config.target_modules
         )));
     }
     report(missing, "lacks the tensors").map_err(wrong)?;
-    report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)
+    report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)?;
+    let mut adapter = Adapter::new(name, config, updates);
+    adapter.unties_head = unties_head;
+    Ok(adapter)
 }
 
-/// A parameter's value in host memory, in f32.
-fn on_host(param: &Param) -> Result<Tensor> {
-    Ok(param.value().to_device(&Device::Cpu).map_err(halfbyte_autograd::Error::from)?.to_dtype(DType::F32))
-}
-
-fn embedding_keys(module: &str) -> (String, String) {
-    (format!("{module}.lora_embedding_A"), format!("{module}.lora_embedding_B"))
-}
-
-/// PEFT puts the embedding itself beside its update, and the head with it, in case that the vocabulary was resized.
-/// Where they are the base's own they say nothing new; other ones belong to a base that is not this one.
-fn drop_untouched_copies(
-    tensors: &mut BTreeMap<String, Tensor>,
-    weight: &Weight,
-    tie: Option<&Tie>,
-) -> std::result::Result<(), String> {
-    let base = weight.value();
-    let own = format!("{}.base_layer.weight", weight.module());
-    for key in [own].into_iter().chain(tie.map(Tie::head_weight)) {
-        let Some(copy) = tensors.remove(&key) else { continue };
-        let same = copy.shape() == base.shape() && copy.to_dtype(base.dtype()).to_f32_vec() == base.to_f32_vec();
-        if !same {
-            return Err(format!(
-                "{key} is not the embedding of this model; the adapter was trained on a base with another one, perhaps of another vocabulary size {:?}",
-                copy.shape()
-            ));
+/// A file may hold copies of biases and other weights that its configuration does not name; they count all the same.
+fn surplus_copies<'a>(
+    modules: &'a Modules<'_>,
+    tensors: &BTreeMap<String, Tensor>,
+    (config, selection): (&'a LoraConfig, &Selection<'_>),
+    places: &mut Vec<Place<'a>>,
+) {
+    let mut add = |path: &str, index: usize, copied: Copied<'a>| {
+        let named = places.iter().any(|it| it.path == path);
+        if !named && copied.read_as.iter().any(|it| tensors.contains_key(it)) {
+            places.push(place(path, index, What::Copy(copied), (config, selection)));
+        }
+    };
+    for (index, linear) in modules.linears.iter().enumerate() {
+        if let Some(bias) = linear.bias() {
+            add(bias.path(), index, copied_bias(linear, bias, selection.adapts(linear.path())));
         }
     }
-    Ok(())
+    for (index, weight) in modules.weights.iter().enumerate() {
+        add(weight.path(), index, copied_weight(weight));
+    }
 }
 
-fn transpose(matrix: &Tensor) -> Tensor {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    let values = matrix.data::<f32>();
-    let turned: Vec<f32> = (0..cols).flat_map(|j| (0..rows).map(move |i| values[i * cols + j])).collect();
-    Tensor::from_vec(&[cols, rows], turned)
+impl Numbers {
+    fn discard(&mut self, name: &str) -> Option<Tensor> {
+        let Numbers::File(file) = self else { return None };
+        file.tensors.remove(name)
+    }
+
+    /// PEFT puts the embedding itself beside its update, and the head with it, in case that the vocabulary was resized.
+    /// Where they are the base's own they say nothing new; other ones belong to a base that is not this one.
+    fn drop_untouched_copies(&mut self, weight: &Weight, tie: Option<&Tie>) -> std::result::Result<(), String> {
+        let base = weight.value();
+        let own = format!("{}.base_layer.weight", weight.module());
+        for key in [own].into_iter().chain(tie.map(Tie::head_weight)) {
+            let Some(copy) = self.discard(&key) else { continue };
+            let same = copy.shape() == base.shape() && copy.to_dtype(base.dtype()).to_f32_vec() == base.to_f32_vec();
+            if !same {
+                return Err(format!(
+                    "{key} is not the embedding of this model; the adapter was trained on a base with another one, perhaps of another vocabulary size {:?}",
+                    copy.shape()
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn report(names: Vec<String>, what: &str) -> std::result::Result<(), String> {
@@ -248,28 +182,6 @@ fn report(names: Vec<String>, what: &str) -> std::result::Result<(), String> {
     }
     let more = if names.len() > 6 { format!(" and {} more", names.len() - 6) } else { String::new() };
     Err(format!("{what} {}{more}", names[..names.len().min(6)].join(", ")))
-}
-
-fn take(
-    tensors: &mut BTreeMap<String, Tensor>,
-    key: &str,
-    shape: &[usize],
-    missing: &mut Vec<String>,
-) -> std::result::Result<Option<Tensor>, String> {
-    match tensors.remove(key) {
-        Some(value) => shape_is(key, &value, shape).map(|()| Some(value)),
-        None => {
-            missing.push(key.to_owned());
-            Ok(None)
-        }
-    }
-}
-
-fn shape_is(key: &str, value: &Tensor, shape: &[usize]) -> std::result::Result<(), String> {
-    if value.shape() == shape {
-        return Ok(());
-    }
-    Err(format!("{key} has shape {:?}, this model and adapter_config.json ask for {shape:?}", value.shape()))
 }
 
 fn serialise(tensors: &[(String, Tensor)], path: &Path) -> Result<Vec<u8>> {

@@ -1,30 +1,39 @@
 //! LoRA adapters over any frozen matrix, in PEFT's format.
 //!
-//! A model is made of [`Linear`] layers and [`Weight`]s. [`attach()`] puts low-rank adapters on the layers that a
-//! [`LoraConfig`] names, by PEFT's own matching rules; [`save_adapter`] and [`load_adapter`] exchange them with PEFT.
-//! Any number of named adapters can sit on one base; which one is active is chosen at run time.
+//! A model is made of [`Linear`] layers and [`Weight`]s, which know their base and their path. An [`Adapter`] is a value
+//! beside it: [`attach()`] makes a fresh one for the layers that a [`LoraConfig`] names, by PEFT's own matching rules, and
+//! [`save_adapter`] and [`load_adapter`] exchange them with PEFT. Which one a pass uses stands in its [`Context`].
 
+mod adapter;
 mod attach;
 mod config;
 mod config_json;
+mod context;
 mod error;
 mod files;
 mod linear;
+mod merge;
 mod modules;
+mod places;
 mod role;
 mod targets;
+mod variants;
 mod weight;
 
+pub use adapter::Adapter;
 pub use attach::{AttachReport, attach};
 pub use config::{Bias, LoraConfig, TargetModules};
 pub use config_json::{parse_adapter_config, render_adapter_config};
+pub use context::{Context, Routing};
 pub use error::{Error, Result};
 pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter, write_atomic};
-pub use linear::{Base, Context, Linear, LoraLayer};
+pub use linear::{Base, Linear};
+pub use merge::{Merged, check_tied, merge};
 pub use modules::{Modules, Tie};
 pub use role::{Role, Trained};
 pub use targets::{Selection, layer_index, suggest};
-pub use weight::{EmbeddingLora, Weight};
+pub use variants::{Dora, EmbeddingLora, Full, Lora, Module, Update};
+pub use weight::Weight;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

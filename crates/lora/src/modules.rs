@@ -1,5 +1,5 @@
-use crate::{Base, Linear, Weight};
-use halfbyte_tensor::{Device, Tensor};
+use crate::{Linear, Weight};
+use halfbyte_tensor::Device;
 
 /// The parts of a model that adapters deal with, in the model's order.
 #[derive(Default)]
@@ -31,36 +31,9 @@ impl Tie {
 }
 
 impl Modules<'_> {
-    /// Makes a named adapter (or none) the active one in the whole model. A merged one is taken out first.
-    pub fn set_active(&mut self, adapter: Option<&str>) {
-        self.linears.iter_mut().for_each(|it| it.set_active(adapter));
-        self.weights.iter_mut().for_each(|it| it.set_active(adapter));
-    }
-
     /// Moves everything to a device, where the model then computes.
     pub fn to_device(&mut self, device: &Device) -> halfbyte_autograd::Result<()> {
         self.linears.iter_mut().try_for_each(|it| it.to_device(device))?;
         self.weights.iter_mut().try_for_each(|it| it.to_device(device))
-    }
-
-    /// Folds the active adapter into every matrix it changes, so that it costs nothing at run time; see
-    /// [`Linear::merge`]. Gives the number of matrices. If `freeze` fails, what was folded in is taken out again.
-    pub fn merge<E>(&mut self, mut freeze: impl FnMut(&str, Tensor) -> Result<Base, E>) -> Result<usize, E> {
-        let mut merged = 0;
-        for at in 0..self.linears.len() {
-            match self.linears[at].merge(&mut freeze) {
-                Ok(changed) => merged += usize::from(changed),
-                Err(error) => {
-                    self.unmerge();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(merged)
-    }
-
-    /// Undoes [`Modules::merge`], bit for bit: the adapter is active again.
-    pub fn unmerge(&mut self) {
-        self.linears.iter_mut().for_each(|it| it.unmerge());
     }
 }

@@ -5,10 +5,11 @@
 mod support;
 
 use halfbyte_autograd::{Param, Tape};
-use halfbyte_lora::{Context, Linear, LoraConfig, LoraLayer, Role, Selection, Weight};
+use halfbyte_lora::{Adapter, Context, Dora, Linear, Lora, LoraConfig, Role, Selection, Update, Weight};
 use halfbyte_tensor::Tensor;
 use halfbyte_testkit::assert_close;
 use safetensors::SafeTensors;
+use std::sync::Arc;
 
 struct Fixture(Vec<u8>);
 
@@ -39,15 +40,18 @@ fn agrees(case: &str, use_rslora: bool) {
     let (a, b) = (Param::new("A", fixture.tensor("A")), Param::new("B", fixture.tensor("B")));
     assert_eq!(a.value().shape()[0], rank);
     let base = support::dense(fixture.tensor("W"));
-    let mut layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", Role::Bias, fixture.tensor("b"))));
+    let layer = Linear::new("layer", base, Some(Weight::frozen("layer.bias", Role::Bias, fixture.tensor("b"))));
+    let lora = Lora { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0 };
     let magnitude = (case == "dora").then(|| Param::new("m", fixture.tensor("dora.magnitude")));
-    let update = LoraLayer { a: a.clone(), b: b.clone(), scaling, dropout: 0.0, site: 0, magnitude: magnitude.clone() };
-    layer.add_lora("peft", update);
-    layer.set_active(Some("peft"));
+    let update: Box<dyn Update> = match &magnitude {
+        Some(magnitude) => Box::new(Dora { lora, magnitude: magnitude.clone() }),
+        None => Box::new(lora),
+    };
+    let adapter = Arc::new(Adapter::new("peft", config, vec![("layer".to_owned(), Role::Linear, update)]));
 
     let tape = Tape::recording();
     let x = tape.param(&Param::new("x", fixture.tensor("x")));
-    let y = layer.forward(&tape, &x, &Context::default()).unwrap();
+    let y = layer.forward(&tape, &x, &Context::new(Some(adapter.clone()))).unwrap();
     assert_close("y", &y.value().to_f32_vec(), &fixture.expected(&format!("{case}.y")), TOLERANCE);
     let ones = Tensor::from_vec(y.value().shape(), vec![1.0f32; y.value().len()]);
     let sum = tape.record("sum", [&y], Tensor::scalar(0.0), move |_, _| Ok([Some(ones)]));
@@ -60,7 +64,12 @@ fn agrees(case: &str, use_rslora: bool) {
         let got = grads.get(magnitude).unwrap().to_f32_vec();
         assert_close("gmag", &got, &fixture.expected("dora.gmag"), TOLERANCE);
     }
-    assert_close("merged", &layer.dense().to_f32_vec(), &fixture.expected(&format!("{case}.merged")), TOLERANCE);
+    assert_close(
+        "merged",
+        &layer.dense(Some(&adapter)).to_f32_vec(),
+        &fixture.expected(&format!("{case}.merged")),
+        TOLERANCE,
+    );
 }
 
 #[test]

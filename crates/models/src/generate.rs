@@ -1,5 +1,6 @@
 use crate::{Error, KvCache, Model, Result, sampling::pick};
 use halfbyte_autograd::Tape;
+use halfbyte_lora::Context;
 use halfbyte_ops::cross_entropy::logits;
 use halfbyte_tensor::{DType, Device, Tensor, cuda, with_float};
 
@@ -61,11 +62,11 @@ pub struct Generated {
     pub stop: StopReason,
 }
 
-/// Continues a prompt, telling `on_token` each new id as it comes; it returns whether to go on.
+/// Continues a prompt with the adapter of `ctx`, telling `on_token` each new id as it comes; it returns whether to go on.
 pub fn generate(
     model: &dyn Model,
     prompt: &[u32],
-    config: &GenerateConfig,
+    (config, ctx): (&GenerateConfig, &Context),
     on_token: &mut dyn FnMut(u32) -> bool,
 ) -> Result<Generated> {
     let (vocab, limit) = (model.config().vocab_size, model.config().max_position_embeddings);
@@ -81,7 +82,7 @@ pub fn generate(
     let mut cache = KvCache::new(model.config(), config.compute);
     let mut seen = prompt.to_vec();
     let mut ids = Vec::new();
-    let mut hidden = model.extend(prompt, &mut cache)?;
+    let mut hidden = model.extend(prompt, &mut cache, ctx)?;
     let stop = loop {
         if ids.len() == config.max_new_tokens {
             break StopReason::MaxNewTokens;
@@ -90,7 +91,7 @@ pub fn generate(
             break StopReason::MaxPosition;
         }
         let tape = Tape::disabled();
-        let scores = logits(&last_row(&hidden)?, model.head(&tape).as_head())?.to_device(&Device::Cpu)?;
+        let scores = logits(&last_row(&hidden)?, model.head(&tape, ctx).as_head())?.to_device(&Device::Cpu)?;
         let id = pick(&mut scores.data::<f32>()[..vocab].to_vec(), &seen, config);
         if config.eos_token_ids.contains(&id) {
             break StopReason::Eos;
@@ -100,7 +101,7 @@ pub fn generate(
         if !on_token(id) {
             break StopReason::Caller;
         }
-        hidden = model.extend(&[id], &mut cache)?;
+        hidden = model.extend(&[id], &mut cache, ctx)?;
     };
     Ok(Generated { ids, stop })
 }

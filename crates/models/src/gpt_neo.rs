@@ -48,8 +48,8 @@ impl LayerNorm {
         Ok(LayerNorm { weight, bias, eps })
     }
 
-    fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> OpResult<Var> {
-        layer_norm(tape, x, &self.weight.var(tape), &self.bias.var(tape), self.eps)
+    fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
+        layer_norm(tape, x, &self.weight.var(tape, ctx), &self.bias.var(tape, ctx), self.eps)
     }
 }
 
@@ -85,15 +85,21 @@ impl GptNeo {
     }
 
     /// The sum of token and position embeddings.
-    fn embed<'m>(&'m self, tape: &Tape<'m>, ids: &Ids, layout: &Layout, compute: DType) -> Result<Var> {
+    fn embed<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        (ids, layout): (&Ids, &Layout),
+        compute: DType,
+        ctx: &Context,
+    ) -> Result<Var> {
         let limit = self.config.max_position_embeddings;
         if layout.furthest() > limit {
             return Err(Error::Input(format!(
                 "the model has positions for {limit} tokens (max_position_embeddings); shorten the input, or lower --max-length"
             )));
         }
-        let tokens = self.wte.rows(tape, ids, compute)?;
-        let places = self.wpe.rows(tape, &Ids::new(layout.positions().to_vec()), compute)?;
+        let tokens = self.wte.rows(tape, ids, compute, ctx)?;
+        let places = self.wpe.rows(tape, &Ids::new(layout.positions().to_vec()), compute, ctx)?;
         Ok(add(tape, &tokens, &places)?)
     }
 
@@ -110,7 +116,7 @@ impl GptNeo {
 
 impl Block {
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
-        let h = self.ln_1.forward(tape, x)?;
+        let h = self.ln_1.forward(tape, x, &run.ctx)?;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let shape = AttentionShape { window: self.window, ..run.shape };
         let a = attention(tape, [&q, &k, &v], shape, &run.layout)?;
@@ -119,7 +125,7 @@ impl Block {
     }
 
     fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
-        let h = self.c_fc.forward(tape, &self.ln_2.forward(tape, x)?, ctx)?;
+        let h = self.c_fc.forward(tape, &self.ln_2.forward(tape, x, ctx)?, ctx)?;
         let y = self.c_proj.forward(tape, &gelu_new(tape, &h)?, ctx)?;
         add(tape, x, &y)
     }
@@ -141,9 +147,9 @@ impl Model for GptNeo {
         &self.config
     }
 
-    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var> {
-        let run = Arc::new(Run { shape: self.shape(), layout: input.layout.clone(), ctx });
-        let mut x = self.embed(tape, input.ids, input.layout, input.compute)?;
+    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: &Context) -> Result<Var> {
+        let run = Arc::new(Run { shape: self.shape(), layout: input.layout.clone(), ctx: ctx.clone() });
+        let mut x = self.embed(tape, (input.ids, input.layout), input.compute, ctx)?;
         for block in &self.layers {
             x = if input.checkpointing {
                 let run = run.clone();
@@ -152,29 +158,29 @@ impl Model for GptNeo {
                 block.forward(tape, &x, &run)?
             };
         }
-        Ok(self.ln_f.forward(tape, &x)?)
+        Ok(self.ln_f.forward(tape, &x, ctx)?)
     }
 
-    fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let (tape, ctx) = (Tape::disabled(), Context::default());
+    fn extend(&self, ids: &[u32], cache: &mut KvCache, ctx: &Context) -> Result<Tensor> {
+        let tape = Tape::disabled();
         let (past, new) = (cache.len(), ids.len());
         let (layout, ids) = (Layout::resumed(&[(new, past, 0)])?, Ids::new(ids.to_vec()));
-        let mut x = self.embed(&tape, &ids, &layout, cache.compute())?;
+        let mut x = self.embed(&tape, (&ids, &layout), cache.compute(), ctx)?;
         for (i, block) in self.layers.iter().enumerate() {
-            let h = block.ln_1.forward(&tape, &x)?;
-            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
+            let h = block.ln_1.forward(&tape, &x, ctx)?;
+            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, ctx)?;
             let (keys, values) = cache.append(i, k.value(), v.value())?;
             let shape = AttentionShape { window: block.window, ..self.shape() };
             let a = attend_cached(q.value(), keys, values, shape, &layout)?;
-            let a = block.out_proj.forward(&tape, &Var::constant(a), &ctx)?;
-            x = block.mlp(&tape, &add(&tape, &x, &a)?, &ctx)?;
+            let a = block.out_proj.forward(&tape, &Var::constant(a), ctx)?;
+            x = block.mlp(&tape, &add(&tape, &x, &a)?, ctx)?;
         }
         cache.advance(new);
-        Ok(self.ln_f.forward(&tape, &x)?.into_value())
+        Ok(self.ln_f.forward(&tape, &x, ctx)?.into_value())
     }
 
-    fn head<'m>(&'m self, tape: &Tape<'m>) -> OutputHead<'m> {
-        OutputHead::of(tape, self.lm_head.as_ref(), &self.wte)
+    fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m> {
+        OutputHead::of(tape, self.lm_head.as_ref(), &self.wte, ctx)
     }
 
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>) {

@@ -108,7 +108,7 @@ impl Llama {
 
 impl Block {
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
-        let h = rms_norm(tape, x, &self.input_layernorm.var(tape), self.eps)?;
+        let h = rms_norm(tape, x, &self.input_layernorm.var(tape, &run.ctx), self.eps)?;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let q = rope(tape, &q, &run.rope, &run.layout, run.shape.head_dim)?;
         let k = rope(tape, &k, &run.rope, &run.layout, run.shape.head_dim)?;
@@ -118,7 +118,7 @@ impl Block {
     }
 
     fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
-        let h = rms_norm(tape, x, &self.post_attention_layernorm.var(tape), self.eps)?;
+        let h = rms_norm(tape, x, &self.post_attention_layernorm.var(tape, ctx), self.eps)?;
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, ctx)?;
         let y = self.down_proj.forward(tape, &silu_mul(tape, &gate, &up)?, ctx)?;
         add(tape, x, &y)
@@ -142,14 +142,14 @@ impl Model for Llama {
         &self.config
     }
 
-    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var> {
+    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: &Context) -> Result<Var> {
         let run = Arc::new(Run {
             shape: self.shape(),
             rope: self.rope_table(input.layout.longest())?,
             layout: input.layout.clone(),
-            ctx,
+            ctx: ctx.clone(),
         });
-        let mut x = self.embed_tokens.rows(tape, input.ids, input.compute)?;
+        let mut x = self.embed_tokens.rows(tape, input.ids, input.compute, ctx)?;
         for block in &self.layers {
             x = if input.checkpointing {
                 let run = run.clone();
@@ -158,32 +158,32 @@ impl Model for Llama {
                 block.forward(tape, &x, &run)?
             };
         }
-        Ok(rms_norm(tape, &x, &self.norm.var(tape), self.eps)?)
+        Ok(rms_norm(tape, &x, &self.norm.var(tape, ctx), self.eps)?)
     }
 
-    fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let (tape, ctx) = (Tape::disabled(), Context::default());
+    fn extend(&self, ids: &[u32], cache: &mut KvCache, ctx: &Context) -> Result<Tensor> {
+        let tape = Tape::disabled();
         let (past, new) = (cache.len(), ids.len());
         let table = self.rope_table(past + new)?;
         let (layout, ids) = (Layout::resumed(&[(new, past, 0)])?, Ids::new(ids.to_vec()));
         let shape = self.shape();
-        let mut x = self.embed_tokens.rows(&tape, &ids, cache.compute())?;
+        let mut x = self.embed_tokens.rows(&tape, &ids, cache.compute(), ctx)?;
         for (i, block) in self.layers.iter().enumerate() {
-            let h = rms_norm(&tape, &x, &block.input_layernorm.var(&tape), self.eps)?;
-            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, &ctx)?;
+            let h = rms_norm(&tape, &x, &block.input_layernorm.var(&tape, ctx), self.eps)?;
+            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, ctx)?;
             let q = rope(&tape, &q, &table, &layout, shape.head_dim)?;
             let k = rope(&tape, &k, &table, &layout, shape.head_dim)?;
             let (keys, values) = cache.append(i, k.value(), v.value())?;
             let a = attend_cached(q.value(), keys, values, shape, &layout)?;
-            let a = block.o_proj.forward(&tape, &Var::constant(a), &ctx)?;
-            x = block.mlp(&tape, &add(&tape, &x, &a)?, &ctx)?;
+            let a = block.o_proj.forward(&tape, &Var::constant(a), ctx)?;
+            x = block.mlp(&tape, &add(&tape, &x, &a)?, ctx)?;
         }
         cache.advance(new);
-        Ok(rms_norm(&tape, &x, &self.norm.var(&tape), self.eps)?.into_value())
+        Ok(rms_norm(&tape, &x, &self.norm.var(&tape, ctx), self.eps)?.into_value())
     }
 
-    fn head<'m>(&'m self, tape: &Tape<'m>) -> OutputHead<'m> {
-        OutputHead::of(tape, self.lm_head.as_ref(), &self.embed_tokens)
+    fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m> {
+        OutputHead::of(tape, self.lm_head.as_ref(), &self.embed_tokens, ctx)
     }
 
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>) {

@@ -31,13 +31,13 @@ pub trait Model: Send + Sync {
     fn config(&self) -> &ModelConfig;
 
     /// The normalised hidden states `(tokens, hidden_size)`.
-    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: Context) -> Result<Var>;
+    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: &Context) -> Result<Var>;
 
     /// The hidden states of new tokens `(ids.len(), hidden_size)`, whose keys and values join the cache.
-    fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor>;
+    fn extend(&self, ids: &[u32], cache: &mut KvCache, ctx: &Context) -> Result<Tensor>;
 
     /// The output head.
-    fn head<'m>(&'m self, tape: &Tape<'m>) -> OutputHead<'m>;
+    fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m>;
 
     /// Its parts, in the order of the checkpoint.
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>);
@@ -56,9 +56,9 @@ pub enum OutputHead<'m> {
 
 impl<'m> OutputHead<'m> {
     /// The head of a model: the embedding if `linear` is none.
-    pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight) -> OutputHead<'m> {
-        let Some(linear) = linear else { return OutputHead::Var(embedding.head_var(tape)) };
-        match (linear.active_full(), linear.base()) {
+    pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight, ctx: &Context) -> OutputHead<'m> {
+        let Some(linear) = linear else { return OutputHead::Var(embedding.head_var(tape, ctx)) };
+        match (linear.trained_matrix(ctx), linear.base()) {
             (Some(param), _) | (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
             (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),
         }

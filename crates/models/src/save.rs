@@ -1,6 +1,7 @@
 //! Writing a model's weights as safetensors, one tensor at a time, so that saving needs no second copy of the model.
 
 use crate::{Error, Model, Result};
+use halfbyte_lora::Adapter;
 use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
 use serde_json::{Map, Value, json};
 use std::{
@@ -87,21 +88,22 @@ fn header(tensors: &[(String, Vec<usize>, DType)]) -> String {
     Value::Object(entries).to_string()
 }
 
-/// Calls `each` with every tensor of a model as a checkpoint holds it: matrices with their active adapter folded in,
-/// decoded one at a time.
+/// Calls `each` with every tensor of a model as a checkpoint holds it: with an adapter folded in, matrices decoded one at a
+/// time.
 pub fn model_tensors<E>(
     model: &dyn Model,
+    adapter: Option<&Adapter>,
     mut each: impl FnMut(&str, &[usize], &dyn Fn() -> Tensor) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let (linears, weights) = model.parts();
     for weight in weights {
-        each(weight.path(), weight.value().shape(), &|| weight.merged())?;
+        each(weight.path(), weight.value().shape(), &|| weight.merged(adapter))?;
     }
     for linear in linears {
         let (out, inner) = linear.dims();
-        each(&format!("{}.weight", linear.path()), &[out, inner], &|| linear.dense())?;
+        each(&format!("{}.weight", linear.path()), &[out, inner], &|| linear.dense(adapter))?;
         if let Some(bias) = linear.bias() {
-            each(bias.path(), bias.value().shape(), &|| bias.value())?;
+            each(bias.path(), bias.value().shape(), &|| bias.merged(adapter))?;
         }
     }
     Ok(())

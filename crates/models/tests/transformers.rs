@@ -7,7 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 use halfbyte_autograd::Tape;
-use halfbyte_lora::{Context, load_adapter, read_adapter};
+use halfbyte_lora::{Context, Update, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{Input, Loading, Model, ModelFolder};
 use halfbyte_ops::{
@@ -93,8 +93,9 @@ fn check(name: &str) {
     let dir = fixtures().join(name);
     let expected = Expected(std::fs::read(dir.join("expected.safetensors")).unwrap());
     let mut model = open(&dir);
-    load_adapter(&mut model.modules(), read_adapter(&dir.join("adapter")).unwrap(), "peft").unwrap();
-    model.modules().set_active(Some("peft"));
+    let file = read_adapter(&dir.join("adapter")).unwrap();
+    let adapter = Arc::new(load_adapter(&model.modules(), file, "peft").unwrap());
+    let ctx = Context::new(Some(adapter.clone()));
     let (rows, mask) = (expected.rows("ids"), expected.rows("mask"));
     let ids: Vec<u32> = rows.iter().flatten().map(|it| u32::try_from(*it).unwrap()).collect();
     let lengths: Vec<usize> = mask.iter().map(|row| row.iter().filter(|it| **it == 1).count()).collect();
@@ -106,24 +107,24 @@ fn check(name: &str) {
 
     let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::recording();
-    let hidden = model.hidden(&tape, &input, Context::default()).unwrap();
+    let hidden = model.hidden(&tape, &input, &ctx).unwrap();
     let vocab = model.config().vocab_size;
     // What stands at padding is never used.
     let real = |all: Vec<f32>| -> Vec<f32> {
         let row = |(row, length): (usize, &usize)| all[row * time * vocab..][..length * vocab].to_vec();
         lengths.iter().enumerate().flat_map(row).collect()
     };
-    let scores = logits(hidden.value(), model.head(&Tape::disabled()).as_head()).unwrap();
+    let scores = logits(hidden.value(), model.head(&Tape::disabled(), &ctx).as_head()).unwrap();
     judge(&format!("{name}: logits"), error(&scores.to_f32_vec(), &real(expected.floats("logits"))), logits_allowed);
     let counted = targets.rows().len() as f32;
-    let loss = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, counted).unwrap();
+    let loss = cross_entropy(&tape, &hidden, model.head(&tape, &ctx).as_head(), &targets, counted).unwrap();
     judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), 1e-5);
     drop(hidden);
     let grads = tape.backward(loss).unwrap();
     let mut worst = 0.0f32;
     let mut count = 0;
     for linear in model.parts().0 {
-        let Some(layer) = linear.lora("peft") else { continue };
+        let Some(layer) = adapter.update(linear.path()).and_then(Update::low_rank) else { continue };
         for (part, param) in [("lora_A", &layer.a), ("lora_B", &layer.b)] {
             let wanted = expected.floats(&format!("grad.{}.{part}.weight", linear.path()));
             worst = worst.max(error(grads.get(param).unwrap().data(), &wanted));

@@ -146,9 +146,9 @@ pub struct EvalArgs {
     /// The base model.
     #[command(flatten)]
     pub base: BaseArgs,
-    /// An adapter's folder.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// An adapter's folder, or NAME=DIR; may be given more than once, and each is measured on the same base.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<String>,
     /// A parquet or JSON Lines file.
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,

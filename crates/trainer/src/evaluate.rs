@@ -20,7 +20,7 @@ pub(crate) struct Loss {
 /// Measures the loss of a data set in file order. As many rows are taken together as have the tokens of `batch_size` of the
 /// longest, so that many short ones do not take a pass over the weights each.
 pub(crate) fn loss(
-    model: &dyn Model,
+    (model, ctx): (&dyn Model, &Context),
     data: &Dataset,
     batch_size: usize,
     compute: DType,
@@ -36,9 +36,9 @@ pub(crate) fn loss(
         let tape = Tape::disabled();
         let (ids, targets, layout) = flat(&batch)?;
         let input = Input { ids: &ids, layout: &layout, compute, checkpointing: false };
-        let hidden = model.hidden(&tape, &input, Context::default())?;
+        let hidden = model.hidden(&tape, &input, ctx)?;
         // The denominator keeps the sum of a batch within f32's best range.
-        let mean = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, batch.trained as f32)?;
+        let mean = cross_entropy(&tape, &hidden, model.head(&tape, ctx).as_head(), &targets, batch.trained as f32)?;
         sum += f64::from(mean.value().to_f32_vec()[0]) * batch.trained as f64;
         tokens += batch.trained;
     }
@@ -57,7 +57,7 @@ pub(crate) struct Answer {
 
 /// Asks the model, for every row that ends in a label, which label is the most probable one after the row's beginning.
 pub(crate) fn answers(
-    model: &dyn Model,
+    (model, ctx): (&dyn Model, &Context),
     tokenizer: &Tokenizer,
     data: &Dataset,
     labels: &[String],
@@ -73,7 +73,7 @@ pub(crate) fn answers(
         let prompt = text[..text.len() - expected.len()].trim_end().to_owned();
         let scores = labels
             .iter()
-            .map(|it| log_probability(model, tokenizer, &prompt, it, compute))
+            .map(|it| log_probability((model, ctx), tokenizer, &prompt, it, compute))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let best = (0..labels.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0);
         found.push(Answer { prompt, expected: expected.clone(), given: labels[best].clone() });
@@ -92,7 +92,7 @@ pub(crate) fn accuracy(answers: &[Answer]) -> f64 {
 
 /// Log-probability of the tokens by which `prompt + " " + label` is longer than what it shares with `prompt`.
 fn log_probability(
-    model: &dyn Model,
+    (model, ctx): (&dyn Model, &Context),
     tokenizer: &Tokenizer,
     prompt: &str,
     label: &str,
@@ -106,11 +106,11 @@ fn log_probability(
     let tape = Tape::disabled();
     let layout = Layout::new(&[whole.len()])?;
     let input = Input { ids: &Ids::new(whole.clone()), layout: &layout, compute, checkpointing: false };
-    let hidden = model.hidden(&tape, &input, Context::default())?;
+    let hidden = model.hidden(&tape, &input, ctx)?;
     let mut targets = vec![IGNORE; whole.len()];
     for (t, target) in targets.iter_mut().enumerate().take(whole.len() - 1).skip(shared - 1) {
         *target = whole[t + 1];
     }
-    let nll = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &Targets::new(targets), 1.0)?;
+    let nll = cross_entropy(&tape, &hidden, model.head(&tape, ctx).as_head(), &Targets::new(targets), 1.0)?;
     Ok(-f64::from(nll.value().to_f32_vec()[0]))
 }

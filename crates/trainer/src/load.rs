@@ -4,7 +4,7 @@ use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_erro
 use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::{Format, bitsandbytes};
-use halfbyte_lora::{LoraConfig, load_adapter, read_adapter};
+use halfbyte_lora::{Adapter, load_adapter, read_adapter};
 use halfbyte_models::{Loading, Model, ModelFolder, TakeStored};
 use halfbyte_ops::FrozenMatrix;
 use halfbyte_tensor::{Device, Tensor};
@@ -12,6 +12,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The name that stands for the base without an adapter.
+pub(crate) const NO_ADAPTER: &str = "none";
 
 /// A model folder with its tokenizer, checked against each other.
 pub(crate) struct BaseModel {
@@ -89,21 +92,38 @@ pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
     Ok((name, dir))
 }
 
-/// Puts an adapter from disk on a model, inactive, and gives its configuration.
-pub(crate) fn add_adapter(
+/// An adapter from disk for a model, where the model computes.
+pub(crate) fn adapter(
     model: &mut dyn Model,
-    dir: &Path,
-    name: &str,
+    (name, dir): (&str, &Path),
     base: BaseRecord,
-) -> anyhow::Result<LoraConfig> {
+    device: &Device,
+) -> anyhow::Result<Adapter> {
     base.compare(dir)?;
     let file = read_adapter(dir)?;
     if !file.unknown_keys.is_empty() {
         console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));
     }
-    let config = file.config.clone();
-    load_adapter(&mut model.modules(), file, name)?;
-    Ok(config)
+    let adapter = load_adapter(&model.modules(), file, name)?;
+    adapter.to_device(device)?;
+    Ok(adapter)
+}
+
+/// Several adapters by name, each of which may be had once.
+pub(crate) fn adapters(
+    model: &mut dyn Model,
+    named: &[(String, PathBuf)],
+    base: BaseRecord,
+    device: &Device,
+) -> anyhow::Result<Vec<Arc<Adapter>>> {
+    let mut found = Vec::with_capacity(named.len());
+    for (i, (name, dir)) in named.iter().enumerate() {
+        if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
+            return Err(user_error(format!("--adapter: the name `{name}` is taken; write NAME=DIR with another name")));
+        }
+        found.push(Arc::new(adapter(model, (name, dir), base, device)?));
+    }
+    Ok(found)
 }
 
 /// The column that was named; else `text` if there is one, else instruction rows. If neither is there, reading fails with

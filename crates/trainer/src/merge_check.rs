@@ -85,12 +85,12 @@ pub(crate) fn sample(tokenizer: &Tokenizer, data: Option<&Path>, positions: usiz
 }
 
 /// Logits in f32 after every token.
-pub(crate) fn predictions(model: &dyn Model, ids: &[u32]) -> anyhow::Result<Tensor> {
+pub(crate) fn predictions(model: &dyn Model, ids: &[u32], ctx: &Context) -> anyhow::Result<Tensor> {
     let (layout, ids) = (Layout::new(&[ids.len()])?, Ids::new(ids.to_vec()));
     let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::disabled();
-    let hidden = model.hidden(&tape, &input, Context::default())?;
-    Ok(logits(hidden.value(), model.head(&tape).as_head())?)
+    let hidden = model.hidden(&tape, &input, ctx)?;
+    Ok(logits(hidden.value(), model.head(&tape, ctx).as_head())?)
 }
 
 /// Opens a merged folder without loading its matrices.

@@ -2,7 +2,7 @@
 
 use crate::console::mib;
 use halfbyte_frozen::Format;
-use halfbyte_lora::{Base, Role};
+use halfbyte_lora::{Adapter, Base, Role, Trained};
 use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder, WeightSpec, spec};
 use halfbyte_paged_optim::StateFormat;
 use halfbyte_tensor::DType;
@@ -75,8 +75,8 @@ const GPU_BLAS_BYTES: usize = 32 << 20;
 const LOGITS_STRIP: (usize, usize) = (1008, 1536);
 
 impl Plan {
-    /// The plan for training `model` as it stands, with its adapters attached.
-    pub(crate) fn new(model: &dyn Model, shape: Shape, optimizer: OptimizerState) -> Plan {
+    /// The plan for training an adapter beside `model`, or the model itself.
+    pub(crate) fn new(model: &dyn Model, adapter: Option<&Adapter>, shape: Shape, optimizer: OptimizerState) -> Plan {
         let (linears, weights) = model.parts();
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
         let (mut trainable, mut state, mut rescaled) = (0, 0, 0);
@@ -84,26 +84,21 @@ impl Plan {
             if let Base::Frozen(matrix) = linear.base() {
                 plan.frozen_matrices += matrix.bytes();
             }
-            if linear.active_lora().is_some_and(|it| it.magnitude.is_some()) {
+            let update = adapter.and_then(|it| it.update(linear.path()));
+            if update.is_some_and(|it| it.low_rank().is_none() && it.copy().is_none()) {
                 // DoRA keeps the product before its rescaling, and perhaps the dropped-out input.
                 let (out, inner) = linear.dims();
                 rescaled += out + inner;
             }
-            for it in linear.trained() {
-                trainable += it.param.value().len();
-                state += optimizer.bytes(it.role, it.param.value().len());
-            }
             plan.dense_weights += linear.bias().filter(|it| it.param().is_none()).map_or(0, |it| it.value().bytes());
         }
-        for weight in weights {
-            for it in weight.trained() {
-                trainable += it.param.value().len();
-                state += optimizer.bytes(it.role, it.param.value().len());
-            }
-            match weight.param() {
-                Some(param) => plan.gradients += second_gradient(model.config(), weight.role(), param.value().len()),
-                None => plan.dense_weights += weight.value().bytes(),
-            }
+        plan.dense_weights +=
+            weights.iter().filter(|it| it.param().is_none()).map(|it| it.value().bytes()).sum::<usize>();
+        for Trained { param, role } in trained(model, adapter) {
+            let len = param.value().len();
+            trainable += len;
+            state += optimizer.bytes(role, len);
+            plan.gradients += second_gradient(model.config(), role, len);
         }
         plan.trainable = 4 * trainable;
         plan.gradients += 4 * trainable;
@@ -184,6 +179,18 @@ impl Plan {
             ("runtime", self.runtime),
         ]
     }
+}
+
+/// What trains: the adapter, or the model. In the order of creation, which is the optimizer's.
+pub(crate) fn trained(model: &dyn Model, adapter: Option<&Adapter>) -> Vec<Trained> {
+    if let Some(adapter) = adapter {
+        return adapter.trained();
+    }
+    let (linears, weights) = model.parts();
+    let mut all: Vec<Trained> = weights.iter().filter_map(|it| it.trained()).collect();
+    all.extend(linears.iter().flat_map(|it| it.trained()));
+    all.sort_by_key(|it| it.param.id());
+    all
 }
 
 /// Channels that a block keeps for every token, in the compute dtype.

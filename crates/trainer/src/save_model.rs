@@ -2,21 +2,21 @@
 
 use anyhow::Context;
 use halfbyte_data::TOKENIZER_FILES;
-use halfbyte_lora::write_atomic;
+use halfbyte_lora::{Adapter, write_atomic};
 use halfbyte_models::{Model, SafetensorsWriter, model_tensors};
 use halfbyte_tensor::{DType, Tensor};
 use serde_json::{Map, json};
 use std::path::Path;
 
-/// Writes a model with its active adapter folded in, as a folder that transformers loads.
+/// Writes a model with an adapter folded in, as a folder that transformers loads.
 pub(crate) fn save_model(
-    model: &dyn Model,
+    (model, adapter): (&dyn Model, Option<&Adapter>),
     from: &Path,
     to: &Path,
     dtype: DType,
     max_shard_size: u64,
 ) -> anyhow::Result<()> {
-    write_weights(model, to, dtype, max_shard_size)?;
+    write_weights((model, adapter), to, dtype, max_shard_size)?;
     let mut config = model.config().raw.clone();
     // Version 5 of transformers calls it dtype, older ones torch_dtype; a file keeps the key that it has.
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
@@ -30,10 +30,15 @@ pub(crate) fn save_model(
 
 /// One file, or several of at most so many bytes with an index, as Hugging Face names them; a tensor that is larger has a
 /// file of its own. Tensors are made and written one at a time.
-fn write_weights(model: &dyn Model, to: &Path, dtype: DType, max_shard_size: u64) -> anyhow::Result<()> {
+fn write_weights(
+    (model, adapter): (&dyn Model, Option<&Adapter>),
+    to: &Path,
+    dtype: DType,
+    max_shard_size: u64,
+) -> anyhow::Result<()> {
     let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];
     let (mut filled, mut total) = (0, 0);
-    model_tensors(model, |name, shape, _| {
+    model_tensors(model, adapter, |name, shape, _| {
         let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
         if filled > 0 && filled + bytes > max_shard_size {
             shards.push(Vec::new());
@@ -59,7 +64,7 @@ fn write_weights(model: &dyn Model, to: &Path, dtype: DType, max_shard_size: u64
         Ok((SafetensorsWriter::create(&to.join(name_of(shard)), tensors, dtype)?, count))
     };
     let mut open: Option<(SafetensorsWriter, usize)> = None;
-    model_tensors(model, |name, _, value: &dyn Fn() -> Tensor| -> anyhow::Result<()> {
+    model_tensors(model, adapter, |name, _, value: &dyn Fn() -> Tensor| -> anyhow::Result<()> {
         let (mut writer, left) = match open.take() {
             Some(it) => it,
             None => next()?,

@@ -1,5 +1,12 @@
-use crate::{base_record::BaseRecord, cli::EvalArgs, console, evaluate, load};
+use crate::{
+    base_record::BaseRecord,
+    cli::EvalArgs,
+    console,
+    evaluate::{self, Loss},
+    load,
+};
 use halfbyte_data::{DataConfig, Dataset, parse_rows};
+use halfbyte_lora::Context;
 use serde_json::json;
 use std::io::Write;
 
@@ -7,7 +14,9 @@ use std::io::Write;
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let device = load::device(args.base.device)?;
     let base = load::open(&args.base.model)?;
-    let record = BaseRecord::resolve(&base.folder, &args.base.flags(), args.adapter.as_deref())?;
+    let named = args.adapter.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
+    let first = named.first().map(|it| it.1.as_path());
+    let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
     let config = DataConfig {
         columns: load::columns(&args.data, args.text_column.as_deref())?,
         rows: args.rows.as_deref().map(parse_rows).transpose()?,
@@ -17,34 +26,40 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let (data, report) = Dataset::load(&args.data, &base.tokenizer, &config)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut model = load::load(&base.folder, record.format(), &device)?;
-    if let Some(dir) = &args.adapter {
-        load::add_adapter(model.as_mut(), dir, "adapter", record)?;
-        model.modules().to_device(&device)?;
-        model.modules().set_active(Some("adapter"));
+    let adapters = load::adapters(model.as_mut(), &named, record, &device)?;
+    let several = adapters.len() > 1;
+    let routings = if adapters.is_empty() { vec![None] } else { adapters.into_iter().map(Some).collect() };
+    for adapter in routings {
+        let name = adapter.as_ref().filter(|_| several).map(|it| it.name.clone());
+        let found = evaluate::loss(
+            (model.as_ref(), &Context::new(adapter)),
+            &data,
+            args.per_device_eval_batch_size.max(1),
+            args.base.compute(),
+            "evaluating",
+        )?;
+        print(args.json, name.as_deref(), &found, data.len())?;
     }
-    let found = evaluate::loss(
-        model.as_ref(),
-        &data,
-        args.per_device_eval_batch_size.max(1),
-        args.base.compute(),
-        "evaluating",
-    )?;
+    Ok(())
+}
+
+/// One line a measurement, with the adapter's name where there are several.
+fn print(json: bool, name: Option<&str>, found: &Loss, rows: usize) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    if args.json {
-        writeln!(
-            out,
-            "{}",
-            json!({ "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens, "rows": data.len() })
-        )?;
-    } else {
-        writeln!(
-            out,
-            "loss {:.5}, perplexity {:.4}, over {} tokens of {} rows",
-            found.loss,
-            found.perplexity,
-            found.tokens,
-            data.len()
-        )?;
+    if json {
+        let mut object =
+            json!({ "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens, "rows": rows });
+        if let Some(name) = name {
+            object["adapter"] = json!(name);
+        }
+        writeln!(out, "{object}")?;
+        return Ok(());
     }
+    let prefix = name.map_or_else(String::new, |it| format!("{it}: "));
+    writeln!(
+        out,
+        "{prefix}loss {:.5}, perplexity {:.4}, over {} tokens of {rows} rows",
+        found.loss, found.perplexity, found.tokens
+    )?;
     Ok(())
 }

@@ -1,15 +1,17 @@
-use super::session::{NO_ADAPTER, Session};
-use crate::{cli::GenerateArgs, console};
+use super::session::Session;
+use crate::{cli::GenerateArgs, console, load::NO_ADAPTER};
 use std::{io, time::Instant};
 
 /// `halfbyte generate`: the continuation goes to standard output, everything else to standard error.
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut session = Session::open(&args.base, &args.adapter, &args.sampling)?;
-    let names = match (&args.use_adapter, session.adapters.is_empty()) {
-        (Some(name), _) => vec![name.clone()],
-        (None, true) => vec![NO_ADAPTER.to_owned()],
-        (None, false) => session.adapters.clone(),
+    let mut names: Vec<String> = match &args.use_adapter {
+        Some(name) => vec![name.clone()],
+        None => session.names().map(str::to_owned).collect(),
     };
+    if names.is_empty() {
+        names.push(NO_ADAPTER.to_owned());
+    }
     for name in &names {
         session.activate(name)?;
         if names.len() > 1 {

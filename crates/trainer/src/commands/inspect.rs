@@ -3,9 +3,9 @@ use crate::{
     cli::InspectArgs,
     console::{mib, thousands},
     load,
-    plan::{OptimizerState, Plan, Shape},
+    plan::{OptimizerState, Plan, Shape, trained},
 };
-use halfbyte_lora::{LoraConfig, TargetModules, attach};
+use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules, attach};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
 use serde_json::json;
@@ -16,6 +16,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model)?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
+    let mut adapter = None;
     if let Some(targets) = &args.target_modules {
         let config = LoraConfig {
             rank: args.rank,
@@ -23,12 +24,14 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             target_modules: TargetModules::parse(targets),
             ..LoraConfig::default()
         };
-        attach(&mut model.modules(), &config, "default", 0)?;
+        adapter = Some(attach(&model.modules(), &config, "default", 0)?.0);
     }
-    let facts = Facts::of(model.as_ref());
+    let adapter = adapter.as_ref();
+    let facts = Facts::of(model.as_ref(), adapter);
     let rows = args.per_device_train_batch_size * args.max_length.min(model.config().max_position_embeddings);
     let plan = Plan::new(
         model.as_ref(),
+        adapter,
         Shape { rows, compute: args.base.compute(), checkpointing: false },
         OptimizerState::default(),
     );
@@ -44,7 +47,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         writeln!(out, "{object}")?;
         return Ok(());
     }
-    for line in structure(model.as_ref()) {
+    for line in structure(model.as_ref(), adapter) {
         writeln!(out, "{line}")?;
     }
     let share = 100.0 * facts.trainable as f64 / facts.total as f64;
@@ -72,29 +75,31 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(model: &dyn Model) -> Facts {
+    fn of(model: &dyn Model, adapter: Option<&Adapter>) -> Facts {
         let (linears, weights) = model.parts();
-        let mut facts = Facts { modules: Vec::new(), trainable: 0, total: 0 };
+        let trainable = trained(model, adapter).iter().map(|it| it.param.value().len()).sum();
+        let mut facts = Facts { modules: Vec::new(), trainable, total: trainable };
         for weight in weights {
-            let trainable: usize = weight.trained().iter().map(|it| it.param.value().len()).sum();
-            facts.trainable += trainable;
-            facts.total += weight.value().len() + weight.active_update().map_or(0, |_| trainable);
+            facts.total += weight.value().len();
             facts.modules.push(json!({ "path": weight.path(), "shape": weight.value().shape(), "format": weight.value().dtype().to_string() }));
         }
         for linear in linears {
             let (out, inner) = linear.dims();
-            let trainable: usize = linear.trained().iter().map(|it| it.param.value().len()).sum();
-            facts.trainable += trainable;
-            facts.total += out * inner + trainable + linear.bias().map_or(0, |it| it.value().len());
-            let rank = linear.active_lora().map(|it| it.a.value().shape()[0]);
+            facts.total += out * inner + linear.bias().map_or(0, |it| it.value().len());
+            let rank = rank(adapter, linear);
             facts.modules.push(json!({ "path": linear.path(), "shape": [out, inner], "format": linear.format(), "bytes": linear.bytes(), "rank": rank }));
         }
         facts
     }
 }
 
+/// The rank of a layer's update.
+fn rank(adapter: Option<&Adapter>, linear: &Linear) -> Option<usize> {
+    Some(adapter?.update(linear.path())?.low_rank()?.a.value().shape()[0])
+}
+
 /// One line a module; of layers that look alike only the first is shown.
-fn structure(model: &dyn Model) -> Vec<String> {
+fn structure(model: &dyn Model, adapter: Option<&Adapter>) -> Vec<String> {
     let (linears, weights) = model.parts();
     let config = model.config();
     let mut lines = vec![format!(
@@ -118,8 +123,7 @@ fn structure(model: &dyn Model) -> Vec<String> {
     }
     for linear in linears.iter().filter(|it| first(it.path())) {
         let (out, inner) = linear.dims();
-        let lora =
-            linear.active_lora().map_or_else(String::new, |it| format!(" + LoRA rank {}", it.a.value().shape()[0]));
+        let lora = rank(adapter, linear).map_or_else(String::new, |it| format!(" + LoRA rank {it}"));
         let bias = if linear.bias().is_some() { ", bias" } else { "" };
         lines.push(format!(
             "{:<44} {:>14}  {}, {}{bias}{lora}",

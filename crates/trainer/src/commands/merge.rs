@@ -8,8 +8,9 @@ use crate::{
     merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     save_model::save_model,
 };
-use halfbyte_lora::Weight;
+use halfbyte_lora::{Context, check_tied};
 use halfbyte_tensor::Device;
+use std::sync::Arc;
 
 /// `halfbyte merge`: base + adapter as a model folder that needs neither Halfbyte nor PEFT.
 ///
@@ -26,24 +27,16 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
         );
     }
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
-    load::add_adapter(model.as_mut(), &args.adapter, "adapter", record)?;
-    let modules = model.modules();
-    let tied = modules.tied.clone();
-    let is_head = |it: &Weight| tied.as_ref().is_some_and(|tie| tie.embedding == it.module());
-    let apart = |it: &Weight| it.is_untied("adapter") || (it.update_of("adapter").is_some() && is_head(it));
-    if modules.weights.iter().any(|it| apart(it)) {
-        return Err(user_error(format!(
-            "{}: the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead",
-            args.adapter.display()
-        )));
-    }
-    model.modules().set_active(Some("adapter"));
+    let adapter = Arc::new(load::adapter(model.as_mut(), ("adapter", &args.adapter), record, &Device::Cpu)?);
+    check_tied(&adapter, &model.modules()).map_err(|e| user_error(format!("{}: {e}", args.adapter.display())))?;
     let positions = model.config().max_position_embeddings;
     let ids = merge_check::sample(&base.tokenizer, args.check_data.as_deref(), positions)?;
-    let both = merge_check::predictions(model.as_ref(), &ids)?;
+    let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
-        save_model(model.as_ref(), &args.model, draft, args.dtype.dtype(), args.max_shard_size)?;
-        let merged = merge_check::predictions(merge_check::open_streamed(draft)?.as_ref(), &ids)?;
+        let what = (model.as_ref(), Some(adapter.as_ref()));
+        save_model(what, &args.model, draft, args.dtype.dtype(), args.max_shard_size)?;
+        let merged = merge_check::open_streamed(draft)?;
+        let merged = merge_check::predictions(merged.as_ref(), &ids, &Context::default())?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;
     say(&format!("merged model in {}", args.output.display()));

@@ -1,27 +1,26 @@
-//! A base model with any number of adapters, ready to continue text.
+//! A base model beside any number of adapters, ready to continue text.
 
 use crate::{
     base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
     failure::user_error,
-    load,
+    load::{self, NO_ADAPTER},
 };
 use halfbyte_data::Tokenizer;
+use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, Model, generate};
-use std::io::Write;
-
-/// The name that stands for the base without an adapter.
-pub(super) const NO_ADAPTER: &str = "none";
+use std::{io::Write, sync::Arc};
 
 pub(super) struct Session {
     pub(super) model: Box<dyn Model>,
     pub(super) tokenizer: Tokenizer,
-    pub(super) adapters: Vec<String>,
+    adapters: Vec<Arc<Adapter>>,
+    ctx: Context,
     config: GenerateConfig,
 }
 
 impl Session {
-    /// Loads base and adapters; no adapter is active yet.
+    /// Loads base and adapters; none is used yet.
     pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Session> {
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -30,15 +29,7 @@ impl Session {
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
         let device = load::device(base.device)?;
         let mut model = load::load(&opened.folder, record.format(), &device)?;
-        for (i, (name, dir)) in named.iter().enumerate() {
-            if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
-                return Err(user_error(format!(
-                    "--adapter: the name `{name}` is taken; write NAME=DIR with another name"
-                )));
-            }
-            load::add_adapter(model.as_mut(), dir, name, record)?;
-        }
-        model.modules().to_device(&device)?;
+        let adapters = load::adapters(model.as_mut(), &named, record, &device)?;
         let config = GenerateConfig {
             max_new_tokens: sampling.max_new_tokens,
             temperature: sampling.temperature,
@@ -49,25 +40,47 @@ impl Session {
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
         };
-        let adapters = named.into_iter().map(|it| it.0).collect();
-        Ok(Session { model, tokenizer: opened.tokenizer, adapters, config })
+        Ok(Session { model, tokenizer: opened.tokenizer, adapters, ctx: Context::default(), config })
+    }
+
+    /// The names of the adapters.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|it| it.name.as_str())
+    }
+
+    /// The name of the adapter in use; `none` is the base alone.
+    pub(super) fn active(&self) -> &str {
+        self.ctx.routing.adapter().map_or(NO_ADAPTER, |it| &it.name)
     }
 
     /// Uses an adapter by name; `none` is the base alone.
     pub(super) fn activate(&mut self, name: &str) -> anyhow::Result<()> {
-        if name != NO_ADAPTER && !self.adapters.iter().any(|it| it == name) {
-            let known = self.adapters.iter().map(String::as_str).chain([NO_ADAPTER]).collect::<Vec<_>>().join(", ");
-            return Err(user_error(format!("there is no adapter `{name}`; there is {known}")));
-        }
-        self.model.modules().set_active(Some(name).filter(|it| *it != NO_ADAPTER));
+        let adapter = if name == NO_ADAPTER { None } else { Some(self.adapters[self.find(name)?].clone()) };
+        self.ctx = Context::new(adapter);
         Ok(())
+    }
+
+    /// Gives an adapter's memory back. If it was in use, the base alone is from now on.
+    pub(super) fn unload(&mut self, name: &str) -> anyhow::Result<()> {
+        let adapter = self.adapters.remove(self.find(name)?);
+        if self.active() == adapter.name {
+            self.ctx = Context::default();
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> anyhow::Result<usize> {
+        self.names().position(|it| it == name).ok_or_else(|| {
+            let known = self.names().chain([NO_ADAPTER]).collect::<Vec<_>>().join(", ");
+            user_error(format!("there is no adapter `{name}`; there is {known}"))
+        })
     }
 
     /// Continues a prompt, writing the text to `out` as it comes.
     pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<Generated> {
         let ids = self.tokenizer.encode_prompt(prompt)?;
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
-        let generated = generate(self.model.as_ref(), &ids, &self.config, &mut |id| {
+        let generated = generate(self.model.as_ref(), &ids, (&self.config, &self.ctx), &mut |id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
                 out.write_all(piece.as_bytes())?;
                 Ok(out.flush()?)

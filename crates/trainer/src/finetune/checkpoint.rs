@@ -10,8 +10,8 @@ use crate::{base_record::BaseRecord, failure::user_error};
 use anyhow::Context;
 use halfbyte_autograd::Param;
 use halfbyte_data::Position;
-use halfbyte_lora::{LoraConfig, save_adapter, write_atomic};
-use halfbyte_models::{Model, SafetensorsWriter};
+use halfbyte_lora::{Adapter, save_adapter, write_atomic};
+use halfbyte_models::SafetensorsWriter;
 use halfbyte_paged_optim::{StateFormat, StatePart};
 use halfbyte_tensor::{DType, Tensor};
 use safetensors::SafeTensors;
@@ -71,11 +71,10 @@ impl RunState {
 
 /// What a checkpoint saves beside the state.
 pub(crate) struct Contents<'a> {
-    pub(crate) model: &'a mut dyn Model,
     pub(crate) params: &'a [Param],
     pub(crate) optimizer: &'a mut Optimizer,
-    /// The adapter's settings and its base's format; none if the whole model trains.
-    pub(crate) adapter: Option<(&'a LoraConfig, BaseRecord)>,
+    /// The adapter and its base's format; none if the whole model trains.
+    pub(crate) adapter: Option<(&'a Adapter, BaseRecord)>,
 }
 
 /// Writes `checkpoint-STEP`, then removes the oldest beyond `keep`.
@@ -91,8 +90,8 @@ pub(crate) fn save(
         .tempdir_in(folder.path())
         .with_context(|| format!("{}: no checkpoint can be written", folder.path().display()))?;
     write_tensors(&draft.path().join(TENSORS), contents)?;
-    if let Some((config, base)) = contents.adapter {
-        save_adapter(draft.path(), &contents.model.modules(), config, super::ADAPTER)?;
+    if let Some((adapter, base)) = contents.adapter {
+        save_adapter(draft.path(), adapter)?;
         base.write(draft.path())?;
     }
     write_atomic(&draft.path().join(STATE), serde_json::to_string_pretty(state)?.as_bytes())?;

@@ -18,16 +18,16 @@ use crate::{
     failure::user_error,
     load::{self, BaseModel},
     memory,
-    plan::{OptimizerState, Plan, Shape, available_memory},
+    plan::{OptimizerState, Plan, Shape, available_memory, trained},
     save_model,
 };
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
-use halfbyte_lora::{Trained, attach, save_adapter, write_atomic};
+use halfbyte_lora::{Adapter, Context, Trained, attach, save_adapter, write_atomic};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::{Budget, ParamSpec};
 use halfbyte_tensor::Device;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
@@ -41,13 +41,12 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device)?,
     };
-    let settings = attach_adapter(settings, model.as_mut())?;
-    model.modules().to_device(&device)?;
-    let counts = Counts::of(model.as_ref());
+    let (settings, adapter) = adapter(settings, model.as_mut(), &device)?;
+    let counts = Counts::of(model.as_ref(), adapter.as_deref());
     say(&counts.line());
     epochs::lines(&settings, &data.train)?.iter().for_each(|it| say(it));
-    let shape = settings.shape(&data, model.as_ref(), &device)?;
-    let mut plan = Plan::new(model.as_ref(), shape, settings.optimizer_state());
+    let shape = settings.shape(&data, (model.as_ref(), adapter.as_deref()), &device)?;
+    let mut plan = Plan::new(model.as_ref(), adapter.as_deref(), shape, settings.optimizer_state());
     if let Device::Cuda(_) = device {
         plan = plan.on_gpu(model.config(), shape);
     }
@@ -58,14 +57,15 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         warn_if_too_large(&plan);
     }
 
-    let trained = trained(model.as_ref());
+    let trained = trained(model.as_ref(), adapter.as_deref());
     let params: Vec<Param> = trained.iter().map(|it| it.param.clone()).collect();
+    let ctx = Context::new(adapter.clone());
     let mut optimizer = optimizer(&settings, &trained, &folder, &device)?;
     let state = resume(&settings, &folder, &params, &mut optimizer, &data)?;
     let before = match &state {
         Some(state) => Measured { loss: state.eval_loss_before, ..Measured::default() },
         None if settings.args.no_eval_before => Measured::default(),
-        None => measure(&settings, model.as_ref(), &base, &data, "before")?,
+        None => measure(&settings, (model.as_ref(), &ctx), &base, &data, "before")?,
     };
     // Only now, when nothing that the user could have got wrong is left, does an earlier run's result go.
     folder.begin(settings.args.overwrite)?;
@@ -76,7 +76,8 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         folder: &folder,
         data: &data.train,
         eval: data.eval.as_ref(),
-        model: model.as_mut(),
+        model: model.as_ref(),
+        adapter: adapter.clone(),
         params: &params,
         optimizer: &mut optimizer,
         step: StepConfig {
@@ -92,8 +93,8 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     if settings.args.profile {
         profile::conclude(&folder.file("profile.json"))?;
     }
-    let after = measure(&settings, model.as_ref(), &base, &data, "after")?;
-    save_result(&settings, &folder, model.as_mut())?;
+    let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
+    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()))?;
     let pages = optimizer.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
     let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, (begun, &device));
@@ -144,16 +145,15 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(model: &dyn Model) -> Counts {
+    fn of(model: &dyn Model, adapter: Option<&Adapter>) -> Counts {
         let (linears, weights) = model.parts();
         let frozen: usize =
             linears.iter().map(|it| it.dims().0 * it.dims().1 + it.bias().map_or(0, |b| b.value().len())).sum();
         let dense: usize = weights.iter().map(|it| it.value().len()).sum();
         let size = |params: Vec<Param>| params.iter().map(|it| it.value().len()).sum::<usize>();
-        let adapted = linears.iter().filter_map(|it| it.active_lora()).map(|it| size(it.params()));
-        let updated = weights.iter().filter_map(|it| it.active_update());
-        let lora = adapted.sum::<usize>() + updated.map(|it| it.a.value().len() + it.b.value().len()).sum::<usize>();
-        let trainable = trained(model).iter().map(|it| it.param.value().len()).sum();
+        let added = adapter.into_iter().flat_map(Adapter::updates).filter(|it| it.1.copy().is_none());
+        let lora = added.map(|it| size(it.1.params())).sum::<usize>();
+        let trainable = trained(model, adapter).iter().map(|it| it.param.value().len()).sum();
         Counts { trainable, total: frozen + dense + lora }
     }
 
@@ -168,33 +168,29 @@ impl Counts {
     }
 }
 
-/// Everything that trains, in the order of creation, each once (tied weights are one).
-pub(super) fn trained(model: &dyn Model) -> Vec<Trained> {
-    let (linears, weights) = model.parts();
-    let mut all: Vec<Trained> = weights.iter().flat_map(|it| it.trained()).collect();
-    all.extend(linears.iter().flat_map(|it| it.trained()));
-    all.sort_by_key(|it| it.param.id());
-    all.dedup_by_key(|it| it.param.id());
-    all
-}
-
-/// A fresh adapter, or the one that `--init-adapter` names, whose settings then replace those of the flags.
-fn attach_adapter(mut settings: Settings, model: &mut dyn Model) -> anyhow::Result<Settings> {
+/// A fresh adapter, or the one that `--init-adapter` names, whose settings then replace those of the flags; none where the
+/// whole model trains.
+fn adapter(
+    mut settings: Settings,
+    model: &mut dyn Model,
+    device: &Device,
+) -> anyhow::Result<(Settings, Option<Arc<Adapter>>)> {
     if settings.method == Method::Full {
-        return Ok(settings);
+        return Ok((settings, None));
     }
     if let Some(dir) = settings.args.init_adapter.clone() {
-        let mut config = load::add_adapter(model, &dir, ADAPTER, settings.base)?;
-        config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
-        let asked = adapter_flags::asked(&settings.given, &settings.lora, &config);
-        adapter_flags::differences(&asked, &config, &model.modules())?.iter().for_each(|it| warn(it));
-        adapter_flags::adopt(&mut settings.args, &config);
-        settings.lora = config;
-        model.modules().set_active(Some(ADAPTER));
-        return Ok(settings);
+        let mut adapter = load::adapter(model, (ADAPTER, &dir), settings.base, device)?;
+        adapter.config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
+        let config = &adapter.config;
+        let asked = adapter_flags::asked(&settings.given, &settings.lora, config);
+        adapter_flags::differences(&asked, config, &model.modules())?.iter().for_each(|it| warn(it));
+        adapter_flags::adopt(&mut settings.args, config);
+        settings.lora = config.clone();
+        return Ok((settings, Some(Arc::new(adapter))));
     }
-    let report = attach(&mut model.modules(), &settings.lora, ADAPTER, settings.seed)?;
-    settings.lora.ensure_weight_tying = report.ties_head;
+    let (adapter, report) = attach(&model.modules(), &settings.lora, ADAPTER, settings.seed)?;
+    adapter.to_device(device)?;
+    settings.lora = adapter.config.clone();
     report.warnings.iter().for_each(|it| warn(it));
     say(&format!(
         "{} layers adapted, rank {}, lora_alpha {}",
@@ -202,7 +198,7 @@ fn attach_adapter(mut settings: Settings, model: &mut dyn Model) -> anyhow::Resu
         settings.lora.rank,
         settings.lora.lora_alpha
     ));
-    Ok(settings)
+    Ok((settings, Some(Arc::new(adapter))))
 }
 
 impl Settings {
@@ -218,7 +214,12 @@ impl Settings {
     }
 
     /// The largest batch, and whether its activations are kept.
-    fn shape(&self, data: &Data, model: &dyn Model, device: &Device) -> anyhow::Result<Shape> {
+    fn shape(
+        &self,
+        data: &Data,
+        (model, adapter): (&dyn Model, Option<&Adapter>),
+        device: &Device,
+    ) -> anyhow::Result<Shape> {
         let rows = data.train.epoch_size(&self.batch_config())?.largest.iter().sum();
         let keep = Shape { rows, compute: self.compute.dtype(), checkpointing: false };
         let checkpointing = match self.checkpointing {
@@ -226,7 +227,7 @@ impl Settings {
             CheckpointingArg::Off => false,
             // Four fifths leave room for everything else on the machine. On a GPU the weights are there already.
             CheckpointingArg::Auto => {
-                let plan = Plan::new(model, keep, self.optimizer_state());
+                let plan = Plan::new(model, adapter, keep, self.optimizer_state());
                 match device {
                     Device::Cpu | Device::Dry(_) => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
                     Device::Cuda(gpu) => {
@@ -303,19 +304,19 @@ impl Measured {
 
 fn measure(
     settings: &Settings,
-    model: &dyn Model,
+    what: (&dyn Model, &Context),
     base: &BaseModel,
     data: &Data,
     when: &str,
 ) -> anyhow::Result<Measured> {
     let Some(eval) = &data.eval else { return Ok(Measured::default()) };
     let compute = settings.compute.dtype();
-    let loss = evaluate::loss(model, eval, settings.batch_size, compute, &format!("held-out loss {when}"))?;
+    let loss = evaluate::loss(what, eval, settings.batch_size, compute, &format!("held-out loss {when}"))?;
     let mut line = format!("{when}: held-out loss {:.4}, perplexity {:.2}", loss.loss, loss.perplexity);
     let mut answers = Vec::new();
     if let Some(labels) = &settings.args.eval_labels {
         let labels: Vec<String> = labels.split(',').map(|it| it.trim().to_owned()).collect();
-        answers = evaluate::answers(model, &base.tokenizer, eval, &labels, compute)?;
+        answers = evaluate::answers(what, &base.tokenizer, eval, &labels, compute)?;
         line += &format!(", accuracy {:.1} % of {}", 100.0 * evaluate::accuracy(&answers), answers.len());
     }
     say(&line);
@@ -328,11 +329,21 @@ fn show_samples(n: usize, before: &Measured, after: &Measured) {
     }
 }
 
-fn save_result(settings: &Settings, folder: &RunFolder, model: &mut dyn Model) -> anyhow::Result<()> {
-    if settings.method == Method::Full {
-        return save_model::save_model(model, &settings.model, folder.path(), settings.save_dtype.dtype(), u64::MAX);
-    }
-    save_adapter(folder.path(), &model.modules(), &settings.lora, ADAPTER)?;
+fn save_result(
+    settings: &Settings,
+    folder: &RunFolder,
+    (model, adapter): (&dyn Model, Option<&Adapter>),
+) -> anyhow::Result<()> {
+    let Some(adapter) = adapter else {
+        return save_model::save_model(
+            (model, None),
+            &settings.model,
+            folder.path(),
+            settings.save_dtype.dtype(),
+            u64::MAX,
+        );
+    };
+    save_adapter(folder.path(), adapter)?;
     settings.base.write(folder.path())?;
     save_model::copy_tokenizer(&settings.model, folder.path())
 }

@@ -7,7 +7,7 @@ use halfbyte_autograd::{
     profile::{self, Phase},
 };
 use halfbyte_data::Batch;
-use halfbyte_lora::Context;
+use halfbyte_lora::{Context, Routing};
 use halfbyte_models::{Input, Model};
 use halfbyte_ops::{Ids, Layout, Targets, cross_entropy::cross_entropy};
 use halfbyte_tensor::{DType, Tensor, philox};
@@ -72,7 +72,7 @@ pub(crate) struct StepResult {
 /// Loss and gradients of the micro-batches of one step. The loss is a mean over all their trained tokens, so that
 /// accumulation equals one large batch whatever the rows' lengths. The gradients are `loss_scale` times those of the loss.
 pub(crate) fn gradients(
-    model: &dyn Model,
+    (model, routing): (&dyn Model, &Routing),
     batches: &[Batch],
     config: &StepConfig,
     step: usize,
@@ -84,9 +84,9 @@ pub(crate) fn gradients(
         let tape = Tape::recording();
         let (ids, targets, layout) = flat(batch)?;
         let input = Input { ids: &ids, layout: &layout, compute: config.compute, checkpointing: config.checkpointing };
-        let ctx = Context { training: true, dropout_seed: dropout_seed(config.seed, step, micro) };
-        let hidden = model.hidden(&tape, &input, ctx)?;
-        let y = cross_entropy(&tape, &hidden, model.head(&tape).as_head(), &targets, trained as f32)?;
+        let ctx = Context::training(routing.clone(), dropout_seed(config.seed, step, micro));
+        let hidden = model.hidden(&tape, &input, &ctx)?;
+        let y = cross_entropy(&tape, &hidden, model.head(&tape, &ctx).as_head(), &targets, trained as f32)?;
         drop(hidden);
         loss += y.value().to_f32_vec()[0];
         if !loss.is_finite() {
@@ -105,7 +105,7 @@ pub(crate) fn flat(batch: &Batch) -> anyhow::Result<(Ids, Targets, Layout)> {
 /// Takes one step; `params` are in the order of the optimizer's specs. `reached` learns which of them had a gradient
 /// other than zero.
 pub(crate) fn step(
-    model: &dyn Model,
+    what: (&dyn Model, &Routing),
     params: &[Param],
     optimizer: &mut Optimizer,
     batches: &[Batch],
@@ -114,7 +114,7 @@ pub(crate) fn step(
     (reached, scaling): (&mut [bool], &mut LossScale),
 ) -> anyhow::Result<StepResult> {
     let at = optimizer.steps() as usize;
-    let (loss, mut grads) = gradients(model, batches, config, at, scaling.value)?;
+    let (loss, mut grads) = gradients(what, batches, config, at, scaling.value)?;
     let mut taken: Vec<Tensor> = Vec::with_capacity(params.len());
     for param in params {
         let Some(g) = grads.take(param) else { bail!("{} got no gradient: it would never be trained", param.name()) };

@@ -1,7 +1,6 @@
 //! The training loop: steps, log lines, checkpoints, and an end that is never silent.
 
 use super::{
-    args::Method,
     checkpoint::{self, Contents, RunState},
     optimizer::Optimizer,
     output::RunFolder,
@@ -17,12 +16,13 @@ use crate::{
 use anyhow::bail;
 use halfbyte_autograd::Param;
 use halfbyte_data::{Batch, Batches, Dataset, Position};
+use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::LrSchedule;
 use std::{
     path::PathBuf,
     sync::{
-        Once,
+        Arc, Once,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -34,7 +34,9 @@ pub(super) struct Run<'a> {
     pub(super) folder: &'a RunFolder,
     pub(super) data: &'a Dataset,
     pub(super) eval: Option<&'a Dataset>,
-    pub(super) model: &'a mut dyn Model,
+    pub(super) model: &'a dyn Model,
+    /// What trains beside the model; none where the model trains.
+    pub(super) adapter: Option<Arc<Adapter>>,
     pub(super) params: &'a [Param],
     pub(super) optimizer: &'a mut Optimizer,
     pub(super) step: StepConfig,
@@ -93,7 +95,7 @@ impl Run<'_> {
             let group = next_group(&mut batches, settings.accumulation);
             let (began, learning_rate) = (Instant::now(), schedule.lr(n as u64 - 1));
             let result = step::step(
-                self.model,
+                (self.model, &self.adapter.clone().into()),
                 self.params,
                 self.optimizer,
                 &group,
@@ -157,7 +159,13 @@ impl Run<'_> {
     fn evaluate(&self, n: usize) -> anyhow::Result<Option<f64>> {
         let every = self.settings.eval_steps;
         let Some(rows) = self.eval.filter(|_| every > 0 && n.is_multiple_of(every)) else { return Ok(None) };
-        let found = evaluate::loss(self.model, rows, self.settings.batch_size, self.step.compute, "held-out loss")?;
+        let found = evaluate::loss(
+            (self.model, &Context::new(self.adapter.clone())),
+            rows,
+            self.settings.batch_size,
+            self.step.compute,
+            "held-out loss",
+        )?;
         console::say(&format!("step {n}: held-out loss {:.4}", found.loss));
         Ok(Some(found.loss))
     }
@@ -174,8 +182,8 @@ impl Run<'_> {
             loss_scale: Some(scale),
             settings: self.settings.args.clone(),
         };
-        let adapter = (self.settings.method != Method::Full).then_some((&self.settings.lora, self.settings.base));
-        let mut contents = Contents { model: self.model, params: self.params, optimizer: self.optimizer, adapter };
+        let adapter = self.adapter.as_deref().map(|it| (it, self.settings.base));
+        let mut contents = Contents { params: self.params, optimizer: self.optimizer, adapter };
         checkpoint::save(self.folder, &state, &mut contents, self.settings.save_total_limit)
     }
 

@@ -1,0 +1,81 @@
+//! Folding an adapter into the base, so that it costs nothing at run time, and taking it out again bit for bit.
+
+use crate::{Adapter, Base, Error, Modules};
+use halfbyte_tensor::Tensor;
+
+/// What a merge replaced: the way back.
+#[derive(Debug, Default)]
+#[must_use = "it holds the base as it was, which is lost with it"]
+pub struct Merged {
+    /// By their places among the model's linear layers.
+    matrices: Vec<(usize, Base)>,
+    biases: Vec<(usize, Tensor)>,
+    /// By their places among its other weights.
+    weights: Vec<(usize, Tensor)>,
+}
+
+/// Folds an adapter into everything that it changes. `freeze` stores a matrix again (for a 4-bit base: quantises it again);
+/// it gets the module's path. Passes then use the base alone.
+///
+/// If `freeze` fails, what was folded in is taken out again. Fails, too, where the adapter changes an embedding and leaves a
+/// head that is tied to it alone, since one tensor cannot be both.
+pub fn merge<E: From<Error>>(
+    adapter: &Adapter,
+    modules: &mut Modules<'_>,
+    mut freeze: impl FnMut(&str, Tensor) -> Result<Base, E>,
+) -> Result<Merged, E> {
+    check_tied(adapter, modules)?;
+    let mut merged = Merged::default();
+    for (at, linear) in modules.linears.iter_mut().enumerate() {
+        if adapter.update(linear.path()).is_none() {
+            continue;
+        }
+        match freeze(linear.path(), linear.dense(Some(adapter))) {
+            Ok(base) => merged.matrices.push((at, linear.replace_base(base))),
+            Err(error) => {
+                merged.undo(modules);
+                return Err(error);
+            }
+        }
+    }
+    for (at, linear) in modules.linears.iter_mut().enumerate() {
+        if let Some(bias) = linear.bias_mut().filter(|it| it.is_changed_by(adapter)) {
+            merged.biases.push((at, bias.replace_value(bias.merged(Some(adapter)))));
+        }
+    }
+    for (at, weight) in modules.weights.iter_mut().enumerate().filter(|it| it.1.is_changed_by(adapter)) {
+        merged.weights.push((at, weight.replace_value(weight.merged(Some(adapter)))));
+    }
+    Ok(merged)
+}
+
+/// Refuses what one tensor for embedding and head cannot hold.
+pub fn check_tied(adapter: &Adapter, modules: &Modules<'_>) -> Result<(), Error> {
+    let updated = modules.tied.as_ref().is_some_and(|it| adapter.update(&it.embedding).is_some());
+    if adapter.unties_head() || updated {
+        return Err(Error::Config(
+            "the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead".into(),
+        ));
+    }
+    Ok(())
+}
+
+impl Merged {
+    /// How many matrices the adapter was folded into.
+    pub fn matrices(&self) -> usize {
+        self.matrices.len()
+    }
+
+    /// Puts the base back, bit for bit.
+    pub fn undo(self, modules: &mut Modules<'_>) {
+        for (at, base) in self.matrices {
+            modules.linears[at].replace_base(base);
+        }
+        for (at, value) in self.biases {
+            modules.linears[at].bias_mut().map(|it| it.replace_value(value));
+        }
+        for (at, value) in self.weights {
+            modules.weights[at].replace_value(value);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Which places of a model a configuration means.
+
+use crate::{
+    Base, Bias, Error, Linear, LoraConfig, Modules, Result, Role, Selection, TargetModules, Tie, Weight,
+    variants::{Copied, Part, Place, What},
+};
+
+/// The places that get an update, in the order in which their parameters are made: matrices, embeddings, biases, and then
+/// the rest of `modules_to_save`. Fails where a place cannot have what is asked for it.
+pub(crate) fn places<'a>(
+    modules: &'a Modules<'_>,
+    config: &'a LoraConfig,
+    selection: &Selection<'_>,
+) -> Result<Vec<Place<'a>>> {
+    let mut all = Vec::new();
+    for (index, linear) in modules.linears.iter().enumerate() {
+        let path = linear.path();
+        let what = if selection.saves(path) {
+            What::Copy(copied_matrix(linear))
+        } else if selection.adapts(path) {
+            if let Base::Trainable(_) = linear.base() {
+                return Err(Error::Config(format!("{path} trains in full; a low-rank adapter on it makes no sense")));
+            }
+            refuse_head(modules, path)?;
+            What::Linear(linear)
+        } else {
+            continue;
+        };
+        all.push(place(path, index, what, (config, selection)));
+    }
+    for (index, weight) in modules.weights.iter().enumerate() {
+        let path = weight.module();
+        if names_embedding(config, selection, weight)? && !selection.saves(path) {
+            all.push(place(path, index, What::Embedding(weight), (config, selection)));
+        }
+    }
+    for (index, linear) in modules.linears.iter().enumerate() {
+        if let Some(bias) = linear.bias().filter(|_| bias_trains(config, selection, linear.path())) {
+            let adapted = all.iter().any(|it| it.path == linear.path() && matches!(it.what, What::Linear(_)));
+            all.push(place(bias.path(), index, What::Copy(copied_bias(linear, bias, adapted)), (config, selection)));
+        }
+    }
+    for (index, weight) in modules.weights.iter().enumerate() {
+        let saved = selection.saves(weight.module());
+        if saved || (config.bias == Bias::All && weight.role() == Role::Bias) {
+            all.push(place(weight.path(), index, What::Copy(copied_weight(weight)), (config, selection)));
+        }
+    }
+    Ok(all)
+}
+
+pub(crate) fn place<'a>(
+    path: &str,
+    index: usize,
+    what: What<'a>,
+    (config, selection): (&'a LoraConfig, &Selection<'_>),
+) -> Place<'a> {
+    let (rank, scaling) = selection.rank_and_scaling(path);
+    let role = match &what {
+        What::Linear(linear) => linear.role(),
+        What::Embedding(weight) => weight.role(),
+        What::Copy(copied) => copied.role,
+    };
+    Place { path: path.to_owned(), index: index as u64, what, role, rank, scaling, config }
+}
+
+fn copied_matrix(linear: &Linear) -> Copied<'_> {
+    let (name, (out, inner)) = (format!("{}.weight", linear.path()), linear.dims());
+    let value = Box::new(|| linear.dense(None));
+    Copied {
+        read_as: vec![name.clone()],
+        stored_as: vec![name.clone()],
+        name,
+        shape: vec![out, inner],
+        value,
+        part: Part::Matrix,
+        role: linear.role(),
+    }
+}
+
+/// PEFT keeps the bias of an adapted layer in the wrapped layer.
+pub(crate) fn copied_bias<'a>(linear: &Linear, bias: &'a Weight, adapted: bool) -> Copied<'a> {
+    let (wrapped, plain) = (format!("{}.base_layer.bias", linear.path()), format!("{}.bias", linear.path()));
+    Copied {
+        name: bias.path().to_owned(),
+        shape: bias.value().shape().to_vec(),
+        value: Box::new(|| bias.value()),
+        stored_as: vec![if adapted { wrapped.clone() } else { plain.clone() }],
+        read_as: vec![wrapped, plain],
+        part: Part::Bias,
+        role: Role::Bias,
+    }
+}
+
+pub(crate) fn copied_weight(weight: &Weight) -> Copied<'_> {
+    let name = weight.path().to_owned();
+    Copied {
+        shape: weight.value().shape().to_vec(),
+        value: Box::new(|| weight.value()),
+        read_as: vec![name.clone()],
+        stored_as: vec![name.clone()],
+        name,
+        part: Part::Other,
+        role: weight.role(),
+    }
+}
+
+/// The head's product is part of the loss and knows no update.
+fn refuse_head(modules: &Modules<'_>, path: &str) -> Result<()> {
+    if modules.head.as_deref() == Some(path) {
+        return Err(Error::Config(format!(
+            "{path} is the output head and cannot carry a low-rank update yet; put it into modules_to_save to train it in full"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether the target modules mean this weight, which then must be an embedding. `all-linear` means none.
+fn names_embedding(config: &LoraConfig, selection: &Selection<'_>, weight: &Weight) -> Result<bool> {
+    let path = weight.module();
+    if config.target_modules == TargetModules::AllLinear
+        || !weight.path().ends_with(".weight")
+        || !selection.adapts(path)
+    {
+        return Ok(false);
+    }
+    if !weight.role().is_table() {
+        // A regular expression may brush a norm by accident; a name that is one cannot be meant otherwise.
+        return match config.target_modules {
+            TargetModules::Regex(_) => Ok(false),
+            _ => Err(Error::Config(format!("{path} is a norm; low-rank updates go on linear layers and embeddings"))),
+        };
+    }
+    if config.use_dora {
+        return Err(Error::Config(format!(
+            "{path} is an embedding, on which use_dora is not supported; leave one of them out"
+        )));
+    }
+    Ok(true)
+}
+
+/// Whether the bias of the linear layer at `path` trains along.
+fn bias_trains(config: &LoraConfig, selection: &Selection<'_>, path: &str) -> bool {
+    match config.bias {
+        Bias::None => selection.saves(path),
+        Bias::All => true,
+        Bias::LoraOnly => selection.saves(path) || selection.adapts(path),
+    }
+}
+
+/// The tie, if the tensor of this name is embedding and output head in one.
+pub(crate) fn tie_of<'a>(modules: &'a Modules<'_>, name: &str) -> Option<&'a Tie> {
+    let module = name.rsplit_once('.')?.0;
+    modules.tied.as_ref().filter(|it| it.embedding == module)
+}
