@@ -98,7 +98,7 @@ impl<'m> Tape<'m> {
         vars.pop().unwrap_or_else(|| unreachable!("{name}: one output, one variable"))
     }
 
-    /// The same for an op with several outputs `ys`. `backward` gets a gradient for each output that anything depends on;
+    /// Records one op with several outputs `ys`; see [`Tape::record`]. `backward` gets a gradient for each output that anything depends on;
     /// where one is missing, the gradients of parents that only matter to it may be missing as well.
     pub fn record_many(
         &self,
@@ -172,7 +172,8 @@ impl<'m> Tape<'m> {
         self.backward_scaled(loss, 1.0)
     }
 
-    /// The same for `scale * loss`.
+    /// The gradients of `scale * loss`, as [`Tape::backward`] gives those of `loss`. The factor begins the walk as a scalar in host
+    /// memory, wherever the loss lies.
     pub fn backward_scaled(self, loss: Var, scale: f32) -> Result<Grads> {
         if !loss.requires_grad() {
             return Err(Error::NothingTrains);

@@ -126,7 +126,8 @@ fn rows_are_at_least_as_full_as_those_of_first_fit() {
             assert!(packed <= first_fit(lengths.iter().copied()), "{kind}, seed {seed}");
             let least = lengths.iter().sum::<usize>().div_ceil(ROW);
             let few_are_long = matches!(kind, "short" | "long tail");
-            assert!(packed * 100 <= least * 102 || !few_are_long, "{kind}: {packed} rows for {least}");
+            // A fiftieth more, rounded up to a whole row.
+            assert!(packed <= least + least.div_ceil(50) || !few_are_long, "{kind}: {packed} rows for {least}");
         }
     }
 }

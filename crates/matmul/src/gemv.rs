@@ -15,7 +15,7 @@ pub(crate) const MAX_ROWS: usize = 4;
 
 /// Elements of a row that are decoded at once.
 const PIECE: usize = 512;
-/// The same where the processor multiplies bf16.
+/// Elements of a row that are decoded at once where the processor multiplies bf16.
 const LONG_PIECE: usize = 4096;
 /// Columns of the output that one piece of work covers at most.
 const STRIP: usize = 1024;
@@ -34,7 +34,7 @@ struct Job<'a> {
     kernel: &'static Kernel,
     /// Left operand, (m, k), as f32.
     a: &'a [f32],
-    /// The same as bf16, where the processor multiplies that.
+    /// The left operand as bf16, with the dot products for it, where the processor multiplies that.
     pairs: Option<(Dots, Vec<bf16>)>,
     m: usize,
     k: usize,

@@ -34,7 +34,7 @@ impl Scales {
         Self::double_around(absmax, mean(absmax))
     }
 
-    /// The same around a given offset, to reproduce a checkpoint.
+    /// Quantises absmax values to 8 bits around a given offset, to reproduce a checkpoint.
     pub fn double_around(absmax: &[f32], offset: f32) -> Scales {
         let centred: Vec<f32> = absmax.iter().map(|a| a - offset).collect();
         let (codes, nested_absmax) = blockwise8::encode(&centred, DynamicMap::Signed, NESTED_BLOCK_SIZE);

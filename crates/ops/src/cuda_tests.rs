@@ -36,7 +36,7 @@ fn compare(what: &str, params: &[Tensor], op: impl Fn(&Tape<'static>, &[Var]) ->
     compare_within(what, params, 1.0, op);
 }
 
-/// The same where an op rounds `more` times as often on a GPU.
+/// Compares both devices as [`compare`] does, where an op rounds `more` times as often on a GPU.
 fn compare_within(what: &str, params: &[Tensor], more: f32, op: impl Fn(&Tape<'static>, &[Var]) -> Result<Var>) {
     let Some(gpu) = gpu() else { return };
     let run = |device: &Device| {

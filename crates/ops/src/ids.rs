@@ -31,7 +31,7 @@ pub(crate) struct Groups {
     pub(crate) ids: Vec<u32>,
 }
 
-/// The same three lists on a GPU.
+/// The three lists of [`Groups`] on a GPU.
 #[derive(Debug)]
 pub(crate) struct GroupsOnGpu {
     pub(crate) order: Tensor,

@@ -61,7 +61,7 @@ pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
     });
 }
 
-/// The same with 4-bit blocks in the place of `w`.
+/// Dot products of each row of `x` with stored rows of 4-bit blocks, decoded on the way.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
     let (len, m) = (x[0].len(), x.len());

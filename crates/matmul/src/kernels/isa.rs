@@ -59,7 +59,7 @@ pub(crate) struct Isa {
 pub(crate) struct Dots {
     /// Adds the product of `x[i]` and stored row `r` to `out[r * x.len() + i]`.
     pub(crate) dense: DotsWith<[bf16]>,
-    /// The same over 4-bit blocks.
+    /// Adds the product of `x[i]` and stored row `r`, decoded from 4-bit blocks, to `out[r * x.len() + i]`.
     pub(crate) lut4: for<'a> unsafe fn(&[&[bf16]], &Lut4<'a>, Stored, &mut [f32]),
 }
 

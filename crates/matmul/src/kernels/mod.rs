@@ -53,7 +53,7 @@ pub(crate) struct Kernel {
     pub(crate) nr: usize,
     pub(crate) operands: Operands,
     pub(crate) tile: Multiply,
-    /// The same for the first half of the columns, the others left as they are: for the end of a matrix.
+    /// Multiplies for the first half of a tile's columns and leaves the others as they are: for the end of a matrix.
     pub(crate) narrow: Multiply,
     /// Multiply-adds on registers alone, to measure the ceiling: see [`tile::spin`].
     pub(crate) spin: unsafe fn(usize) -> f32,
@@ -141,7 +141,7 @@ fn choose(wanted: Option<&str>, compute: Compute) -> &'static Kernel {
     })
 }
 
-/// Name of the kernel that products of `compute` use here: `avx512bf16`, `avx512`, `avx2`, `neon` or `portable`.
+/// Name of the kernel that products of `compute` use here: `avx512bf16`, `avx512`, `avx2` or `portable`.
 ///
 /// The environment variable `HALFBYTE_MATMUL_KERNEL`, read once, overrides the choice.
 ///

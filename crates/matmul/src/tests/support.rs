@@ -180,7 +180,7 @@ impl Case {
         self.check_with(|kernel| self.run(kernel, a.as_ref(), b.as_ref()));
     }
 
-    /// The same for any way to compute it.
+    /// Compares what `run` computes on every kernel of this machine with the f64 sum, element by element.
     pub(super) fn check_with(&self, run: impl Fn(&'static Kernel) -> Vec<f32>) {
         let (a, b) = self.operands();
         let want = self.expected(a.source().as_ref(), b.source().as_ref());

@@ -41,7 +41,7 @@ pub fn quantize<T: Element>(x: &[T], map: DynamicMap, block_size: usize) -> Resu
     Ok(Blocks8 { map, block_size, codes, absmax })
 }
 
-/// The same into buffers that exist already: `x.len()` codes and an absmax for every block. On this thread.
+/// Quantises, as [`quantize`] does, into buffers that exist already: `x.len()` codes and an absmax for every block. On this thread.
 ///
 /// # Errors
 /// [`Error::BlockSize`] if `block_size` is 0, [`Error::Length`] if a buffer has the wrong length.

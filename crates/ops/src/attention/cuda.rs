@@ -5,7 +5,7 @@ use halfbyte_tensor::{DType, Error, Result, Tensor, cuda};
 use std::sync::Arc;
 
 const SOURCE: Source = Source { name: "attention", text: include_str!("kernel.cu") };
-/// The same three kernels with tensor cores.
+/// The three kernels of `SOURCE` once more, with tensor cores.
 const TENSOR_CORES: Source = Source { name: "tensor_cores", text: include_str!("tensor_cores/kernel.cu") };
 /// Rows that a block takes, rows of a tile, threads of a block: as in the kernels.
 const ROWS: usize = 16;
