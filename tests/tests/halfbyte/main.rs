@@ -8,6 +8,7 @@ mod bad_settings;
 mod bitsandbytes;
 mod config_file;
 mod cuda;
+mod earlier;
 mod failures;
 mod finetune;
 mod formats;
