@@ -1,5 +1,6 @@
 use crate::{DenseMatrix, FourBitMatrix, FrozenMatrix, Int8Matrix, Result};
 use halfbyte_nf4::QuantType;
+use halfbyte_ops::{Refusal, WeightFormat};
 use halfbyte_tensor::Tensor;
 use std::sync::Arc;
 
@@ -60,5 +61,15 @@ impl Format {
             (_, false) => n.div_ceil(2) + 4 * blocks,
             (_, true) => n.div_ceil(2) + blocks + 4 * blocks.div_ceil(halfbyte_nf4::NESTED_BLOCK_SIZE) + 4,
         }
+    }
+}
+
+impl WeightFormat for Format {
+    fn freeze(&self, _path: &str, weight: Tensor) -> std::result::Result<Arc<dyn FrozenMatrix>, Refusal> {
+        Ok(Format::freeze(self, weight)?)
+    }
+
+    fn keep(&self, _path: &str, weight: Tensor) -> std::result::Result<Arc<dyn FrozenMatrix>, Refusal> {
+        Ok(Format::freeze(&Format::DENSE, weight)?)
     }
 }

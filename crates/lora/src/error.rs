@@ -35,6 +35,9 @@ pub enum Error {
         /// What was expected, what came, what to do.
         message: String,
     },
+    /// A file of tensors that is damaged, or that could not be read or written.
+    #[error(transparent)]
+    Files(#[from] halfbyte_files::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Autograd(#[from] halfbyte_autograd::Error),

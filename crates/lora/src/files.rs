@@ -6,11 +6,10 @@ use crate::{
     render_adapter_config,
     variants::{self, Copied, FileNumbers, Numbers, Place, What},
 };
-use halfbyte_tensor::{Tensor, bf16, f16};
-use safetensors::{SafeTensors, tensor::TensorView};
+use halfbyte_files::{TensorFile, TensorSpec, TensorWriter, write_atomic};
+use halfbyte_tensor::{DType, Tensor};
 use std::{
-    collections::{BTreeMap, HashMap},
-    io::Write,
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -33,24 +32,6 @@ pub struct AdapterFile {
     tensors: BTreeMap<String, Tensor>,
 }
 
-/// Writes a file so that a reader sees the old contents or the new, never a part: to a temporary file beside it, synced,
-/// then renamed.
-pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
-    let failed = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
-    let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(failed)?;
-    file.write_all(contents).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    // A temporary file is private to its owner; the result has the usual permissions.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    }
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
-}
-
 /// Writes an adapter into `dir`, which must exist: the trained tensors alone, in f32.
 pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
     let (mut tensors, mut adapted) = (Vec::new(), Vec::new());
@@ -61,8 +42,8 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
         }
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    write_atomic(&dir.join(WEIGHTS), &serialise(&tensors, &dir.join(WEIGHTS))?)?;
-    write_atomic(&dir.join(CONFIG), render_adapter_config(&adapter.config, &adapted).as_bytes())
+    write_tensors(&dir.join(WEIGHTS), &tensors)?;
+    Ok(write_atomic(&dir.join(CONFIG), render_adapter_config(&adapter.config, &adapted).as_bytes())?)
 }
 
 /// Reads and checks an adapter's files.
@@ -76,8 +57,7 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
         let message = "is missing; the adapter is a pickle (adapter_model.bin), which can run code when it is read: save it as safetensors with PEFT".into();
         return Err(Error::File { path, message });
     }
-    let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-    let tensors = deserialise(&bytes, &path)?;
+    let tensors = read_tensors(&TensorFile::open(&path)?)?;
     Ok(AdapterFile { dir: dir.to_owned(), config, unknown_keys, tensors })
 }
 
@@ -184,40 +164,27 @@ fn report(names: Vec<String>, what: &str) -> std::result::Result<(), String> {
     Err(format!("{what} {}{more}", names[..names.len().min(6)].join(", ")))
 }
 
-fn serialise(tensors: &[(String, Tensor)], path: &Path) -> Result<Vec<u8>> {
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|(_, it)| it.data::<f32>().iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let wrong = |e: safetensors::SafeTensorError| Error::File { path: path.to_owned(), message: e.to_string() };
-    let mut views = Vec::with_capacity(tensors.len());
-    for ((name, tensor), bytes) in tensors.iter().zip(&bytes) {
-        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), bytes).map_err(wrong)?;
-        views.push((name.as_str(), view));
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let spec = |(name, it): &(String, Tensor)| TensorSpec::new(name, it.dtype().in_files(), it.shape());
+    let mut writer = TensorWriter::create(path, tensors.iter().map(spec).collect())?;
+    for (name, it) in tensors {
+        writer.write(name, &it.le_bytes())?;
     }
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(views, Some(metadata)).map_err(wrong)
+    Ok(writer.finish()?)
 }
 
-fn deserialise(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let wrong = |message: String| Error::File { path: path.to_owned(), message };
-    let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(format!("not a whole safetensors file: {e}")))?;
+/// All tensors of a file, in f32, without PEFT's prefix.
+fn read_tensors(file: &TensorFile) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let data = widen(&view)
-            .ok_or_else(|| wrong(format!("{name} has dtype {:?}, expected F32, F16 or BF16", view.dtype())))?;
+    for (name, it) in file.tensors() {
+        let Some(dtype) = DType::of_files(it.dtype).filter(|it| it.is_float()) else {
+            let message = format!("{name} has dtype {}, expected F32, F16 or BF16", it.dtype);
+            return Err(Error::File { path: file.path().to_owned(), message });
+        };
+        let value = Tensor::filled(&it.shape, dtype, |bytes| file.read_part(it, 0, bytes))?;
         // Old files carry the adapter's name inside the key.
-        let key = name.strip_prefix(PREFIX).unwrap_or(&name).replace(".default.", ".");
-        tensors.insert(key, Tensor::from_vec(view.shape(), data));
+        let key = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.", ".");
+        tensors.insert(key, value.to_dtype(DType::F32));
     }
     Ok(tensors)
-}
-
-fn widen(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let pair = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
-    let data = view.data();
-    Some(match view.dtype() {
-        safetensors::Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        safetensors::Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_bits(pair(b)).to_f32()).collect(),
-        safetensors::Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_bits(pair(b)).to_f32()).collect(),
-        _ => return None,
-    })
 }

@@ -23,16 +23,19 @@ pub enum Error {
         message: String,
     },
     /// A matrix that could not be stored in the wanted format.
-    #[error("{path}: {message}")]
+    #[error("{path}: {source}")]
     Freeze {
         /// The module.
         path: String,
         /// Why.
-        message: String,
+        source: halfbyte_ops::Refusal,
     },
     /// An input that the model cannot take.
     #[error("{0}")]
     Input(String),
+    /// A file of tensors that is damaged, or that could not be read or written.
+    #[error(transparent)]
+    Files(#[from] halfbyte_files::Error),
     /// An op refused its operands.
     #[error(transparent)]
     Autograd(#[from] halfbyte_autograd::Error),

@@ -1,6 +1,7 @@
 //! Which architectures there are: one file and one line each.
 
 use crate::{Architecture, FolderWeights, GptNeo, Llama, Loading, Model, ModelConfig, ModelFolder, Result, Weights};
+use halfbyte_tensor::Device;
 
 /// The architectures that can be loaded, by their names in `config.json`.
 pub const SUPPORTED: [&str; 2] = ["LlamaForCausalLM", "GPTNeoForCausalLM"];
@@ -14,9 +15,14 @@ pub fn build(config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn 
 }
 
 impl ModelFolder {
-    /// Loads the model, one matrix at a time. `progress` is told the bytes of every tensor read.
-    pub fn load(&self, loading: Loading<'_>, progress: &mut dyn FnMut(usize)) -> Result<Box<dyn Model>> {
-        let mut weights = FolderWeights::new(self, loading, progress);
+    /// Loads the model onto a device, one matrix at a time. `progress` is told the bytes of every tensor read.
+    pub fn load(
+        &self,
+        loading: Loading<'_>,
+        device: &Device,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Box<dyn Model>> {
+        let mut weights = FolderWeights::new(self, loading, device, progress);
         let model = build(self.config(), &mut weights)?;
         let tied = self.config().tie_word_embeddings;
         weights.finish(|name| ignored(name, tied))?;

@@ -1,9 +1,10 @@
 use crate::{Error, ModelFolder, Result};
 use halfbyte_autograd::Param;
-use halfbyte_lora::{Base, Linear, Role, Weight};
-use halfbyte_ops::FrozenMatrix;
-use halfbyte_tensor::{DType, Tensor};
-use std::{collections::HashSet, sync::Arc};
+use halfbyte_files::Reading;
+use halfbyte_lora::{Base, Linear, Prepare, Role, Weight};
+use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
+use halfbyte_tensor::{DType, Device, Tensor};
+use std::sync::Arc;
 
 /// Where a model's layers come from: a folder on disk, or numbers that a test makes up.
 pub trait Weights {
@@ -17,48 +18,43 @@ pub trait Weights {
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear>;
 }
 
-/// Stores a loaded matrix in the format of the run. Gets the module's path and the `(out_features, in_features)` tensor.
-pub type Freeze<'a> = dyn Fn(&str, Tensor) -> std::result::Result<Arc<dyn FrozenMatrix>, String> + 'a;
-
-/// Takes over a matrix that the folder stores in few bits. Gets the module's path and `(out_features, in_features)`; `None`
-/// where the matrix is stored dense.
-pub type TakeStored<'a> =
-    dyn Fn(&str, (usize, usize)) -> std::result::Result<Option<Arc<dyn FrozenMatrix>>, String> + 'a;
-
 /// How weights are taken from a folder.
 pub enum Loading<'a> {
-    /// Frozen: a matrix that is `stored` in few bits stays so; other linear layers go through `quantise`, the output head
-    /// through `dense`.
+    /// Frozen: linear layers and the output head are kept by a format.
     Frozen {
-        /// For matrices of a quantised checkpoint; asked first.
-        stored: Option<&'a TakeStored<'a>>,
-        /// For the linear layers.
-        quantise: &'a Freeze<'a>,
-        /// For the output head.
-        dense: &'a Freeze<'a>,
+        /// How.
+        format: &'a dyn WeightFormat,
+        /// Who changes dense weights of linear layers before they are frozen, if anybody does.
+        prepare: Option<&'a mut dyn Prepare>,
     },
     /// Everything trains: f32 master weights.
     Trainable,
 }
 
-/// Weights from a Hugging Face folder, read one matrix at a time.
-pub struct FolderWeights<'a> {
+/// Weights from a Hugging Face folder, read one matrix at a time and put on a device one at a time, so that the host never
+/// holds the whole model.
+pub struct FolderWeights<'a, 'l> {
     folder: &'a ModelFolder,
-    loading: Loading<'a>,
-    used: HashSet<String>,
+    reading: Reading<'a>,
+    loading: Loading<'l>,
+    device: &'a Device,
     progress: &'a mut dyn FnMut(usize),
 }
 
-impl<'a> FolderWeights<'a> {
-    /// Reads from `folder`; `progress` is told the bytes of every tensor read.
-    pub fn new(folder: &'a ModelFolder, loading: Loading<'a>, progress: &'a mut dyn FnMut(usize)) -> FolderWeights<'a> {
-        FolderWeights { folder, loading, used: HashSet::new(), progress }
+impl<'a, 'l> FolderWeights<'a, 'l> {
+    /// Reads from `folder` onto `device`; `progress` is told the bytes of every tensor read.
+    pub fn new(
+        folder: &'a ModelFolder,
+        loading: Loading<'l>,
+        device: &'a Device,
+        progress: &'a mut dyn FnMut(usize),
+    ) -> FolderWeights<'a, 'l> {
+        FolderWeights { folder, reading: Reading::new(folder.files()), loading, device, progress }
     }
 
     /// Fails if the folder holds a tensor that the model did not ask for. `ignored` says which ones old files carry.
     pub fn finish(self, ignored: impl Fn(&str) -> bool) -> Result<()> {
-        let surplus: Vec<&String> =
-            self.folder.tensors().keys().filter(|it| !self.used.contains(*it) && !ignored(it)).collect();
+        let surplus: Vec<&str> = self.reading.unused().into_iter().filter(|it| !ignored(it)).collect();
         let Some(first) = surplus.first() else { return Ok(()) };
         let more = if surplus.len() > 1 { format!(" and {} more", surplus.len() - 1) } else { String::new() };
         let message = format!(
@@ -69,40 +65,50 @@ impl<'a> FolderWeights<'a> {
 
     fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.folder.read(name, shape)?;
-        self.used.insert(name.to_owned());
+        self.reading.take(name);
         (self.progress)(tensor.bytes());
         Ok(tensor)
     }
 
     fn matrix(&mut self, path: &str, dims: (usize, usize), is_head: bool) -> Result<Base> {
         let name = format!("{path}.weight");
-        let refused = |message| Error::Freeze { path: path.to_owned(), message };
-        if let Loading::Frozen { stored: Some(take), .. } = &self.loading
-            && let Some(matrix) = take(path, dims).map_err(refused)?
-        {
-            self.mark_parts(path);
-            (self.progress)(matrix.bytes());
-            return Ok(Base::Frozen(matrix));
-        }
-        let tensor = self.read(&name, &[dims.0, dims.1])?;
-        let freeze = match &self.loading {
-            Loading::Trainable => return Ok(Base::Trainable(Param::new(name, tensor.to_dtype(DType::F32)))),
-            Loading::Frozen { dense, .. } if is_head => dense,
-            Loading::Frozen { quantise, .. } => quantise,
+        let refused = |source: Refusal| Error::Freeze { path: path.to_owned(), source };
+        let Loading::Frozen { format, .. } = self.loading else {
+            let values = self.read(&name, &[dims.0, dims.1])?.to_dtype(DType::F32);
+            return Ok(Base::Trainable(Param::new(name, values.to_device(self.device)?)));
         };
-        freeze(path, tensor).map(Base::Frozen).map_err(refused)
+        if let Some(matrix) = format.stored(path, dims, &self.reading).map_err(refused)? {
+            if !is_head && self.wants(path) {
+                return Err(refused(
+                    "the adapter begins with a part of this weight, which is stored in few bits already; take the original weights, or another init_lora_weights".into(),
+                ));
+            }
+            (self.progress)(matrix.bytes());
+            return self.place(matrix);
+        }
+        let mut weight = self.read(&name, &[dims.0, dims.1])?;
+        if is_head {
+            return self.place(format.keep(path, weight).map_err(refused)?);
+        }
+        if let Loading::Frozen { prepare: Some(it), .. } = &mut self.loading
+            && it.wants(path)
+        {
+            weight = it.replace(path, weight)?;
+            assert_eq!(weight.shape(), [dims.0, dims.1], "{path}: a prepared weight keeps its shape");
+        }
+        self.place(format.freeze(path, weight).map_err(refused)?)
     }
 
-    /// The weight of a quantised layer is several tensors, all of which were used with it.
-    fn mark_parts(&mut self, path: &str) {
-        let (weight, parts) = (format!("{path}.weight"), format!("{path}.weight."));
-        let own = [weight, format!("{path}.SCB"), format!("{path}.weight_format")];
-        let names = self.folder.tensors().keys().filter(|it| it.starts_with(&parts) || own.contains(it));
-        self.used.extend(names.cloned());
+    fn wants(&self, path: &str) -> bool {
+        matches!(&self.loading, Loading::Frozen { prepare: Some(it), .. } if it.wants(path))
+    }
+
+    fn place(&self, matrix: Arc<dyn FrozenMatrix>) -> Result<Base> {
+        Ok(Base::Frozen(matrix.to_device(self.device)?.unwrap_or(matrix)))
     }
 }
 
-impl Weights for FolderWeights<'_> {
+impl Weights for FolderWeights<'_, '_> {
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
         let base = self.matrix(path, dims, false)?;
         let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
@@ -112,8 +118,10 @@ impl Weights for FolderWeights<'_> {
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
         let tensor = self.read(name, shape)?;
         Ok(match self.loading {
-            Loading::Trainable => Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32)), role),
-            Loading::Frozen { .. } => Weight::frozen(name, role, tensor),
+            Loading::Trainable => {
+                Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32).to_device(self.device)?), role)
+            }
+            Loading::Frozen { .. } => Weight::frozen(name, role, tensor.to_device(self.device)?),
         })
     }
 

@@ -11,10 +11,10 @@ use halfbyte_lora::{Context, Update, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{Input, Loading, Model, ModelFolder};
 use halfbyte_ops::{
-    FrozenMatrix, IGNORE, Ids, Layout, Targets,
+    FrozenMatrix, IGNORE, Ids, Layout, Refusal, Targets, WeightFormat,
     cross_entropy::{cross_entropy, logits},
 };
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use std::{
     path::{Path, PathBuf},
@@ -43,6 +43,19 @@ impl FrozenMatrix for Matrix {
     }
 }
 
+/// Every matrix as it is, widened.
+struct InF32;
+
+impl WeightFormat for InF32 {
+    fn freeze(&self, _path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        Ok(Arc::new(Matrix(weight.to_dtype(DType::F32))))
+    }
+
+    fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        self.freeze(path, weight)
+    }
+}
+
 struct Expected(Vec<u8>);
 
 impl Expected {
@@ -67,11 +80,7 @@ fn fixtures() -> PathBuf {
 
 fn open(dir: &Path) -> Box<dyn Model> {
     let folder = ModelFolder::open(dir).unwrap();
-    let dense = |_: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
-        Ok(Arc::new(Matrix(weight.to_dtype(DType::F32))))
-    };
-    let loading = Loading::Frozen { stored: None, quantise: &dense, dense: &dense };
-    folder.load(loading, &mut |_| {}).unwrap()
+    folder.load(Loading::Frozen { format: &InF32, prepare: None }, &Device::Cpu, &mut |_| {}).unwrap()
 }
 
 /// The largest difference, relative to the largest magnitude.

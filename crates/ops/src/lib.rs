@@ -29,6 +29,7 @@ mod place;
 mod product;
 #[cfg(test)]
 mod recompute_tests;
+mod weight_format;
 
 pub use add::{add, add_scaled};
 pub use attention::{AttentionShape, attend_cached, attention};
@@ -47,3 +48,4 @@ pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
 pub use rms_norm::rms_norm;
 pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
 pub use silu_mul::silu_mul;
+pub use weight_format::{Refusal, WeightFormat};

@@ -4,6 +4,7 @@
 //! This crate knows nothing of gradients. A [`Tensor`] is always contiguous and row-major; sharing is cheap (an `Arc`),
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
 
+mod bytes;
 mod convert;
 pub mod cuda;
 mod dtype;

@@ -4,12 +4,11 @@ use crate::{
     cli::{QuantArg, Switch},
     console,
     failure::user_error,
-    load,
 };
 use anyhow::Context;
 use clap::ValueEnum;
+use halfbyte_files::write_atomic;
 use halfbyte_frozen::{Format, Quant, bitsandbytes};
-use halfbyte_lora::write_atomic;
 use halfbyte_models::ModelFolder;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -85,8 +84,7 @@ impl BaseRecord {
         if !folder.is_quantized() {
             return Ok(None);
         }
-        let names = folder.tensors().keys().map(String::as_str);
-        let format = bitsandbytes::stored_format(names, &load::read_bytes(folder))
+        let format = bitsandbytes::stored_format(folder.files())
             .map_err(|e| user_error(format!("{}: {e}", folder.dir().display())))?;
         let Some(format) = format else {
             return Err(user_error(format!(

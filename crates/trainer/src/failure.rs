@@ -40,16 +40,26 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn is_users_mistake(error: &(dyn std::error::Error + 'static)) -> bool {
+    use halfbyte_files::Error as Files;
     use halfbyte_lora::Error as Lora;
     use halfbyte_models::Error as Models;
     if error.is::<UserError>() {
         return true;
     }
     if let Some(it) = error.downcast_ref::<Lora>() {
-        return matches!(it, Lora::Config(_) | Lora::NoTarget { .. } | Lora::File { .. });
+        return match it {
+            Lora::Files(it) => matches!(it, Files::File { .. }),
+            other => matches!(other, Lora::Config(_) | Lora::NoTarget { .. } | Lora::File { .. }),
+        };
     }
     if let Some(it) = error.downcast_ref::<Models>() {
-        return matches!(it, Models::File { .. } | Models::Freeze { .. } | Models::Input(_));
+        return match it {
+            Models::Files(it) => matches!(it, Files::File { .. }),
+            other => matches!(other, Models::File { .. } | Models::Freeze { .. } | Models::Input(_)),
+        };
+    }
+    if let Some(it) = error.downcast_ref::<Files>() {
+        return matches!(it, Files::File { .. });
     }
     if let Some(it) = error.downcast_ref::<io::Error>() {
         return it.kind() == io::ErrorKind::NotFound;

@@ -5,9 +5,9 @@ use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::{Format, bitsandbytes};
 use halfbyte_lora::{Adapter, load_adapter, read_adapter};
-use halfbyte_models::{Loading, Model, ModelFolder, TakeStored};
-use halfbyte_ops::FrozenMatrix;
-use halfbyte_tensor::{Device, Tensor};
+use halfbyte_models::{Loading, Model, ModelFolder};
+use halfbyte_ops::WeightFormat;
+use halfbyte_tensor::Device;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,25 +31,12 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
     Ok(BaseModel { folder, tokenizer })
 }
 
-/// Loads the weights, every linear layer in `format` unless the checkpoint is quantised already, with a progress bar.
+/// Loads the weights onto a device, every linear layer in `format` unless the checkpoint is quantised already, with a
+/// progress bar.
 pub(crate) fn load(folder: &ModelFolder, format: Format, device: &Device) -> anyhow::Result<Box<dyn Model>> {
-    // To its device matrix by matrix, so that the host never holds the whole model.
-    let place = |matrix: Arc<dyn FrozenMatrix>| -> Result<Arc<dyn FrozenMatrix>, String> {
-        Ok(matrix.to_device(device).map_err(|e| e.to_string())?.unwrap_or(matrix))
-    };
-    let store = |format: Format| {
-        move |_: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
-            place(format.freeze(weight).map_err(|e| e.to_string())?)
-        }
-    };
-    let (quantise, dense) = (store(format), store(Format::DENSE));
-    let take = |path: &str, dims: (usize, usize)| {
-        bitsandbytes::read_matrix(path, dims, &read_bytes(folder))?.map(place).transpose()
-    };
-    let stored = folder.is_quantized().then_some(&take as &TakeStored<'_>);
-    let mut model = load_with(folder, Loading::Frozen { stored, quantise: &quantise, dense: &dense })?;
-    model.modules().to_device(device)?;
-    Ok(model)
+    let stored = bitsandbytes::Stored(format);
+    let format: &dyn WeightFormat = if folder.is_quantized() { &stored } else { &format };
+    load_with(folder, Loading::Frozen { format, prepare: None }, device)
 }
 
 /// Loads the weights for training all of them.
@@ -60,20 +47,12 @@ pub(crate) fn load_trainable(folder: &ModelFolder, device: &Device) -> anyhow::R
             folder.dir().display()
         )));
     }
-    let mut model = load_with(folder, Loading::Trainable)?;
-    model.modules().to_device(device)?;
-    Ok(model)
+    load_with(folder, Loading::Trainable, device)
 }
 
-/// A folder's tensors as the reader of quantised checkpoints wants them.
-pub(crate) fn read_bytes(folder: &ModelFolder) -> impl Fn(&str) -> Result<Option<Vec<u8>>, String> {
-    |name| folder.read_bytes(name).map_err(|e| e.to_string())
-}
-
-fn load_with(folder: &ModelFolder, loading: Loading<'_>) -> anyhow::Result<Box<dyn Model>> {
-    let total: usize = folder.tensors().values().map(|it| it.shape.iter().product::<usize>() * it.dtype.size()).sum();
-    let bar = console::byte_bar(total as u64, "loading");
-    let model = folder.load(loading, &mut |bytes| bar.inc(bytes as u64))?;
+fn load_with(folder: &ModelFolder, loading: Loading<'_>, device: &Device) -> anyhow::Result<Box<dyn Model>> {
+    let bar = console::byte_bar(folder.bytes(), "loading");
+    let model = folder.load(loading, device, &mut |bytes| bar.inc(bytes as u64))?;
     bar.finish_and_clear();
     Ok(model)
 }

@@ -1,14 +1,14 @@
 //! How far a merged model is from base + adapter: on a text, the divergence of their predictions.
 
-use crate::{failure::user_error, load, streamed_matrix::StreamedMatrix};
+use crate::{failure::user_error, load, streamed_matrix::Streamed};
 use halfbyte_autograd::Tape;
 use halfbyte_data::{DataConfig, Dataset, Tokenizer};
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Loading, Model, ModelFolder};
-use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::logits};
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_ops::{Ids, Layout, cross_entropy::logits};
+use halfbyte_tensor::{DType, Device, Tensor};
 use serde::Serialize;
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 /// Tokens that are compared at most: more would not change the verdict, and every one keeps a vocabulary of logits.
 const MAX_TOKENS: usize = 256;
@@ -96,13 +96,7 @@ pub(crate) fn predictions(model: &dyn Model, ids: &[u32], ctx: &Context) -> anyh
 /// Opens a merged folder without loading its matrices.
 pub(crate) fn open_streamed(dir: &Path) -> anyhow::Result<Box<dyn Model>> {
     let folder = ModelFolder::open(dir)?;
-    let stored =
-        |path: &str, dims: (usize, usize)| StreamedMatrix::open(&folder, path, dims).map_err(|e| e.to_string());
-    let dense = |path: &str, _: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
-        Err(format!("{path}: the merged folder holds it in another shape"))
-    };
-    let loading = Loading::Frozen { stored: Some(&stored), quantise: &dense, dense: &dense };
-    Ok(folder.load(loading, &mut |_| {})?)
+    Ok(folder.load(Loading::Frozen { format: &Streamed, prepare: None }, &Device::Cpu, &mut |_| {})?)
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl Plan {
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
         for WeightSpec { name, role, .. } in spec(folder.config())? {
             // One that is missing is the loader's to tell.
-            let Some(info) = folder.tensors().get(&name) else { continue };
+            let Some((_, info)) = folder.files().get(&name) else { continue };
             let elements = info.shape.iter().product::<usize>();
             match (role, &info.shape[..]) {
                 _ if trains.is_some() => {
@@ -128,7 +128,7 @@ impl Plan {
                     plan.gradients += 4 * elements + second_gradient(folder.config(), role, elements);
                     plan.optimizer += trains.unwrap_or_default().bytes(role, elements);
                 }
-                (Role::Linear, [out, inner]) if info.dtype.is_float() => {
+                (Role::Linear, [out, inner]) if DType::of_files(info.dtype).is_some_and(DType::is_float) => {
                     plan.frozen_matrices += format.bytes(*out, *inner, info.dtype.size());
                 }
                 // Of a checkpoint that is quantised already: codes and scales, as they lie there.

@@ -2,37 +2,45 @@
 //!
 //! Slower than memory, but it lets a model be tried that would not fit, and tries the very bytes that were written.
 
+use halfbyte_files::{Placed, Reading, TensorFile};
 use halfbyte_matmul as matmul;
-use halfbyte_models::ModelFolder;
-use halfbyte_ops::FrozenMatrix;
-use halfbyte_tensor::{DType, bf16, f16};
-use std::{fs::File, io, sync::Arc};
+use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
+use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use std::sync::Arc;
 
-#[derive(Debug)]
-pub(crate) struct StreamedMatrix {
-    file: File,
-    /// Where its numbers begin in the file.
-    begin: u64,
-    dims: (usize, usize),
-    dtype: DType,
-}
+/// Leaves every matrix of a folder where it is.
+pub(crate) struct Streamed;
 
-impl StreamedMatrix {
-    /// The `(out_features, in_features)` weight of the module at `path`; `None` if the folder has none of that size.
-    pub(crate) fn open(
-        folder: &ModelFolder,
+impl WeightFormat for Streamed {
+    fn freeze(&self, _path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        Err(format!("the merged folder holds it in another form than {:?} floats", weight.shape()).into())
+    }
+
+    fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        self.freeze(path, weight)
+    }
+
+    fn stored(
+        &self,
         path: &str,
         dims: (usize, usize),
-    ) -> io::Result<Option<Arc<dyn FrozenMatrix>>> {
-        let name = format!("{path}.weight");
-        let Some((info, (shard, begin))) = folder.tensors().get(&name).zip(folder.place(&name)) else {
-            return Ok(None);
-        };
-        if info.shape != [dims.0, dims.1] || !info.dtype.is_float() {
+        files: &Reading<'_>,
+    ) -> Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
+        let Some((file, place)) = files.take(&format!("{path}.weight")) else { return Ok(None) };
+        let Some(dtype) = DType::of_files(place.dtype).filter(|it| it.is_float()) else { return Ok(None) };
+        if place.shape != [dims.0, dims.1] {
             return Ok(None);
         }
-        Ok(Some(Arc::new(StreamedMatrix { file: File::open(shard)?, begin, dims, dtype: info.dtype })))
+        Ok(Some(Arc::new(StreamedMatrix { file: file.clone(), place: place.clone(), dims, dtype })))
     }
+}
+
+#[derive(Debug)]
+struct StreamedMatrix {
+    file: Arc<TensorFile>,
+    place: Placed,
+    dims: (usize, usize),
+    dtype: DType,
 }
 
 impl FrozenMatrix for StreamedMatrix {
@@ -67,11 +75,10 @@ impl matmul::Source for Rows<'_> {
 
     /// What cannot be read becomes NaN, which whoever uses the product sees.
     fn read_f32(&self, row: usize, col: usize, out: &mut [f32]) {
-        let StreamedMatrix { file, begin, dims, dtype } = self.0;
+        let StreamedMatrix { file, place, dims, dtype } = self.0;
         let size = dtype.size();
         let mut bytes = vec![0; out.len() * size];
-        let at = begin + ((row * dims.1 + col) * size) as u64;
-        if read_at(file, &mut bytes, at).is_err() {
+        if file.read_part(place, (row * dims.1 + col) * size, &mut bytes).is_err() {
             return out.fill(f32::NAN);
         }
         let numbers = out.iter_mut().zip(bytes.chunks_exact(size));
@@ -81,20 +88,4 @@ impl matmul::Source for Rows<'_> {
             _ => numbers.for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         }
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => (bytes, at) = (&mut bytes[n..], at + n as u64),
-        }
-    }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::failure::user_error;
 use anyhow::Context;
+use halfbyte_files::DraftFolder;
 use std::path::Path;
 
 /// Where a finished model goes.
@@ -55,26 +56,9 @@ impl Target<'_> {
         let output = self.output;
         let parent = output.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-        let beside = || {
-            let made = tempfile::Builder::new().prefix(".tmp-model-").tempdir_in(parent);
-            made.with_context(|| parent.display().to_string())
-        };
-        let draft = beside()?;
-        fill(draft.path())?;
-        let aside = beside()?;
-        let old = aside.path().join("old");
-        if output.exists() {
-            std::fs::rename(output, &old).with_context(|| output.display().to_string())?;
-        }
-        let draft = draft.keep();
-        if let Err(e) = std::fs::rename(&draft, output) {
-            if old.exists() && std::fs::rename(&old, output).is_err() {
-                // Better a folder of an odd name than none.
-                let _ = aside.keep();
-            }
-            return Err(e).with_context(|| format!("{}: the new folder is {}", output.display(), draft.display()));
-        }
-        Ok(())
+        let draft = DraftFolder::create(output, "model")?;
+        fill(draft.folder())?;
+        Ok(draft.finish()?)
     }
 }
 

@@ -8,8 +8,9 @@ use crate::{
     quantized_checkpoint::QuantizedWriter,
 };
 use halfbyte_frozen::{Format, FrozenMatrix};
-use halfbyte_models::Loading;
-use halfbyte_tensor::Tensor;
+use halfbyte_models::{Loading, ModelFolder};
+use halfbyte_ops::{Refusal, WeightFormat};
+use halfbyte_tensor::{Device, Tensor};
 use serde_json::json;
 use std::{cell::RefCell, io::Write, path::Path, sync::Arc};
 
@@ -56,34 +57,43 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     report(args, &costs)
 }
 
-/// Quantises one matrix at a time; `draft` is the folder to write, if one is wanted.
-fn measure(folder: &halfbyte_models::ModelFolder, format: Format, draft: Option<&Path>) -> anyhow::Result<Vec<Cost>> {
-    let writer = RefCell::new(draft.map(|to| QuantizedWriter::new(folder, to, format)).transpose()?);
-    let costs = RefCell::new(Vec::new());
-    let quantise = |path: &str, weight: Tensor| -> Result<Arc<dyn FrozenMatrix>, String> {
-        let matrix = format.freeze(weight.clone()).map_err(|e| e.to_string())?;
-        costs.borrow_mut().push(cost(path, &weight, matrix.as_ref()));
-        if let Some(writer) = writer.borrow_mut().as_mut() {
-            writer.matrix(path, &weight, format).map_err(|e| format!("{e:#}"))?;
+/// Keeps matrices in a format and takes note of what that costs.
+struct Measured {
+    format: Format,
+    writer: RefCell<Option<QuantizedWriter>>,
+    costs: RefCell<Vec<Cost>>,
+}
+
+impl WeightFormat for Measured {
+    fn freeze(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        let matrix = self.format.freeze(weight.clone())?;
+        self.costs.borrow_mut().push(cost(path, &weight, matrix.as_ref()));
+        if let Some(writer) = self.writer.borrow_mut().as_mut() {
+            writer.matrix(path, &weight)?;
         }
         Ok(matrix)
-    };
-    let dense = |path: &str, weight: Tensor| {
-        if let Some(writer) = writer.borrow_mut().as_mut() {
+    }
+
+    fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
+        if let Some(writer) = self.writer.borrow_mut().as_mut() {
             writer.dense(&format!("{path}.weight"), &weight);
         }
-        Format::DENSE.freeze(weight).map_err(|e| e.to_string())
-    };
-    let total: usize = folder.tensors().values().map(|it| it.shape.iter().product::<usize>() * it.dtype.size()).sum();
-    let bar = console::byte_bar(total as u64, "quantising");
-    let model = folder.load(Loading::Frozen { stored: None, quantise: &quantise, dense: &dense }, &mut |bytes| {
-        bar.inc(bytes as u64)
-    })?;
+        self.format.keep(path, weight)
+    }
+}
+
+/// Quantises one matrix at a time; `draft` is the folder to write, if one is wanted.
+fn measure(folder: &ModelFolder, format: Format, draft: Option<&Path>) -> anyhow::Result<Vec<Cost>> {
+    let writer = RefCell::new(draft.map(|to| QuantizedWriter::new(folder, to, format)));
+    let measured = Measured { format, writer, costs: RefCell::default() };
+    let bar = console::byte_bar(folder.bytes(), "quantising");
+    let loading = Loading::Frozen { format: &measured, prepare: None };
+    let model = folder.load(loading, &Device::Cpu, &mut |bytes| bar.inc(bytes as u64))?;
     bar.finish_and_clear();
-    if let Some(writer) = writer.into_inner() {
+    if let Some(writer) = measured.writer.into_inner() {
         writer.finish(model.as_ref())?;
     }
-    Ok(costs.into_inner())
+    Ok(measured.costs.into_inner())
 }
 
 fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> Cost {

@@ -3,18 +3,17 @@
 use super::{
     args::FinetuneArgs,
     optimizer::Optimizer,
-    output::{DRAFT, RunFolder},
+    output::{DRAFT_KIND, RunFolder},
     step::LossScale,
 };
 use crate::{base_record::BaseRecord, failure::user_error};
 use anyhow::Context;
 use halfbyte_autograd::Param;
 use halfbyte_data::Position;
-use halfbyte_lora::{Adapter, save_adapter, write_atomic};
-use halfbyte_models::SafetensorsWriter;
+use halfbyte_files::{DraftFolder, Dtype, Placed, TensorFile, TensorSpec, TensorWriter, write_atomic};
+use halfbyte_lora::{Adapter, save_adapter};
 use halfbyte_paged_optim::{StateFormat, StatePart};
-use halfbyte_tensor::{DType, Tensor};
-use safetensors::SafeTensors;
+use halfbyte_tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -85,24 +84,16 @@ pub(crate) fn save(
     keep: usize,
 ) -> anyhow::Result<PathBuf> {
     let path = folder.checkpoint(state.step);
-    let draft = tempfile::Builder::new()
-        .prefix(DRAFT)
-        .tempdir_in(folder.path())
+    let draft = DraftFolder::create(&path, DRAFT_KIND)
         .with_context(|| format!("{}: no checkpoint can be written", folder.path().display()))?;
-    write_tensors(&draft.path().join(TENSORS), contents)?;
+    write_tensors(&draft.folder().join(TENSORS), contents)?;
     if let Some((adapter, base)) = contents.adapter {
-        save_adapter(draft.path(), adapter)?;
-        base.write(draft.path())?;
+        save_adapter(draft.folder(), adapter)?;
+        base.write(draft.folder())?;
     }
-    write_atomic(&draft.path().join(STATE), serde_json::to_string_pretty(state)?.as_bytes())?;
-    // An earlier one of the same step steps aside and goes only when the new one is in its place.
-    let aside = tempfile::Builder::new().prefix(".tmp-checkpoint-").tempdir_in(folder.path())?;
-    if path.exists() {
-        std::fs::rename(&path, aside.path().join("replaced")).with_context(|| path.display().to_string())?;
-    }
-    let draft = draft.keep();
-    std::fs::rename(&draft, &path)
-        .with_context(|| format!("{}: the checkpoint could not be put in its place", path.display()))?;
+    write_atomic(&draft.folder().join(STATE), serde_json::to_string_pretty(state)?.as_bytes())?;
+    // An earlier one of the same step goes only when the new one is in its place.
+    draft.finish()?;
     let all = folder.checkpoints()?;
     for (_, old) in all.iter().take(all.len().saturating_sub(keep)) {
         std::fs::remove_dir_all(old).with_context(|| old.display().to_string())?;
@@ -141,83 +132,80 @@ pub(crate) fn read_state(path: &Path, settings: &FinetuneArgs, examples: usize) 
 
 /// Restores parameters and optimizer, bit for bit.
 pub(crate) fn restore(path: &Path, step: usize, params: &[Param], optimizer: &mut Optimizer) -> anyhow::Result<()> {
-    let file = path.join(TENSORS);
-    let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
-    let wrong = |message: String| {
-        user_error(format!("{}: {message}; remove this checkpoint to go on from an earlier one", file.display()))
-    };
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
-    let read = |name: &str, len: usize, size: usize| {
-        let data = tensors.tensor(name).map_err(|_| wrong(format!("lacks {name}")))?.data();
-        if data.len() == len * size {
-            Ok(data)
-        } else {
-            Err(wrong(format!("{name} has {} values of {size} bytes, expected {len}", data.len() / size)))
-        }
-    };
+    let saved = Saved::open(&path.join(TENSORS))?;
     for param in params {
-        let shape = param.value().shape().to_vec();
-        let bytes = read(&format!("value.{}", param.name()), shape.iter().product(), 4)?;
-        let values = numbers(bytes);
-        param.set(Tensor::from_vec(&shape, values).to_device(&param.value().device())?);
+        let (value, name) = (param.value(), format!("value.{}", param.name()));
+        let place = saved.get(&name, value.len(), DType::F32.size())?;
+        let restored = Tensor::filled(value.shape(), DType::F32, |bytes| saved.file.read_part(place, 0, bytes))?;
+        param.set(restored.to_device(&value.device())?);
     }
     let specs = optimizer.specs().to_vec();
     optimizer.restore(step as u64, &mut |place, out| {
         let spec = &specs[place.param];
         let size = place.part.element_bytes(spec.state);
         let name = format!("{}.{}", part_name(place.part, spec.state), place.name);
-        let bytes = read(&name, place.part.len(spec.len), size).map_err(io::Error::other)?;
-        out.copy_from_slice(&bytes[place.offset * size..][..out.len()]);
-        Ok(())
+        let whole = saved.get(&name, place.part.len(spec.len), size).map_err(io::Error::other)?;
+        saved.file.read_part(whole, place.offset * size, out).map_err(io::Error::other)
     })?;
     Ok(())
 }
 
-fn write_tensors(path: &Path, contents: &mut Contents<'_>) -> anyhow::Result<()> {
-    let shape_of = |param: &Param| param.value().shape().to_vec();
-    let mut announced: Vec<(String, Vec<usize>, DType)> = Vec::new();
-    for param in contents.params {
-        announced.push((format!("value.{}", param.name()), shape_of(param), DType::F32));
+/// A checkpoint's tensors.
+struct Saved {
+    file: TensorFile,
+}
+
+impl Saved {
+    fn open(path: &Path) -> anyhow::Result<Saved> {
+        let damaged = |e: halfbyte_files::Error| match e {
+            halfbyte_files::Error::File { .. } => {
+                user_error(format!("{e}; remove this checkpoint to go on from an earlier one"))
+            }
+            other => other.into(),
+        };
+        Ok(Saved { file: TensorFile::open(path).map_err(damaged)? })
     }
-    // Numbers of an element have its parameter's shape, those of a block stand in a row.
-    let shape_of_part = |part: StatePart, param: &Param| {
-        let len = param.value().len();
-        if part.len(len) == len { shape_of(param) } else { vec![part.len(len)] }
-    };
+
+    /// Where a tensor of `len` elements of `size` bytes lies.
+    fn get(&self, name: &str, len: usize, size: usize) -> anyhow::Result<&Placed> {
+        let wrong = |message: String| {
+            let path = self.file.path().display();
+            user_error(format!("{path}: {message}; remove this checkpoint to go on from an earlier one"))
+        };
+        let place = self.file.get(name).ok_or_else(|| wrong(format!("lacks {name}")))?;
+        if place.bytes() != len * size {
+            return Err(wrong(format!("{name} has {} values of {size} bytes, expected {len}", place.bytes() / size)));
+        }
+        Ok(place)
+    }
+}
+
+fn write_tensors(path: &Path, contents: &mut Contents<'_>) -> anyhow::Result<()> {
+    let mut announced = Vec::new();
+    for param in contents.params {
+        announced.push(TensorSpec::new(format!("value.{}", param.name()), Dtype::F32, param.value().shape()));
+    }
     let specs = contents.optimizer.specs().to_vec();
     for (param, spec) in contents.params.iter().zip(&specs) {
         for &part in StatePart::of(spec.state) {
-            let dtype = if part.element_bytes(spec.state) == 1 { DType::U8 } else { DType::F32 };
-            let name = format!("{}.{}", part_name(part, spec.state), param.name());
-            announced.push((name, shape_of_part(part, param), dtype));
+            let dtype = if part.element_bytes(spec.state) == 1 { Dtype::U8 } else { Dtype::F32 };
+            let (name, len) = (format!("{}.{}", part_name(part, spec.state), param.name()), part.len(spec.len));
+            // Numbers of an element have its parameter's shape, those of a block stand in a row.
+            let shape = if len == spec.len { param.value().shape().to_vec() } else { vec![len] };
+            announced.push(TensorSpec::new(name, dtype, &shape));
         }
     }
-    let mut writer = SafetensorsWriter::create_mixed(path, announced)?;
+    let mut writer = TensorWriter::create(path, announced)?;
     for param in contents.params {
-        writer.write(&format!("value.{}", param.name()), &param.value())?;
+        let value = param.value().to_device(&Device::Cpu)?;
+        writer.write(&format!("value.{}", param.name()), &value.le_bytes())?;
     }
-    // Pieces of a tensor follow each other; one tensor at a time is put together.
-    let (params, mut whole) = (contents.params, Vec::new());
+    // Pieces of a tensor follow each other.
     contents.optimizer.visit_state(&mut |place, piece| {
-        let (param, state) = (&params[place.param], specs[place.param].state);
-        let size = place.part.element_bytes(state);
-        whole.extend_from_slice(piece);
-        if whole.len() < size * place.part.len(param.value().len()) {
-            return Ok(());
-        }
-        let shape = shape_of_part(place.part, param);
-        let bytes = std::mem::take(&mut whole);
-        let tensor = match size {
-            1 => Tensor::from_vec(&shape, bytes),
-            _ => Tensor::from_vec(&shape, numbers(&bytes)),
-        };
-        writer.write(&format!("{}.{}", part_name(place.part, state), place.name), &tensor).map_err(io::Error::other)
+        let name = format!("{}.{}", part_name(place.part, specs[place.param].state), place.name);
+        writer.write(&name, piece).map_err(io::Error::other)
     })?;
     Ok(writer.finish()?)
-}
-
-fn numbers(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// Torch's names of the moments, and those of bitsandbytes for what is in 8 bits.

@@ -16,8 +16,10 @@ const FILES: [&str; 8] = [
     "summary.json",
 ];
 
-/// How the name of a checkpoint begins that is being written.
-pub(crate) const DRAFT: &str = ".tmp-checkpoint-";
+/// What a checkpoint that is being written is called among drafts.
+pub(crate) const DRAFT_KIND: &str = "checkpoint";
+/// How its name begins.
+const DRAFT: &str = ".tmp-checkpoint-";
 
 /// The folder that `--output` names.
 #[derive(Debug)]

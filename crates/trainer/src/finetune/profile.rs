@@ -2,7 +2,7 @@
 
 use crate::console::{mib, say};
 use halfbyte_autograd::profile::{self, Cost, Costs, Phase};
-use halfbyte_lora::write_atomic;
+use halfbyte_files::write_atomic;
 use serde::Serialize;
 use std::path::Path;
 

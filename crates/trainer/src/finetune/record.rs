@@ -66,7 +66,7 @@ impl MetricsLog {
                 .filter(|it| step(it).is_some_and(|n| n as usize <= keep))
                 .map(|it| format!("{it}\n"))
                 .collect();
-            halfbyte_lora::write_atomic(path, kept.as_bytes())?;
+            halfbyte_files::write_atomic(path, kept.as_bytes())?;
         }
         let file =
             OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;

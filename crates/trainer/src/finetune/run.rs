@@ -23,7 +23,8 @@ use crate::{
 };
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
-use halfbyte_lora::{Adapter, Context, Trained, attach, save_adapter, write_atomic};
+use halfbyte_files::write_atomic;
+use halfbyte_lora::{Adapter, Context, Trained, attach, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::{Budget, ParamSpec};
 use halfbyte_tensor::Device;

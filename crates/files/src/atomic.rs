@@ -1,0 +1,185 @@
+//! Files and folders that appear under their names only when they are whole.
+//!
+//! A draft is written beside its place, synced, renamed, and the folder synced, so that whoever looks, after a loss of power
+//! too, sees what was there before or what is there now. A draft that is dropped is removed; one that a killed process left
+//! begins with `.tmp-`.
+
+use crate::{Error, Result};
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+/// How the name of every draft begins.
+const PREFIX: &str = ".tmp-";
+
+/// Writes a file so that a reader sees the old contents or the new, never a part.
+pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
+    let mut draft = Draft::create(path)?;
+    draft.write_all(contents).map_err(Error::io(path))?;
+    draft.finish()
+}
+
+/// A file being written, in large pieces however small those are that come.
+#[derive(Debug)]
+pub struct Draft {
+    path: PathBuf,
+    file: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl Draft {
+    /// Begins a file that will appear at `path`, whose folder must exist.
+    pub fn create(path: &Path) -> Result<Draft> {
+        let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(parent(path)).map_err(Error::io(path))?;
+        Ok(Draft { path: path.to_owned(), file: BufWriter::with_capacity(1 << 20, file) })
+    }
+
+    /// Where it will appear.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it appear, in place of what was there.
+    pub fn finish(self) -> Result<()> {
+        let failed = Error::io(&self.path);
+        let file = self.file.into_inner().map_err(|e| failed(e.into_error()))?;
+        // A temporary file is private to its owner; the result has the usual permissions.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(&failed)?;
+        }
+        file.as_file().sync_all().map_err(&failed)?;
+        file.persist(&self.path).map_err(|e| failed(e.error))?;
+        sync_folder(parent(&self.path)).map_err(failed)
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// A folder being filled.
+#[derive(Debug)]
+pub struct DraftFolder {
+    path: PathBuf,
+    /// What makes its name, beside [`PREFIX`], tell what it was going to be.
+    kind: String,
+    folder: tempfile::TempDir,
+}
+
+impl DraftFolder {
+    /// Begins a folder that will appear at `path`; until then its name is `.tmp-KIND-` and something. What `path` lies in must
+    /// exist.
+    pub fn create(path: &Path, kind: &str) -> Result<DraftFolder> {
+        let folder = beside(path, kind)?;
+        Ok(DraftFolder { path: path.to_owned(), kind: kind.to_owned(), folder })
+    }
+
+    /// Where to put its files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes it appear. What stood at its place steps aside first and is removed last; if the new one cannot take the
+    /// place, the old one takes it again.
+    pub fn finish(self) -> Result<()> {
+        let DraftFolder { path, kind, folder } = self;
+        let failed = Error::io(&path);
+        sync_folder(folder.path()).map_err(&failed)?;
+        let aside = beside(&path, &kind)?;
+        let old = aside.path().join("old");
+        if path.exists() {
+            std::fs::rename(&path, &old).map_err(&failed)?;
+        }
+        if let Err(e) = std::fs::rename(folder.path(), &path) {
+            if old.exists() && std::fs::rename(&old, &path).is_err() {
+                // Better a folder of an odd name than none.
+                let kept = aside.keep().join("old");
+                let message = format!("cannot be put in its place: {e}; what stood there is {}", kept.display());
+                return Err(Error::file(&path, message));
+            }
+            return Err(failed(e));
+        }
+        // Its name is the result's now, so there is nothing to remove.
+        let _ = folder.keep();
+        sync_folder(parent(&path)).map_err(failed)
+    }
+}
+
+fn beside(path: &Path, kind: &str) -> Result<tempfile::TempDir> {
+    let parent = parent(path);
+    tempfile::Builder::new().prefix(&format!("{PREFIX}{kind}-")).tempdir_in(parent).map_err(Error::io(parent))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes renames in a folder last. Only Unix lets a folder be opened for that.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_appears_when_it_is_finished_and_a_dropped_draft_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_atomic(&path, b"old").unwrap();
+        let mut draft = Draft::create(&path).unwrap();
+        draft.write_all(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        drop(draft);
+        assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"old".to_vec(), vec!["file".to_owned()]));
+        let mut draft = Draft::create(&path).unwrap();
+        draft.write_all(b"new").unwrap();
+        draft.finish().unwrap();
+        assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"new".to_vec(), vec!["file".to_owned()]));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        }
+    }
+
+    #[test]
+    fn a_file_whose_folder_is_missing_is_named() {
+        let error = write_atomic(Path::new("no/such/folder/file"), b"").unwrap_err().to_string();
+        assert!(error.contains("no/such/folder/file"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_replaces_another_when_it_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a"), "old").unwrap();
+        let draft = DraftFolder::create(&path, "model").unwrap();
+        fs::write(draft.folder().join("b"), "new").unwrap();
+        assert!(draft.folder().file_name().unwrap().to_str().unwrap().starts_with(".tmp-model-"));
+        assert_eq!(names(&path), ["a"]);
+        draft.finish().unwrap();
+        assert_eq!((names(&path), names(dir.path())), (vec!["b".to_owned()], vec!["model".to_owned()]));
+        drop(DraftFolder::create(&path, "model").unwrap());
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+}

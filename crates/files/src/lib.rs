@@ -1,0 +1,21 @@
+//! Files of tensors, and files that appear whole or not at all.
+//!
+//! Everything that Halfbyte reads or writes in the safetensors format passes through here, so that a header is checked in
+//! one place, whoever wrote it, and a file that was cut off is never taken for a whole one. Tensors are bytes here: what
+//! they mean is known to those who ask for them.
+
+mod atomic;
+mod dtype;
+mod error;
+mod header;
+mod reader;
+mod sharded;
+mod writer;
+
+pub use atomic::{Draft, DraftFolder, write_atomic};
+pub use dtype::Dtype;
+pub use error::{Error, Result};
+pub use header::{Placed, TensorSpec};
+pub use reader::TensorFile;
+pub use sharded::{Reading, ShardedFiles};
+pub use writer::{ShardedWriter, TensorWriter};

@@ -1,0 +1,86 @@
+use crate::{Error, Placed, Result, header};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+/// An opened safetensors file whose header was found good: every tensor can be read from its place, whole or in part, by
+/// any number of threads.
+///
+/// Reads go through the file into a buffer of the caller's. Mapping it would count every touched page as resident memory,
+/// which is what a 4-bit load wants to avoid.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    tensors: BTreeMap<String, Placed>,
+}
+
+impl TensorFile {
+    /// Opens a file and checks its header against its length; reads no tensor.
+    pub fn open(path: &Path) -> Result<TensorFile> {
+        let io = Error::io(path);
+        let mut file = File::open(path).map_err(&io)?;
+        let len = file.metadata().map_err(&io)?.len();
+        let mut prefix = [0; header::PREFIX_BYTES as usize];
+        if let Err(e) = file.read_exact(&mut prefix) {
+            return Err(match e.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::file(path, format!("is not a safetensors file: it has only {len} bytes"))
+                }
+                _ => io(e),
+            });
+        }
+        let mut text = vec![0; header::header_len(path, prefix, len)?];
+        file.read_exact(&mut text).map_err(&io)?;
+        let tensors = header::parse(path, &text, len)?.into_iter().collect();
+        Ok(TensorFile { path: path.to_owned(), file, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, Placed> {
+        &self.tensors
+    }
+
+    /// What and where the tensor of a name is.
+    pub fn get(&self, name: &str) -> Option<&Placed> {
+        self.tensors.get(name)
+    }
+
+    /// The bytes of one of its tensors, little-endian.
+    pub fn read(&self, tensor: &Placed) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; tensor.bytes()];
+        self.read_part(tensor, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `out` from byte `offset` of one of its tensors on, which must reach so far.
+    pub fn read_part(&self, tensor: &Placed, offset: usize, out: &mut [u8]) -> Result<()> {
+        let within = offset.checked_add(out.len()).is_some_and(|it| it <= tensor.bytes());
+        assert!(within, "{} bytes from {offset} on are no part of a tensor of {}", out.len(), tensor.bytes());
+        read_at(&self.file, out, tensor.begin + offset as u64).map_err(Error::io(&self.path))
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => (bytes, at) = (&mut bytes[n..], at + n as u64),
+        }
+    }
+    Ok(())
+}
