@@ -50,6 +50,9 @@ fn settings_outside_their_range() {
     refused("--max-steps 0", &["--max-steps"]);
     refused("--learning-rate nan", &["--learning-rate"]);
     refused("--per-device-train-batch-size 0", &["--per-device-train-batch-size"]);
+    refused("--per-device-train-batch-size 9 --drop-last", &["8 examples make no batch of 9"]);
+    refused("--per-device-train-batch-size 5 --drop-last --packing", &["4 packed rows make no batch of 5"]);
+    refused("--packing perhaps", &["--packing", "perhaps", "on, off"]);
     refused("--gradient-accumulation-steps 0", &["--gradient-accumulation-steps"]);
     refused("--block-size 63", &["block", "63"]);
     refused("--threads 0", &["--threads"]);

@@ -124,6 +124,8 @@ impl Data {
             report.warnings().iter().for_each(|it| warn(it));
             eval = Some(rows);
         }
+        // Settings that give no batch are refused before the model is loaded.
+        train.epoch_size(&settings.batch_config())?;
         let limit = base.folder.config().max_position_embeddings;
         let longest = train.longest();
         if longest > limit {
