@@ -23,6 +23,7 @@ const CONSUMERS: &[Consumer] = &[
     Consumer { name: "nf4", dependencies: &["halfbyte-nf4"] },
     Consumer { name: "matmul", dependencies: &["halfbyte-matmul"] },
     Consumer { name: "data", dependencies: &["halfbyte-data"] },
+    Consumer { name: "files", dependencies: &["halfbyte-files"] },
     Consumer { name: "paged-optim", dependencies: &["halfbyte-paged-optim"] },
     // Adapters are trained on a tape of tensors over a frozen matrix: the types of its interface come from these crates.
     Consumer {

@@ -19,3 +19,7 @@ pub use header::{Placed, TensorSpec};
 pub use reader::TensorFile;
 pub use sharded::{Reading, ShardedFiles};
 pub use writer::{ShardedWriter, TensorWriter};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -230,8 +230,69 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     fs::read(&path).unwrap()
 });
 
+/// One change of what a header says, of the tensor that a number chooses.
+#[derive(Clone, Debug)]
+enum Lie {
+    Begin(usize, i64),
+    End(usize, i64),
+    Move(usize, i64),
+    Extent(usize, u64),
+    Dtype(usize, &'static str),
+    Length(i64),
+}
+
+fn lie() -> impl Strategy<Value = Lie> {
+    let (at, by) = (any::<usize>(), -4i64..5);
+    prop_oneof![
+        (at, by.clone()).prop_map(|(at, by)| Lie::Begin(at, by)),
+        (at, by.clone()).prop_map(|(at, by)| Lie::End(at, by)),
+        (at, by.clone()).prop_map(|(at, by)| Lie::Move(at, by)),
+        (at, prop::sample::select(vec![0, 1, 2, 1 << 32, 1 << 62, 1 << 63])).prop_map(|(at, to)| Lie::Extent(at, to)),
+        (at, prop::sample::select(vec!["U8", "BF16", "F32", "I64", "BOOL"])).prop_map(|(at, to)| Lie::Dtype(at, to)),
+        by.prop_map(Lie::Length),
+    ]
+}
+
+/// The bytes of a file of such tensors of one extent, after some lies.
+fn lying(extents: &[u64], lies: &[Lie]) -> Vec<u8> {
+    let mut begin = 0;
+    let place = |extent: &u64| {
+        begin += extent;
+        ("U8", *extent, [(begin - extent) as i64, begin as i64])
+    };
+    let mut all: Vec<(&str, u64, [i64; 2])> = extents.iter().map(place).collect();
+    let mut len = extents.iter().sum::<u64>() as i64;
+    for lie in lies {
+        let count = all.len();
+        match lie {
+            Lie::Begin(at, by) => all[at % count].2[0] += by,
+            Lie::End(at, by) => all[at % count].2[1] += by,
+            Lie::Move(at, by) => all[at % count].2.iter_mut().for_each(|it| *it += by),
+            Lie::Extent(at, to) => all[at % count].1 = *to,
+            Lie::Dtype(at, to) => all[at % count].0 = to,
+            Lie::Length(by) => len += by,
+        }
+    }
+    let entry = |(i, (dtype, extent, offsets)): (usize, &(&str, u64, [i64; 2]))| {
+        (format!("t{i}"), json!({ "dtype": dtype, "shape": [extent], "data_offsets": offsets }))
+    };
+    let header: serde_json::Map<String, Value> = all.iter().enumerate().map(entry).collect();
+    file(&Value::Object(header).to_string(), &vec![7; len.max(0) as usize])
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// A header's numbers are believed here exactly if they are elsewhere.
+    #[test]
+    fn a_header_that_lies_is_refused_by_all_or_by_none(
+        extents in prop::collection::vec(0u64..6, 1..5),
+        lies in prop::collection::vec(lie(), 0..4),
+    ) {
+        let bytes = lying(&extents, &lies);
+        let (ours, theirs) = (open(&bytes), SafeTensors::deserialize(&bytes));
+        prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{:?} {:?}", ours.err(), theirs.err());
+    }
 
     /// Never a panic, never an allocation that a header asked for, never a byte from outside of a tensor, and never a tensor
     /// that another reader sees otherwise.

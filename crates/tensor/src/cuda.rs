@@ -1,6 +1,6 @@
 //! Tensors on a GPU: making, moving and converting them. Ops of their own have kernels of their own; [`Call`] runs those.
 
-use crate::{DType, Result, Tensor, bf16, f16};
+use crate::{DType, Result, Tensor};
 use halfbyte_cuda::{Arg, Gpu, Launch, Number, Source};
 use std::sync::Arc;
 
@@ -190,23 +190,13 @@ pub fn copy_rows(to: &mut Tensor, row: usize, from: &Tensor, from_row: usize, ro
 
 pub(crate) fn to_gpu(from: &Tensor, gpu: &Arc<Gpu>) -> Result<Tensor> {
     let mut buffer = gpu.alloc(from.bytes())?;
-    buffer.upload(&from.host_bytes())?;
+    buffer.upload(&from.le_bytes())?;
     Ok(Tensor::from_cuda(from.shape(), from.dtype(), buffer))
 }
 
 pub(crate) fn to_host(from: &Tensor) -> Result<Tensor> {
     let buffer = from.cuda_buffer().expect("the tensor lies on a GPU");
-    let mut bytes = vec![0; from.bytes()];
-    buffer.download(&mut bytes)?;
-    let pair = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
-    let (shape, four) = (from.shape(), bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]));
-    Ok(match from.dtype() {
-        DType::F32 => Tensor::from_vec(shape, four.map(f32::from_le_bytes).collect()),
-        DType::U32 => Tensor::from_vec(shape, four.map(u32::from_le_bytes).collect()),
-        DType::Bf16 => Tensor::from_vec(shape, bytes.chunks_exact(2).map(|b| bf16::from_bits(pair(b))).collect()),
-        DType::F16 => Tensor::from_vec(shape, bytes.chunks_exact(2).map(|b| f16::from_bits(pair(b))).collect()),
-        DType::U8 => Tensor::from_vec(shape, bytes),
-    })
+    Tensor::filled(from.shape(), from.dtype(), |bytes| Ok(buffer.download(bytes)?))
 }
 
 pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {

@@ -153,17 +153,6 @@ impl Tensor {
         }
     }
 
-    /// The elements of a tensor that may live anywhere, in host memory.
-    pub(crate) fn host_bytes(&self) -> Vec<u8> {
-        match self.buffer() {
-            Buffer::F32(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
-            Buffer::Bf16(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
-            Buffer::F16(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
-            Buffer::U8(v) => v.clone(),
-            Buffer::U32(v) => v.iter().flat_map(|it| it.to_le_bytes()).collect(),
-        }
-    }
-
     /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
         self.len() * self.dtype().size()

@@ -89,3 +89,43 @@ impl matmul::Source for Rows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfbyte_files::{ShardedFiles, ShardedWriter, TensorSpec};
+
+    fn row(matrix: &dyn FrozenMatrix, row: usize, col: usize, len: usize) -> Vec<f32> {
+        let mut out = vec![0.0; len];
+        matrix.source().read_f32(row, col, &mut out);
+        out
+    }
+
+    #[test]
+    fn rows_come_from_the_file_and_nan_where_it_has_lost_them() {
+        let values = Tensor::from_vec(&[3, 4], (0..12).map(|it| it as f32 - 2.5).collect());
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let dir = tempfile::tempdir().unwrap();
+            let specs = ["a.weight", "b.weight"].map(|it| TensorSpec::new(it, dtype.in_files(), &[3, 4]));
+            let mut writer = ShardedWriter::create(dir.path(), specs.to_vec(), u64::MAX);
+            for it in &specs {
+                writer.write(&it.name, &values.to_dtype(dtype).le_bytes()).unwrap();
+            }
+            writer.finish().unwrap();
+            let files = ShardedFiles::open(dir.path()).unwrap();
+            let reading = Reading::new(&files);
+            let open = |path: &str, dims| Streamed.stored(path, dims, &reading).unwrap();
+            assert!(open("a", (4, 3)).is_none() && open("c", (3, 4)).is_none());
+            let matrix = open("b", (3, 4)).unwrap();
+            assert_eq!(reading.unused(), [] as [&str; 0]);
+            assert_eq!((matrix.bytes(), matrix.dims()), (0, (3, 4)));
+            assert_eq!(row(matrix.as_ref(), 2, 0, 4), [5.5, 6.5, 7.5, 8.5], "{dtype}");
+            assert_eq!(row(matrix.as_ref(), 1, 2, 2), [3.5, 4.5]);
+            let weights = dir.path().join("model.safetensors");
+            let shorter = std::fs::metadata(&weights).unwrap().len() - dtype.size() as u64;
+            std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(shorter).unwrap();
+            assert_eq!(row(matrix.as_ref(), 1, 2, 2), [3.5, 4.5], "what is there is still there");
+            assert!(row(matrix.as_ref(), 2, 0, 4).iter().all(|it| it.is_nan()));
+        }
+    }
+}

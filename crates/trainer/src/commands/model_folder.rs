@@ -67,3 +67,49 @@ fn belongs(name: &str) -> bool {
     const ENDINGS: [&str; 6] = [".json", ".safetensors", ".model", ".jinja", ".txt", ".md"];
     ENDINGS.iter().any(|it| name.ends_with(it)) && !name.starts_with("adapter_")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn target<'a>(output: &'a Path, overwrite: bool, sources: &'a [&'a Path]) -> Target<'a> {
+        Target { output, overwrite, sources }
+    }
+
+    #[test]
+    fn a_failed_writing_leaves_what_was_there_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("deep/model");
+        let fill = |text: &'static str| {
+            move |draft: &Path| -> anyhow::Result<()> { Ok(fs::write(draft.join("config.json"), text)?) }
+        };
+        target(&output, false, &[]).write(fill("first")).unwrap();
+        let failed = target(&output, true, &[]).write(|draft| {
+            fs::write(draft.join("config.json"), "half")?;
+            Err(user_error("no"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no");
+        assert_eq!(fs::read_to_string(output.join("config.json")).unwrap(), "first");
+        assert!(target(&output, false, &[]).write(fill("second")).unwrap_err().to_string().contains("--overwrite"));
+        target(&output, true, &[]).write(fill("second")).unwrap();
+        assert_eq!(fs::read_to_string(output.join("config.json")).unwrap(), "second");
+        assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn only_a_model_folder_that_nobody_reads_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("model");
+        fs::create_dir_all(output.join("adapter")).unwrap();
+        let refused = |sources: &[&Path]| target(&output, true, sources).check().unwrap_err().to_string();
+        let inside = output.join("adapter");
+        assert!(refused(&[&inside]).contains("is being read"));
+        assert!(refused(&[]).contains("adapter"), "a folder inside is no part of a model");
+        fs::remove_dir(&inside).unwrap();
+        fs::write(output.join("thesis.pdf"), "").unwrap();
+        assert!(refused(&[]).contains("thesis.pdf"));
+        fs::rename(output.join("thesis.pdf"), output.join("model.safetensors")).unwrap();
+        target(&output, true, &[]).check().unwrap();
+    }
+}
