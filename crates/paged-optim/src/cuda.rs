@@ -283,13 +283,15 @@ impl CudaAdamW {
     }
 }
 
-/// The sum of squares of every gradient, in f64 and in an order that depends on their sizes alone.
+/// The sum of squares of every gradient, in f64 and in an order that depends on their sizes alone; and, in the same copy, so
+/// that nothing is waited for twice, the f32 number in the buffer `beside`, such as the loss that they belong to.
 ///
 /// # Errors
 /// If the GPU fails.
-pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer]) -> Result<Vec<f64>> {
+pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer], beside: Option<&Buffer>) -> Result<(Vec<f64>, Option<f32>)> {
     const BYTES: usize = SUM_BLOCKS as usize * size_of::<f64>();
-    let sums = gpu.alloc(grads.len() * BYTES)?;
+    let end = grads.len() * BYTES;
+    let mut sums = gpu.alloc(end + beside.map_or(0, |_| WORD))?;
     for (i, grad) in grads.iter().enumerate() {
         let launch = Launch { grid: (SUM_BLOCKS, 1, 1), block: (256, 1, 1), shared: 0 };
         let n = (grad.bytes() / WORD) as u64;
@@ -297,11 +299,15 @@ pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer]) -> Result<Vec<f64>> {
         // SAFETY: the gradient has `n` elements, and every block a place for its sum.
         unsafe { gpu.launch((&SOURCE, Number::F32), "sum_of_squares", launch, &args) }?;
     }
+    if let Some(beside) = beside {
+        sums.copy_from(end, beside, 0, WORD)?;
+    }
     let mut bytes = vec![0; sums.bytes()];
     sums.download(&mut bytes)?;
-    let numbers: Vec<f64> =
-        bytes.chunks_exact(8).map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).collect();
-    Ok(numbers.chunks(SUM_BLOCKS as usize).map(|it| it.iter().sum()).collect())
+    let (numbers, number) = bytes.split_at(end);
+    let numbers: Vec<f64> = numbers.as_chunks().0.iter().map(|it| f64::from_le_bytes(*it)).collect();
+    let sums = numbers.chunks(SUM_BLOCKS as usize).map(|it| it.iter().sum()).collect();
+    Ok((sums, number.first_chunk().map(|it| f32::from_le_bytes(*it))))
 }
 
 fn upload_maps(gpu: &Arc<Gpu>) -> Result<Buffer> {

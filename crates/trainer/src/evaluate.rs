@@ -1,50 +1,30 @@
 //! Loss and accuracy on rows that are not trained on.
 
-use crate::{console, failure::user_error, finetune::flat};
+use crate::{console, failure::user_error};
 use halfbyte_autograd::Tape;
 use halfbyte_data::{Dataset, IGNORE, Tokenizer};
 use halfbyte_lora::Context;
 use halfbyte_models::{Input, Model};
 use halfbyte_ops::{Ids, Layout, Targets, cross_entropy::cross_entropy};
 use halfbyte_tensor::DType;
+use halfbyte_train::{EvalLoss, objective::CausalLm};
 use serde::Serialize;
 
-/// The mean loss a token, over all tokens that count.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Loss {
-    pub(crate) loss: f64,
-    pub(crate) perplexity: f64,
-    pub(crate) tokens: usize,
-}
-
-/// Measures the loss of a data set in file order. As many rows are taken together as have the tokens of `batch_size` of the
-/// longest, so that many short ones do not take a pass over the weights each.
+/// Measures the loss of a data set in file order, behind a bar.
 pub(crate) fn loss(
     (model, ctx): (&dyn Model, &Context),
     data: &Dataset,
     batch_size: usize,
     compute: DType,
     what: &str,
-) -> anyhow::Result<Loss> {
+) -> anyhow::Result<EvalLoss> {
     let bar = console::step_bar(data.len() as u64, what);
-    let (mut sum, mut tokens) = (0.0f64, 0);
-    for batch in data.in_order(batch_size * data.longest()) {
-        bar.inc(batch.rows.len() as u64);
-        if batch.trained == 0 {
-            continue;
-        }
-        let tape = Tape::disabled();
-        let (ids, targets, layout) = flat(&batch)?;
-        let input = Input { ids: &ids, layout: &layout, compute, checkpointing: false };
-        let hidden = model.hidden(&tape, &input, ctx)?;
-        // The denominator keeps the sum of a batch within f32's best range.
-        let mean = cross_entropy(&tape, &hidden, model.head(&tape, ctx).as_head(), &targets, batch.trained as f32)?;
-        sum += f64::from(mean.value().to_f32_vec()[0]) * batch.trained as f64;
-        tokens += batch.trained;
-    }
+    let found = halfbyte_train::evaluate((model, ctx), &CausalLm, data, (batch_size, compute), &mut |done, _| {
+        bar.set_position(done as u64);
+        Ok(())
+    })?;
     bar.finish_and_clear();
-    let loss = sum / tokens.max(1) as f64;
-    Ok(Loss { loss, perplexity: loss.exp(), tokens })
+    Ok(found)
 }
 
 /// A row that ends in one of several labels, and what the model would have put there.

@@ -43,6 +43,7 @@ fn is_users_mistake(error: &(dyn std::error::Error + 'static)) -> bool {
     use halfbyte_files::Error as Files;
     use halfbyte_lora::Error as Lora;
     use halfbyte_models::Error as Models;
+    use halfbyte_train::Error as Train;
     if error.is::<UserError>() {
         return true;
     }
@@ -60,6 +61,16 @@ fn is_users_mistake(error: &(dyn std::error::Error + 'static)) -> bool {
     }
     if let Some(it) = error.downcast_ref::<Files>() {
         return matches!(it, Files::File { .. });
+    }
+    if let Some(it) = error.downcast_ref::<Train>() {
+        // What it passes on as its own is judged as that would be.
+        return match it {
+            Train::Files(inner) => is_users_mistake(inner),
+            Train::Caller(inner) => is_users_mistake(inner.as_ref()),
+            Train::Data(inner) => is_users_mistake(inner),
+            Train::Model(inner) => is_users_mistake(inner),
+            _ => false,
+        };
     }
     if let Some(it) = error.downcast_ref::<io::Error>() {
         return it.kind() == io::ErrorKind::NotFound;

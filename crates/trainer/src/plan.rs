@@ -4,8 +4,8 @@ use crate::console::mib;
 use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Base, Role, Trained};
 use halfbyte_models::{Architecture, Model, ModelConfig, ModelFolder, WeightSpec, spec};
-use halfbyte_paged_optim::StateFormat;
 use halfbyte_tensor::DType;
+use halfbyte_train::{StateConfig, parameters};
 use serde::Serialize;
 
 /// What a step works on.
@@ -15,32 +15,6 @@ pub(crate) struct Shape {
     pub(crate) rows: usize,
     pub(crate) compute: DType,
     pub(crate) checkpointing: bool,
-}
-
-/// How the optimizer keeps its state.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OptimizerState {
-    pub(crate) in_8_bits: bool,
-    /// Most bytes that stay in memory.
-    pub(crate) resident: Option<usize>,
-}
-
-impl OptimizerState {
-    /// The form for a parameter. As with bitsandbytes small ones and embeddings, whose rows see few gradients, stay in f32.
-    pub(crate) fn format(self, role: Role, len: usize) -> StateFormat {
-        match self.in_8_bits && len >= StateFormat::MIN_8BIT_SIZE && !role.is_table() {
-            true => StateFormat::Blockwise8,
-            false => StateFormat::F32,
-        }
-    }
-
-    fn bytes(self, role: Role, len: usize) -> usize {
-        self.format(role, len).bytes(len)
-    }
-
-    fn in_memory(self, bytes: usize) -> usize {
-        bytes.min(self.resident.unwrap_or(usize::MAX))
-    }
 }
 
 /// Bytes of each class.
@@ -76,7 +50,7 @@ const LOGITS_STRIP: (usize, usize) = (1008, 1536);
 
 impl Plan {
     /// The plan for training an adapter beside `model`, or the model itself.
-    pub(crate) fn new(model: &dyn Model, adapter: Option<&Adapter>, shape: Shape, optimizer: OptimizerState) -> Plan {
+    pub(crate) fn new(model: &dyn Model, adapter: Option<&Adapter>, shape: Shape, optimizer: StateConfig) -> Plan {
         let (linears, weights) = model.parts();
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
         let (mut trainable, mut state, mut rescaled) = (0, 0, 0);
@@ -94,7 +68,7 @@ impl Plan {
         }
         plan.dense_weights +=
             weights.iter().filter(|it| it.param().is_none()).map(|it| it.value().bytes()).sum::<usize>();
-        for Trained { param, role } in trained(model, adapter) {
+        for Trained { param, role } in parameters(model, adapter) {
             let len = param.value().len();
             trainable += len;
             state += optimizer.bytes(role, len);
@@ -114,7 +88,7 @@ impl Plan {
     pub(crate) fn before_loading(
         folder: &ModelFolder,
         format: Format,
-        trains: Option<OptimizerState>,
+        trains: Option<StateConfig>,
         shape: Shape,
     ) -> halfbyte_models::Result<Plan> {
         let mut plan = Plan { runtime: RUNTIME_BYTES, ..Plan::default() };
@@ -179,18 +153,6 @@ impl Plan {
             ("runtime", self.runtime),
         ]
     }
-}
-
-/// What trains: the adapter, or the model. In the order of creation, which is the optimizer's.
-pub(crate) fn trained(model: &dyn Model, adapter: Option<&Adapter>) -> Vec<Trained> {
-    if let Some(adapter) = adapter {
-        return adapter.trained();
-    }
-    let (linears, weights) = model.parts();
-    let mut all: Vec<Trained> = weights.iter().filter_map(|it| it.trained()).collect();
-    all.extend(linears.iter().flat_map(|it| it.trained()));
-    all.sort_by_key(|it| it.param.id());
-    all
 }
 
 /// Channels that a block keeps for every token, in the compute dtype.

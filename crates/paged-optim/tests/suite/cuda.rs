@@ -127,7 +127,11 @@ fn sums_of_squares_are_those_of_f64() {
     let Some(gpu) = gpu() else { return };
     let grads = grads(1);
     let buffers: Vec<Buffer> = grads.iter().map(|it| upload(&gpu, it)).collect();
-    let sums = sums_of_squares(&gpu, &buffers.iter().collect::<Vec<_>>()).unwrap();
+    let loss = upload(&gpu, &[-2.5]);
+    let buffers: Vec<&Buffer> = buffers.iter().collect();
+    let (sums, number) = sums_of_squares(&gpu, &buffers, Some(&loss)).unwrap();
+    assert_eq!(number, Some(-2.5), "what lies beside them comes along");
+    assert_eq!(sums_of_squares(&gpu, &buffers, None).unwrap(), (sums.clone(), None));
     for (sum, grad) in sums.iter().zip(&grads) {
         let wanted: f64 = grad.iter().map(|it| f64::from(*it).powi(2)).sum();
         assert!((sum / wanted - 1.0).abs() < 1e-12, "{sum} {wanted}");

@@ -1,12 +1,7 @@
-use crate::{
-    base_record::BaseRecord,
-    cli::EvalArgs,
-    console,
-    evaluate::{self, Loss},
-    load,
-};
+use crate::{base_record::BaseRecord, cli::EvalArgs, console, evaluate, load};
 use halfbyte_data::{DataConfig, Dataset, parse_rows};
 use halfbyte_lora::Context;
+use halfbyte_train::EvalLoss;
 use serde_json::json;
 use std::io::Write;
 
@@ -44,7 +39,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
 }
 
 /// One line a measurement, with the adapter's name where there are several.
-fn print(json: bool, name: Option<&str>, found: &Loss, rows: usize) -> anyhow::Result<()> {
+fn print(json: bool, name: Option<&str>, found: &EvalLoss, rows: usize) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
         let mut object =

@@ -3,11 +3,12 @@ use crate::{
     cli::InspectArgs,
     console::{mib, thousands},
     load,
-    plan::{OptimizerState, Plan, Shape, trained},
+    plan::{Plan, Shape},
 };
 use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules, attach};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
+use halfbyte_train::{StateConfig, parameters};
 use serde_json::json;
 use std::io::Write;
 
@@ -33,7 +34,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         model.as_ref(),
         adapter,
         Shape { rows, compute: args.base.compute(), checkpointing: false },
-        OptimizerState::default(),
+        StateConfig::default(),
     );
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -77,7 +78,7 @@ struct Facts {
 impl Facts {
     fn of(model: &dyn Model, adapter: Option<&Adapter>) -> Facts {
         let (linears, weights) = model.parts();
-        let trainable = trained(model, adapter).iter().map(|it| it.param.value().len()).sum();
+        let trainable = parameters(model, adapter).iter().map(|it| it.param.value().len()).sum();
         let mut facts = Facts { modules: Vec::new(), trainable, total: trainable };
         for weight in weights {
             facts.total += weight.value().len();

@@ -3,6 +3,7 @@
 use super::settings::Settings;
 use crate::{cli::Switch, console::thousands};
 use halfbyte_data::{BatchConfig, Dataset, EpochSize, Packing};
+use halfbyte_train::{Alone, Length, Ranks};
 
 impl Settings {
     /// How the rows become batches.
@@ -19,11 +20,14 @@ impl Settings {
         Packing::On { max_length: self.max_length }
     }
 
+    pub(super) fn length(&self) -> Length {
+        Length { accumulation: self.accumulation, epochs: self.epochs, max_steps: self.args.max_steps }
+    }
+
     /// Steps of an epoch that has so many batches, and of the run. Every epoch has as many batches as the others, packed or
-    /// not. A step does not reach into the next epoch.
-    pub(super) fn steps(&self, batches_per_epoch: usize) -> (usize, usize) {
-        let per_epoch = batches_per_epoch.div_ceil(self.accumulation);
-        (per_epoch, self.args.max_steps.unwrap_or_else(|| (self.epochs * per_epoch as f64).ceil() as usize))
+    /// not.
+    fn steps(&self, batches_per_epoch: usize) -> (usize, usize) {
+        self.length().steps(batches_per_epoch, Alone.world())
     }
 }
 

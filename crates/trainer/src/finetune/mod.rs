@@ -2,21 +2,18 @@
 
 mod adapter_flags;
 mod args;
-mod checkpoint;
 mod epochs;
 mod fits;
-mod optimizer;
 mod output;
 mod profile;
 mod record;
+mod resume;
 mod run;
 mod settings;
-mod step;
 mod train;
 
 pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
 pub use run::run;
-pub(crate) use step::flat;
 
 /// The name of the adapter that trains.
 const ADAPTER: &str = "default";

@@ -2,6 +2,7 @@
 
 use crate::failure::user_error;
 use anyhow::Context;
+use halfbyte_train::Checkpoints;
 use std::path::{Path, PathBuf};
 
 /// Files that a run writes at the top of its folder.
@@ -15,11 +16,6 @@ const FILES: [&str; 8] = [
     "model.safetensors",
     "summary.json",
 ];
-
-/// What a checkpoint that is being written is called among drafts.
-pub(crate) const DRAFT_KIND: &str = "checkpoint";
-/// How its name begins.
-const DRAFT: &str = ".tmp-checkpoint-";
 
 /// The folder that `--output` names.
 #[derive(Debug)]
@@ -44,7 +40,7 @@ impl RunFolder {
                 path.display()
             )));
         }
-        if resume && folder.checkpoints()?.is_empty() {
+        if resume && folder.checkpoints().all()?.is_empty() {
             return Err(user_error(format!(
                 "{}: --resume found no checkpoint there; leave it out to start",
                 path.display()
@@ -55,12 +51,7 @@ impl RunFolder {
 
     /// Clears away what a killed run was writing and, with `overwrite`, an earlier run's result.
     pub(crate) fn begin(&self, overwrite: bool) -> anyhow::Result<()> {
-        for entry in std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(DRAFT)) {
-                std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
-            }
-        }
+        self.checkpoints().clear_drafts()?;
         if overwrite { self.clear() } else { Ok(()) }
     }
 
@@ -74,26 +65,14 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// Where the checkpoint of a step lies.
-    pub(crate) fn checkpoint(&self, step: usize) -> PathBuf {
-        self.path.join(format!("checkpoint-{step}"))
-    }
-
-    /// All checkpoints, by rising step.
-    pub(crate) fn checkpoints(&self) -> anyhow::Result<Vec<(usize, PathBuf)>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())? {
-            let path = entry?.path();
-            let step = path.file_name().and_then(|it| it.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
-            found.extend(step.map(|it: usize| (it, path)));
-        }
-        found.sort();
-        Ok(found)
+    /// Its checkpoints.
+    pub(crate) fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(&self.path)
     }
 
     /// Removes what a run writes, and nothing else.
     fn clear(&self) -> anyhow::Result<()> {
-        for (_, path) in self.checkpoints()? {
+        for (_, path) in self.checkpoints().all()? {
             std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
         }
         for path in FILES.map(|it| self.file(it)) {

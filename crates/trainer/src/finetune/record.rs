@@ -1,6 +1,7 @@
 //! `metrics.jsonl` while a run goes on, `summary.json` when it has ended.
 
 use anyhow::Context;
+use halfbyte_train::StepReport;
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -22,6 +23,38 @@ pub(crate) struct Metrics {
     pub(crate) seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) eval_loss: Option<f64>,
+}
+
+impl Metrics {
+    /// Those of a step without a held-out loss, `seconds` after the command began.
+    pub(crate) fn new(it: &StepReport, tokens_per_second: f64, seconds: f64) -> Metrics {
+        let &StepReport { step, epoch, loss, learning_rate, grad_norm, .. } = it;
+        Metrics { step, epoch, loss, learning_rate, grad_norm, tokens_per_second, seconds, eval_loss: None }
+    }
+}
+
+/// What the steps came to.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) steps: usize,
+    pub(crate) last_loss: f32,
+    pub(crate) seconds_to_first_step: f64,
+    speeds: Vec<f64>,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, it: &Metrics) {
+        if self.speeds.is_empty() {
+            self.seconds_to_first_step = it.seconds;
+        }
+        (self.steps, self.last_loss) = (it.step, it.loss);
+        self.speeds.push(it.tokens_per_second);
+    }
+
+    /// The median over the steps after the second, which are free of first touches.
+    pub(crate) fn tokens_per_second(&self) -> f64 {
+        median(self.speeds.get(2..).filter(|it| !it.is_empty()).unwrap_or(&self.speeds))
+    }
 }
 
 /// What a run came to.
@@ -81,7 +114,7 @@ impl MetricsLog {
 }
 
 /// The middle value; the mean of the two middle ones of an even number.
-pub(crate) fn median(values: &[f64]) -> f64 {
+fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

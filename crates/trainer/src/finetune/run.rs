@@ -3,14 +3,13 @@
 use super::{
     ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method, OptimArg},
-    checkpoint, epochs, fits,
-    optimizer::Optimizer,
+    epochs, fits,
     output::RunFolder,
     profile,
-    record::{MetricsLog, Summary},
+    record::{MetricsLog, Summary, Totals},
+    resume::{eval_loss_before, resume},
     settings::Settings,
-    step::StepConfig,
-    train::{Run, Totals},
+    train::Run,
 };
 use crate::{
     console::{mib, say, thousands, warn},
@@ -18,16 +17,16 @@ use crate::{
     failure::user_error,
     load::{self, BaseModel},
     memory,
-    plan::{OptimizerState, Plan, Shape, available_memory, trained},
+    plan::{Plan, Shape, available_memory},
     save_model,
 };
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
 use halfbyte_files::write_atomic;
-use halfbyte_lora::{Adapter, Context, Trained, attach, save_adapter};
+use halfbyte_lora::{Adapter, Context, attach, save_adapter};
 use halfbyte_models::Model;
-use halfbyte_paged_optim::{Budget, ParamSpec};
 use halfbyte_tensor::Device;
+use halfbyte_train::{Optim, OptimConfig, StateConfig, parameters};
 use std::{sync::Arc, time::Instant};
 
 /// Runs the command, whose file has been read.
@@ -58,13 +57,13 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         warn_if_too_large(&plan);
     }
 
-    let trained = trained(model.as_ref(), adapter.as_deref());
-    let params: Vec<Param> = trained.iter().map(|it| it.param.clone()).collect();
+    let config =
+        OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), spill_dir: folder.path().to_owned() };
+    let mut optim = Optim::new(&device, &parameters(model.as_ref(), adapter.as_deref()), &config)?;
     let ctx = Context::new(adapter.clone());
-    let mut optimizer = optimizer(&settings, &trained, &folder, &device)?;
-    let state = resume(&settings, &folder, &params, &mut optimizer, &data)?;
+    let state = resume(&settings, &folder, &mut optim, data.train.len())?;
     let before = match &state {
-        Some(state) => Measured { loss: state.eval_loss_before, ..Measured::default() },
+        Some(state) => Measured { loss: eval_loss_before(state), ..Measured::default() },
         None if settings.args.no_eval_before => Measured::default(),
         None => measure(&settings, (model.as_ref(), &ctx), &base, &data, "before")?,
     };
@@ -72,21 +71,15 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     folder.begin(settings.args.overwrite)?;
     write_atomic(&folder.file("config.toml"), toml::to_string_pretty(&settings.args)?.as_bytes())?;
     let mut log = MetricsLog::open(&folder.file("metrics.jsonl"), state.as_ref().map_or(0, |it| it.step))?;
-    let mut run = Run {
+    let run = Run {
         settings: &settings,
         folder: &folder,
         data: &data.train,
         eval: data.eval.as_ref(),
         model: model.as_ref(),
         adapter: adapter.clone(),
-        params: &params,
-        optimizer: &mut optimizer,
-        step: StepConfig {
-            compute: settings.compute.dtype(),
-            checkpointing: shape.checkpointing,
-            max_grad_norm: settings.max_grad_norm,
-            seed: settings.seed,
-        },
+        optim: &mut optim,
+        checkpointing: shape.checkpointing,
         begun,
         eval_loss_before: before.loss,
     };
@@ -96,7 +89,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     }
     let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
     save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()))?;
-    let pages = optimizer.stats();
+    let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
     let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, (begun, &device));
     write_atomic(&folder.file("summary.json"), format!("{:#}\n", serde_json::to_value(&summary)?).as_bytes())?;
@@ -156,7 +149,7 @@ impl Counts {
         let size = |params: Vec<Param>| params.iter().map(|it| it.value().len()).sum::<usize>();
         let added = adapter.into_iter().flat_map(Adapter::updates).filter(|it| it.1.copy().is_none());
         let lora = added.map(|it| size(it.1.params())).sum::<usize>();
-        let trainable = trained(model, adapter).iter().map(|it| it.param.value().len()).sum();
+        let trainable = parameters(model, adapter).iter().map(|it| it.param.value().len()).sum();
         Counts { trainable, total: frozen + dense + lora }
     }
 
@@ -206,9 +199,9 @@ fn adapter(
 
 impl Settings {
     /// How the optimizer keeps its state, and how much of it in memory.
-    pub(super) fn optimizer_state(&self) -> OptimizerState {
+    pub(super) fn optimizer_state(&self) -> StateConfig {
         let resident = self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize);
-        OptimizerState { in_8_bits: self.optim == OptimArg::Adamw8bit, resident }
+        StateConfig { in_8_bits: self.optim == OptimArg::Adamw8bit, resident }
     }
 
     /// Whether activations are kept unless memory forbids it.
@@ -253,43 +246,6 @@ fn warn_if_too_large(plan: &Plan) {
             mib(free)
         ));
     }
-}
-
-fn optimizer(
-    settings: &Settings,
-    trained: &[Trained],
-    folder: &RunFolder,
-    device: &Device,
-) -> anyhow::Result<Optimizer> {
-    let state = settings.optimizer_state();
-    let spec = |Trained { param, role }: &Trained| {
-        let len = param.value().len();
-        ParamSpec { name: param.name().to_owned(), len, decay: role.decays(), state: state.format(*role, len) }
-    };
-    let specs: Vec<ParamSpec> = trained.iter().map(spec).collect();
-    let budget = Budget { resident_bytes: state.resident, spill_dir: folder.path().to_owned(), ..Budget::default() };
-    // Small budgets need small pages.
-    let page_bytes = budget
-        .resident_bytes
-        .map_or(Budget::PAGE_BYTES, |it| (it / 16).next_multiple_of(4096).clamp(4096, Budget::PAGE_BYTES));
-    Optimizer::new(device, settings.adamw, &specs, Budget { page_bytes, ..budget })
-}
-
-fn resume(
-    settings: &Settings,
-    folder: &RunFolder,
-    params: &[Param],
-    optimizer: &mut Optimizer,
-    data: &Data,
-) -> anyhow::Result<Option<checkpoint::RunState>> {
-    if !settings.args.resume {
-        return Ok(None);
-    }
-    let Some((step, path)) = folder.checkpoints()?.pop() else { return Ok(None) };
-    let state = checkpoint::read_state(&path, &settings.args, data.train.len())?;
-    checkpoint::restore(&path, step, params, optimizer)?;
-    say(&format!("going on from {} (step {step})", path.display()));
-    Ok(Some(state))
 }
 
 /// What held-out rows say.

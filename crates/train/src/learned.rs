@@ -1,0 +1,108 @@
+//! Whether a run taught anything: an adapter that did not move, or a tensor that no gradient ever reached, must not look
+//! like a result.
+
+use crate::{Error, Result};
+use halfbyte_autograd::Param;
+
+/// What is known of the parameters since the run began.
+#[derive(Debug)]
+pub(crate) struct Learned {
+    start: Vec<u64>,
+    reached: Vec<bool>,
+}
+
+impl Learned {
+    /// The beginning of a run, or of its continuation: `reached` tells which parameters have had a gradient before.
+    pub(crate) fn new(params: &[Param], reached: Option<Vec<bool>>) -> Learned {
+        Learned {
+            start: params.iter().map(fingerprint).collect(),
+            reached: reached.unwrap_or_else(|| vec![false; params.len()]),
+        }
+    }
+
+    /// Takes in which gradients of a step were other than zero.
+    pub(crate) fn step(&mut self, nonzero: &[bool]) {
+        self.reached.iter_mut().zip(nonzero).for_each(|(reached, nonzero)| *reached |= nonzero);
+    }
+
+    /// Which parameters have had a gradient other than zero.
+    pub(crate) fn reached(&self) -> &[bool] {
+        &self.reached
+    }
+
+    /// Refuses a run that taught nothing. While B is zero, A's gradient is exactly zero, so A proves nothing unless
+    /// `b_moved_before_the_end`, that is, before the last step.
+    pub(crate) fn check(&self, params: &[Param], learning_rate: f64, b_moved_before_the_end: bool) -> Result<()> {
+        if params.iter().zip(&self.start).all(|(param, before)| fingerprint(param) == *before) {
+            return Err(Error::NothingChanged { learning_rate });
+        }
+        let excused = |name: &str| !b_moved_before_the_end && name.ends_with("lora_A.weight");
+        let reached = params.iter().map(Param::name).zip(&self.reached);
+        let never: Vec<&str> = reached.filter(|it| !it.1 && !excused(it.0)).map(|it| it.0).collect();
+        match never.first() {
+            None => Ok(()),
+            Some(first) => {
+                Err(Error::Untrained { count: never.len(), of: self.reached.len(), first: (*first).to_owned() })
+            }
+        }
+    }
+}
+
+/// A hash of a parameter's bits (FNV-1a).
+fn fingerprint(param: &Param) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for value in param.value().to_f32_vec() {
+        hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfbyte_tensor::Tensor;
+
+    fn pair() -> [Param; 2] {
+        ["q_proj.lora_A.weight", "q_proj.lora_B.weight"]
+            .map(|it| Param::new(it, Tensor::from_vec(&[2], vec![0.5, 0.0])))
+    }
+
+    fn moved(params: &[Param]) {
+        params[1].set(Tensor::from_vec(&[2], vec![0.5, 0.25]));
+    }
+
+    #[test]
+    fn a_run_that_changes_nothing_is_refused() {
+        let params = pair();
+        let mut learned = Learned::new(&params, None);
+        learned.step(&[true, true]);
+        assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { learning_rate: 0.5 })));
+        moved(&params);
+        learned.check(&params, 0.5, true).unwrap();
+    }
+
+    #[test]
+    fn a_tensor_that_no_gradient_reached_is_named() {
+        let params = pair();
+        let mut learned = Learned::new(&params, None);
+        moved(&params);
+        learned.step(&[false, true]);
+        let Err(Error::Untrained { count: 1, of: 2, first }) = learned.check(&params, 1.0, true) else {
+            panic!("A was never trained")
+        };
+        assert_eq!(first, params[0].name());
+        learned.check(&params, 1.0, false).expect("A has an excuse as long as B is zero");
+        learned.step(&[true, false]);
+        learned.check(&params, 1.0, true).expect("once is enough");
+        assert_eq!(learned.reached(), [true, true]);
+    }
+
+    #[test]
+    fn b_has_no_excuse() {
+        let params = pair();
+        let mut learned = Learned::new(&params, Some(vec![true, false]));
+        moved(&params);
+        learned.step(&[true, false]);
+        assert!(matches!(learned.check(&params, 1.0, false), Err(Error::Untrained { .. })));
+    }
+}

@@ -1,0 +1,296 @@
+//! The training loop: steps, evaluation, checkpoints, and an end that is never silent.
+
+use crate::{
+    Alone, BoxError, Checkpoints, Error, Event, LossScale, Objective, Observer, Optim, Ranks, Result, RunState, Step,
+    StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
+};
+use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Packing, Position};
+use halfbyte_lora::{Adapter, Context, Routing};
+use halfbyte_models::Model;
+use halfbyte_paged_optim::{LrSchedule, Schedule};
+use serde_json::{Map, Value};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Length {
+    /// Micro-batches a step, on each rank.
+    pub accumulation: usize,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Steps, whatever the number of passes.
+    pub max_steps: Option<usize>,
+}
+
+impl Length {
+    /// Steps of a pass that has so many batches, and of the run, on `world` ranks. A step does not reach into the next pass.
+    pub fn steps(self, batches_per_epoch: usize, world: usize) -> (usize, usize) {
+        let per_epoch = batches_per_epoch.div_ceil(self.accumulation * world);
+        (per_epoch, self.max_steps.unwrap_or_else(|| (self.epochs * per_epoch as f64).ceil() as usize))
+    }
+}
+
+/// How long a run is, and what happens when.
+#[derive(Clone, Copy, Debug)]
+pub struct RunConfig {
+    /// How the data is cut into micro-batches.
+    pub batches: BatchConfig,
+    /// How long it is.
+    pub length: Length,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// Its largest value.
+    pub learning_rate: f64,
+    /// Steps over which it rises first.
+    pub warmup_steps: usize,
+    /// The held-out loss is measured every so many steps; 0: never.
+    pub eval_steps: usize,
+    /// How a step is computed.
+    pub step: StepConfig,
+}
+
+impl Default for RunConfig {
+    /// One pass in batches of four rows, the learning rate falling from 2e-4 to zero.
+    fn default() -> Self {
+        RunConfig {
+            batches: BatchConfig { batch_size: 4, shuffle: Some(42), drop_last: false, packing: Packing::Off },
+            length: Length { accumulation: 1, epochs: 1.0, max_steps: None },
+            schedule: Schedule::Linear,
+            learning_rate: 2e-4,
+            warmup_steps: 0,
+            eval_steps: 0,
+            step: StepConfig::default(),
+        }
+    }
+}
+
+/// Everything the loop works on. [`Run::new`] has what there must be; the rest are fields to be set.
+pub struct Run<'a> {
+    /// How long it is, and what happens when.
+    pub config: RunConfig,
+    /// The model.
+    pub model: &'a dyn Model,
+    /// The adapter that trains, if the model does not.
+    pub routing: Routing,
+    /// The optimizer of what trains.
+    pub optim: &'a mut Optim,
+    /// The rows to train on.
+    pub data: &'a Dataset,
+    /// What is minimised; causal language modelling, unless changed.
+    pub objective: &'a dyn Objective,
+    /// The rows of `eval_steps`.
+    pub eval: Option<&'a Dataset>,
+    /// Who else trains the same model; nobody, unless changed.
+    pub ranks: &'a dyn Ranks,
+    /// Where checkpoints go; nowhere, unless changed.
+    pub saving: Option<Saving<'a>>,
+    /// Once this is true, the run saves and ends after the present step.
+    pub interrupt: &'a AtomicBool,
+    /// Who is told what happens, one after the other.
+    pub observers: Vec<&'a mut dyn Observer>,
+    /// When the work began, for the time in a checkpoint.
+    pub begun: Instant,
+}
+
+/// Where, when and with what checkpoints are written.
+pub struct Saving<'a> {
+    /// Where.
+    pub checkpoints: &'a Checkpoints,
+    /// Every so many steps; 0: only when the run is interrupted.
+    pub every: usize,
+    /// How many are kept; older ones go.
+    pub keep: usize,
+    /// What is kept in the state for the run's owner.
+    pub notes: Map<String, Value>,
+    /// Writes what else belongs into a checkpoint's folder, such as the adapter.
+    pub beside: &'a mut dyn FnMut(&Path) -> Result<(), BoxError>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps were taken.
+    Finished {
+        /// How many.
+        steps: usize,
+    },
+    /// It was interrupted.
+    Interrupted {
+        /// Steps taken.
+        step: usize,
+        /// Steps that the whole run would have.
+        total: usize,
+        /// Where everything is, if checkpoints are written.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl<'a> Run<'a> {
+    /// Causal language modelling of an adapter, or the whole model, on one device, without held-out rows, checkpoints or listeners.
+    pub fn new(
+        config: RunConfig,
+        (model, adapter): (&'a dyn Model, Option<Arc<Adapter>>),
+        optim: &'a mut Optim,
+        data: &'a Dataset,
+    ) -> Run<'a> {
+        Run {
+            config,
+            model,
+            routing: adapter.into(),
+            optim,
+            data,
+            objective: &CausalLm,
+            eval: None,
+            ranks: &Alone,
+            saving: None,
+            interrupt: &NEVER,
+            observers: Vec::new(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// Trains to the end, from the beginning or from the state of a checkpoint, whose tensors were restored.
+    ///
+    /// # Errors
+    /// A step that fails ([`Error::Step`]), a state at the end of the run, a run that taught nothing, or what evaluation, saving
+    /// and observers return.
+    pub fn train(&mut self, state: Option<RunState>) -> Result<End> {
+        let position = state.as_ref().map_or_else(Position::default, RunState::position);
+        let mut batches = self.data.batches(&self.config.batches, position)?;
+        let first = state.as_ref().map_or(0, |it| it.step);
+        let schedule = self.schedule(batches.per_epoch(), first)?;
+        let total = schedule.total_steps as usize;
+        let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
+        let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached));
+        self.tell(&Event::Started { first, total })?;
+        for n in first + 1..=total {
+            self.tell(&Event::Begins { step: n })?;
+            let group = next_group(&mut batches, self.config.length.accumulation * self.ranks.world());
+            let (report, nonzero) = self.step(n, &group, schedule.lr(n as u64 - 1), &mut scale)?;
+            learned.step(&nonzero);
+            let at = batches.next_position();
+            let epoch = at.epoch as f64 + at.batch as f64 / batches.per_epoch() as f64;
+            self.tell(&Event::Step(&StepReport { epoch, ..report }))?;
+            if report.evaluates {
+                self.evaluate(n)?;
+            }
+            let interrupted = self.interrupt.load(Ordering::SeqCst);
+            let checkpoint = self.save(n, at, (learned.reached(), scale), interrupted)?;
+            if interrupted && n < total {
+                self.tell(&Event::Interrupted { step: n })?;
+                return Ok(End::Interrupted { step: n, total, checkpoint });
+            }
+        }
+        let b_moved_before_the_end = (first..total - 1).any(|it| schedule.lr(it as u64) > 0.0);
+        learned.check(self.optim.params(), self.config.learning_rate, b_moved_before_the_end)?;
+        self.tell(&Event::Ended { steps: total })?;
+        Ok(End::Finished { steps: total })
+    }
+
+    /// The learning rates of the run, and with them its number of steps; `first` are behind it already.
+    fn schedule(&self, batches_per_epoch: usize, first: usize) -> Result<LrSchedule> {
+        let config = &self.config;
+        let (_, total) = config.length.steps(batches_per_epoch, self.ranks.world());
+        if first >= total {
+            return Err(Error::Ended { step: first, total });
+        }
+        Ok(LrSchedule {
+            kind: config.schedule,
+            base_lr: config.learning_rate,
+            warmup_steps: config.warmup_steps as u64,
+            total_steps: total as u64,
+        })
+    }
+
+    /// Takes step `n`; the report lacks the position in the data.
+    fn step(&mut self, n: usize, group: &[Batch], lr: f64, scale: &mut LossScale) -> Result<(StepReport, Vec<bool>)> {
+        let began = Instant::now();
+        let step = Step {
+            model: self.model,
+            routing: &self.routing,
+            objective: self.objective,
+            ranks: self.ranks,
+            config: self.config.step,
+        };
+        let done = step.take(self.optim, scale, group, lr);
+        let done = done.map_err(|source| Error::Step { step: n, source: Box::new(source) })?;
+        let every = self.config.eval_steps;
+        let report = StepReport {
+            step: n,
+            epoch: 0.0,
+            loss: done.loss,
+            learning_rate: lr,
+            grad_norm: done.grad_norm,
+            tokens: done.tokens,
+            took: began.elapsed(),
+            evaluates: self.eval.is_some() && every > 0 && n.is_multiple_of(every),
+        };
+        Ok((report, done.nonzero))
+    }
+
+    /// The held-out loss after step `n`.
+    fn evaluate(&mut self, n: usize) -> Result<()> {
+        let Some(rows) = self.eval else { return Ok(()) };
+        let how = (self.config.batches.batch_size, self.config.step.compute);
+        let observers = &mut self.observers;
+        let mut progress = |done, of| tell(observers, &Event::Evaluating { done, of });
+        let ctx = Context::new(self.routing.clone());
+        let loss = evaluate((self.model, &ctx), self.objective, rows, how, &mut progress)?;
+        self.tell(&Event::Evaluated { step: n, loss })
+    }
+
+    /// Saves if it is due after step `n`, and tells where.
+    fn save(
+        &mut self,
+        n: usize,
+        at: Position,
+        (reached, scale): (&[bool], LossScale),
+        interrupted: bool,
+    ) -> Result<Option<PathBuf>> {
+        let due = |it: &Saving<'_>| interrupted || (it.every > 0 && n.is_multiple_of(it.every));
+        let Some(saving) = self.saving.as_mut().filter(|it| due(it) && self.ranks.rank() == 0) else { return Ok(None) };
+        let state = RunState {
+            step: n,
+            epoch: at.epoch,
+            batch: at.batch,
+            examples: self.data.len(),
+            seconds: self.begun.elapsed().as_secs_f64(),
+            reached: reached.to_vec(),
+            loss_scale: Some(scale),
+            notes: saving.notes.clone(),
+        };
+        let mut beside = |folder: &Path| (saving.beside)(folder).map_err(Error::Caller);
+        let path = saving.checkpoints.save(&state, self.optim, saving.keep, &mut beside)?;
+        self.tell(&Event::Saved { step: n, path: &path })?;
+        Ok(Some(path))
+    }
+
+    fn tell(&mut self, event: &Event<'_>) -> Result<()> {
+        tell(&mut self.observers, event).map_err(Error::Caller)
+    }
+}
+
+fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<(), BoxError> {
+    observers.iter_mut().try_for_each(|it| it.event(event))
+}
+
+/// The micro-batches of a step; the last group of an epoch may be smaller.
+fn next_group(batches: &mut Batches<'_>, size: usize) -> Vec<Batch> {
+    let mut group = Vec::new();
+    while group.len() < size {
+        if !group.is_empty() && batches.next_position().batch == 0 {
+            break;
+        }
+        group.extend(batches.next());
+    }
+    group
+}

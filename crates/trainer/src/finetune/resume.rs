@@ -1,0 +1,89 @@
+//! Going on from a checkpoint: is it one of this run?
+
+use super::{args::FinetuneArgs, output::RunFolder, settings::Settings};
+use crate::{console::say, failure::user_error};
+use halfbyte_train::{Optim, RunState};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Settings that may change between a run and its continuation.
+const MAY_CHANGE: [&str; 15] = [
+    "device",
+    "eval_data",
+    "eval_labels",
+    "eval_rows",
+    "eval_steps",
+    "gradient_checkpointing",
+    "logging_steps",
+    "max_steps",
+    "no_eval_before",
+    "num_train_epochs",
+    "optim_resident_mib",
+    "samples",
+    "save_steps",
+    "save_total_limit",
+    "threads",
+];
+
+/// What younger settings were, in effect, when checkpoints did not name them yet.
+const BEFORE_THERE_WAS: [(&str, &str); 1] = [("packing", "off")];
+
+/// What the command keeps in a checkpoint beside the library's own.
+pub(super) fn notes(settings: &FinetuneArgs, eval_loss_before: Option<f64>) -> anyhow::Result<Map<String, Value>> {
+    let mut notes = Map::new();
+    notes.insert("eval_loss_before".into(), json!(eval_loss_before));
+    notes.insert("settings".into(), serde_json::to_value(settings)?);
+    Ok(notes)
+}
+
+/// The held-out loss before the first step.
+pub(super) fn eval_loss_before(state: &RunState) -> Option<f64> {
+    state.notes.get("eval_loss_before")?.as_f64()
+}
+
+/// Restores the newest checkpoint, if `--resume` asks for it. `examples` are those of the data.
+pub(super) fn resume(
+    settings: &Settings,
+    folder: &RunFolder,
+    optim: &mut Optim,
+    examples: usize,
+) -> anyhow::Result<Option<RunState>> {
+    if !settings.args.resume {
+        return Ok(None);
+    }
+    let Some((step, path)) = folder.checkpoints().all()?.pop() else { return Ok(None) };
+    let state = RunState::read(&path)?;
+    check(&path, &state, &settings.args, examples)?;
+    optim.load(&path, step)?;
+    say(&format!("going on from {} (step {step})", path.display()));
+    Ok(Some(state))
+}
+
+/// Refuses a checkpoint of another run.
+fn check(path: &Path, state: &RunState, settings: &FinetuneArgs, examples: usize) -> anyhow::Result<()> {
+    let stored = state.notes.get("settings").cloned().unwrap_or_default();
+    let stored: FinetuneArgs = serde_json::from_value(stored)
+        .map_err(|e| user_error(format!("{}: the settings of its run: {e}", path.display())))?;
+    let (mut then, now) = (toml::Table::try_from(&stored)?, toml::Table::try_from(settings)?);
+    for (key, was) in BEFORE_THERE_WAS {
+        then.entry(key).or_insert_with(|| was.into());
+    }
+    let keys = then.keys().chain(now.keys());
+    if let Some(key) = keys.filter(|it| !MAY_CHANGE.contains(&it.as_str())).find(|it| then.get(*it) != now.get(*it)) {
+        let show = |table: &toml::Table| table.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
+        return Err(user_error(format!(
+            "{}: is a checkpoint of another run: {key} was {} and is now {}; use the same settings, or --overwrite",
+            path.display(),
+            show(&then),
+            show(&now)
+        )));
+    }
+    if state.examples != examples {
+        return Err(user_error(format!(
+            "{}: is a checkpoint of another run: the data had {} examples and now has {examples}",
+            path.display(),
+            state.examples
+        )));
+    }
+    Ok(())
+}
