@@ -94,7 +94,7 @@ mod flags {
             }
             /// Package the reusable crates and build a consumer of each outside the workspace.
             cmd package-check {
-                /// One of nf4, matmul, data, paged-optim, lora; all when left out.
+                /// One of nf4, matmul, data, files, paged-optim, lora; all when left out.
                 optional --only consumer: String
             }
         }

@@ -104,7 +104,7 @@ pub(crate) fn parse(path: &Path, header: &[u8], file_len: u64) -> Result<Vec<(St
     let data = PREFIX_BYTES + header.len() as u64;
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
-        let placed = entry.placed(data, file_len).map_err(|e| wrong(format!("{name} {e}")))?;
+        let placed = entry.placed(&name, data, file_len).map_err(wrong)?;
         tensors.push((name, placed));
     }
     // An empty tensor stands before what begins at the same byte.
@@ -140,20 +140,22 @@ struct Entry {
 
 impl Entry {
     /// Where it lies in a file whose tensors begin at byte `data`.
-    fn placed(self, data: u64, file_len: u64) -> std::result::Result<Placed, String> {
+    fn placed(self, name: &str, data: u64, file_len: u64) -> std::result::Result<Placed, String> {
         let Entry { dtype, shape, data_offsets } = self;
         let Some(dtype) = Dtype::parse(&dtype) else {
-            return Err(format!("has the unknown dtype {dtype:?}; expected one such as F32, F16 or BF16"));
+            return Err(format!("{name} has the unknown dtype {dtype:?}; expected one such as F32, F16 or BF16"));
         };
         let elements = shape.iter().try_fold(1usize, |n, extent| n.checked_mul(*extent));
         let bytes = elements.and_then(|it| it.checked_mul(dtype.size())).map(|it| it as u64);
         if bytes.is_none() || bytes != data_offsets.1.checked_sub(data_offsets.0) {
-            return Err(format!("of shape {shape:?} does not fill its place in the file; the header is damaged"));
+            return Err(format!(
+                "{name} of shape {shape:?} does not fill its place in the file; the header is damaged"
+            ));
         }
         match data.checked_add(data_offsets.1) {
             Some(end) if end <= file_len => Ok(Placed { dtype, shape, begin: data + data_offsets.0 }),
             _ => Err(format!(
-                "ends at byte {}, the file has {file_len}; it is truncated: fetch it again",
+                "is not a whole safetensors file: it is truncated, since {name} ends at byte {} and the file has {file_len}; fetch it again",
                 data.saturating_add(data_offsets.1)
             )),
         }
