@@ -3,7 +3,8 @@
     fixtures.py OUT [MODEL]
 
 models/NAME     a model folder, an adapter on all its linear layers, and expected.safetensors: token ids, logits, loss,
-                and the gradient of every tensor of the adapter, in f32. With MODEL, that model is one of them.
+                the gradient of every tensor of the adapter, and where there are positions for it a greedy continuation
+                of the first ids, in f32. With MODEL, that model is one of them.
 stack/          model folders (also as bitsandbytes stores them), adapters of every kind, rows of text, and expected.json:
                 losses of each combination over the rows, and the losses of trainings that begin with an adapter.
 """
@@ -22,7 +23,10 @@ from transformers import (
     BitsAndBytesConfig,
     GPTNeoConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 ROPE = {
@@ -49,6 +53,8 @@ NEO = {
     "embed_dropout": 0,
     "attention_dropout": 0,
 }
+# How many ids are continued greedily, and by how many.
+PROMPT, NEW_TOKENS = 5, 64
 WORDS = (
     "</s> ? the a cat dog bird fish sat ran flew swam on over under in mat hill tree sea and then slept all day red old "
     "big film good bad was"
@@ -152,7 +158,43 @@ def expect(folder, vocab_size, time, seed):
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             tensors["grad." + name.replace(".default", "").removeprefix("base_model.model.")] = weight.grad
+    positions = getattr(model.config, "max_position_embeddings", 0)
+    if PROMPT + NEW_TOKENS <= positions < 1000:
+        tensors["greedy"] = greedy(model.eval(), ids[:1, :PROMPT])
     save_file({name: it.contiguous() for name, it in tensors.items()}, folder / "expected.safetensors")
+
+
+def greedy(model, ids):
+    """The continuation with a cache. Fails if one without differs, or if any choice was too close to be told apart by f32."""
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        found = model.generate(input_ids=ids, use_cache=True, **options)
+        again = model.generate(input_ids=ids, use_cache=False, **options)
+        best = model(input_ids=found).logits[0, PROMPT - 1 : -1].topk(2).values
+    assert torch.equal(found, again), (found, again)
+    assert (best[:, 0] - best[:, 1]).min() > 1e-4, best
+    return found[:, PROMPT:]
+
+
+def decoder_cases(out):
+    """The architectures that are rows of a table: each with what tells it from LLaMA."""
+    sizes = {
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    }
+    # A window that is shorter than the rows, and heads that are wider than hidden / heads.
+    model_case(out, "mistral", MistralConfig(**sizes, sliding_window=5, head_dim=6), 13)
+    model_case(out, "qwen2", Qwen2Config(**sizes, tie_word_embeddings=True), 14)
+    # Only layers from `max_window_layers` on have the window.
+    window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    model_case(out, "qwen2-window", Qwen2Config(**sizes, **window), 15)
+    model_case(out, "qwen3", Qwen3Config(**sizes, head_dim=8), 16)
 
 
 def model_cases(out):
@@ -174,6 +216,7 @@ def model_cases(out):
     model_case(out, "llama-head-dim", config, 7)
     config = GPTNeoConfig(**NEO, vocab_size=24, hidden_size=16, intermediate_size=16, max_position_embeddings=16)
     model_case(out, "gpt-neo", config, 8)
+    decoder_cases(out)
 
 
 def write_tokenizer(folder):
@@ -255,7 +298,23 @@ def stack_cases(out):
         bos_token_id=0,
         eos_token_id=0,
     )
-    for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12)]:
+    small = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "eos_token_id": 0,
+        "bos_token_id": None,
+    }
+    decoders = [
+        ("mistral", MistralConfig(**small, head_dim=12, sliding_window=6), 17),
+        ("qwen2", Qwen2Config(**small, tie_word_embeddings=True), 18),
+        ("qwen3", Qwen3Config(**small, head_dim=16), 19),
+    ]
+    for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)
         write_tokenizer(stack / name)
     quantised = {
@@ -295,10 +354,11 @@ def stack_cases(out):
         "bias-lora-only": ("gpt-neo", {"r": 2, "lora_alpha": 4, "bias": "lora_only", "target_modules": ["out_proj", "c_proj"]}),
         "embeddings": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": ["wte", "wpe", "q_proj"]}),
         "neo-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}),
+        **{f"{name}-all": (name, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}) for name, _, _ in decoders},
     }
     for seed, (name, (base, config)) in enumerate(adapters.items(), 20):
         random_adapter(stack / base, stack / "adapters" / name, config, seed)
-    losses = [{"base": name, "loss": evaluate(stack / name)} for name in ("llama", "gpt-neo")]
+    losses = [{"base": name, "loss": evaluate(stack / name)} for name in ("llama", "gpt-neo", *(it[0] for it in decoders))]
     for name in quantised:
         losses.append({"base": name, "loss": evaluate(stack / name, None, True, name == "llama-int8")})
     for name, (base, _) in adapters.items():
@@ -311,6 +371,7 @@ def stack_cases(out):
         }
     )
     runs = [("llama", "lora"), ("llama", "dora"), ("gpt-neo", "neo-all"), ("gpt-neo", "bias-all"), ("gpt-neo", "embeddings"), ("llama-nf4-double", "lora")]
+    runs += [(name, f"{name}-all") for name, _, _ in decoders]
     trainings = [
         {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 100, "nf4" in base)}
         for base, name in runs

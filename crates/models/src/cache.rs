@@ -1,36 +1,82 @@
 use crate::{ModelConfig, Result};
-use halfbyte_tensor::{DType, Device, Element, Tensor, bf16, cuda, f16};
+use halfbyte_autograd::Result as OpResult;
+use halfbyte_ops::{
+    Layout,
+    attention::{AttentionShape, attend_cached},
+    kv_rows::{Move, append_rows, move_rows},
+};
+use halfbyte_tensor::{DType, Tensor};
 
-/// Keys and values of the tokens seen so far, for generation. Grows by doubling.
+/// Keys and values of the tokens that several sequences have seen so far, for generation.
+///
+/// A sequence has a region of rows in the buffers of every layer. Layers with a window forget what no later token sees, whenever
+/// a region is full: it holds little more than the window, however long the text.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
-    /// Whether the buffers lie where the model computes, which the first keys tell.
-    placed: bool,
+    layers: Vec<Layer>,
+    reaches: Vec<Reach>,
+    /// Tokens of every sequence.
+    lengths: Vec<usize>,
+    /// Tokens of every sequence that the pass under way adds.
+    new: Vec<usize>,
     channels: usize,
-    capacity: usize,
-    len: usize,
     compute: DType,
 }
 
+/// A layer's buffers `(rows, channels)` of keys and values, made when the first ones come and tell on which device.
+#[derive(Debug, Default)]
+struct Layer {
+    reach: usize,
+    rows: Option<[Tensor; 2]>,
+    /// How many arrangements of the regions these buffers have seen.
+    arranged: usize,
+}
+
+/// The layers that see as far back share where their rows are.
+#[derive(Debug)]
+struct Reach {
+    window: Option<usize>,
+    regions: Vec<Region>,
+    /// Rows of all regions.
+    rows: usize,
+    arranged: usize,
+    /// What the last arrangement moved.
+    moves: Vec<Move>,
+    /// The pass under way, as this reach's attention sees it: a forgotten token does not count as past.
+    layout: Option<Layout>,
+}
+
+/// Rows of a sequence.
+#[derive(Clone, Copy, Debug, Default)]
+struct Region {
+    first: usize,
+    capacity: usize,
+    count: usize,
+}
+
+/// Rows that a region has in reserve at least, so that rows do not move with every token.
+const SPARE: usize = 64;
+
 impl KvCache {
-    /// An empty cache for a model, whose activations will have dtype `compute`.
-    pub fn new(config: &ModelConfig, compute: DType) -> KvCache {
+    /// An empty cache of so many sequences, for a model whose activations will have dtype `compute`.
+    pub fn new(config: &ModelConfig, compute: DType, sequences: usize) -> KvCache {
+        let windows = config.windows();
+        let mut reaches: Vec<Reach> = Vec::new();
+        let mut layers = Vec::with_capacity(windows.len());
+        for window in windows {
+            let known = reaches.iter().position(|it| it.window == window);
+            layers.push(Layer { reach: known.unwrap_or(reaches.len()), ..Layer::default() });
+            if known.is_none() {
+                reaches.push(Reach::new(window, vec![Region::default(); sequences]));
+            }
+        }
         let channels = config.num_key_value_heads * config.head_dim;
-        let capacity = 64;
-        let layer = || (Tensor::zeros(&[capacity, channels], compute), Tensor::zeros(&[capacity, channels], compute));
-        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
-        KvCache { layers, placed: false, channels, capacity, len: 0, compute }
+        KvCache { layers, reaches, lengths: vec![0; sequences], new: vec![0; sequences], channels, compute }
     }
 
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no token is held.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// The tokens of every sequence, those included that layers with a window forgot.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 
     /// Dtype of keys, values and activations.
@@ -40,73 +86,135 @@ impl KvCache {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|(k, v)| k.bytes() + v.bytes()).sum()
+        self.layers.iter().flat_map(|it| it.rows.iter().flatten()).map(Tensor::bytes).sum()
     }
 
-    /// Appends a layer's new keys and values `(new, channels)` and gives the buffers, of which the first
-    /// `len() + new` rows count.
+    /// Makes room for `new` more tokens of every sequence, and gives the layout of the pass that brings them: the sequences
+    /// that have new tokens, in their order.
+    ///
+    /// Fails if no sequence has any.
+    pub fn begin(&mut self, new: &[usize]) -> Result<Layout> {
+        assert_eq!(new.len(), self.lengths.len(), "a count of new tokens for every sequence");
+        for reach in &mut self.reaches {
+            reach.begin(new)?;
+        }
+        self.new = new.to_vec();
+        let pasts = self.lengths.iter().copied().zip(self.reaches[0].regions.iter().map(|it| it.first));
+        Ok(layout(new, pasts)?)
+    }
+
+    /// Keeps the sequences that are marked, in their order.
+    pub fn retain(&mut self, keep: &[bool]) {
+        retain(&mut self.lengths, keep);
+        retain(&mut self.new, keep);
+        self.reaches.iter_mut().for_each(|it| retain(&mut it.regions, keep));
+    }
+
+    /// A cache whose sequences go on from the named ones of this, each as often as it is named.
     ///
     /// Fails if a GPU has no memory left.
-    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(&Tensor, &Tensor)> {
-        self.place(&k.device())?;
-        self.reserve(self.len + k.rows())?;
-        let (at, channels) = (self.len * self.channels, self.channels);
-        let (keys, values) = &mut self.layers[layer];
-        for (into, from) in [(&mut *keys, k), (&mut *values, v)] {
-            debug_assert_eq!(from.cols(), channels);
-            if from.gpu().is_some() {
-                cuda::copy_rows(into, self.len, from, 0, from.rows())?;
-                continue;
-            }
-            match from.dtype() {
-                DType::F32 => write::<f32>(into, at, from),
-                DType::Bf16 => write::<bf16>(into, at, from),
-                _ => write::<f16>(into, at, from),
-            }
+    pub fn fork(&self, of: &[usize]) -> Result<KvCache> {
+        let mut reaches = Vec::with_capacity(self.reaches.len());
+        for from in &self.reaches {
+            let mut reach = Reach::new(from.window, of.iter().map(|it| from.regions[*it]).collect());
+            reach.arrange(&vec![0; of.len()]);
+            reaches.push(reach);
         }
-        Ok((keys, values))
+        let lengths: Vec<usize> = of.iter().map(|it| self.lengths[*it]).collect();
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for from in &self.layers {
+            let mut layer = Layer { reach: from.reach, rows: from.rows.clone(), arranged: 0 };
+            if let Some([like, _]) = &from.rows {
+                layer.settle(&reaches[from.reach], like)?;
+            }
+            layers.push(layer);
+        }
+        Ok(KvCache { layers, reaches, new: vec![0; of.len()], lengths, channels: self.channels, compute: self.compute })
     }
 
-    /// Counts the tokens that all layers have appended.
-    pub fn advance(&mut self, new: usize) {
-        self.len += new;
+    /// Attention of a layer's new tokens, whose keys and values join those held.
+    pub(crate) fn attention(
+        &mut self,
+        [q, k, v]: [&Tensor; 3],
+        shape: AttentionShape,
+        layer: usize,
+    ) -> OpResult<Tensor> {
+        let layer = &mut self.layers[layer];
+        let reach = &self.reaches[layer.reach];
+        assert_eq!((shape.window, k.cols()), (reach.window, self.channels), "the cache is this model's");
+        let layout = reach.layout.as_ref().expect("a pass over a cache begins with `begin`");
+        let [keys, values] = layer.settle(reach, k)?;
+        append_rows([keys, values], [k, v], layout)?;
+        attend_cached(q, keys, values, shape, layout)
     }
 
-    fn place(&mut self, device: &Device) -> Result<()> {
-        if !self.placed {
-            for (k, v) in &mut self.layers {
-                (*k, *v) = (k.to_device(device)?, v.to_device(device)?);
-            }
-            self.placed = true;
+    /// Counts the tokens that all layers have taken in.
+    pub(crate) fn advance(&mut self) {
+        for reach in &mut self.reaches {
+            reach.regions.iter_mut().zip(&self.new).for_each(|(it, new)| it.count += new);
+            reach.layout = None;
         }
-        Ok(())
-    }
-
-    fn reserve(&mut self, needed: usize) -> Result<()> {
-        if needed <= self.capacity {
-            return Ok(());
-        }
-        self.capacity = needed.next_power_of_two();
-        for (k, v) in &mut self.layers {
-            for tensor in [k, v] {
-                let mut grown = Tensor::zeros_on(&tensor.device(), &[self.capacity, self.channels], self.compute);
-                if tensor.gpu().is_some() {
-                    cuda::copy_rows(&mut grown, 0, tensor, 0, tensor.rows())?;
-                    *tensor = grown;
-                    continue;
-                }
-                match self.compute {
-                    DType::F32 => write::<f32>(&mut grown, 0, tensor),
-                    DType::Bf16 => write::<bf16>(&mut grown, 0, tensor),
-                    _ => write::<f16>(&mut grown, 0, tensor),
-                }
-                *tensor = grown;
-            }
-        }
-        Ok(())
+        self.lengths.iter_mut().zip(&mut self.new).for_each(|(it, new)| *it += std::mem::take(new));
     }
 }
 
-fn write<T: Element>(into: &mut Tensor, at: usize, from: &Tensor) {
-    into.data_mut::<T>()[at..at + from.len()].copy_from_slice(from.data::<T>());
+impl Layer {
+    /// The buffers as the reach's regions have them now, on the device of `like`.
+    fn settle(&mut self, reach: &Reach, like: &Tensor) -> OpResult<&mut [Tensor; 2]> {
+        if self.rows.is_none() || self.arranged != reach.arranged {
+            let shape = [reach.rows, like.cols()];
+            let empty = || Tensor::zeros_on(&like.device(), &shape, like.dtype());
+            let mut fresh = [empty(), empty()];
+            for (into, from) in fresh.iter_mut().zip(self.rows.iter().flatten()) {
+                move_rows(into, from, &reach.moves)?;
+            }
+            (self.rows, self.arranged) = (Some(fresh), reach.arranged);
+        }
+        Ok(self.rows.as_mut().expect("they were made above"))
+    }
+}
+
+impl Reach {
+    fn new(window: Option<usize>, regions: Vec<Region>) -> Reach {
+        Reach { window, regions, rows: 0, arranged: 0, moves: Vec::new(), layout: None }
+    }
+
+    fn begin(&mut self, new: &[usize]) -> Result<()> {
+        if self.regions.iter().zip(new).any(|(it, new)| it.count + new > it.capacity) {
+            self.arrange(new);
+        }
+        self.layout = Some(layout(new, self.regions.iter().map(|it| (it.count, it.first)))?);
+        Ok(())
+    }
+
+    /// Gives every sequence a region for the rows that are still seen and so many new ones.
+    fn arrange(&mut self, new: &[usize]) {
+        self.moves.clear();
+        self.rows = 0;
+        for (it, new) in self.regions.iter_mut().zip(new) {
+            // The next token sees itself and the window's rest.
+            let count = self.window.map_or(it.count, |window| it.count.min(window - 1));
+            let capacity = match self.window {
+                None => (count + new).next_power_of_two().max(SPARE),
+                Some(window) => count + new + SPARE.max(window / 4),
+            };
+            let end = it.first + it.count;
+            self.moves.push(Move { from: end - count..end, to: self.rows });
+            *it = Region { first: self.rows, capacity, count };
+            self.rows += capacity;
+        }
+        self.arranged += 1;
+    }
+}
+
+/// Of the sequences with new tokens; `pasts` gives for each the tokens before and the row of the first.
+fn layout(new: &[usize], pasts: impl Iterator<Item = (usize, usize)>) -> halfbyte_tensor::Result<Layout> {
+    let all = new.iter().zip(pasts).filter(|it| *it.0 > 0);
+    Layout::resumed(&all.map(|(new, (past, first))| (*new, past, first)).collect::<Vec<_>>())
+}
+
+fn retain<T>(all: &mut Vec<T>, keep: &[bool]) {
+    assert_eq!(all.len(), keep.len(), "a mark for every sequence");
+    let mut keep = keep.iter();
+    all.retain(|_| keep.next().is_some_and(|it| *it));
 }

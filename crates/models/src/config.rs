@@ -1,24 +1,22 @@
 //! `config.json`, in the style of today and in that of older versions of transformers.
 
-use crate::{Error, Result, registry::SUPPORTED};
-use halfbyte_ops::rope::{RopeScaling, RopeSpec};
+mod keys;
+mod rope;
+
+use crate::{
+    BlockSpec, Error, Result,
+    families::Family,
+    registry::{GPT_NEO, SUPPORTED},
+};
+pub(crate) use keys::{Keys, Parsed};
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// What a model's architecture needs beyond the sizes that all share.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Architecture {
-    /// `LlamaForCausalLM`.
-    Llama {
-        /// Rotary embedding.
-        rope: RopeSpec,
-        /// Added to the mean square.
-        rms_norm_eps: f32,
-        /// Whether q, k, v and o have biases.
-        attention_bias: bool,
-        /// Whether gate, up and down have biases.
-        mlp_bias: bool,
-    },
+    /// LLaMA and what is built like it.
+    Decoder(BlockSpec),
     /// `GPTNeoForCausalLM`.
     GptNeo {
         /// Whether each layer sees only a window.
@@ -67,14 +65,14 @@ impl ModelConfig {
         let wrong = |message: String| Error::File { path: path.to_owned(), message };
         let raw: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
         let Value::Object(raw) = raw else { return Err(wrong("expected a JSON object".into())) };
-        let keys = Keys { raw: &raw };
+        let keys = Keys::new(&raw);
         let name = architecture_name(&raw);
         let config = match name.as_deref() {
-            Some("LlamaForCausalLM" | "llama") => llama(&keys),
-            Some("GPTNeoForCausalLM" | "gpt_neo") => gpt_neo(&keys),
-            Some(other) => {
-                Err(format!("architecture {other} is not supported; supported are {}", SUPPORTED.join(", ")))
-            }
+            Some(name) if GPT_NEO.contains(&name) => gpt_neo(&keys),
+            Some(name) => match Family::named(name) {
+                Some(family) => family.config(&keys),
+                None => Err(format!("architecture {name} is not supported; supported are {}", SUPPORTED.join(", "))),
+            },
             None => {
                 Err(format!("names no architecture; expected `architectures` with one of {}", SUPPORTED.join(", ")))
             }
@@ -84,6 +82,16 @@ impl ModelConfig {
         config.raw = raw;
         config.check().map_err(wrong)?;
         Ok(config)
+    }
+
+    /// For every layer, how many keys a query sees; all where there is none.
+    pub(crate) fn windows(&self) -> Vec<Option<usize>> {
+        match &self.architecture {
+            Architecture::Decoder(spec) => spec.windows.clone(),
+            Architecture::GptNeo { local, window_size, .. } => {
+                local.iter().map(|it| it.then_some(*window_size)).collect()
+            }
+        }
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -124,94 +132,9 @@ fn check_quantization(raw: &Map<String, Value>) -> Parsed<()> {
     }
 }
 
-struct Keys<'a> {
-    raw: &'a Map<String, Value>,
-}
-
-type Parsed<T> = std::result::Result<T, String>;
-
-impl Keys<'_> {
-    fn size(&self, key: &str, default: Option<usize>) -> Parsed<usize> {
-        match (self.raw.get(key), default) {
-            (None | Some(Value::Null), Some(it)) => Ok(it),
-            (None | Some(Value::Null), None) => Err(format!("{key} is missing")),
-            (Some(value), _) => {
-                value.as_u64().map(|it| it as usize).ok_or(format!("{key} is {value}, expected a whole number"))
-            }
-        }
-    }
-
-    fn float(&self, key: &str, default: f64) -> Parsed<f64> {
-        number(self.raw, key)?.map_or(Ok(default), Ok)
-    }
-
-    fn flag(&self, key: &str, default: bool) -> Parsed<bool> {
-        match self.raw.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or(format!("{key} is {value}, expected true or false")),
-        }
-    }
-
-    fn eos(&self) -> Vec<u32> {
-        let id = |it: &Value| it.as_u64().and_then(|it| u32::try_from(it).ok());
-        match self.raw.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-            Some(one) => id(one).into_iter().collect(),
-            None => Vec::new(),
-        }
-    }
-
-    fn expect(&self, key: &str, wanted: &str) -> Parsed<()> {
-        match self.raw.get(key).and_then(Value::as_str) {
-            Some(other) if other != wanted => Err(format!("{key} is {other}; only {wanted} is supported")),
-            _ => Ok(()),
-        }
-    }
-
-    fn dropout_notes(&self, keys: &[&str]) -> Vec<String> {
-        let set = |key: &&&str| self.raw.get(**key).and_then(Value::as_f64).is_some_and(|it| it > 0.0);
-        keys.iter().filter(set).map(|key| format!("the base model's {key} is not applied; --lora-dropout is")).collect()
-    }
-}
-
-fn number(map: &Map<String, Value>, key: &str) -> Parsed<Option<f64>> {
-    match map.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => value.as_f64().map(Some).ok_or(format!("{key} is {value}, expected a number")),
-    }
-}
-
 fn architecture_name(raw: &Map<String, Value>) -> Option<String> {
     let listed = raw.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
     listed.or_else(|| raw.get("model_type").and_then(Value::as_str)).map(str::to_owned)
-}
-
-fn llama(keys: &Keys<'_>) -> Parsed<ModelConfig> {
-    keys.expect("hidden_act", "silu")?;
-    let hidden = keys.size("hidden_size", None)?;
-    let heads = keys.size("num_attention_heads", None)?;
-    let head_dim = keys.size("head_dim", Some(hidden / heads.max(1)))?;
-    let max_position = keys.size("max_position_embeddings", Some(2048))?;
-    Ok(ModelConfig {
-        architecture: Architecture::Llama {
-            rope: rope(keys, head_dim, max_position)?,
-            rms_norm_eps: keys.float("rms_norm_eps", 1e-6)? as f32,
-            attention_bias: keys.flag("attention_bias", false)?,
-            mlp_bias: keys.flag("mlp_bias", false)?,
-        },
-        vocab_size: keys.size("vocab_size", None)?,
-        hidden_size: hidden,
-        intermediate_size: keys.size("intermediate_size", None)?,
-        num_hidden_layers: keys.size("num_hidden_layers", None)?,
-        num_attention_heads: heads,
-        num_key_value_heads: keys.size("num_key_value_heads", Some(heads))?,
-        head_dim,
-        max_position_embeddings: max_position,
-        tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
-        eos_token_ids: keys.eos(),
-        notes: keys.dropout_notes(&["attention_dropout"]),
-        raw: Map::new(),
-    })
 }
 
 fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
@@ -275,45 +198,4 @@ fn attention_layers(raw: &Map<String, Value>, layers: usize) -> Parsed<Vec<bool>
     } else {
         Err(format!("attention_types describes {} layers, num_layers is {layers}", found.len()))
     }
-}
-
-/// Rotary settings: `rope_parameters` (version 5), or `rope_theta` and `rope_scaling` (before).
-fn rope(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Parsed<RopeSpec> {
-    let empty = Map::new();
-    let nested = ["rope_parameters", "rope_scaling"]
-        .iter()
-        .find_map(|key| keys.raw.get(*key).and_then(Value::as_object))
-        .unwrap_or(&empty);
-    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", 10000.0), Ok)?;
-    let kind =
-        ["rope_type", "type"].iter().find_map(|key| nested.get(*key).and_then(Value::as_str)).unwrap_or("default");
-    let need = |key: &str| number(nested, key)?.ok_or(format!("rope type {kind} needs {key}"));
-    let original = number(nested, "original_max_position_embeddings")?.map_or(max_position, |it| it as usize);
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: need("factor")? },
-        "dynamic" => RopeScaling::Dynamic { factor: need("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: need("factor")?,
-            low_freq_factor: need("low_freq_factor")?,
-            high_freq_factor: need("high_freq_factor")?,
-            original_max_position: original,
-        },
-        "yarn" => RopeScaling::Yarn {
-            factor: need("factor")?,
-            beta_fast: number(nested, "beta_fast")?.unwrap_or(32.0),
-            beta_slow: number(nested, "beta_slow")?.unwrap_or(1.0),
-            attention_factor: number(nested, "attention_factor")?,
-            mscale: number(nested, "mscale")?,
-            mscale_all_dim: number(nested, "mscale_all_dim")?,
-            truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
-            original_max_position: original,
-        },
-        other => {
-            return Err(format!(
-                "rope type {other} is not supported; supported are default, linear, dynamic, llama3, yarn"
-            ));
-        }
-    };
-    Ok(RopeSpec { theta, head_dim, max_position, scaling })
 }

@@ -1,8 +1,8 @@
-use crate::{Error, KvCache, Model, Result, sampling::pick};
-use halfbyte_autograd::Tape;
+use crate::{Attend, Error, KvCache, Model, Pass, Result, sampling::pick};
+use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::Context;
-use halfbyte_ops::cross_entropy::logits;
-use halfbyte_tensor::{DType, Device, Tensor, cuda, with_float};
+use halfbyte_ops::{Ids, Layout, cross_entropy::logits, embedding};
+use halfbyte_tensor::{DType, Device, Tensor};
 
 /// How text is continued, by transformers' names.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +17,7 @@ pub struct GenerateConfig {
     pub top_p: f32,
     /// Above 1, tokens that occurred become less probable.
     pub repetition_penalty: f32,
-    /// Seeds the sampling.
+    /// Seeds the sampling, with the number of the prompt: a text does not depend on those beside it.
     pub seed: u64,
     /// Ids that end the text.
     pub eos_token_ids: Vec<u32>,
@@ -62,14 +62,65 @@ pub struct Generated {
     pub stop: StopReason,
 }
 
-/// Continues a prompt with the adapter of `ctx`, telling `on_token` each new id as it comes; it returns whether to go on.
+/// Tokens of a sequence that go into one pass at most: a long prompt then needs no more memory than a short one, keys and values
+/// apart.
+const CHUNK: usize = 512;
+
+/// A text under way.
+struct Sequence {
+    /// Which prompt it is.
+    number: usize,
+    /// Prompt and new ids.
+    ids: Vec<u32>,
+    /// How many of them the cache holds.
+    held: usize,
+    /// How many are new.
+    new: usize,
+}
+
+/// Continues prompts of any lengths together, each as if it were alone: in exact arithmetic. Products over more rows may sum in
+/// another order, so that near ties can fall otherwise.
+///
+/// Tells `on_token` the number of the prompt and each new id as it comes; it returns whether that text goes on. Gives what was
+/// generated in the order of the prompts. Fails for a prompt that is empty or leaves no position free.
 pub fn generate(
     model: &dyn Model,
-    prompt: &[u32],
+    prompts: &[Vec<u32>],
     (config, ctx): (&GenerateConfig, &Context),
-    on_token: &mut dyn FnMut(u32) -> bool,
-) -> Result<Generated> {
-    let (vocab, limit) = (model.config().vocab_size, model.config().max_position_embeddings);
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
+    let limit = model.config().max_position_embeddings;
+    prompts.iter().try_for_each(|it| check(it, limit))?;
+    let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
+    let fresh = |(number, ids): (usize, &Vec<u32>)| Sequence { number, ids: ids.clone(), held: 0, new: 0 };
+    let mut live: Vec<Sequence> = prompts.iter().enumerate().map(fresh).collect();
+    let mut cache = KvCache::new(model.config(), config.compute, live.len());
+    loop {
+        let mut stopped: Vec<Option<StopReason>> = live.iter().map(|it| it.is_full(config, limit)).collect();
+        finish(&mut live, &mut cache, &stopped, &mut done);
+        if live.is_empty() {
+            return Ok(done.into_iter().map(|it| it.expect("every text ended")).collect());
+        }
+        let scores = step(model, &mut live, &mut cache, ctx)?;
+        stopped = vec![None; live.len()];
+        for (at, mut scores) in scores {
+            let it = &mut live[at];
+            let id = pick(&mut scores, &it.ids, config, it.number);
+            if config.eos_token_ids.contains(&id) {
+                stopped[at] = Some(StopReason::Eos);
+                continue;
+            }
+            it.ids.push(id);
+            it.new += 1;
+            if !on_token(it.number, id) {
+                stopped[at] = Some(StopReason::Caller);
+            }
+        }
+        finish(&mut live, &mut cache, &stopped, &mut done);
+    }
+}
+
+fn check(prompt: &[u32], limit: usize) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no token; give the model something to continue".into()));
     }
@@ -79,39 +130,80 @@ pub fn generate(
             prompt.len()
         )));
     }
-    let mut cache = KvCache::new(model.config(), config.compute);
-    let mut seen = prompt.to_vec();
-    let mut ids = Vec::new();
-    let mut hidden = model.extend(prompt, &mut cache, ctx)?;
-    let stop = loop {
-        if ids.len() == config.max_new_tokens {
-            break StopReason::MaxNewTokens;
-        }
-        if seen.len() == limit {
-            break StopReason::MaxPosition;
-        }
-        let tape = Tape::disabled();
-        let scores = logits(&last_row(&hidden)?, model.head(&tape, ctx).as_head())?.to_device(&Device::Cpu)?;
-        let id = pick(&mut scores.data::<f32>()[..vocab].to_vec(), &seen, config);
-        if config.eos_token_ids.contains(&id) {
-            break StopReason::Eos;
-        }
-        ids.push(id);
-        seen.push(id);
-        if !on_token(id) {
-            break StopReason::Caller;
-        }
-        hidden = model.extend(&[id], &mut cache, ctx)?;
-    };
-    Ok(Generated { ids, stop })
+    Ok(())
 }
 
-fn last_row(hidden: &Tensor) -> Result<Tensor> {
-    let (rows, cols) = (hidden.rows(), hidden.cols());
-    if hidden.gpu().is_some() {
-        let mut row = hidden.scratch_like(&[1, cols], hidden.dtype());
-        cuda::copy_rows(&mut row, 0, hidden, rows - 1, 1)?;
-        return Ok(row);
+impl Sequence {
+    fn waiting(&self) -> &[u32] {
+        let rest = &self.ids[self.held..];
+        &rest[..rest.len().min(CHUNK)]
     }
-    Ok(with_float!(hidden.dtype(), T, Tensor::from_vec(&[1, cols], hidden.data::<T>()[(rows - 1) * cols..].to_vec())))
+
+    /// Whether no further token is wanted, or there is no place for one.
+    fn is_full(&self, config: &GenerateConfig, limit: usize) -> Option<StopReason> {
+        if self.new == config.max_new_tokens {
+            return Some(StopReason::MaxNewTokens);
+        }
+        (self.ids.len() == limit).then_some(StopReason::MaxPosition)
+    }
+}
+
+/// Takes the texts that stopped out of the batch.
+fn finish(
+    live: &mut Vec<Sequence>,
+    cache: &mut KvCache,
+    stopped: &[Option<StopReason>],
+    done: &mut [Option<Generated>],
+) {
+    for (it, stop) in live.iter().zip(stopped) {
+        if let Some(stop) = *stop {
+            done[it.number] = Some(Generated { ids: it.ids[it.ids.len() - it.new..].to_vec(), stop });
+        }
+    }
+    let keep: Vec<bool> = stopped.iter().map(Option::is_none).collect();
+    cache.retain(&keep);
+    let mut keep = keep.into_iter();
+    live.retain(|_| keep.next().unwrap_or(false));
+}
+
+/// One pass: of every sequence what is not in the cache yet, or a chunk of it. Gives the scores of the next token for those that
+/// are in the cache whole.
+fn step(
+    model: &dyn Model,
+    live: &mut [Sequence],
+    cache: &mut KvCache,
+    ctx: &Context,
+) -> Result<Vec<(usize, Vec<f32>)>> {
+    let new: Vec<usize> = live.iter().map(|it| it.waiting().len()).collect();
+    let ids = Ids::new(live.iter().flat_map(Sequence::waiting).copied().collect());
+    live.iter_mut().zip(&new).for_each(|(it, new)| it.held += new);
+    let layout = cache.begin(&new)?;
+    let hidden = extend(model, &ids, &layout, cache, ctx)?;
+    let last = layout.segments().iter().map(|it| (it.first + it.count - 1) as u32);
+    let ready: Vec<(usize, u32)> = (0..).zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
+    if ready.is_empty() {
+        return Ok(Vec::new());
+    }
+    let scores = scores(model, &hidden, ready.iter().map(|it| it.1).collect(), ctx)?;
+    let vocab = model.config().vocab_size;
+    let rows = scores.data::<f32>().chunks(scores.cols()).map(|it| it[..vocab].to_vec());
+    Ok(ready.into_iter().map(|it| it.0).zip(rows).collect())
+}
+
+/// The hidden states of new tokens, whose keys and values join a cache that has begun a pass of this layout.
+pub fn extend(model: &dyn Model, ids: &Ids, layout: &Layout, cache: &mut KvCache, ctx: &Context) -> Result<Tensor> {
+    let compute = cache.compute();
+    let mut pass = Pass { ids, layout, ctx, attend: Attend::Cache(cache), compute, checkpointing: false };
+    Ok(model.forward(&Tape::disabled(), &mut pass)?.into_value())
+}
+
+/// The logits in f32, in host memory, after some rows of hidden states: `(rows.len(), vocab_size)`.
+pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context) -> Result<Tensor> {
+    let tape = Tape::disabled();
+    let all = rows.len() == hidden.rows();
+    let picked = match all {
+        true => hidden.clone(),
+        false => embedding(&tape, &Var::constant(hidden.clone()), &Ids::new(rows), hidden.dtype())?.into_value(),
+    };
+    Ok(logits(&picked, model.head(&tape, ctx).as_head())?.to_device(&Device::Cpu)?)
 }

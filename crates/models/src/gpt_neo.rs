@@ -1,17 +1,9 @@
 //! GPT-Neo: learned positions, pre-norm blocks whose attention alternates between all keys and a local window, unscaled.
 
-use crate::{Architecture, Error, Input, KvCache, Model, ModelConfig, OutputHead, Result, Weights, model};
+use crate::{Architecture, Attend, Error, Model, ModelConfig, OutputHead, Pass, Result, Weights, model};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
-use halfbyte_ops::{
-    Ids, Layout,
-    add::add,
-    attention::{AttentionShape, attend_cached, attention},
-    gelu_new::gelu_new,
-    layer_norm::layer_norm,
-};
-use halfbyte_tensor::{DType, Tensor};
-use std::sync::Arc;
+use halfbyte_ops::{Ids, Layout, add::add, attention::AttentionShape, gelu_new::gelu_new, layer_norm::layer_norm};
 
 /// A `GPTNeoForCausalLM`.
 pub struct GptNeo {
@@ -85,21 +77,15 @@ impl GptNeo {
     }
 
     /// The sum of token and position embeddings.
-    fn embed<'m>(
-        &'m self,
-        tape: &Tape<'m>,
-        (ids, layout): (&Ids, &Layout),
-        compute: DType,
-        ctx: &Context,
-    ) -> Result<Var> {
+    fn embed<'m>(&'m self, tape: &Tape<'m>, pass: &Pass<'_>) -> Result<Var> {
         let limit = self.config.max_position_embeddings;
-        if layout.furthest() > limit {
+        if pass.layout.furthest() > limit {
             return Err(Error::Input(format!(
                 "the model has positions for {limit} tokens (max_position_embeddings); shorten the input, or lower --max-length"
             )));
         }
-        let tokens = self.wte.rows(tape, ids, compute, ctx)?;
-        let places = self.wpe.rows(tape, &Ids::new(layout.positions().to_vec()), compute, ctx)?;
+        let tokens = self.wte.rows(tape, pass.ids, pass.compute, pass.ctx)?;
+        let places = self.wpe.rows(tape, &Ids::new(pass.layout.positions().to_vec()), pass.compute, pass.ctx)?;
         Ok(add(tape, &tokens, &places)?)
     }
 
@@ -115,11 +101,17 @@ impl GptNeo {
 }
 
 impl Block {
-    fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
+    fn forward<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        x: &Var,
+        run: &Run,
+        (attend, layer): (&mut Attend<'_>, usize),
+    ) -> OpResult<Var> {
         let h = self.ln_1.forward(tape, x, &run.ctx)?;
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         let shape = AttentionShape { window: self.window, ..run.shape };
-        let a = attention(tape, [&q, &k, &v], shape, &run.layout)?;
+        let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
         let x = add(tape, x, &self.out_proj.forward(tape, &a, &run.ctx)?)?;
         self.mlp(tape, &x, &run.ctx)
     }
@@ -147,36 +139,13 @@ impl Model for GptNeo {
         &self.config
     }
 
-    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: &Context) -> Result<Var> {
-        let run = Arc::new(Run { shape: self.shape(), layout: input.layout.clone(), ctx: ctx.clone() });
-        let mut x = self.embed(tape, (input.ids, input.layout), input.compute, ctx)?;
-        for block in &self.layers {
-            x = if input.checkpointing {
-                let run = run.clone();
-                tape.checkpoint(&x, move |tape, x| block.forward(tape, x, &run))?
-            } else {
-                block.forward(tape, &x, &run)?
-            };
-        }
-        Ok(self.ln_f.forward(tape, &x, ctx)?)
-    }
-
-    fn extend(&self, ids: &[u32], cache: &mut KvCache, ctx: &Context) -> Result<Tensor> {
-        let tape = Tape::disabled();
-        let (past, new) = (cache.len(), ids.len());
-        let (layout, ids) = (Layout::resumed(&[(new, past, 0)])?, Ids::new(ids.to_vec()));
-        let mut x = self.embed(&tape, (&ids, &layout), cache.compute(), ctx)?;
-        for (i, block) in self.layers.iter().enumerate() {
-            let h = block.ln_1.forward(&tape, &x, ctx)?;
-            let [q, k, v] = Linear::forward_all([&block.q_proj, &block.k_proj, &block.v_proj], &tape, &h, ctx)?;
-            let (keys, values) = cache.append(i, k.value(), v.value())?;
-            let shape = AttentionShape { window: block.window, ..self.shape() };
-            let a = attend_cached(q.value(), keys, values, shape, &layout)?;
-            let a = block.out_proj.forward(&tape, &Var::constant(a), ctx)?;
-            x = block.mlp(&tape, &add(&tape, &x, &a)?, ctx)?;
-        }
-        cache.advance(new);
-        Ok(self.ln_f.forward(&tape, &x, ctx)?.into_value())
+    fn forward<'m>(&'m self, tape: &Tape<'m>, pass: &mut Pass<'_>) -> Result<Var> {
+        let run = Run { shape: self.shape(), layout: pass.layout.clone(), ctx: pass.ctx.clone() };
+        let x = self.embed(tape, pass)?;
+        let x = pass.blocks(tape, x, &self.layers, move |block, tape, x, attend, i| {
+            block.forward(tape, x, &run, (attend, i))
+        })?;
+        Ok(self.ln_f.forward(tape, &x, pass.ctx)?)
     }
 
     fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m> {
@@ -193,11 +162,7 @@ impl Model for GptNeo {
     }
 
     fn modules(&mut self) -> Modules<'_> {
-        let mut all = Modules::default();
-        match &self.lm_head {
-            Some(head) => all.head = Some(head.path().to_owned()),
-            None => all.tied = Some(model::tie(&self.wte)),
-        }
+        let mut all = model::modules(self.lm_head.as_ref(), &self.wte);
         all.weights.extend([&mut self.wte, &mut self.wpe]);
         for block in &mut self.layers {
             all.linears.extend([&mut block.q_proj, &mut block.k_proj, &mut block.v_proj, &mut block.out_proj]);

@@ -1,15 +1,16 @@
-//! LLaMA and GPT-Neo from Hugging Face folders, written once for dense, 4-bit, adapted, merged and fully trained weights.
+//! LLaMA, models built like it and GPT-Neo from Hugging Face folders, written once for dense, 4-bit, adapted, merged and fully trained weights.
 //!
 //! A model file holds the forward pass alone; the derivatives belong to the ops. Where its weights come from and how
 //! they are kept is the business of a [`Weights`] provider.
 
 mod cache;
 mod config;
+mod decoder;
 mod error;
+mod families;
 mod folder;
 mod generate;
 mod gpt_neo;
-mod llama;
 mod model;
 mod registry;
 mod sampling;
@@ -19,12 +20,12 @@ mod weights;
 
 pub use cache::KvCache;
 pub use config::{Architecture, ModelConfig};
+pub use decoder::{Biases, BlockSpec, Decoder};
 pub use error::{Error, Result};
 pub use folder::ModelFolder;
-pub use generate::{GenerateConfig, Generated, StopReason, generate};
+pub use generate::{GenerateConfig, Generated, StopReason, extend, generate, scores};
 pub use gpt_neo::GptNeo;
-pub use llama::Llama;
-pub use model::{Input, Model, OutputHead};
+pub use model::{Attend, Model, OutputHead, Pass};
 pub use registry::{SUPPORTED, build};
 pub use save::model_tensors;
 pub use spec::{WeightSpec, spec};

@@ -1,28 +1,86 @@
 use crate::{KvCache, ModelConfig, Result};
-use halfbyte_autograd::{Tape, Var};
+use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Base, Context, Linear, Modules, Tie, Weight};
-use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::Head};
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_ops::{
+    FrozenMatrix, Ids, Layout,
+    attention::{AttentionShape, attention},
+    cross_entropy::Head,
+};
+use halfbyte_tensor::DType;
+use std::sync::Arc;
 
-/// A batch of token ids: sequences one after the other, without padding.
-#[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+/// One pass through a model: what goes in, and what it is put to.
+pub struct Pass<'a> {
     /// One id a row of the layout.
     pub ids: &'a Ids,
-    /// Where sequences begin and end.
+    /// Where sequences begin and end, and at which positions.
     pub layout: &'a Layout,
+    /// Adapters and dropout.
+    pub ctx: &'a Context,
+    /// What the tokens attend to.
+    pub attend: Attend<'a>,
     /// Dtype of the activations: f32, bf16 or f16.
     pub compute: DType,
-    /// Whether blocks are recomputed in the backward pass instead of being kept.
+    /// Whether blocks are recomputed in the backward pass instead of being kept. For [`Attend::Segments`] alone.
     pub checkpointing: bool,
 }
 
-/// What the published files call the output head, and those that tie it by name.
-pub(crate) const HEAD: &str = "lm_head";
+/// What the tokens of a pass attend to.
+pub enum Attend<'a> {
+    /// The tokens before them in their own sequence of the layout.
+    Segments,
+    /// The tokens of their sequence that a cache holds, which they join. The layout is the one of [`KvCache::begin`]. Nothing is
+    /// recorded for a backward pass.
+    Cache(&'a mut KvCache),
+}
 
-/// A head that is the embedding.
-pub(crate) fn tie(embedding: &Weight) -> Tie {
-    Tie { embedding: embedding.module().to_owned(), head: HEAD.to_owned() }
+impl Attend<'_> {
+    /// The attention of layer `layer`, over keys that are rotated already.
+    pub(crate) fn attention(
+        &mut self,
+        tape: &Tape<'_>,
+        [q, k, v]: [&Var; 3],
+        (shape, layer): (AttentionShape, usize),
+        layout: &Layout,
+    ) -> OpResult<Var> {
+        match self {
+            Attend::Segments => attention(tape, [q, k, v], shape, layout),
+            Attend::Cache(cache) => {
+                Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], shape, layer)?))
+            }
+        }
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// One in which the sequences of the layout attend to themselves, and activations are kept.
+    pub fn new(ids: &'a Ids, layout: &'a Layout, ctx: &'a Context, compute: DType) -> Pass<'a> {
+        Pass { ids, layout, ctx, attend: Attend::Segments, compute, checkpointing: false }
+    }
+
+    /// Leads `x` through the blocks, each of which `block` computes; the last argument is the block's number.
+    pub(crate) fn blocks<'m, B>(
+        &mut self,
+        tape: &Tape<'m>,
+        mut x: Var,
+        blocks: &'m [B],
+        block: impl Fn(&'m B, &Tape<'m>, &Var, &mut Attend<'_>, usize) -> OpResult<Var> + 'm,
+    ) -> Result<Var> {
+        let block = Arc::new(block);
+        for (i, it) in blocks.iter().enumerate() {
+            x = match &mut self.attend {
+                Attend::Segments if self.checkpointing => {
+                    let block = block.clone();
+                    tape.checkpoint(&x, move |tape, x| block(it, tape, x, &mut Attend::Segments, i))?
+                }
+                attend => block(it, tape, &x, attend, i)?,
+            };
+        }
+        if let Attend::Cache(cache) = &mut self.attend {
+            cache.advance();
+        }
+        Ok(x)
+    }
 }
 
 /// A causal language model: its forward pass, and access to its parts.
@@ -30,11 +88,9 @@ pub trait Model: Send + Sync {
     /// The facts of its `config.json`.
     fn config(&self) -> &ModelConfig;
 
-    /// The normalised hidden states `(tokens, hidden_size)`.
-    fn hidden<'m>(&'m self, tape: &Tape<'m>, input: &Input<'_>, ctx: &Context) -> Result<Var>;
-
-    /// The hidden states of new tokens `(ids.len(), hidden_size)`, whose keys and values join the cache.
-    fn extend(&self, ids: &[u32], cache: &mut KvCache, ctx: &Context) -> Result<Tensor>;
+    /// The normalised hidden states `(tokens, hidden_size)`. Fails where the tokens do not fit the model, or memory is short; a
+    /// cache that took part is of no use then.
+    fn forward<'m>(&'m self, tape: &Tape<'m>, pass: &mut Pass<'_>) -> Result<Var>;
 
     /// The output head.
     fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m>;
@@ -42,8 +98,20 @@ pub trait Model: Send + Sync {
     /// Its parts, in the order of the checkpoint.
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>);
 
-    /// The same, for adapters.
+    /// Its parts, for adapters.
     fn modules(&mut self) -> Modules<'_>;
+}
+
+/// What the published files call the output head, and those that tie it by name.
+pub(crate) const HEAD: &str = "lm_head";
+
+/// No parts yet, but what there is to say about the head: a layer of its own, or the embedding.
+pub(crate) fn modules<'a>(head: Option<&Linear>, embedding: &Weight) -> Modules<'a> {
+    let tied = Tie { embedding: embedding.module().to_owned(), head: HEAD.to_owned() };
+    match head {
+        Some(head) => Modules { head: Some(head.path().to_owned()), ..Modules::default() },
+        None => Modules { tied: Some(tied), ..Modules::default() },
+    }
 }
 
 /// The matrix that turns hidden states into logits.

@@ -1,15 +1,29 @@
-//! Which architectures there are: one file and one line each.
+//! Which architectures there are.
 
-use crate::{Architecture, FolderWeights, GptNeo, Llama, Loading, Model, ModelConfig, ModelFolder, Result, Weights};
+use crate::{
+    Architecture, Decoder, FolderWeights, GptNeo, Loading, Model, ModelConfig, ModelFolder, Result, Weights,
+    families::FAMILIES,
+};
 use halfbyte_tensor::Device;
 
+/// GPT-Neo in `architectures` and in `model_type`.
+pub(crate) const GPT_NEO: [&str; 2] = ["GPTNeoForCausalLM", "gpt_neo"];
+
 /// The architectures that can be loaded, by their names in `config.json`.
-pub const SUPPORTED: [&str; 2] = ["LlamaForCausalLM", "GPTNeoForCausalLM"];
+pub const SUPPORTED: [&str; FAMILIES.len() + 1] = {
+    let mut names = [GPT_NEO[0]; FAMILIES.len() + 1];
+    let mut i = 0;
+    while i < FAMILIES.len() {
+        names[i] = FAMILIES[i].architecture;
+        i += 1;
+    }
+    names
+};
 
 /// Builds the model that `config` describes out of whatever `weights` provides.
 pub fn build(config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Model>> {
     Ok(match config.architecture {
-        Architecture::Llama { .. } => Box::new(Llama::new(config, weights)?),
+        Architecture::Decoder(_) => Box::new(Decoder::new(config, weights)?),
         Architecture::GptNeo { .. } => Box::new(GptNeo::new(config, weights)?),
     })
 }

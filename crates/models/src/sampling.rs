@@ -4,8 +4,9 @@
 use crate::GenerateConfig;
 use halfbyte_tensor::philox;
 
-/// Picks a token. `seen` are the ids so far; the pick is a function of the logits, the settings and `seen.len()`.
-pub(crate) fn pick(logits: &mut [f32], seen: &[u32], config: &GenerateConfig) -> u32 {
+/// Picks a token. `seen` are the ids so far; the pick is a function of the logits, the settings, `seen.len()` and the number of
+/// the sequence.
+pub(crate) fn pick(logits: &mut [f32], seen: &[u32], config: &GenerateConfig, sequence: usize) -> u32 {
     penalise_repetition(logits, seen, config.repetition_penalty);
     if config.temperature <= 0.0 {
         return argmax(logits);
@@ -18,7 +19,7 @@ pub(crate) fn pick(logits: &mut [f32], seen: &[u32], config: &GenerateConfig) ->
     let probabilities = softmax(&candidates);
     let kept = nucleus(&probabilities, config.top_p);
     let total: f64 = probabilities[..kept].iter().sum();
-    let [bits, ..] = philox::quad(config.seed, SITE, seen.len() as u64);
+    let [bits, ..] = philox::quad(config.seed, SITE + ((sequence as u64) << 32), seen.len() as u64);
     let mut rest = f64::from(philox::unit(bits)) * total;
     for (i, p) in probabilities[..kept].iter().enumerate() {
         rest -= p;
@@ -92,7 +93,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..4000 {
             seen.push(9);
-            counts[pick(&mut logits.clone(), &seen, config) as usize] += 1;
+            counts[pick(&mut logits.clone(), &seen, config, 0) as usize] += 1;
         }
         counts
     }
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn zero_temperature_takes_the_largest_logit_and_the_first_of_equals() {
         let greedy = config(|it| it.temperature = 0.0);
-        assert_eq!(pick(&mut [0.1, 2.0, 2.0, -1.0], &[], &greedy), 1);
+        assert_eq!(pick(&mut [0.1, 2.0, 2.0, -1.0], &[], &greedy, 0), 1);
     }
 
     #[test]
@@ -111,6 +112,15 @@ mod tests {
         for (count, expected) in counts.iter().zip([1600usize, 1200, 800, 400]) {
             assert!(count.abs_diff(expected) < 160, "{counts:?}");
         }
+    }
+
+    #[test]
+    fn texts_beside_each_other_are_drawn_apart() {
+        let config = config(|_| ());
+        let drawn =
+            |sequence| (0..64).map(|it| pick(&mut [0.0; 100], &vec![9; it], &config, sequence)).collect::<Vec<_>>();
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(0), drawn(1));
     }
 
     #[test]
@@ -125,7 +135,7 @@ mod tests {
     #[test]
     fn the_penalty_lowers_what_was_seen_whatever_its_sign() {
         let greedy = config(|it| (it.temperature, it.repetition_penalty) = (0.0, 2.0));
-        assert_eq!(pick(&mut [3.0, 2.0, -9.0, -9.0], &[0], &greedy), 1);
-        assert_eq!(pick(&mut [-3.0, -4.0, -9.0, -9.0], &[0], &greedy), 1);
+        assert_eq!(pick(&mut [3.0, 2.0, -9.0, -9.0], &[0], &greedy, 0), 1);
+        assert_eq!(pick(&mut [-3.0, -4.0, -9.0, -9.0], &[0], &greedy, 0), 1);
     }
 }

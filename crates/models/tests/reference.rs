@@ -4,7 +4,7 @@
 
 use halfbyte_autograd::{Param, Tape};
 use halfbyte_lora::{Base, Context, Linear, Role, Weight};
-use halfbyte_models::{GenerateConfig, Input, KvCache, Model, ModelConfig, Weights, build, generate};
+use halfbyte_models::{Attend, Model, ModelConfig, Pass, Weights, build};
 use halfbyte_ops::{
     IGNORE, Ids, Layout, Targets,
     cross_entropy::{cross_entropy, logits},
@@ -107,10 +107,11 @@ fn check(fixture: &Fixture, gradient_of: &str) {
     let (model, lengths) = (fixture.model(), fixture.lengths());
     let (ids, layout) = (Ids::new(fixture.flat(&fixture.ids())), Layout::new(&lengths).unwrap());
     for checkpointing in [false, true] {
-        let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing };
+        let (ctx, attend) = (Context::default(), Attend::Segments);
         let tape = Tape::recording();
-        let hidden = model.hidden(&tape, &input, &Context::default()).unwrap();
-        let scores = logits(hidden.value(), model.head(&Tape::disabled(), &Context::default()).as_head()).unwrap();
+        let mut pass = Pass { ids: &ids, layout: &layout, ctx: &ctx, attend, compute: DType::F32, checkpointing };
+        let hidden = model.forward(&tape, &mut pass).unwrap();
+        let scores = logits(hidden.value(), model.head(&Tape::disabled(), &ctx).as_head()).unwrap();
         let (got, expected) = (scores.to_f32_vec(), fixture.tensor("out.logits").to_f32_vec());
         let vocab = model.config().vocab_size;
         for ((row, length), segment) in lengths.iter().enumerate().zip(layout.segments()) {
@@ -119,9 +120,7 @@ fn check(fixture: &Fixture, gradient_of: &str) {
         }
         let targets = Targets::new(fixture.flat(&fixture.targets()));
         let counted = targets.rows().len();
-        let loss =
-            cross_entropy(&tape, &hidden, model.head(&tape, &Context::default()).as_head(), &targets, counted as f32)
-                .unwrap();
+        let loss = cross_entropy(&tape, &hidden, model.head(&tape, &ctx).as_head(), &targets, counted as f32).unwrap();
         close("loss", loss.value().data(), fixture.tensor("out.loss").data(), 1e-6);
         let param =
             model.parts().0.iter().flat_map(|it| it.trained()).find(|it| it.param.name() == gradient_of).unwrap().param;
@@ -140,61 +139,4 @@ fn llama_computes_what_transformers_computes() {
 #[test]
 fn gpt_neo_computes_what_transformers_computes() {
     check(&GPT_NEO, "transformer.h.0.attn.attention.q_proj.weight");
-}
-
-#[test]
-fn the_cache_gives_the_hidden_states_of_the_whole_sequence() {
-    for fixture in [LLAMA, GPT_NEO] {
-        let (model, ids) = (fixture.model(), fixture.ids());
-        let ids = &ids[..12];
-        let (flat, layout) = (Ids::new(ids.to_vec()), Layout::new(&[12]).unwrap());
-        let input = Input { ids: &flat, layout: &layout, compute: DType::F32, checkpointing: false };
-        let whole = model.hidden(&Tape::disabled(), &input, &Context::default()).unwrap().into_value().to_f32_vec();
-        let mut cache = KvCache::new(model.config(), DType::F32);
-        let mut parts = model.extend(&ids[..5], &mut cache, &Context::default()).unwrap().to_f32_vec();
-        for id in &ids[5..] {
-            parts.extend(model.extend(&[*id], &mut cache, &Context::default()).unwrap().to_f32_vec());
-        }
-        assert_eq!(cache.len(), 12);
-        close("hidden states", &parts, &whole, 1e-5);
-    }
-}
-
-#[test]
-fn greedy_generation_follows_the_largest_logit_and_stops() {
-    let model = LLAMA.model();
-    let prompt = &LLAMA.ids()[..4];
-    let config = GenerateConfig { max_new_tokens: 6, ..GenerateConfig::default() };
-    let mut streamed = Vec::new();
-    let all = generate(model.as_ref(), prompt, (&config, &Context::default()), &mut |id| {
-        streamed.push(id);
-        true
-    })
-    .unwrap();
-    assert_eq!((all.ids.len(), &streamed), (6, &all.ids));
-    let mut text = prompt.to_vec();
-    for id in &all.ids {
-        let (ids, layout) = (Ids::new(text.clone()), Layout::new(&[text.len()]).unwrap());
-        let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
-        let hidden = model.hidden(&Tape::disabled(), &input, &Context::default()).unwrap().into_value();
-        let tape = Tape::disabled();
-        let scores = logits(&hidden, model.head(&tape, &Context::default()).as_head()).unwrap().to_f32_vec();
-        let last = &scores[scores.len() - 40..];
-        assert!(last.iter().all(|it| *it <= last[*id as usize]), "{id} is not the most probable");
-        text.push(*id);
-    }
-    // The second token as end of text: it is not part of what was generated.
-    let config = GenerateConfig { eos_token_ids: vec![all.ids[1]], ..config };
-    let cut = generate(model.as_ref(), prompt, (&config, &Context::default()), &mut |_| true).unwrap();
-    let expected = if all.ids[0] == all.ids[1] { &all.ids[..0] } else { &all.ids[..1] };
-    assert_eq!(cut.ids, expected);
-}
-
-#[test]
-fn a_prompt_beyond_the_last_position_is_refused() {
-    let model = GPT_NEO.model();
-    let error = generate(model.as_ref(), &[1; 32], (&GenerateConfig::default(), &Context::default()), &mut |_| true)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("32"), "{error}");
 }

@@ -9,7 +9,7 @@
 use halfbyte_autograd::Tape;
 use halfbyte_lora::{Context, Update, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};
-use halfbyte_models::{Input, Loading, Model, ModelFolder};
+use halfbyte_models::{GenerateConfig, Loading, Model, ModelFolder, Pass, SUPPORTED, generate};
 use halfbyte_ops::{
     FrozenMatrix, IGNORE, Ids, Layout, Refusal, Targets, WeightFormat,
     cross_entropy::{cross_entropy, logits},
@@ -59,6 +59,10 @@ impl WeightFormat for InF32 {
 struct Expected(Vec<u8>);
 
 impl Expected {
+    fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
+    }
+
     fn floats(&self, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -114,9 +118,8 @@ fn check(name: &str) {
     let targets = Targets::new(real.clone().map(|(row, t)| target(row, t)).collect());
     let (ids, layout) = (Ids::new(real.map(|(row, t)| ids[row * time + t]).collect()), Layout::new(&lengths).unwrap());
 
-    let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::recording();
-    let hidden = model.hidden(&tape, &input, &ctx).unwrap();
+    let hidden = model.forward(&tape, &mut Pass::new(&ids, &layout, &ctx, DType::F32)).unwrap();
     let vocab = model.config().vocab_size;
     // What stands at padding is never used.
     let real = |all: Vec<f32>| -> Vec<f32> {
@@ -142,7 +145,22 @@ fn check(name: &str) {
     }
     assert!(count >= 12, "{count} gradients were compared");
     judge(&format!("{name}: {count} gradients of A and B"), worst, gradients_allowed);
+    if expected.has("greedy") {
+        let (greedy, prompt) = (expected.rows("greedy"), &rows[0][..PROMPT]);
+        let ids = |row: &[i64]| row.iter().map(|it| u32::try_from(*it).unwrap()).collect::<Vec<u32>>();
+        let config = GenerateConfig { max_new_tokens: greedy[0].len(), ..GenerateConfig::default() };
+        let found = generate(model.as_ref(), &[ids(prompt)], (&config, &ctx), &mut |_, _| true).unwrap();
+        let right = found[0].ids.iter().zip(ids(&greedy[0])).filter(|it| *it.0 == it.1).count();
+        judge(
+            &format!("{name}: wrong ones of {} greedy tokens", greedy[0].len()),
+            (greedy[0].len() - right) as f32,
+            0.0,
+        );
+    }
 }
+
+/// Ids that are continued greedily, as in fixtures.py.
+const PROMPT: usize = 5;
 
 #[test]
 fn every_model_has_the_logits_and_gradients_of_transformers() {
@@ -152,6 +170,9 @@ fn every_model_has_the_logits_and_gradients_of_transformers() {
     for kind in ["default", "linear", "dynamic", "llama3", "yarn", "head-dim"] {
         assert!(names.contains(&format!("llama-{kind}")), "{names:?}");
     }
-    assert!(names.contains(&"gpt-neo".to_owned()), "{names:?}");
+    let text = |name: &String| std::fs::read_to_string(fixtures().join(name).join("config.json")).unwrap();
+    for architecture in SUPPORTED {
+        assert!(names.iter().any(|it| text(it).contains(architecture)), "no fixture shows {architecture}");
+    }
     names.iter().for_each(|it| check(it));
 }

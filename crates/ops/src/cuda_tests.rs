@@ -5,7 +5,9 @@ use crate::{
     RopeScaling, RopeSpec, RopeTable, Targets, add_scaled, attend_cached, attention, cross_entropy, dora_scale,
     dropout, embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
-    gelu_new, layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
+    gelu_new,
+    kv_rows::{Move, append_rows, move_rows},
+    layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
 };
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_matmul::Source;
@@ -86,6 +88,8 @@ fn norms() {
             let x = noise_in(&[rows, c], dtype, 1, -3.0, 3.0);
             let [w, b] = [noise(&[c], DType::F32, 2), noise(&[c], DType::F32, 3)];
             compare("rms_norm", &[x.clone(), w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
+            let heads = noise_in(&[rows, 3 * c], dtype, 4, -3.0, 3.0);
+            compare("rms_norm of heads", &[heads, w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
             if c > 1 {
                 compare("layer_norm", &[x, w, b], |tape, p| layer_norm(tape, &p[0], &p[1], &p[2], 1e-5));
             }
@@ -283,6 +287,25 @@ fn attention_over_a_cache() {
             let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
             near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
         }
+    }
+}
+
+#[test]
+fn rows_of_a_cache() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for dtype in FLOATS {
+        let layout = Layout::resumed(&[(3, 2, 0), (1, 0, 8), (2, 60, 16)]).unwrap();
+        let [k, v] = [noise(&[6, 130], dtype, 1), noise(&[6, 130], dtype, 2)];
+        let run = |device: &Device| {
+            let there = |t: &Tensor| t.to_device(device).unwrap();
+            let empty = || Tensor::zeros_on(device, &[80, 130], dtype);
+            let (mut keys, mut values, mut moved) = (empty(), empty(), empty());
+            append_rows([&mut keys, &mut values], [&there(&k), &there(&v)], &layout).unwrap();
+            move_rows(&mut moved, &keys, &[Move { from: 2..5, to: 77 }, Move { from: 76..78, to: 0 }]).unwrap();
+            [keys, values, moved].map(|it| it.to_device(&Device::Cpu).unwrap().to_f32_vec())
+        };
+        assert_eq!(run(&device), run(&Device::Cpu), "{dtype}");
     }
 }
 

@@ -12,6 +12,7 @@ pub mod embedding;
 pub mod frozen_linear;
 pub mod gelu_new;
 pub mod gpu_product;
+pub mod kv_rows;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;

@@ -1,11 +1,13 @@
 //! Loss and accuracy on rows that are not trained on.
 
-use crate::{console, failure::user_error};
-use halfbyte_autograd::Tape;
-use halfbyte_data::{Dataset, IGNORE, Tokenizer};
+use crate::{
+    console,
+    failure::user_error,
+    labels::{self, Question},
+};
+use halfbyte_data::{Dataset, Tokenizer};
 use halfbyte_lora::Context;
-use halfbyte_models::{Input, Model};
-use halfbyte_ops::{Ids, Layout, Targets, cross_entropy::cross_entropy};
+use halfbyte_models::Model;
 use halfbyte_tensor::DType;
 use halfbyte_train::{EvalLoss, objective::CausalLm};
 use serde::Serialize;
@@ -40,27 +42,29 @@ pub(crate) fn answers(
     (model, ctx): (&dyn Model, &Context),
     tokenizer: &Tokenizer,
     data: &Dataset,
-    labels: &[String],
+    names: &[String],
     compute: DType,
 ) -> anyhow::Result<Vec<Answer>> {
-    let bar = console::step_bar(data.len() as u64, "asking for labels");
     let mut found = Vec::new();
+    let mut asked: Vec<Question> = Vec::new();
     for row in data.rows() {
-        bar.inc(1);
         let text = tokenizer.decode(row.ids, true)?;
         let text = text.trim_end();
-        let Some(expected) = labels.iter().find(|it| text.ends_with(it.as_str())) else { continue };
+        let Some(expected) = names.iter().find(|it| text.ends_with(it.as_str())) else { continue };
         let prompt = text[..text.len() - expected.len()].trim_end().to_owned();
-        let scores = labels
-            .iter()
-            .map(|it| log_probability((model, ctx), tokenizer, &prompt, it, compute))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let best = (0..labels.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0);
-        found.push(Answer { prompt, expected: expected.clone(), given: labels[best].clone() });
+        asked.push(Question::new(tokenizer, &prompt, names)?);
+        found.push(Answer { prompt, expected: expected.clone(), given: String::new() });
+    }
+    let bar = console::step_bar(asked.len() as u64, "asking for labels");
+    for (questions, answers) in asked.chunks(labels::TOGETHER).zip(found.chunks_mut(labels::TOGETHER)) {
+        for (answer, best) in answers.iter_mut().zip(labels::most_probable((model, ctx), questions, compute)?) {
+            answer.given = names[best].clone();
+        }
+        bar.inc(questions.len() as u64);
     }
     bar.finish_and_clear();
     if found.is_empty() {
-        return Err(user_error(format!("--eval-labels {}: no held-out row ends in one of them", labels.join(","))));
+        return Err(user_error(format!("--eval-labels {}: no held-out row ends in one of them", names.join(","))));
     }
     Ok(found)
 }
@@ -68,29 +72,4 @@ pub(crate) fn answers(
 /// The share of right answers.
 pub(crate) fn accuracy(answers: &[Answer]) -> f64 {
     answers.iter().filter(|it| it.given == it.expected).count() as f64 / answers.len().max(1) as f64
-}
-
-/// Log-probability of the tokens by which `prompt + " " + label` is longer than what it shares with `prompt`.
-fn log_probability(
-    (model, ctx): (&dyn Model, &Context),
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    label: &str,
-    compute: DType,
-) -> anyhow::Result<f64> {
-    let (before, whole) = (tokenizer.encode(prompt)?, tokenizer.encode(&format!("{prompt} {label}"))?);
-    let shared = before.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-    if shared == 0 || shared == whole.len() {
-        return Err(user_error(format!("--eval-labels: `{label}` adds no token of its own")));
-    }
-    let tape = Tape::disabled();
-    let layout = Layout::new(&[whole.len()])?;
-    let input = Input { ids: &Ids::new(whole.clone()), layout: &layout, compute, checkpointing: false };
-    let hidden = model.hidden(&tape, &input, ctx)?;
-    let mut targets = vec![IGNORE; whole.len()];
-    for (t, target) in targets.iter_mut().enumerate().take(whole.len() - 1).skip(shared - 1) {
-        *target = whole[t + 1];
-    }
-    let nll = cross_entropy(&tape, &hidden, model.head(&tape, ctx).as_head(), &Targets::new(targets), 1.0)?;
-    Ok(-f64::from(nll.value().to_f32_vec()[0]))
 }

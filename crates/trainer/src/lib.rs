@@ -10,6 +10,7 @@ pub mod console;
 mod evaluate;
 mod failure;
 pub mod finetune;
+mod labels;
 mod load;
 mod memory;
 mod merge_check;

@@ -4,7 +4,7 @@ use crate::{failure::user_error, load, streamed_matrix::Streamed};
 use halfbyte_autograd::Tape;
 use halfbyte_data::{DataConfig, Dataset, Tokenizer};
 use halfbyte_lora::Context;
-use halfbyte_models::{Input, Loading, Model, ModelFolder};
+use halfbyte_models::{Loading, Model, ModelFolder, Pass};
 use halfbyte_ops::{Ids, Layout, cross_entropy::logits};
 use halfbyte_tensor::{DType, Device, Tensor};
 use serde::Serialize;
@@ -87,9 +87,8 @@ pub(crate) fn sample(tokenizer: &Tokenizer, data: Option<&Path>, positions: usiz
 /// Logits in f32 after every token.
 pub(crate) fn predictions(model: &dyn Model, ids: &[u32], ctx: &Context) -> anyhow::Result<Tensor> {
     let (layout, ids) = (Layout::new(&[ids.len()])?, Ids::new(ids.to_vec()));
-    let input = Input { ids: &ids, layout: &layout, compute: DType::F32, checkpointing: false };
     let tape = Tape::disabled();
-    let hidden = model.hidden(&tape, &input, ctx)?;
+    let hidden = model.forward(&tape, &mut Pass::new(&ids, &layout, ctx, DType::F32))?;
     Ok(logits(hidden.value(), model.head(&tape, ctx).as_head())?)
 }
 

@@ -164,7 +164,7 @@ fn kept_channels(config: &ModelConfig) -> usize {
     let attention = 2 * hidden + 2 * q + 2 * kv;
     match config.architecture {
         // gate and up.
-        Architecture::Llama { .. } => attention + 2 * inner,
+        Architecture::Decoder(_) => attention + 2 * inner,
         Architecture::GptNeo { .. } => attention + inner,
     }
 }

@@ -18,8 +18,8 @@ use halfbyte_tensor::{DType, Tensor, with_float};
 /// Trainable `w` and `b` get f32 gradients. Saves `x`, `w`, `b` and two numbers a row; who needs the output later computes
 /// it again from `x`.
 pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Result<Var> {
-    let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value())?);
-    let bv = as_weight("layer_norm", x.value(), b.value())?;
+    let (xv, wv) = (x.value().clone(), as_weight("layer_norm", x.value(), w.value(), false)?);
+    let bv = as_weight("layer_norm", x.value(), b.value(), false)?;
     let [y, stats] = forward(&xv, &wv, &bv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());

@@ -9,12 +9,13 @@ use crate::place::{Cost, fill};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
-/// `w * round(x / sqrt(mean(x^2) + eps))` over the last extent, in the shape and dtype of `x`; `w` is `(channels)`.
+/// `w * round(x / sqrt(mean(x^2) + eps))` over the last extent, in the shape and dtype of `x`; `w` is `(channels)`. Where the last
+/// extent of `x` is several times that long, each of its parts is normalised by itself: the heads of queries and keys.
 ///
 /// The mean is taken in f32, the normalised value rounded to the dtype of `x` before it meets the weight. A trainable
 /// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
 pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
-    let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value())?);
+    let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value(), true)?);
     let [y, rstd] = forward(&xv, &wv, eps)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
@@ -32,7 +33,7 @@ pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
 
 /// The output, and 1 over each row's root mean square.
 fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
-    let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.rows()], DType::F32)];
+    let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.len() / w.len()], DType::F32)];
     let cost = Cost::of("rms_norm", 4, &[x, &out[0]]);
     let host = |[y, rstd]: &mut [Tensor; 2]| {
         with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
@@ -66,14 +67,16 @@ impl Saved<'_> {
     }
 }
 
-/// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers.
-pub(crate) fn as_weight(op: &'static str, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+/// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers, or, `in_parts`, as many as one
+/// of several equal parts of the channels.
+pub(crate) fn as_weight(op: &'static str, x: &Tensor, w: &Tensor, in_parts: bool) -> Result<Tensor> {
     crate::product::check_float(op, x)?;
     crate::product::check_float(op, w)?;
     if x.shape().is_empty() || x.cols() == 0 {
         return Err(Error::shape(op, "activations of shape (rows, channels)", x.shape()).into());
     }
-    if w.shape() != [x.cols()] {
+    let channels = if in_parts && !w.is_empty() && x.cols().is_multiple_of(w.len()) { w.len() } else { x.cols() };
+    if w.shape() != [channels] {
         return Err(Error::shape(op, format!("a weight of shape ({}), one a channel", x.cols()), w.shape()).into());
     }
     Ok(w.to_dtype(DType::F32))

@@ -103,3 +103,24 @@ fn a_weight_of_another_length_is_refused() {
     let error = rms_norm(&Tape::disabled(), &x, &w, EPS).unwrap_err().to_string();
     assert_eq!(error, "rms_norm: expected a weight of shape (6), one a channel, got shape [5]");
 }
+
+#[test]
+fn a_short_weight_normalises_every_head_by_itself() {
+    for dtype in FLOATS {
+        let (x, dy) = (noise(&[5, 12], dtype, 7), noise(&[5, 12], dtype, 8));
+        let w = noise(&[4], DType::F32, 9);
+        let run = |shape: &[usize]| {
+            let (x, w) = (Param::new("x", x.reshape(shape).unwrap()), Param::new("w", w.clone()));
+            let tape = Tape::recording();
+            let y = rms_norm(&tape, &tape.param(&x), &tape.param(&w), EPS).unwrap();
+            let value = y.value().to_f32_vec();
+            let loss = with_gradient(&tape, &y, &dy.reshape(shape).unwrap());
+            let grads = tape.backward(loss).unwrap();
+            [value, grads.get(&x).unwrap().to_f32_vec(), grads.get(&w).unwrap().to_f32_vec()]
+        };
+        assert_eq!(run(&[5, 12]), run(&[15, 4]), "{dtype}");
+    }
+    let x = Var::constant(noise(&[2, 10], DType::F32, 1));
+    let error = rms_norm(&Tape::disabled(), &x, &Var::constant(noise(&[4], DType::F32, 1)), EPS).unwrap_err();
+    assert_eq!(error.to_string(), "rms_norm: expected a weight of shape (10), one a channel, got shape [4]");
+}

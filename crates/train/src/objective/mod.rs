@@ -9,7 +9,7 @@ use crate::Result;
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::Batch;
 use halfbyte_lora::Context;
-use halfbyte_models::{Input, Model};
+use halfbyte_models::{Model, Pass};
 use halfbyte_ops::{Ids, Layout, Targets};
 use halfbyte_tensor::DType;
 
@@ -70,6 +70,7 @@ impl<'a> Micro<'a> {
     /// If the model refuses the batch, or an op fails.
     pub fn hidden<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model) -> Result<Var> {
         let How { compute, checkpointing, ref ctx, .. } = self.how;
-        Ok(model.hidden(tape, &Input { ids: &self.ids, layout: &self.layout, compute, checkpointing }, ctx)?)
+        let pass = Pass::new(&self.ids, &self.layout, ctx, compute);
+        Ok(model.forward(tape, &mut Pass { checkpointing, ..pass })?)
     }
 }

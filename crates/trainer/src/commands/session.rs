@@ -80,7 +80,7 @@ impl Session {
     pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<Generated> {
         let ids = self.tokenizer.encode_prompt(prompt)?;
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
-        let generated = generate(self.model.as_ref(), &ids, (&self.config, &self.ctx), &mut |id| {
+        let generated = generate(self.model.as_ref(), &[ids], (&self.config, &self.ctx), &mut |_, id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
                 out.write_all(piece.as_bytes())?;
                 Ok(out.flush()?)
@@ -92,7 +92,7 @@ impl Session {
             return Err(error);
         }
         writeln!(out, "{}", text.finish()?)?;
-        Ok(generated)
+        Ok(generated.into_iter().next().expect("a text for the prompt"))
     }
 }
 

@@ -1,0 +1,79 @@
+use halfbyte_ops::rope::RopeSpec;
+use serde_json::{Map, Value};
+
+/// A `config.json`, key by key. `null` is absence.
+pub(crate) struct Keys<'a> {
+    pub(super) raw: &'a Map<String, Value>,
+}
+
+/// What was found, or what is wrong with it.
+pub(crate) type Parsed<T> = std::result::Result<T, String>;
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(raw: &'a Map<String, Value>) -> Keys<'a> {
+        Keys { raw }
+    }
+
+    /// The value of a key that is there and not `null`.
+    pub(crate) fn given(&self, key: &str) -> Option<&'a Value> {
+        self.raw.get(key).filter(|it| !it.is_null())
+    }
+
+    /// Whether the file has the key, be it `null`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.raw.contains_key(key)
+    }
+
+    pub(crate) fn size(&self, key: &str, default: Option<usize>) -> Parsed<usize> {
+        match (self.raw.get(key), default) {
+            (None | Some(Value::Null), Some(it)) => Ok(it),
+            (None | Some(Value::Null), None) => Err(format!("{key} is missing")),
+            (Some(value), _) => {
+                value.as_u64().map(|it| it as usize).ok_or(format!("{key} is {value}, expected a whole number"))
+            }
+        }
+    }
+
+    pub(crate) fn float(&self, key: &str, default: f64) -> Parsed<f64> {
+        number(self.raw, key)?.map_or(Ok(default), Ok)
+    }
+
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Parsed<bool> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or(format!("{key} is {value}, expected true or false")),
+        }
+    }
+
+    pub(crate) fn rope(&self, head_dim: usize, max_position: usize) -> Parsed<RopeSpec> {
+        super::rope::spec(self, head_dim, max_position)
+    }
+
+    pub(crate) fn eos(&self) -> Vec<u32> {
+        let id = |it: &Value| it.as_u64().and_then(|it| u32::try_from(it).ok());
+        match self.raw.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    pub(crate) fn expect(&self, key: &str, wanted: &str) -> Parsed<()> {
+        match self.raw.get(key).and_then(Value::as_str) {
+            Some(other) if other != wanted => Err(format!("{key} is {other}; only {wanted} is supported")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn dropout_notes(&self, keys: &[&str]) -> Vec<String> {
+        let set = |key: &&&str| self.raw.get(**key).and_then(Value::as_f64).is_some_and(|it| it > 0.0);
+        keys.iter().filter(set).map(|key| format!("the base model's {key} is not applied; --lora-dropout is")).collect()
+    }
+}
+
+pub(super) fn number(map: &Map<String, Value>, key: &str) -> Parsed<Option<f64>> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or(format!("{key} is {value}, expected a number")),
+    }
+}

@@ -1,0 +1,247 @@
+//! The same text by the whole sequence, token by token from the cache, and among others: in every architecture.
+
+use halfbyte_autograd::Tape;
+use halfbyte_lora::{Base, Context, Linear, Role, Weight};
+use halfbyte_matmul::{Dense, Source};
+use halfbyte_models::{
+    Attend, GenerateConfig, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights, build, extend, generate,
+};
+use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::logits};
+use halfbyte_tensor::{DType, Tensor};
+use halfbyte_testkit::{noise, noise_in};
+use serde_json::{Value, json};
+use std::{path::Path, sync::Arc};
+
+#[derive(Debug)]
+struct Matrix(Tensor);
+
+impl FrozenMatrix for Matrix {
+    fn dims(&self) -> (usize, usize) {
+        (self.0.shape()[0], self.0.shape()[1])
+    }
+
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
+        let (out, inner) = self.dims();
+        Box::new(Dense::new(out, inner, self.0.data::<f32>()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    fn format(&self) -> String {
+        "f32".into()
+    }
+}
+
+/// Weights from noise.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self, shape: &[usize]) -> Tensor {
+        self.0 += 1;
+        noise_in(shape, DType::F32, self.0, -0.4, 0.4)
+    }
+}
+
+impl Weights for Noise {
+    fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        let base = Base::Frozen(Arc::new(Matrix(self.next(&[dims.0, dims.1]))));
+        let bias = bias.then(|| Weight::frozen(format!("{path}.bias"), Role::Bias, self.next(&[dims.0])));
+        Ok(Linear::new(path, base, bias))
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
+        let spread = if role == Role::Norm { noise(shape, DType::F32, 5) } else { self.next(shape) };
+        Ok(Weight::frozen(name, role, spread))
+    }
+
+    fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
+        Ok(Linear::head(path, Base::Frozen(Arc::new(Matrix(self.next(&[dims.0, dims.1]))))))
+    }
+}
+
+const VOCAB: usize = 50;
+
+fn configs() -> Vec<Value> {
+    let decoder = |name: &str, more: Value| {
+        let mut config = json!({
+            "architectures": [name], "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 700,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    vec![
+        decoder("LlamaForCausalLM", json!({})),
+        decoder("MistralForCausalLM", json!({ "sliding_window": 20 })),
+        decoder("Qwen2ForCausalLM", json!({ "use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1 })),
+        decoder("Qwen3ForCausalLM", json!({ "head_dim": 12 })),
+        json!({
+            "architectures": ["GPTNeoForCausalLM"], "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]], "window_size": 9, "max_position_embeddings": 700,
+        }),
+    ]
+}
+
+fn model(config: &Value) -> Box<dyn Model> {
+    build(&ModelConfig::parse(Path::new("config.json"), &config.to_string()).unwrap(), &mut Noise(1)).unwrap()
+}
+
+fn text(length: usize, seed: u32) -> Vec<u32> {
+    (0..length as u32).map(|it| (it * it + seed * (it + 3)) % VOCAB as u32).collect()
+}
+
+/// Hidden states of one sequence without a cache.
+fn whole(model: &dyn Model, ids: &[u32]) -> Vec<f32> {
+    let (ids, layout, ctx) = (Ids::new(ids.to_vec()), Layout::new(&[ids.len()]).unwrap(), Context::default());
+    let (attend, compute) = (Attend::Segments, DType::F32);
+    let mut pass = Pass { ids: &ids, layout: &layout, ctx: &ctx, attend, compute, checkpointing: false };
+    model.forward(&Tape::disabled(), &mut pass).unwrap().into_value().to_f32_vec()
+}
+
+/// Hidden states of the next tokens of every sequence, one sequence after the other.
+fn next(model: &dyn Model, cache: &mut KvCache, parts: &[&[u32]]) -> Vec<f32> {
+    let layout = cache.begin(&parts.iter().map(|it| it.len()).collect::<Vec<_>>()).unwrap();
+    let ids = Ids::new(parts.concat());
+    extend(model, &ids, &layout, cache, &Context::default()).unwrap().to_f32_vec()
+}
+
+fn close(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |m, it| m.max(it.abs()));
+    let worst = got.iter().zip(expected).fold(0f32, |m, (g, e)| m.max((g - e).abs()));
+    assert!(worst <= 2e-5 * largest, "{what}: {worst} of {largest}");
+}
+
+#[test]
+fn the_cache_gives_the_hidden_states_of_the_whole_sequence() {
+    for config in configs() {
+        let model = model(&config);
+        let ids = text(200, 3);
+        let expected = whole(model.as_ref(), &ids);
+        let mut cache = KvCache::new(model.config(), DType::F32, 1);
+        let mut got = next(model.as_ref(), &mut cache, &[&ids[..30]]);
+        for piece in [30..31, 31..35, 35..90] {
+            got.extend(next(model.as_ref(), &mut cache, &[&ids[piece]]));
+        }
+        for id in ids[90..].chunks(1) {
+            got.extend(next(model.as_ref(), &mut cache, &[id]));
+        }
+        assert_eq!(cache.lengths(), [200]);
+        close(&config.to_string(), &got, &expected);
+    }
+}
+
+#[test]
+fn sequences_of_one_cache_do_not_see_each_other() {
+    for config in configs() {
+        let model = model(&config);
+        let texts = [text(90, 1), text(7, 2), text(41, 3)];
+        let mut cache = KvCache::new(model.config(), DType::F32, 3);
+        let mut got = vec![Vec::new(); 3];
+        // Of unequal lengths, and not all in every pass.
+        for ends in [[40, 7, 1], [40, 7, 41], [90, 7, 41]] {
+            let starts = cache.lengths().to_vec();
+            let parts: Vec<&[u32]> = (0..3).map(|it| &texts[it][starts[it]..ends[it]]).collect();
+            let mut hidden = next(model.as_ref(), &mut cache, &parts);
+            for (got, part) in got.iter_mut().zip(&parts) {
+                got.extend(hidden.drain(..part.len() * 32));
+            }
+        }
+        for (got, text) in got.iter().zip(&texts) {
+            close(&config.to_string(), got, &whole(model.as_ref(), text));
+        }
+        // The first goes on three times, once with what it really said, and the second leaves.
+        let mut cache = cache.fork(&[0, 2, 0, 0]).unwrap();
+        cache.retain(&[true, false, true, true]);
+        let more = text(30, 9);
+        for part in more.chunks(3) {
+            let hidden = next(model.as_ref(), &mut cache, &[part, &part[..1], part]);
+            assert_eq!(hidden.len(), 7 * 32);
+        }
+        let last = next(model.as_ref(), &mut cache, &[&[1], &[1], &[1]]);
+        let of = |more: Vec<u32>| {
+            let all = whole(model.as_ref(), &[&texts[0][..], &more, &[1]].concat());
+            all[all.len() - 32..].to_vec()
+        };
+        close("a fork", &last[..32], &of(more.clone()));
+        close("another", &last[32..64], &of(more.chunks(3).map(|it| it[0]).collect()));
+        close("a third", &last[64..], &of(more.clone()));
+    }
+}
+
+#[test]
+fn a_window_bounds_what_is_held() {
+    let held = |config: &Value| {
+        let model = model(config);
+        let mut cache = KvCache::new(model.config(), DType::F32, 1);
+        for id in text(600, 1).chunks(1) {
+            next(model.as_ref(), &mut cache, &[id]);
+        }
+        // Two layers of keys and values, 16 channels.
+        cache.bytes() / (2 * 2 * 16 * 4)
+    };
+    assert_eq!(held(&configs()[0]), 1024);
+    assert!(held(&configs()[1]) <= 20 + 64, "{}", held(&configs()[1]));
+}
+
+#[test]
+fn prompts_of_unequal_lengths_are_continued_as_each_alone() {
+    for config in configs() {
+        let model = model(&config);
+        // The first is longer than one pass takes.
+        let prompts = [text(530, 1), text(1, 2), text(77, 3), text(4, 5)];
+        let config = GenerateConfig { max_new_tokens: 20, ..GenerateConfig::default() };
+        let run = |prompts: &[Vec<u32>]| {
+            generate(model.as_ref(), prompts, (&config, &Context::default()), &mut |_, _| true).unwrap()
+        };
+        let together = run(&prompts);
+        let alone: Vec<_> = prompts.iter().flat_map(|it| run(std::slice::from_ref(it))).collect();
+        assert_eq!(together, alone);
+        assert!(together.iter().all(|it| it.ids.len() == 20 && it.stop == StopReason::MaxNewTokens));
+        // One ends early, and the others do not notice.
+        let eos = together[2].ids[3];
+        let config = GenerateConfig { eos_token_ids: vec![eos], ..config.clone() };
+        let ended = generate(model.as_ref(), &prompts, (&config, &Context::default()), &mut |_, _| true).unwrap();
+        for (ended, all) in ended.iter().zip(&together) {
+            let end = all.ids.iter().position(|it| *it == eos).unwrap_or(20);
+            assert_eq!(ended.ids, all.ids[..end]);
+        }
+    }
+}
+
+#[test]
+fn greedy_generation_follows_the_largest_logit_and_stops() {
+    let model = model(&configs()[0]);
+    let config = GenerateConfig { max_new_tokens: 6, ..GenerateConfig::default() };
+    let mut streamed = Vec::new();
+    let all = generate(model.as_ref(), &[text(4, 1), text(9, 2)], (&config, &Context::default()), &mut |number, id| {
+        streamed.push((number, id));
+        number == 0
+    })
+    .unwrap();
+    assert_eq!((all[1].ids.len(), all[1].stop), (1, StopReason::Caller), "the second had enough");
+    let first: Vec<u32> = streamed.iter().filter(|it| it.0 == 0).map(|it| it.1).collect();
+    assert_eq!((all[0].ids.len(), &first), (6, &all[0].ids));
+    let mut ids = text(4, 1);
+    for id in &all[0].ids {
+        let hidden = Tensor::from_vec(&[ids.len(), 32], whole(model.as_ref(), &ids));
+        let scores =
+            logits(&hidden, model.head(&Tape::disabled(), &Context::default()).as_head()).unwrap().to_f32_vec();
+        let last = &scores[scores.len() - VOCAB..];
+        assert!(last.iter().all(|it| *it <= last[*id as usize]), "{id} is not the most probable");
+        ids.push(*id);
+    }
+}
+
+#[test]
+fn a_prompt_beyond_the_last_position_is_refused() {
+    let model = model(&configs()[4]);
+    let ask = |prompts: &[Vec<u32>]| {
+        let config = GenerateConfig::default();
+        generate(model.as_ref(), prompts, (&config, &Context::default()), &mut |_, _| true).unwrap_err().to_string()
+    };
+    assert!(ask(&[vec![1], vec![1; 700]]).contains("700"));
+    assert!(ask(&[vec![1], vec![]]).contains("no token"));
+}
