@@ -3,6 +3,8 @@
 use crate::dice::Dice;
 use crate::tokenizer::{self, END_OF_TEXT_ID, PAD_ID, VOCABULARY};
 use anyhow::{Context, Result, anyhow};
+use halfbyte_lora::Role;
+use halfbyte_models::ModelConfig;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -64,10 +66,11 @@ struct Spec {
 /// If a file cannot be written.
 pub fn write(arch: Arch, seed: u64, folder: &Path) -> Result<usize> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let (config, specs, layers) = match arch {
-        Arch::Llama => (LLAMA.config(), LLAMA.specs(), LLAMA.layers),
-        Arch::GptNeo => (GPT_NEO.config(), GPT_NEO.specs(), GPT_NEO.layers),
+    let (config, layers) = match arch {
+        Arch::Llama => (LLAMA.config(), LLAMA.layers),
+        Arch::GptNeo => (GPT_NEO.config(), GPT_NEO.layers),
     };
+    let specs = specs(&config)?;
     write_json(&folder.join("config.json"), &config)?;
     write_json(&folder.join("generation_config.json"), &generation_config())?;
     write_json(&folder.join("tokenizer_config.json"), &tokenizer::config(MAX_POSITIONS))?;
@@ -113,8 +116,21 @@ fn write_weights(path: &Path, specs: &[Spec], layers: usize, seed: u64) -> Resul
     std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn spec(name: impl Into<String>, shape: &[usize], start: Start) -> Spec {
-    Spec { name: name.into(), shape: shape.to_vec(), start }
+/// What the model consists of, and how it starts.
+fn specs(config: &Value) -> Result<Vec<Spec>> {
+    let weights = halfbyte_models::spec(&ModelConfig::parse(Path::new("config.json"), &config.to_string())?)?;
+    let start = |i: usize, role: Role| match role {
+        Role::Norm => Start::Ones,
+        Role::Bias => Start::Zeros,
+        // Either half of a block ends with the projection onto the residual stream, and what comes next is a norm.
+        Role::Linear => match weights[i + 1..].iter().find(|it| it.role != Role::Bias) {
+            Some(next) if next.role == Role::Norm => Start::Residual,
+            _ => Start::Normal,
+        },
+        _ => Start::Normal,
+    };
+    let all = weights.iter().enumerate();
+    Ok(all.map(|(i, it)| Spec { name: it.name.clone(), shape: it.shape.clone(), start: start(i, it.role) }).collect())
 }
 
 impl Llama {
@@ -146,30 +162,6 @@ impl Llama {
             "torch_dtype": "float32",
         })
     }
-
-    fn specs(&self) -> Vec<Spec> {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut specs = vec![spec("model.embed_tokens.weight", &[VOCABULARY, self.hidden], Start::Normal)];
-        for layer in 0..self.layers {
-            let rows: [(&str, &[usize], Start); 9] = [
-                ("input_layernorm", &[self.hidden], Start::Ones),
-                ("self_attn.q_proj", &[q, self.hidden], Start::Normal),
-                ("self_attn.k_proj", &[kv, self.hidden], Start::Normal),
-                ("self_attn.v_proj", &[kv, self.hidden], Start::Normal),
-                ("self_attn.o_proj", &[self.hidden, q], Start::Residual),
-                ("post_attention_layernorm", &[self.hidden], Start::Ones),
-                ("mlp.gate_proj", &[self.intermediate, self.hidden], Start::Normal),
-                ("mlp.up_proj", &[self.intermediate, self.hidden], Start::Normal),
-                ("mlp.down_proj", &[self.hidden, self.intermediate], Start::Residual),
-            ];
-            specs.extend(
-                rows.iter()
-                    .map(|(name, shape, start)| spec(format!("model.layers.{layer}.{name}.weight"), shape, *start)),
-            );
-        }
-        specs.push(spec("model.norm.weight", &[self.hidden], Start::Ones));
-        specs
-    }
 }
 
 impl GptNeo {
@@ -200,36 +192,5 @@ impl GptNeo {
             "pad_token_id": PAD_ID,
             "torch_dtype": "float32",
         })
-    }
-
-    fn specs(&self) -> Vec<Spec> {
-        let (h, inner) = (self.hidden, 4 * self.hidden);
-        let mut specs = vec![
-            spec("transformer.wte.weight", &[VOCABULARY, h], Start::Normal),
-            spec("transformer.wpe.weight", &[MAX_POSITIONS, h], Start::Normal),
-        ];
-        for layer in 0..self.layers {
-            let rows: [(&str, &[usize], Start); 13] = [
-                ("ln_1.weight", &[h], Start::Ones),
-                ("ln_1.bias", &[h], Start::Zeros),
-                ("attn.attention.q_proj.weight", &[h, h], Start::Normal),
-                ("attn.attention.k_proj.weight", &[h, h], Start::Normal),
-                ("attn.attention.v_proj.weight", &[h, h], Start::Normal),
-                ("attn.attention.out_proj.weight", &[h, h], Start::Residual),
-                ("attn.attention.out_proj.bias", &[h], Start::Zeros),
-                ("ln_2.weight", &[h], Start::Ones),
-                ("ln_2.bias", &[h], Start::Zeros),
-                ("mlp.c_fc.weight", &[inner, h], Start::Normal),
-                ("mlp.c_fc.bias", &[inner], Start::Zeros),
-                ("mlp.c_proj.weight", &[h, inner], Start::Residual),
-                ("mlp.c_proj.bias", &[h], Start::Zeros),
-            ];
-            specs.extend(
-                rows.iter().map(|(name, shape, start)| spec(format!("transformer.h.{layer}.{name}"), shape, *start)),
-            );
-        }
-        specs.push(spec("transformer.ln_f.weight", &[h], Start::Ones));
-        specs.push(spec("transformer.ln_f.bias", &[h], Start::Zeros));
-        specs
     }
 }

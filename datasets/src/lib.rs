@@ -15,6 +15,7 @@ mod phrase;
 pub mod questions;
 pub mod reviews;
 mod stories;
+pub mod synth;
 pub mod table;
 pub mod tokenizer;
 mod vocabulary;

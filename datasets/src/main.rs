@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use halfbyte_datasets::{SEED, corpus, generate, init, questions, table};
+use halfbyte_datasets::{SEED, corpus, generate, init, questions, synth, table};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -46,6 +46,18 @@ enum Command {
         #[arg(long, default_value_t = SEED)]
         seed: u64,
     },
+    /// Writes a folder of a real model's shape with random weights, a tensor at a time
+    Synth {
+        /// llama-7b, llama-8b, llama-13b, llama-65b, mistral-7b, qwen2.5-7b, qwen3-8b, smollm2-135m or gpt-neo-1.3b
+        #[arg(long)]
+        like: String,
+        /// In NF4 with double quantisation, as bitsandbytes saves it: a quarter of the disk
+        #[arg(long)]
+        quantized: bool,
+        /// The folder; it must be new or empty
+        #[arg(long)]
+        output: PathBuf,
+    },
     /// Writes a Hugging Face folder with random weights
     Init {
         /// Architecture of the model
@@ -85,6 +97,10 @@ fn main() -> Result<()> {
             table::write_texts(&lessons, corpus::packed(documents, corpus::ROW_BYTES))?;
             table::write_instructions(&rows, &questions::questions(seed, questions::QUESTIONS))?;
             format!("wrote {} and {}", lessons.display(), rows.display())
+        }
+        Command::Synth { like, quantized, output } => {
+            let parameters = synth::write_like(&like, quantized, &output)?;
+            format!("{}: {:.3} billion parameters", output.display(), parameters as f64 * 1e-9)
         }
         Command::Init { arch, output, seed } => {
             let arch = match arch {

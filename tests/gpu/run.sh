@@ -73,21 +73,21 @@ bench() {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
     case $1 in
         llama-7b | llama-13b)
-            [ -d "$1" ] || ./xtask synth --like "$1" --output "$1"
+            [ -d "$1" ] || ./halfbyte-datasets synth --like "$1" --output "$1"
             for batch in 1 4 8; do
                 both "$1" "$batch"
             done
             ours "$1" 2048 1 "--gradient-checkpointing on --optim-resident-mib 64" || failed halfbyte "$1" paged
             ;;
         llama-65b)
-            [ -d "$1" ] || ./xtask synth --like "$1" --quantized --output "$1"
+            [ -d "$1" ] || ./halfbyte-datasets synth --like "$1" --quantized --output "$1"
             steps=3
             ours "$1" 2048 1 "--gradient-checkpointing on" || failed halfbyte "$1"
             ours "$1" 2048 1 "--gradient-checkpointing on --optim-resident-mib 64" || failed halfbyte "$1" paged
             theirs "$1" 2048 1 "--checkpointing" || failed python "$1"
             ;;
         context)
-            [ -d llama-8b ] || ./xtask synth --like llama-8b --quantized --output llama-8b
+            [ -d llama-8b ] || ./halfbyte-datasets synth --like llama-8b --quantized --output llama-8b
             steps=2
             # The answer for a smaller card is the longest row whose peak would fit it.
             for tokens in 4096 8192 16384 32768 65536 131072; do

@@ -1,7 +1,8 @@
 //! What the end-to-end tests share: the binary, models and data small enough for a run to take a moment, and a folder
 //! to work in. The tests themselves are in `tests/`.
 //!
-//! Nothing here uses the crates under test: files are written byte by byte and results read as a stranger would.
+//! Files are written byte by byte and results read as a stranger would; of the crates under test only the names and shapes of a
+//! model's weights are asked for, which the comparisons with transformers prove.
 
 mod adapter;
 mod binary;

@@ -1,6 +1,8 @@
 //! Model folders in Hugging Face's layout with seeded random weights, small enough to train in a moment.
 
 use crate::tokenizer::{EOS, VOCAB, tokenizer_json};
+use halfbyte_lora::Role;
+use halfbyte_models::{ModelConfig, WeightSpec, spec};
 use serde_json::{Map, Value, json};
 use std::{fs, path::Path};
 
@@ -14,12 +16,20 @@ const LAYERS: usize = 2;
 const HEADS: usize = 4;
 /// Positions of the model.
 const POSITIONS: usize = 64;
+/// Keys that a query sees where it does not see all.
+const WINDOW: usize = 4;
 
 /// The architecture of a tiny model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Rotary positions, RMS norms, four query heads on two key and value heads.
     Llama,
+    /// LLaMA with a window on every layer, and heads that are wider than hidden / heads.
+    Mistral,
+    /// LLaMA with biases on queries, keys and values, and a window on the second layer.
+    Qwen2,
+    /// LLaMA with norms on queries and keys.
+    Qwen3,
     /// Learned positions, layer norms, one global and one local layer.
     GptNeo,
 }
@@ -42,7 +52,7 @@ pub struct TinyModel {
     pub family: Family,
     /// Whether the output head is the embedding.
     pub tied: bool,
-    /// Whether LLaMA's q, k, v and o have biases.
+    /// Whether q, k, v and o of LLaMA and Qwen3 have biases.
     pub attention_bias: bool,
     /// Files that the tensors are spread over; above 1 with an index.
     pub shards: usize,
@@ -58,63 +68,50 @@ impl TinyModel {
         TinyModel { family: Family::Llama, tied: true, attention_bias: false, shards: 1, bf16: false, seed: 1 }
     }
 
+    /// A model of another family like LLaMA, with a head of its own.
+    pub fn of(family: Family) -> TinyModel {
+        TinyModel { family, tied: false, ..TinyModel::llama() }
+    }
+
     /// A GPT-Neo with a tied head in one f32 file.
     pub fn gpt_neo() -> TinyModel {
         TinyModel { family: Family::GptNeo, ..TinyModel::llama() }
     }
 
-    /// Inputs and outputs of the linear layers of a block, the output head apart, by name.
-    pub fn block_linears(&self) -> Vec<(&'static str, [usize; 2])> {
-        let kv = HIDDEN / 2;
-        match self.family {
-            Family::Llama => vec![
-                ("self_attn.q_proj", [HIDDEN, HIDDEN]),
-                ("self_attn.k_proj", [kv, HIDDEN]),
-                ("self_attn.v_proj", [kv, HIDDEN]),
-                ("self_attn.o_proj", [HIDDEN, HIDDEN]),
-                ("mlp.gate_proj", [INNER, HIDDEN]),
-                ("mlp.up_proj", [INNER, HIDDEN]),
-                ("mlp.down_proj", [HIDDEN, INNER]),
-            ],
-            Family::GptNeo => vec![
-                ("attn.attention.q_proj", [HIDDEN, HIDDEN]),
-                ("attn.attention.k_proj", [HIDDEN, HIDDEN]),
-                ("attn.attention.v_proj", [HIDDEN, HIDDEN]),
-                ("attn.attention.out_proj", [HIDDEN, HIDDEN]),
-                ("mlp.c_fc", [INNER, HIDDEN]),
-                ("mlp.c_proj", [HIDDEN, INNER]),
-            ],
-        }
-    }
-
     /// The paths of all linear layers with `(out, in)`, the output head apart.
     pub fn linears(&self) -> Vec<(String, [usize; 2])> {
-        let block = match self.family {
-            Family::Llama => "model.layers",
-            Family::GptNeo => "transformer.h",
-        };
-        let in_layer = |layer: usize| {
-            self.block_linears().into_iter().map(move |(name, dims)| (format!("{block}.{layer}.{name}"), dims))
-        };
-        (0..LAYERS).flat_map(in_layer).collect()
+        let matrices = self.spec().into_iter().filter(|it| it.role == Role::Linear);
+        let path = |name: &str| name.strip_suffix(".weight").expect("a matrix is called weight").to_owned();
+        matrices.map(|it| (path(&it.name), [it.shape[0], it.shape[1]])).collect()
     }
 
     /// The `config.json`.
     pub fn config(&self) -> Value {
         let dtype = if self.bf16 { "bfloat16" } else { "float32" };
+        let decoder = |architecture: &str, more: Value| {
+            let mut config = json!({
+                "architectures": [architecture], "hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": INNER,
+                "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS / 2,
+                "vocab_size": VOCAB, "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
+            });
+            config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+            config
+        };
         match self.family {
-            Family::Llama => json!({
-                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-                "num_attention_heads": HEADS, "num_key_value_heads": HEADS / 2, "vocab_size": VOCAB,
-                "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                "attention_bias": self.attention_bias, "tie_word_embeddings": self.tied, "eos_token_id": EOS,
-                "torch_dtype": dtype,
-            }),
+            Family::Llama => decoder("LlamaForCausalLM", json!({ "attention_bias": self.attention_bias })),
+            Family::Mistral => decoder("MistralForCausalLM", json!({ "sliding_window": WINDOW, "head_dim": 12 })),
+            Family::Qwen2 => {
+                let layers = json!({ "use_sliding_window": true, "sliding_window": WINDOW, "max_window_layers": 1 });
+                decoder("Qwen2ForCausalLM", layers)
+            }
+            Family::Qwen3 => {
+                decoder("Qwen3ForCausalLM", json!({ "head_dim": 16, "attention_bias": self.attention_bias }))
+            }
             Family::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "activation_function": "gelu_new",
                 "hidden_size": HIDDEN, "intermediate_size": INNER, "num_layers": LAYERS, "num_heads": HEADS,
-                "attention_types": [[["global", "local"], 1]], "window_size": 4, "vocab_size": VOCAB,
+                "attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "vocab_size": VOCAB,
                 "max_position_embeddings": POSITIONS, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied,
                 "eos_token_id": EOS, "torch_dtype": dtype,
             }),
@@ -124,53 +121,23 @@ impl TinyModel {
     /// The tensors, in the order of the names.
     pub fn tensors(&self) -> Vec<NamedTensor> {
         let mut noise = Noise(self.seed);
-        let mut all: Vec<NamedTensor> =
-            self.shapes().into_iter().map(|(name, shape)| noise.tensor(name, shape)).collect();
+        let mut all: Vec<NamedTensor> = self.spec().into_iter().map(|it| noise.tensor(it)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    fn shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
-        for (path, dims) in self.linears() {
-            shapes.push((format!("{path}.weight"), dims.to_vec()));
-            let biased = match self.family {
-                Family::Llama => self.attention_bias && path.contains("self_attn"),
-                Family::GptNeo => path.contains("mlp") || path.ends_with("out_proj"),
-            };
-            if biased {
-                shapes.push((format!("{path}.bias"), vec![dims[0]]));
-            }
-        }
-        let mut push = |name: String, shape: &[usize]| shapes.push((name, shape.to_vec()));
-        match self.family {
-            Family::Llama => {
-                push("model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
-                push("model.norm.weight".into(), &[HIDDEN]);
-                for layer in 0..LAYERS {
-                    push(format!("model.layers.{layer}.input_layernorm.weight"), &[HIDDEN]);
-                    push(format!("model.layers.{layer}.post_attention_layernorm.weight"), &[HIDDEN]);
-                }
-            }
-            Family::GptNeo => {
-                push("transformer.wte.weight".into(), &[VOCAB, HIDDEN]);
-                push("transformer.wpe.weight".into(), &[POSITIONS, HIDDEN]);
-                let norms = (0..LAYERS).flat_map(|it| [format!("h.{it}.ln_1"), format!("h.{it}.ln_2")]);
-                for norm in norms.chain(["ln_f".to_owned()]) {
-                    push(format!("transformer.{norm}.weight"), &[HIDDEN]);
-                    push(format!("transformer.{norm}.bias"), &[HIDDEN]);
-                }
-            }
-        }
-        if !self.tied {
-            push("lm_head.weight".into(), &[VOCAB, HIDDEN]);
-        }
-        shapes
+    /// What the model consists of, the linear layers first.
+    fn spec(&self) -> Vec<WeightSpec> {
+        let config =
+            ModelConfig::parse(Path::new("config.json"), &self.config().to_string()).expect("a model of today");
+        let (matrices, others): (Vec<_>, Vec<_>) =
+            spec(&config).expect("a model of today").into_iter().partition(|it| it.role == Role::Linear);
+        [matrices, others].concat()
     }
 
     /// Parameters in all.
     pub fn parameters(&self) -> usize {
-        self.shapes().iter().map(|it| it.1.iter().product::<usize>()).sum()
+        self.spec().iter().map(|it| it.shape.iter().product::<usize>()).sum()
     }
 
     /// Writes the folder.
@@ -228,12 +195,12 @@ fn bf16_bits(value: f32) -> u16 {
 struct Noise(u64);
 
 impl Noise {
-    fn tensor(&mut self, name: String, shape: Vec<usize>) -> NamedTensor {
+    fn tensor(&mut self, WeightSpec { name, shape, role }: WeightSpec) -> NamedTensor {
         // Matrices keep the size of their input, norms are near one, biases small.
-        let (middle, spread) = match shape[..] {
-            [_, inner] => (0.0, (3.0 / inner as f32).sqrt()),
-            _ if name.ends_with("bias") => (0.0, 0.1),
-            _ => (1.0, 0.1),
+        let (middle, spread) = match (role, &shape[..]) {
+            (_, [_, inner]) => (0.0, (3.0 / *inner as f32).sqrt()),
+            (Role::Norm, _) => (1.0, 0.1),
+            _ => (0.0, 0.1),
         };
         let values = (0..shape.iter().product::<usize>()).map(|_| middle + spread * self.uniform()).collect();
         NamedTensor { name, shape, values }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::workspace;
+use crate::{generator, workspace};
 
 /// Test programs whose CUDA tests run on a real device: package and target.
 const TESTS: [(&str, &str); 4] = [
@@ -25,8 +25,8 @@ pub(crate) fn run(output: &Path) -> Result<()> {
     let tests = output.join("tests");
     fs::create_dir_all(&tests).with_context(|| tests.display().to_string())?;
     copy(&workspace::build_halfbyte(&root)?, &output.join("halfbyte"))?;
-    // For `xtask synth`, which writes the models of the benchmark.
-    copy(&std::env::current_exe()?, &output.join("xtask"))?;
+    // It writes the models of the benchmark.
+    copy(&generator::build(&root)?, &output.join("halfbyte-datasets"))?;
     for (package, target) in TESTS {
         copy(&test_program(&root, package, target)?, &tests.join(package))?;
     }

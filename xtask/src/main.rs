@@ -12,12 +12,12 @@ mod bench;
 mod bundle;
 mod ci;
 mod finetune;
+mod generator;
 mod kernels;
 mod package_check;
 mod parity;
 mod pretrain;
 mod python;
-mod synth;
 mod tidy;
 mod workspace;
 
@@ -85,7 +85,7 @@ mod flags {
             }
             /// Write a model folder of a real model's shape with random weights, a tensor at a time.
             cmd synth {
-                /// llama-7b, llama-8b, llama-13b, llama-65b, smollm2-135m or gpt-neo-1.3b.
+                /// llama-7b, mistral-7b, qwen2.5-7b, qwen3-8b and others; a wrong name lists them.
                 required --like shape: String
                 /// In NF4 with double quantisation, as bitsandbytes saves it: a quarter of the disk.
                 optional --quantized
@@ -134,7 +134,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
-        flags::XtaskCmd::Synth(f) => synth::run(&f.like, f.quantized, &f.output),
+        flags::XtaskCmd::Synth(f) => generator::synth(&f.like, f.quantized, &f.output),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

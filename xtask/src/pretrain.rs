@@ -7,7 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace::{self, cargo, check};
+use crate::{
+    generator,
+    workspace::{self, check},
+};
 
 /// Working folder, ignored by git.
 const WORK: &str = "out/pretrain";
@@ -63,10 +66,10 @@ pub(crate) fn run(arch: Option<&str>) -> Result<()> {
     let root = workspace::root();
     std::fs::create_dir_all(root.join(WORK)).with_context(|| format!("cannot create {WORK}"))?;
     let halfbyte = workspace::build_halfbyte(&root)?;
-    datasets(&root, &["questions", "--output", WORK])?;
+    generator::run(&root, &["questions", "--output", WORK])?;
     for (arch, epochs) in archs {
         let [start, taught, trained] = ["init", "lessons", "base"].map(|stage| format!("{WORK}/{arch}-{stage}"));
-        datasets(&root, &["init", "--arch", arch, "--output", &start])?;
+        generator::run(&root, &["init", "--arch", arch, "--output", &start])?;
         let stages = [(&start, &taught, LESSON_ARGS, "1"), (&taught, &trained, QUESTION_ARGS, epochs)];
         for (from, to, args, epochs) in stages {
             let mut cmd = Command::new(&halfbyte);
@@ -86,11 +89,6 @@ fn chosen(arch: Option<&str>) -> Result<Vec<(&'static str, &'static str)>> {
         bail!("`--arch {}` is not known; the architectures are {}", arch.unwrap_or_default(), known.join(", "));
     }
     Ok(archs)
-}
-
-fn datasets(root: &Path, args: &[&str]) -> Result<()> {
-    let run = ["run", "--release", "--locked", "--package", "halfbyte-datasets", "--"];
-    check(cargo().args(run).args(args).current_dir(root))
 }
 
 fn install(from: &Path, to: &Path) -> Result<()> {

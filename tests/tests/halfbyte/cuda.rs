@@ -7,7 +7,7 @@ use halfbyte_testkit::cuda::libraries;
 use std::{ffi::OsString, fs, path::Path, process::Command};
 
 /// A command on the stand-in device; `None` where it cannot be built.
-fn on_gpu(args: impl IntoIterator<Item = OsString>, cache: &Path) -> Option<Command> {
+pub(crate) fn on_gpu(args: impl IntoIterator<Item = OsString>, cache: &Path) -> Option<Command> {
     let mut command = halfbyte();
     command.args(args).env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", libraries()?);
     command.env("HALFBYTE_CACHE", cache);

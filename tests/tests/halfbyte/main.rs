@@ -10,6 +10,7 @@ mod config_file;
 mod cuda;
 mod earlier;
 mod failures;
+mod families;
 mod finetune;
 mod formats;
 mod generate;

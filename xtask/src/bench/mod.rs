@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{python::Python, synth, workspace};
+use crate::{generator, python::Python, workspace};
 use kernels::Kernels;
 use report::{Report, Row};
 use work::{Trained, Training, Work};
@@ -120,7 +120,7 @@ fn checkpointing(work: &Work, report: &mut Report) -> Result<()> {
 fn large(work: &Work, (like, limit): (&str, Option<f64>), dir: &Path, report: &mut Report) -> Result<()> {
     let model = dir.join(like);
     if !model.exists() {
-        synth::run(like, false, &model)?;
+        generator::synth(like, false, &model)?;
     }
     let training =
         Training { quant: "nf4", checkpointing: true, batch: 1, max_length: 512, steps: 3, ..Training::default() };

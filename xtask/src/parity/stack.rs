@@ -113,6 +113,9 @@ impl Stack {
             ("gpt-neo", "--target-modules q_proj,c_fc --bias all"),
             ("gpt-neo", "--target-modules all-linear --bias lora_only"),
             ("gpt-neo", "--target-modules wte,q_proj"),
+            ("mistral", "--target-modules all-linear"),
+            ("qwen2", "--target-modules all-linear --bias all"),
+            ("qwen3", "--target-modules all-linear --modules-to-save q_norm"),
         ];
         for (base, flags) in kinds {
             let (model, output) = (stack.join(base), self.path("adapter"));

@@ -9,6 +9,8 @@ pub(super) struct Line {
     pub(super) code: String,
     /// The text of the comments on the line.
     pub(super) comment: String,
+    /// What stood inside string literals.
+    pub(super) text: String,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -67,7 +69,10 @@ fn step(state: State, rest: &[char], before: Option<char>, line: &mut Line) -> (
         State::Text if pair.0 == '\\' && pair.1 != '\n' => (state, 2),
         State::Text if pair.0 == '"' => (State::Code, 1),
         State::RawText(hashes) if pair.0 == '"' && closes(rest, hashes) => (State::Code, 1 + hashes),
-        State::Text | State::RawText(_) => (state, 1),
+        State::Text | State::RawText(_) => {
+            line.text.push(rest[0]);
+            (state, 1)
+        }
     }
 }
 

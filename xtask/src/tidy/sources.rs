@@ -12,6 +12,7 @@ const SAFETY_REACH: usize = 8;
 pub(super) fn check_rust(file: &Path, text: &str, violations: &mut Vec<Violation>) {
     check_length(file, text, violations);
     let lines = lexer::lines(text);
+    check_names(file, &lines, violations);
     let home = may_be_unsafe(file);
     for (i, line) in lines.iter().enumerate() {
         let at = format!("{}:{}", file.display(), i + 1);
@@ -34,6 +35,57 @@ pub(super) fn check_rust(file: &Path, text: &str, violations: &mut Vec<Violation
             if has_word(code, stub) && code.contains(&format!("{stub}!")) {
                 violations.push(format!("{at}: `{stub}!` is not finished code"));
             }
+        }
+    }
+}
+
+/// Names that models give their weights.
+const WEIGHT_NAMES: &[&str] = &[
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "wpe",
+    "ln_f",
+    "ln_1",
+    "ln_2",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "q_norm",
+    "k_norm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "out_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "c_fc",
+    "c_proj",
+];
+/// Where they may stand: the models, the formats of files, PEFT's own rules about names, and what a user would type.
+const WEIGHT_HOMES: &[&str] = &[
+    "crates/models",
+    "crates/frozen",
+    "crates/lora/src/targets.rs",
+    "crates/lora/src/config_json.rs",
+    "xtask/src/parity",
+    "xtask/src/tidy",
+];
+
+/// A weight is known by its role; who goes by its name is wrong about the next model.
+fn check_names(file: &Path, lines: &[Line], violations: &mut Vec<Violation>) {
+    let is_test = |part: &std::ffi::OsStr| part == "tests" || part == "tests.rs" || part == "test_support.rs";
+    if WEIGHT_HOMES.iter().any(|it| file.starts_with(it)) || file.iter().any(is_test) {
+        return;
+    }
+    // A file's tests are at its end.
+    let code = lines.iter().enumerate().take_while(|it| !it.1.code.contains("#[cfg(test)]"));
+    for (i, line) in code {
+        if let Some(name) = WEIGHT_NAMES.iter().find(|it| has_word(&line.text, it)) {
+            let at = format!("{}:{}", file.display(), i + 1);
+            violations
+                .push(format!("{at}: `{name}` is a name of a model's; ask the model for the weight's role instead"));
         }
     }
 }

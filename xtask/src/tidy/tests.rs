@@ -96,6 +96,21 @@ fn assert_one(violations: &[Violation], parts: &[&str]) {
 }
 
 #[test]
+fn weights_are_known_by_role_outside_the_models() {
+    let tree = Tree::new("weight-names");
+    tree.write("crates/models/src/a.rs", "const A: &str = \"model.embed_tokens.weight\";\n");
+    tree.write("crates/trainer/src/a.rs", "// lm_head\n#[cfg(test)]\nmod tests { const A: &str = \"lm_head\"; }\n");
+    tree.write("crates/trainer/tests/a.rs", "const A: &str = \"lm_head\";\n");
+    assert_eq!(tree.check(), Vec::<Violation>::new());
+    tree.write(
+        "crates/trainer/src/b.rs",
+        "fn f(name: &str) -> bool {\n    name.contains(\"layers.0.q_proj.bias\")\n}\n",
+    );
+    let found = tree.check();
+    assert!(found.len() == 1 && found[0].starts_with("crates/trainer/src/b.rs:2: `q_proj`"), "{found:?}");
+}
+
+#[test]
 fn a_clean_tree_passes() {
     assert_eq!(Tree::new("clean").check(), Vec::<Violation>::new());
 }

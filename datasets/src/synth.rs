@@ -1,4 +1,4 @@
-//! `cargo xtask synth`: a model folder of a real model's shape with random weights, to measure load and training at
+//! A model folder of a real model's shape with random weights, to measure load and training at
 //! sizes whose weights nobody wants to download.
 
 use std::borrow::Cow;
@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
+use halfbyte_lora::Role;
+use halfbyte_models::{ModelConfig, WeightSpec, spec};
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde_json::{Value, json};
 
@@ -18,8 +20,8 @@ const SHARD_BYTES: usize = 5_000_000_000;
 /// A tokenizer whose ids are valid in every model with a vocabulary no smaller. In the program, so that it runs where the
 /// project's folder is not.
 const TOKENIZER: [(&str, &[u8]); 2] = [
-    ("tokenizer.json", include_bytes!("../../datasets/models/tiny-llama/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../../datasets/models/tiny-llama/tokenizer_config.json")),
+    ("tokenizer.json", include_bytes!("../models/tiny-llama/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../models/tiny-llama/tokenizer_config.json")),
 ];
 
 /// The shapes on offer.
@@ -28,6 +30,9 @@ const LIKE: &[(&str, Shape)] = &[
     ("llama-65b", Shape::llama([8192, 22_016, 80, 64, 64, 32_000])),
     ("llama-7b", Shape::llama([4096, 11_008, 32, 32, 32, 32_000])),
     ("llama-13b", Shape::llama([5120, 13_824, 40, 40, 40, 32_000])),
+    ("mistral-7b", Shape { kind: Kind::Mistral, positions: 32_768, ..Shape::llama([4096, 14_336, 32, 32, 8, 32_000]) }),
+    ("qwen2.5-7b", Shape { kind: Kind::Qwen2, positions: 131_072, ..Shape::llama([3584, 18_944, 28, 28, 4, 152_064]) }),
+    ("qwen3-8b", Shape { kind: Kind::Qwen3, positions: 40_960, ..Shape::llama([4096, 12_288, 36, 32, 8, 151_936]) }),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
     ("gpt-neo-1.3b", Shape { kind: Kind::GptNeo, tied: true, ..Shape::llama([2048, 8192, 24, 16, 16, 50_257]) }),
 ];
@@ -35,6 +40,9 @@ const LIKE: &[(&str, Shape)] = &[
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
     GptNeo,
 }
 
@@ -58,15 +66,35 @@ impl Shape {
 
     fn config(&self) -> Value {
         let Shape { hidden, inner, layers, heads, kv_heads, vocab, tied, positions, .. } = self;
-        match self.kind {
-            Kind::Llama => json!({
-                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
+        let decoder = |architecture: &str, model_type: &str, more: Value| {
+            let mut config = json!({
+                "architectures": [architecture], "model_type": model_type, "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
                 "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu",
-                "max_position_embeddings": positions, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": tied,
+                "max_position_embeddings": positions, "rms_norm_eps": 1e-6, "tie_word_embeddings": tied,
                 "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "torch_dtype": "bfloat16",
-            }),
+            });
+            config.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+            config
+        };
+        let no_window = json!({
+            "rope_theta": 1e6, "sliding_window": positions, "use_sliding_window": false, "max_window_layers": layers,
+        });
+        match self.kind {
+            Kind::Llama => {
+                let more = json!({ "rope_theta": 10000.0, "attention_bias": false, "mlp_bias": false });
+                decoder("LlamaForCausalLM", "llama", more)
+            }
+            Kind::Mistral => {
+                decoder("MistralForCausalLM", "mistral", json!({ "rope_theta": 10000.0, "sliding_window": 4096 }))
+            }
+            Kind::Qwen2 => decoder("Qwen2ForCausalLM", "qwen2", no_window),
+            Kind::Qwen3 => {
+                let mut config = decoder("Qwen3ForCausalLM", "qwen3", no_window);
+                config["head_dim"] = json!(128);
+                config["attention_bias"] = json!(false);
+                config
+            }
             Kind::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": heads,
@@ -79,63 +107,14 @@ impl Shape {
     }
 
     /// Every tensor, in the order of a forward pass.
-    fn tensors(&self, quantized: bool) -> Vec<Random> {
-        let all = self.names().into_iter();
-        if quantized {
-            all.flat_map(|(name, shape)| quantized::tensors(name, shape)).collect()
-        } else {
-            all.map(Random::dense).collect()
-        }
+    fn tensors(&self, quantized: bool) -> Result<Vec<Random>> {
+        let all = self.spec()?.into_iter();
+        Ok(if quantized { all.flat_map(quantized::tensors).collect() } else { all.map(Random::dense).collect() })
     }
 
     /// Their names and shapes as long as they are dense.
-    fn names(&self) -> Vec<(String, Vec<usize>)> {
-        let (h, inner) = (self.hidden, self.inner);
-        let kv = h / self.heads * self.kv_heads;
-        let mut all = Vec::new();
-        let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
-        if self.kind == Kind::GptNeo {
-            add("transformer.wte.weight".into(), &[self.vocab, h]);
-            add("transformer.wpe.weight".into(), &[self.positions, h]);
-        } else {
-            add("model.embed_tokens.weight".into(), &[self.vocab, h]);
-        }
-        for i in 0..self.layers {
-            if self.kind == Kind::GptNeo {
-                let at = |name: &str| format!("transformer.h.{i}.{name}");
-                for name in ["ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"] {
-                    add(at(name), &[h]);
-                }
-                for name in ["q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight"] {
-                    add(at(&format!("attn.attention.{name}")), &[h, h]);
-                }
-                add(at("attn.attention.out_proj.bias"), &[h]);
-                add(at("mlp.c_fc.weight"), &[inner, h]);
-                add(at("mlp.c_fc.bias"), &[inner]);
-                add(at("mlp.c_proj.weight"), &[h, inner]);
-                add(at("mlp.c_proj.bias"), &[h]);
-            } else {
-                let at = |name: &str| format!("model.layers.{i}.{name}.weight");
-                add(at("input_layernorm"), &[h]);
-                add(at("post_attention_layernorm"), &[h]);
-                for (name, rows) in [("q_proj", h), ("k_proj", kv), ("v_proj", kv), ("o_proj", h)] {
-                    add(at(&format!("self_attn.{name}")), &[rows, h]);
-                }
-                add(at("mlp.gate_proj"), &[inner, h]);
-                add(at("mlp.up_proj"), &[inner, h]);
-                add(at("mlp.down_proj"), &[h, inner]);
-            }
-        }
-        if self.kind == Kind::GptNeo {
-            add("transformer.ln_f.weight".into(), &[h]);
-            add("transformer.ln_f.bias".into(), &[h]);
-        } else {
-            add("model.norm.weight".into(), &[h]);
-        }
-        if !self.tied {
-            add("lm_head.weight".into(), &[self.vocab, h]);
-        }
-        all
+    fn spec(&self) -> Result<Vec<WeightSpec>> {
+        Ok(spec(&ModelConfig::parse(Path::new("config.json"), &self.config().to_string())?)?)
     }
 }
 
@@ -162,10 +141,10 @@ enum Fill {
 
 impl Random {
     /// Weights of norms are 1, biases 0, as in a model that was just made.
-    fn dense((name, shape): (String, Vec<usize>)) -> Random {
-        let fill = match shape.len() {
-            _ if name.ends_with("bias") => Fill::Constant(vec![0, 0]),
-            1 => Fill::Constant(vec![0x80, 0x3f]),
+    fn dense(WeightSpec { name, shape, role }: WeightSpec) -> Random {
+        let fill = match role {
+            Role::Bias => Fill::Constant(vec![0, 0]),
+            Role::Norm => Fill::Constant(vec![0x80, 0x3f]),
             _ => Fill::Normal,
         };
         Random { name, dtype: Dtype::BF16, shape, fill }
@@ -205,8 +184,12 @@ impl View for &Random {
     }
 }
 
-/// Writes the folder `out`.
-pub(crate) fn run(like: &str, quantized: bool, out: &Path) -> Result<()> {
+/// Writes the folder `out`, which must be new or empty, in the shape of the model `like`; `quantized` in NF4, as bitsandbytes saves
+/// it. Gives the number of parameters.
+///
+/// # Errors
+/// If no shape is called so, or a file cannot be written.
+pub fn write_like(like: &str, quantized: bool, out: &Path) -> Result<usize> {
     let Some((_, shape)) = LIKE.iter().find(|it| it.0 == like) else {
         let names: Vec<_> = LIKE.iter().map(|it| it.0).collect();
         bail!("no shape is called `{like}`; choose one of {}", names.join(", "));
@@ -214,7 +197,7 @@ pub(crate) fn run(like: &str, quantized: bool, out: &Path) -> Result<()> {
     write(shape, quantized, out, SHARD_BYTES)
 }
 
-fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Result<()> {
+fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Result<usize> {
     if fs::read_dir(out).is_ok_and(|mut it| it.next().is_some()) {
         bail!("{} is not empty; choose another folder, or remove it", out.display());
     }
@@ -223,12 +206,11 @@ fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Resu
         fs::write(out.join(name), bytes).with_context(|| name.to_owned())?;
     }
     fs::write(out.join("rows.jsonl"), rows(shape.positions)).context("rows.jsonl")?;
-    let shards = shards(shape.tensors(quantized), shard_bytes);
+    let shards = shards(shape.tensors(quantized)?, shard_bytes);
     let mut weight_map = HashMap::new();
     let mut total = 0;
     for (i, tensors) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        println!("writing {file}: {} tensors, {:.2} GB", tensors.len(), bytes(tensors) as f64 * 1e-9);
         total += bytes(tensors);
         weight_map.extend(tensors.iter().map(|it| (it.name.clone(), file.clone())));
         let views = tensors.iter().map(|it| (it.name.clone(), it));
@@ -243,9 +225,7 @@ fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Resu
         config["quantization_config"] = quantized::config()?;
     }
     fs::write(out.join("config.json"), serde_json::to_string_pretty(&config)?)?;
-    let parameters: usize = shape.names().iter().map(|it| it.1.iter().product::<usize>()).sum();
-    println!("{}: {:.3} billion parameters", out.display(), parameters as f64 * 1e-9);
-    Ok(())
+    Ok(shape.spec()?.iter().map(|it| it.shape.iter().product::<usize>()).sum())
 }
 
 /// Rows of text that all are longer than the model's context, so that a batch is full to its last token.
@@ -298,13 +278,14 @@ mod tests {
     fn the_shapes_have_the_sizes_of_their_models() {
         let billions = |like: &str| {
             let shape = LIKE.iter().find(|it| it.0 == like).unwrap().1;
-            bytes(&shape.tensors(false)) as f64 / 2e9
+            bytes(&shape.tensors(false).unwrap()) as f64 / 2e9
         };
         let rounded = |like: &str| (billions(like) * 1000.0).round();
         assert_eq!(
             ["llama-7b", "llama-8b", "llama-13b", "llama-65b", "smollm2-135m", "gpt-neo-1.3b"].map(rounded),
             [6738.0, 8030.0, 13_016.0, 65_286.0, 135.0, 1316.0]
         );
+        assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
     }
 
     #[test]
@@ -315,7 +296,7 @@ mod tests {
         let index: Value =
             serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let map = index["weight_map"].as_object().unwrap();
-        assert_eq!(map.len(), shape.names().len());
+        assert_eq!(map.len(), shape.spec().unwrap().len());
         for (name, file) in map {
             let data = fs::read(dir.join(file.as_str().unwrap())).unwrap();
             let tensors = safetensors::SafeTensors::deserialize(&data).unwrap();
@@ -330,7 +311,7 @@ mod tests {
         let error = write(&shape, false, &dir, 200_000).unwrap_err().to_string();
         assert!(error.contains("is not empty"), "{error}");
         fs::remove_dir_all(dir).unwrap();
-        let error = run("llama-9b", false, Path::new("x")).unwrap_err().to_string();
+        let error = write_like("llama-9b", false, Path::new("x")).unwrap_err().to_string();
         assert!(error.contains("no shape is called `llama-9b`") && error.contains("gpt-neo-1.3b"), "{error}");
     }
 

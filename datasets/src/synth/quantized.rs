@@ -2,6 +2,8 @@
 //! instead of 131.
 
 use anyhow::{Context, Result};
+use halfbyte_lora::Role;
+use halfbyte_models::WeightSpec;
 use safetensors::{SafeTensors, tensor::Dtype};
 use serde_json::{Value, json};
 
@@ -24,11 +26,11 @@ pub(super) fn config() -> Result<Value> {
 ///
 /// Codes are uniform, which is what those of normally distributed weights are; the scales are such that the weights come out as
 /// large as the dense ones.
-pub(super) fn tensors(name: String, shape: Vec<usize>) -> Vec<Random> {
-    let dense = ["embed_tokens", "wte", "wpe", "lm_head"].iter().any(|it| name.contains(it));
-    if shape.len() != 2 || dense {
-        return vec![Random::dense((name, shape))];
+pub(super) fn tensors(spec: WeightSpec) -> Vec<Random> {
+    if spec.role != Role::Linear {
+        return vec![Random::dense(spec)];
     }
+    let WeightSpec { name, shape, .. } = spec;
     let elements: usize = shape.iter().product();
     let blocks = elements.div_ceil(BLOCK);
     let tensor =

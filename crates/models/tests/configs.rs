@@ -1,0 +1,106 @@
+//! `config.json` of published models, and of ones that are nearly so.
+
+use halfbyte_models::{Architecture, Biases, BlockSpec, ModelConfig};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn parse(config: &Value) -> Result<ModelConfig, String> {
+    ModelConfig::parse(Path::new("config.json"), &config.to_string()).map_err(|e| e.to_string())
+}
+
+fn decoder(config: &ModelConfig) -> &BlockSpec {
+    let Architecture::Decoder(spec) = &config.architecture else { panic!("{config:?}") };
+    spec
+}
+
+fn with(config: &Value, more: &Value) -> Value {
+    let mut config = config.clone();
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+/// The sizes of Mistral 7B.
+fn mistral(more: &Value) -> Value {
+    let config = json!({
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "vocab_size": 32000, "tie_word_embeddings": false,
+    });
+    with(&config, more)
+}
+
+/// Those of Qwen2.5 7B and of Qwen3 8B.
+fn qwen(more: &Value) -> Value {
+    let config = json!({
+        "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 3584, "intermediate_size": 18944,
+        "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+        "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "sliding_window": 131072, "tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 152064,
+    });
+    with(&config, more)
+}
+
+fn qwen3(more: &Value) -> Value {
+    let config = qwen(&json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": false, "head_dim": 128,
+        "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 36,
+        "num_key_value_heads": 8, "sliding_window": null, "max_window_layers": 36, "rope_scaling": null,
+        "rope_theta": 1000000, "vocab_size": 151936,
+    }));
+    with(&config, more)
+}
+
+#[test]
+fn published_configurations_are_understood() {
+    let v1 = parse(&mistral(&json!({ "sliding_window": 4096, "rope_theta": 10000.0 }))).unwrap();
+    assert_eq!((decoder(&v1).windows.clone(), v1.head_dim), (vec![Some(4096); 32], 128));
+    assert_eq!(decoder(&v1).biases, Biases { qkv: false, o: false, mlp: false });
+    let v3 = parse(&mistral(&json!({ "sliding_window": null, "rope_theta": 1e6, "head_dim": 96 }))).unwrap();
+    assert_eq!((decoder(&v3).windows.clone(), v3.head_dim), (vec![None; 32], 96));
+    assert_eq!(decoder(&v3).rope.theta, 1e6);
+    assert_eq!(decoder(&parse(&mistral(&json!({}))).unwrap()).windows[31], Some(4096), "transformers' own default");
+    let null = parse(&mistral(&json!({ "head_dim": null, "sliding_window": null }))).unwrap();
+    assert_eq!(null.head_dim, 128);
+
+    let qwen = parse(&qwen(&json!({}))).unwrap();
+    assert_eq!(decoder(&qwen).biases, Biases { qkv: true, o: false, mlp: false });
+    assert!(!decoder(&qwen).qk_norm && decoder(&qwen).windows == vec![None; 28]);
+    let three = parse(&qwen3(&json!({}))).unwrap();
+    assert!(decoder(&three).qk_norm && !decoder(&three).biases.qkv);
+    assert_eq!((three.head_dim, decoder(&three).norm_eps), (128, 1e-6));
+    assert!(decoder(&parse(&qwen3(&json!({ "attention_bias": true }))).unwrap()).biases.o);
+}
+
+#[test]
+fn windows_are_on_the_layers_that_the_file_says() {
+    let window = json!({ "use_sliding_window": true, "sliding_window": 100, "max_window_layers": 20 });
+    let windows = decoder(&parse(&qwen(&window)).unwrap()).windows.clone();
+    assert_eq!((windows[19], windows[20], windows[27]), (None, Some(100), Some(100)));
+    let mut kinds = vec!["full_attention"; 28];
+    kinds[3] = "sliding_attention";
+    let listed = qwen(&with(&window, &json!({ "layer_types": kinds })));
+    let windows = decoder(&parse(&listed).unwrap()).windows.clone();
+    assert_eq!((windows[3], windows[27]), (Some(100), None), "the list wins");
+    let five = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 5e5 }, "rope_theta": null });
+    assert_eq!(decoder(&parse(&qwen(&five)).unwrap()).rope.theta, 5e5);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let kinds = |kind: &str| json!({ "use_sliding_window": true, "sliding_window": 9, "layer_types": vec![kind; 28] });
+    let refused = [
+        (qwen(&kinds("chunked_attention")), "chunked_attention"),
+        (qwen(&with(&kinds("sliding_attention"), &json!({ "use_sliding_window": false }))), "no sliding_window"),
+        (qwen(&json!({ "layer_types": ["full_attention"] })), "1 layers"),
+        (qwen(&json!({ "hidden_act": "gelu" })), "hidden_act is gelu"),
+        (qwen(&json!({ "rope_scaling": { "type": "mrope" } })), "mrope"),
+        (qwen(&json!({ "partial_rotary_factor": 0.5 })), "partial_rotary_factor is 0.5"),
+        (mistral(&json!({ "sliding_window": 0 })), "sliding_window is 0"),
+        (mistral(&json!({ "sliding_window": 9, "layer_types": vec!["full_attention"; 32] })), "contradict"),
+        (json!({ "architectures": ["Qwen3MoeForCausalLM"] }), "Qwen3MoeForCausalLM is not supported"),
+    ];
+    for (config, part) in refused {
+        let error = parse(&config).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+}
