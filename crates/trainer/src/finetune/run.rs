@@ -44,7 +44,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let (settings, adapter) = adapter(settings, model.as_mut(), &device)?;
     let counts = Counts::of(model.as_ref(), adapter.as_deref());
     say(&counts.line());
-    epochs::lines(&settings, &data.train)?.iter().for_each(|it| say(it));
+    epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
     let shape = settings.shape(&data, (model.as_ref(), adapter.as_deref()), &device)?;
     let mut plan = Plan::new(model.as_ref(), adapter.as_deref(), shape, settings.optimizer_state());
     if let Device::Cuda(_) = device {
