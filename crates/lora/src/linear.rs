@@ -120,6 +120,17 @@ impl Linear {
 
     /// `x (rows, in_features)` to `(rows, out_features)`.
     pub fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> Result<Var> {
+        let [y] = ctx.by_rows(tape, x, &self.paths(), |x, ctx| Ok([self.alone(tape, x, ctx)?]))?;
+        Ok(y)
+    }
+
+    /// The paths by which adapters know its matrix and its bias.
+    fn paths(&self) -> [&str; 2] {
+        [&self.path, self.bias.as_ref().map_or(&self.path, Weight::path)]
+    }
+
+    /// Where all rows use the same adapter.
+    fn alone<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> Result<Var> {
         let bias = self.bias.as_ref().map(|it| it.var(tape, ctx));
         match (&self.base, ctx.update(&self.path)) {
             (Base::Trainable(_), _) => {
@@ -142,12 +153,22 @@ impl Linear {
         x: &Var,
         ctx: &Context,
     ) -> Result<[Var; N]> {
+        let paths: Vec<&str> = layers.iter().flat_map(|it| it.paths()).collect();
+        ctx.by_rows(tape, x, &paths, |x, ctx| Linear::all_alone(layers, tape, x, ctx))
+    }
+
+    fn all_alone<'m, const N: usize>(
+        layers: [&'m Linear; N],
+        tape: &Tape<'m>,
+        x: &Var,
+        ctx: &Context,
+    ) -> Result<[Var; N]> {
         let updates = layers.map(|it| ctx.update(&it.path));
         let shares = |layer: &Linear, update: &Option<&dyn Update>| {
             matches!(layer.base, Base::Frozen(_)) && update.is_none_or(|it| it.low_rank().is_some())
         };
         if !layers.iter().zip(&updates).all(|(layer, update)| shares(layer, update)) {
-            let ys: Vec<Var> = layers.iter().map(|it| it.forward(tape, x, ctx)).collect::<Result<_>>()?;
+            let ys: Vec<Var> = layers.iter().map(|it| it.alone(tape, x, ctx)).collect::<Result<_>>()?;
             return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
         }
         let biases = layers.map(|it| it.bias.as_ref().map(|bias| bias.var(tape, ctx)));

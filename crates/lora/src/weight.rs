@@ -1,6 +1,6 @@
 use crate::{Adapter, Context, Module, Role, Trained, Update};
 use halfbyte_autograd::{Param, Result, Tape, Var};
-use halfbyte_ops::{Ids, embedding};
+use halfbyte_ops::{Ids, embedding, gather_rows};
 use halfbyte_tensor::{DType, Device, Tensor};
 
 /// A weight that is not a linear layer's matrix: an embedding, a norm's scale, a bias. Frozen, or trained with the whole
@@ -89,7 +89,7 @@ impl Weight {
         }
     }
 
-    /// The value that the pass uses, on the tape.
+    /// The value that the pass uses, on the tape. Where rows may use different adapters, ask within [`Context::by_rows`].
     pub fn var(&self, tape: &Tape<'_>, ctx: &Context) -> Var {
         match (ctx.update(&self.path).and_then(|it| it.copy()), &self.base) {
             (Some(param), _) | (None, Slot::Trainable(param)) => tape.param(param),
@@ -99,6 +99,14 @@ impl Weight {
 
     /// The rows of an embedding for token ids, with the pass's update: `(ids.len(), channels)` in `dtype`.
     pub fn rows<'m>(&'m self, tape: &Tape<'m>, ids: &Ids, dtype: DType, ctx: &Context) -> Result<Var> {
+        if let Some((groups, contexts)) = ctx.split(&[&self.path, self.module()]) {
+            let of_group = |group: usize| -> Vec<u32> {
+                groups.rows(group).iter().flat_map(|it| ids.values()[it.clone()].iter().copied()).collect()
+            };
+            let one = |(group, ctx): (usize, &Context)| self.rows(tape, &Ids::new(of_group(group)), dtype, ctx);
+            let parts: Vec<Var> = contexts.iter().enumerate().map(one).collect::<Result<_>>()?;
+            return gather_rows(tape, &parts, &groups);
+        }
         let table = self.var(tape, ctx);
         match ctx.routing.adapter().and_then(|it| self.low_rank(it)) {
             None => embedding(tape, &table, ids, dtype),

@@ -2,10 +2,10 @@
 
 use crate::{
     AttentionShape, Dropout, FrozenMatrix, GpuScales, GpuWeight, Head, IGNORE, Ids, Layer, Layout, LowRank,
-    RopeScaling, RopeSpec, RopeTable, Targets, add_scaled, attend_cached, attention, cross_entropy, dora_scale,
-    dropout, embedding, frozen_linear,
+    RopeScaling, RopeSpec, RopeTable, RowGroups, Targets, add_scaled, attend_cached, attention, cross_entropy,
+    deal_rows, dora_scale, dropout, embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
-    gelu_new,
+    gather_rows, gelu_new,
     kv_rows::{Move, append_rows, move_rows},
     layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
 };
@@ -64,6 +64,17 @@ fn compare_within(what: &str, params: &[Tensor], more: f32, op: impl Fn(&Tape<'s
     near(what, &y, &expected, tolerance);
     for (i, (got, wanted)) in grads.iter().zip(&wanted).enumerate() {
         near(&format!("{what}, gradient {i}"), got, wanted, 4.0 * tolerance);
+    }
+}
+
+#[test]
+fn rows_in_groups() {
+    let groups = RowGroups::new(&Layout::new(&[2, 3, 1, 2]).unwrap(), [0, 1, 0, 0].into_iter());
+    for dtype in FLOATS {
+        compare("rows", &[noise(&[8, 5], dtype, 1)], |tape, p| {
+            let parts = deal_rows(tape, &p[0], &groups)?;
+            gather_rows(tape, &[add_scaled(tape, &parts[0], &parts[0], 0.5)?, parts[1].clone()], &groups)
+        });
     }
 }
 

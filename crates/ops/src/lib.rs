@@ -18,6 +18,7 @@ pub mod linear;
 pub mod lora_linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod silu_mul;
 
 #[cfg(all(test, target_os = "linux"))]
@@ -48,5 +49,6 @@ pub use linear::linear;
 pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
 pub use rms_norm::rms_norm;
 pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
+pub use rows::{RowGroups, deal_rows, gather_rows};
 pub use silu_mul::silu_mul;
 pub use weight_format::{Refusal, WeightFormat};
