@@ -2,7 +2,7 @@ use crate::{
     Adapter, Error, LoraConfig, Modules, Result, Selection,
     places::{places, tie_of},
     suggest,
-    variants::{self, Numbers, Part, Place, What},
+    variants::{self, CopyOf, Numbers, Place, What},
 };
 
 /// What an adapter of [`attach()`] will do.
@@ -25,10 +25,24 @@ pub struct AttachReport {
 ///
 /// Fails if nothing matches: the error lists the names that exist.
 pub fn attach(modules: &Modules<'_>, config: &LoraConfig, name: &str, seed: u64) -> Result<(Adapter, AttachReport)> {
+    if let Some(init) = &config.init_lora_weights {
+        return Err(Error::Config(format!(
+            "init_lora_weights {init} begins with a part of the base; load the base through a Takeover, which then makes the adapter"
+        )));
+    }
+    attach_with(modules, config, name, Numbers::Fresh { seed, parts: None })
+}
+
+pub(crate) fn attach_with(
+    modules: &Modules<'_>,
+    config: &LoraConfig,
+    name: &str,
+    mut numbers: Numbers<'_>,
+) -> Result<(Adapter, AttachReport)> {
     config.validate()?;
     let selection = Selection::new(config, modules.head.as_deref())?;
     let mut report = AttachReport::default();
-    let (mut numbers, mut updates) = (Numbers::Fresh { seed }, Vec::new());
+    let mut updates = Vec::new();
     for mut place in places(modules, config, &selection)? {
         report.add(&place, modules, &selection);
         if let What::Copy(copied) = &mut place.what
@@ -60,7 +74,7 @@ impl AttachReport {
             What::Copy(copied) => {
                 let module = copied.name.rsplit_once('.').map_or("", |it| it.0);
                 // Other biases train along with what is adapted.
-                if copied.part == Part::Bias || !selection.saves(module) {
+                if copied.of == CopyOf::Bias || !selection.saves(module) {
                     return;
                 }
                 self.ties_head |= tie_of(modules, &copied.name).is_some();

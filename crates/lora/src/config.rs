@@ -1,4 +1,7 @@
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    variants::{initialisation, initialisations},
+};
 use serde::{Deserialize, Serialize};
 
 /// No matrix of a language model has a higher rank; a number above it is a slip.
@@ -87,6 +90,9 @@ pub struct LoraConfig {
     pub layers_pattern: Vec<String>,
     /// Whether a saved copy of an embedding is the output head, too, where the model ties the two.
     pub ensure_weight_tying: bool,
+    /// How an adapter begins that takes a part of the base over, such as `pissa` or `pissa_niter_16`; none is each variant's
+    /// own way, which leaves the base alone.
+    pub init_lora_weights: Option<String>,
     /// What the base model was called when the adapter was trained.
     pub base_model_name_or_path: Option<String>,
 }
@@ -108,6 +114,7 @@ impl Default for LoraConfig {
             layers_to_transform: None,
             layers_pattern: Vec::new(),
             ensure_weight_tying: false,
+            init_lora_weights: None,
             base_model_name_or_path: None,
         }
     }
@@ -128,6 +135,16 @@ impl LoraConfig {
         }
         if !self.lora_alpha.is_finite() || self.lora_alpha == 0.0 {
             return refuse(format!("lora_alpha must be a finite number other than 0, got {}", self.lora_alpha));
+        }
+        let Some(init) = &self.init_lora_weights else { return Ok(()) };
+        if initialisation(init).is_none() {
+            return refuse(format!("init_lora_weights is {init}, expected default, {}", initialisations()));
+        }
+        if self.use_dora {
+            return refuse(format!("init_lora_weights {init} does not go with use_dora; leave one of them out"));
+        }
+        if self.lora_alpha < 0.0 || self.alpha_pattern.iter().any(|it| it.1 <= 0.0) {
+            return refuse(format!("init_lora_weights {init} needs a positive lora_alpha, got {}", self.lora_alpha));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `adapter_config.json`, as PEFT writes and reads it.
 
-use crate::{Error, LoraConfig, Result, TargetModules};
+use crate::{Error, LoraConfig, Result, TargetModules, variants::initialisation};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -84,7 +84,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     put("ensure_weight_tying", json!(config.ensure_weight_tying));
     put("exclude_modules", config.exclude_modules.as_ref().map_or(Value::Null, target_value));
     put("inference_mode", json!(true));
-    put("init_lora_weights", json!(true));
+    put("init_lora_weights", config.init_lora_weights.as_ref().map_or(json!(true), |it| json!(it)));
     put("layers_pattern", json!((!config.layers_pattern.is_empty()).then_some(&config.layers_pattern)));
     put("layers_to_transform", json!(config.layers_to_transform));
     put("loftq_config", json!({}));
@@ -123,7 +123,9 @@ pub fn parse_adapter_config(path: &Path, text: &str) -> Result<(LoraConfig, Vec<
             return Err(wrong(format!("{key} is {}, which is not supported", keys[key])));
         }
     }
-    if let Some(init) = keys.get("init_lora_weights").filter(|it| changes_base(it)) {
+    let init = keys.get("init_lora_weights").filter(|it| changes_base(it));
+    let init = init.map(|it| it.as_str().unwrap_or_default().to_lowercase());
+    if let Some(init) = init.as_ref().filter(|it| initialisation(it).is_none()) {
         return Err(wrong(format!(
             "init_lora_weights is {init}, so the adapter belongs to a base with changed weights; convert it in PEFT with save_pretrained(path_initial_model_for_weight_conversion=...) first"
         )));
@@ -131,7 +133,7 @@ pub fn parse_adapter_config(path: &Path, text: &str) -> Result<(LoraConfig, Vec<
     let known =
         |key: &String| [&MUST_BE_OFF[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
     let unknown = keys.keys().filter(|it| !known(it)).cloned().collect();
-    let config = read_fields(&keys).map_err(wrong)?;
+    let config = LoraConfig { init_lora_weights: init, ..read_fields(&keys).map_err(wrong)? };
     config.validate().map_err(|e| wrong(e.to_string()))?;
     Ok((config, unknown))
 }
@@ -174,6 +176,7 @@ fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, Str
             _ => field(keys, "layers_pattern")?.unwrap_or_default(),
         },
         ensure_weight_tying: field(keys, "ensure_weight_tying")?.unwrap_or(false),
+        init_lora_weights: None,
         base_model_name_or_path: field(keys, "base_model_name_or_path")?,
     })
 }
@@ -298,7 +301,8 @@ mod tests {
         for text in [
             r#"{"peft_type": "LORA", "use_qalora": true}"#,
             r#"{"peft_type": "IA3"}"#,
-            r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_16"}"#,
+            r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_x"}"#,
+            r#"{"peft_type": "LORA", "init_lora_weights": "pissa", "use_dora": true}"#,
             r#"{"peft_type": "LORA", "init_lora_weights": "olora"}"#,
             r#"{"r": 8}"#,
             r#"{"peft_type": "LORA", "r": 0}"#,

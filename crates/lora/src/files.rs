@@ -1,10 +1,10 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Adapter, Error, LoraConfig, Modules, Result, Selection, Tie, Weight, parse_adapter_config,
+    Adapter, Error, LoraConfig, Modules, Result, Selection, Takeover, Tie, Weight, parse_adapter_config,
     places::{copied_bias, copied_weight, place, places, tie_of},
     render_adapter_config,
-    variants::{self, Copied, FileNumbers, Numbers, Place, What},
+    variants::{self, Copied, FileNumbers, Numbers, Part, Place, What},
 };
 use halfbyte_files::{TensorFile, TensorSpec, TensorWriter, write_atomic};
 use halfbyte_tensor::{DType, Tensor};
@@ -42,8 +42,10 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
         }
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let config = &adapter.config;
+    let written = if config.init_lora_weights.is_some() { config.on_the_whole_base() } else { config.clone() };
     write_tensors(&dir.join(WEIGHTS), &tensors)?;
-    Ok(write_atomic(&dir.join(CONFIG), render_adapter_config(&adapter.config, &adapted).as_bytes())?)
+    Ok(write_atomic(&dir.join(CONFIG), render_adapter_config(&written, &adapted).as_bytes())?)
 }
 
 /// Reads and checks an adapter's files.
@@ -65,7 +67,32 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
 ///
 /// As in PEFT, target modules that this model lacks are ignored as long as some match; a tensor that is missing, left
 /// over or of another shape is an error that names it.
+///
+/// One that began with a part of the base, and was saved relative to what was left (`init_lora_weights` says so), becomes an
+/// update of the whole base, of twice the rank; see [`AdapterFile::load_beside`].
 pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Result<Adapter> {
+    file.load_beside(None, modules, name)
+}
+
+impl AdapterFile {
+    /// The same as [`load_adapter`] for an adapter that began with a part of the base: `takeover` has seen the base's matrices.
+    pub fn load_beside(self, takeover: Option<&Takeover>, modules: &Modules<'_>, name: &str) -> Result<Adapter> {
+        if let (Some(init), None) = (&self.config.init_lora_weights, takeover) {
+            let message = format!(
+                "init_lora_weights is {init}, so the adapter belongs to a base without a part of its weights; load the base through a Takeover, or convert the adapter in PEFT with save_pretrained(path_initial_model_for_weight_conversion=...)"
+            );
+            return Err(Error::File { path: self.dir.join(CONFIG), message });
+        }
+        load(modules, self, name, takeover.map(Takeover::parts))
+    }
+}
+
+fn load(
+    modules: &Modules<'_>,
+    file: AdapterFile,
+    name: &str,
+    parts: Option<&BTreeMap<String, Part>>,
+) -> Result<Adapter> {
     let AdapterFile { dir, config, tensors, .. } = file;
     let path = dir.join(WEIGHTS);
     let wrong = |message: String| Error::File { path: path.clone(), message };
@@ -74,7 +101,7 @@ pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Res
     surplus_copies(modules, &tensors, (&config, &selection), &mut places);
     // In the model's order, a bias after its matrix.
     places.sort_by_key(Place::order);
-    let mut numbers = Numbers::File(FileNumbers { path: path.clone(), tensors, missing: Vec::new() });
+    let mut numbers = Numbers::File(FileNumbers { path: path.clone(), parts, tensors, missing: Vec::new() });
     let (mut updates, mut unties_head) = (Vec::new(), false);
     for mut place in places {
         if let What::Copy(copied) = &mut place.what
@@ -103,6 +130,7 @@ pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Res
     }
     report(missing, "lacks the tensors").map_err(wrong)?;
     report(tensors.into_keys().collect(), "has tensors that belong to no module of this model:").map_err(wrong)?;
+    let config = if parts.is_some() { config.on_the_whole_base() } else { config };
     let mut adapter = Adapter::new(name, config, updates);
     adapter.unties_head = unties_head;
     Ok(adapter)
@@ -131,7 +159,7 @@ fn surplus_copies<'a>(
     }
 }
 
-impl Numbers {
+impl Numbers<'_> {
     fn discard(&mut self, name: &str) -> Option<Tensor> {
         let Numbers::File(file) = self else { return None };
         file.tensors.remove(name)

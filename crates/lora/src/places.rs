@@ -2,7 +2,7 @@
 
 use crate::{
     Base, Bias, Error, Linear, LoraConfig, Modules, Result, Role, Selection, TargetModules, Tie, Weight,
-    variants::{Copied, Part, Place, What},
+    variants::{Copied, CopyOf, Place, What},
 };
 
 /// The places that get an update, in the order in which their parameters are made: matrices, embeddings, biases, and then
@@ -73,7 +73,7 @@ fn copied_matrix(linear: &Linear) -> Copied<'_> {
         name,
         shape: vec![out, inner],
         value,
-        part: Part::Matrix,
+        of: CopyOf::Matrix,
         role: linear.role(),
     }
 }
@@ -87,7 +87,7 @@ pub(crate) fn copied_bias<'a>(linear: &Linear, bias: &'a Weight, adapted: bool) 
         value: Box::new(|| bias.value()),
         stored_as: vec![if adapted { wrapped.clone() } else { plain.clone() }],
         read_as: vec![wrapped, plain],
-        part: Part::Bias,
+        of: CopyOf::Bias,
         role: Role::Bias,
     }
 }
@@ -100,7 +100,7 @@ pub(crate) fn copied_weight(weight: &Weight) -> Copied<'_> {
         read_as: vec![name.clone()],
         stored_as: vec![name.clone()],
         name,
-        part: Part::Other,
+        of: CopyOf::Other,
         role: weight.role(),
     }
 }

@@ -4,14 +4,11 @@ use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_erro
 use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
 use halfbyte_frozen::{Format, bitsandbytes};
-use halfbyte_lora::{Adapter, load_adapter, read_adapter};
-use halfbyte_models::{Loading, Model, ModelFolder};
+use halfbyte_lora::{Adapter, AdapterFile, Prepare, Role, Takeover, read_adapter};
+use halfbyte_models::{Loading, Model, ModelFolder, spec};
 use halfbyte_ops::WeightFormat;
-use halfbyte_tensor::Device;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use halfbyte_tensor::{Device, Tensor};
+use std::path::{Path, PathBuf};
 
 /// The name that stands for the base without an adapter.
 pub(crate) const NO_ADAPTER: &str = "none";
@@ -33,10 +30,22 @@ pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
 
 /// Loads the weights onto a device, every linear layer in `format` unless the checkpoint is quantised already, with a
 /// progress bar.
-pub(crate) fn load(folder: &ModelFolder, format: Format, device: &Device) -> anyhow::Result<Box<dyn Model>> {
+///
+/// `prepare` sees each matrix before, and may change it.
+pub(crate) fn load(
+    folder: &ModelFolder,
+    format: Format,
+    device: &Device,
+    prepare: Option<&mut dyn Prepare>,
+) -> anyhow::Result<Box<dyn Model>> {
     let stored = bitsandbytes::Stored(format);
     let format: &dyn WeightFormat = if folder.is_quantized() { &stored } else { &format };
-    load_with(folder, Loading::Frozen { format, prepare: None }, device)
+    // Borrowed no longer than the format.
+    let prepare = match prepare {
+        Some(it) => Some(&mut *it as &mut dyn Prepare),
+        None => None,
+    };
+    load_with(folder, Loading::Frozen { format, prepare }, device)
 }
 
 /// Loads the weights for training all of them.
@@ -71,38 +80,63 @@ pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
     Ok((name, dir))
 }
 
-/// An adapter from disk for a model, where the model computes.
-pub(crate) fn adapter(
-    model: &mut dyn Model,
-    (name, dir): (&str, &Path),
-    base: BaseRecord,
-    device: &Device,
-) -> anyhow::Result<Adapter> {
-    base.compare(dir)?;
-    let file = read_adapter(dir)?;
-    if !file.unknown_keys.is_empty() {
-        console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));
-    }
-    let adapter = load_adapter(&model.modules(), file, name)?;
-    adapter.to_device(device)?;
-    Ok(adapter)
+/// Adapters from disk that wait for their base: they are read before it, since one may have to see the base's matrices before
+/// these are stored in few bits.
+pub(crate) struct Waiting(Vec<Read>);
+
+struct Read {
+    name: String,
+    file: AdapterFile,
+    takeover: Option<Takeover>,
 }
 
-/// Several adapters by name, each of which may be had once.
-pub(crate) fn adapters(
-    model: &mut dyn Model,
-    named: &[(String, PathBuf)],
-    base: BaseRecord,
-    device: &Device,
-) -> anyhow::Result<Vec<Arc<Adapter>>> {
-    let mut found = Vec::with_capacity(named.len());
-    for (i, (name, dir)) in named.iter().enumerate() {
-        if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
-            return Err(user_error(format!("--adapter: the name `{name}` is taken; write NAME=DIR with another name")));
+impl Waiting {
+    /// Reads adapters by name, each of which may be had once.
+    pub(crate) fn read(named: &[(String, PathBuf)], folder: &ModelFolder, base: BaseRecord) -> anyhow::Result<Waiting> {
+        let mut found = Vec::with_capacity(named.len());
+        for (i, (name, dir)) in named.iter().enumerate() {
+            if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
+                return Err(user_error(format!(
+                    "--adapter: the name `{name}` is taken; write NAME=DIR with another name"
+                )));
+            }
+            base.compare(dir)?;
+            let file = read_adapter(dir)?;
+            if !file.unknown_keys.is_empty() {
+                console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));
+            }
+            let takeover = Takeover::of_file(&file, head(folder)?.as_deref())?;
+            found.push(Read { name: name.clone(), file, takeover });
         }
-        found.push(Arc::new(adapter(model, (name, dir), base, device)?));
+        Ok(Waiting(found))
     }
-    Ok(found)
+
+    /// The adapters for the base that was loaded with these waiting, where it computes.
+    pub(crate) fn adapters(self, model: &mut dyn Model, device: &Device) -> anyhow::Result<Vec<Adapter>> {
+        let mut found = Vec::with_capacity(self.0.len());
+        for Read { name, file, takeover } in self.0 {
+            let adapter = file.load_beside(takeover.as_ref(), &model.modules(), &name)?;
+            adapter.to_device(device)?;
+            found.push(adapter);
+        }
+        Ok(found)
+    }
+}
+
+impl Prepare for Waiting {
+    fn wants(&self, path: &str) -> bool {
+        self.0.iter().flat_map(|it| &it.takeover).any(|it| it.wants(path))
+    }
+
+    fn replace(&mut self, path: &str, weight: Tensor) -> halfbyte_lora::Result<Tensor> {
+        self.0.iter_mut().flat_map(|it| &mut it.takeover).try_fold(weight, |weight, it| it.replace(path, weight))
+    }
+}
+
+/// Path of the output head, if it has a matrix of its own.
+pub(crate) fn head(folder: &ModelFolder) -> anyhow::Result<Option<String>> {
+    let head = spec(folder.config())?.into_iter().find(|it| it.role == Role::Head);
+    Ok(head.map(|it| it.name.trim_end_matches(".weight").to_owned()))
 }
 
 /// The column that was named; else `text` if there is one, else instruction rows. If neither is there, reading fails with

@@ -87,13 +87,19 @@ fn a_chat_switches_adapters_without_loading_again() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("halfbyte starts");
-    let said = "the cat\n/reset\n/adapter wet\nthe cat\n/reset\n/adapter moist\n/nonsense\n/adapters\n/adapter none\nthe cat\n/quit\nthe cat\n";
+    let said = "the cat\n/reset\n/adapter wet\nthe cat\n/reset\n/adapter moist\n/nonsense\n/adapters\n/adapter none\nthe cat\n/reset\n/adapter wet\n/unload wet\nthe cat\n/adapter wet\n/unload\n/quit\nthe cat\n";
     child.stdin.take().expect("a pipe").write_all(said.as_bytes()).expect("halfbyte reads");
     let outcome = Outcome::new("chat".into(), &child.wait_with_output().expect("a child")).success();
     let answers: Vec<&str> = outcome.stdout.lines().map(str::trim).collect();
     let base = it.generate(&["--quant".into(), "nf4".into()]).stdout;
-    assert_eq!(answers, ["sat on the mat", "swam in a sea", base.trim()], "{outcome}");
-    for part in ["adapter: wet", "no adapter `moist`; there is dry, wet, none", "/nonsense is unknown", "/help"] {
+    assert_eq!(answers, ["sat on the mat", "swam in a sea", base.trim(), base.trim()], "{outcome}");
+    for part in [
+        "adapter: wet",
+        "no adapter `moist`; there is dry, wet, none",
+        "no adapter `wet`; there is dry, none",
+        "/nonsense is unknown",
+        "/help",
+    ] {
         assert!(outcome.stderr.contains(part), "`{part}`: {outcome}");
     }
 }

@@ -17,6 +17,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod packing;
+mod pissa;
 mod python_stack;
 mod quantize;
 mod resume;

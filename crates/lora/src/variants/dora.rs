@@ -22,7 +22,7 @@ pub struct Dora {
     pub magnitude: Param,
 }
 
-pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Option<Box<dyn Update>>> {
+pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>> {
     let What::Linear(linear) = &place.what else { return Ok(None) };
     if !place.config.use_dora {
         return Ok(None);

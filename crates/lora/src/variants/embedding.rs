@@ -21,7 +21,7 @@ pub struct EmbeddingLora {
 }
 
 /// `A` is zero and `B` normal, as PEFT begins them.
-pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Option<Box<dyn Update>>> {
+pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>> {
     let What::Embedding(weight) = &place.what else { return Ok(None) };
     let ((vocab, channels), rank) = ((weight.value().rows(), weight.value().cols()), place.rank);
     let names = [format!("{}.lora_embedding_A", place.path), format!("{}.lora_embedding_B", place.path)];

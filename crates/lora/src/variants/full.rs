@@ -22,7 +22,7 @@ impl Full {
     }
 }
 
-pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Option<Box<dyn Update>>> {
+pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>> {
     let What::Copy(it) = &place.what else { return Ok(None) };
     let fresh = |_| (it.value)().to_dtype(DType::F32).into_unique();
     let param = numbers.param_among(&it.name, &it.read_as, &it.shape, fresh)?;

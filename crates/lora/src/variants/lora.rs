@@ -24,14 +24,14 @@ pub struct Lora {
     pub site: u64,
 }
 
-pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Option<Box<dyn Update>>> {
+pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>> {
     Ok(Lora::begin(place, numbers)?.map(|it| Box::new(it) as Box<dyn Update>))
 }
 
 impl Lora {
     /// `A` is uniform in `±1/sqrt(in_features)` (Kaiming's rule with `a = sqrt(5)`, as PEFT does) and `B` is zero, so the
     /// adapted layer starts as the base.
-    pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Option<Lora>> {
+    pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Lora>> {
         let What::Linear(linear) = &place.what else { return Ok(None) };
         let ((out, inner), rank, site) = (linear.dims(), place.rank, place.index);
         let (name_a, name_b) = Lora::names(&place.path);

@@ -5,23 +5,53 @@ mod dora;
 mod embedding;
 mod full;
 mod lora;
+mod pissa;
+mod taken;
 
 pub use dora::Dora;
 pub use embedding::EmbeddingLora;
 pub use full::Full;
 pub use lora::Lora;
+pub(crate) use taken::Part;
 
-use crate::{Error, Linear, LoraConfig, Result, Role, Weight};
+use crate::{Error, Linear, LoraConfig, Result, Role, Weight, svd::Matrix};
 use halfbyte_autograd::{Param, Result as OpResult, Tape, Var};
 use halfbyte_ops::{FrozenMatrix, Ids};
 use halfbyte_tensor::{DType, Device, Tensor};
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 /// Every variant; the first that answers for a place takes it.
-const VARIANTS: [Begin; 4] = [full::begin, embedding::begin, dora::begin, lora::begin];
+const VARIANTS: [Begin; 5] = [full::begin, embedding::begin, dora::begin, taken::begin, lora::begin];
+
+/// Every initialisation that takes a part of the base over.
+const INITIALISATIONS: [Initialisation; 1] = [pissa::PISSA];
 
 /// Begins an update at a place, with numbers that are fresh or from a file; none where the place is another variant's.
-type Begin = fn(&Place<'_>, &mut Numbers) -> Result<Option<Box<dyn Update>>>;
+type Begin = fn(&Place<'_>, &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>>;
+
+/// A way to begin with a part of the base, which then is frozen without it.
+#[derive(Debug)]
+pub(crate) struct Initialisation {
+    /// What `init_lora_weights` may say, for people.
+    names: &'static str,
+    /// Whether `init_lora_weights` means this one.
+    knows: fn(&str) -> bool,
+    pub(crate) part: Take,
+}
+
+/// The part of a matrix that the initialisation of a name takes, of a rank and with a factor; random numbers are a function of the
+/// seed and the place.
+type Take = fn(&str, Matrix<'_>, (usize, f32), (u64, u64)) -> Part;
+
+/// The initialisation of this name.
+pub(crate) fn initialisation(name: &str) -> Option<&'static Initialisation> {
+    INITIALISATIONS.iter().find(|it| (it.knows)(name))
+}
+
+/// What there is, for people.
+pub(crate) fn initialisations() -> String {
+    INITIALISATIONS.map(|it| it.names).join(", ")
+}
 
 /// What an adapter does to one weight of the base.
 pub trait Update: Send + Sync + fmt::Debug {
@@ -98,7 +128,7 @@ pub(crate) enum What<'a> {
 
 /// Where a copied tensor stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum CopyOf {
     Matrix,
     /// Of a linear layer.
     Bias,
@@ -116,7 +146,7 @@ pub(crate) struct Copied<'a> {
     pub(crate) read_as: Vec<String>,
     /// Under which names it is written.
     pub(crate) stored_as: Vec<String>,
-    pub(crate) part: Part,
+    pub(crate) of: CopyOf,
     pub(crate) role: Role,
 }
 
@@ -126,13 +156,13 @@ impl Place<'_> {
         match &self.what {
             What::Linear(_) => (false, self.index, false),
             What::Embedding(_) => (true, self.index, false),
-            What::Copy(copied) => (copied.part == Part::Other, self.index, copied.part != Part::Matrix),
+            What::Copy(copied) => (copied.of == CopyOf::Other, self.index, copied.of != CopyOf::Matrix),
         }
     }
 }
 
 /// Begins the update at a place.
-pub(crate) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Box<dyn Update>> {
+pub(crate) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Box<dyn Update>> {
     for begin in VARIANTS {
         if let Some(update) = begin(place, numbers)? {
             return Ok(update);
@@ -142,22 +172,30 @@ pub(crate) fn begin(place: &Place<'_>, numbers: &mut Numbers) -> Result<Box<dyn 
 }
 
 /// Where an update's first numbers come from.
-pub(crate) enum Numbers {
-    /// From a seed, by each variant's own rule.
-    Fresh { seed: u64 },
+pub(crate) enum Numbers<'a> {
+    /// From a seed, by each variant's own rule, or from what was taken out of the base.
+    Fresh { seed: u64, parts: Option<&'a BTreeMap<String, Part>> },
     /// From a file.
-    File(FileNumbers),
+    File(FileNumbers<'a>),
 }
 
 /// The tensors of a file that no update has taken yet.
-pub(crate) struct FileNumbers {
+pub(crate) struct FileNumbers<'a> {
     pub(crate) path: PathBuf,
+    /// What the file's updates take for granted that the base lacks.
+    pub(crate) parts: Option<&'a BTreeMap<String, Part>>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
     /// What updates asked for in vain.
     pub(crate) missing: Vec<String>,
 }
 
-impl Numbers {
+impl Numbers<'_> {
+    /// The part of the base with which the update at `path` begins.
+    fn part(&self, path: &str) -> Option<Part> {
+        let (Numbers::Fresh { parts, .. } | Numbers::File(FileNumbers { parts, .. })) = self;
+        parts.as_ref()?.get(path).cloned()
+    }
+
     /// A parameter: `fresh` of the seed, or the file's tensor of that name. What a file lacks is noted and stands as zeros, so
     /// that all missing names can be reported together.
     ///
@@ -175,7 +213,7 @@ impl Numbers {
         fresh: impl FnOnce(u64) -> Tensor,
     ) -> Result<Param> {
         let value = match self {
-            Numbers::Fresh { seed } => fresh(*seed),
+            Numbers::Fresh { seed, .. } => fresh(*seed),
             Numbers::File(file) => file.take(read_as, shape)?,
         };
         Ok(Param::new(name, value))
@@ -189,14 +227,14 @@ impl Numbers {
         fresh: impl FnOnce(u64) -> Tensor,
     ) -> Result<Param> {
         let value = match self {
-            Numbers::Fresh { seed } => fresh(*seed),
+            Numbers::Fresh { seed, .. } => fresh(*seed),
             Numbers::File(file) => transpose(&file.take(&[name.to_owned()], &[cols, rows])?),
         };
         Ok(Param::new(name, value))
     }
 }
 
-impl FileNumbers {
+impl FileNumbers<'_> {
     fn take(&mut self, names: &[String], shape: &[usize]) -> Result<Tensor> {
         let Some((name, value)) = names.iter().find_map(|it| Some((it, self.tensors.remove(it)?))) else {
             self.missing.extend(names.last().cloned());

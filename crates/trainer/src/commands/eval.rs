@@ -1,9 +1,14 @@
-use crate::{base_record::BaseRecord, cli::EvalArgs, console, evaluate, load};
+use crate::{
+    base_record::BaseRecord,
+    cli::EvalArgs,
+    console, evaluate,
+    load::{self, Waiting},
+};
 use halfbyte_data::{DataConfig, Dataset, parse_rows};
 use halfbyte_lora::Context;
 use halfbyte_train::EvalLoss;
 use serde_json::json;
-use std::io::Write;
+use std::{io::Write, sync::Arc};
 
 /// `halfbyte eval`: loss and perplexity of a data set.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
@@ -20,10 +25,12 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let (data, report) = Dataset::load(&args.data, &base.tokenizer, &config)?;
     report.warnings().iter().for_each(|it| console::warn(it));
-    let mut model = load::load(&base.folder, record.format(), &device)?;
-    let adapters = load::adapters(model.as_mut(), &named, record, &device)?;
+    let mut waiting = Waiting::read(&named, &base.folder, record)?;
+    let mut model = load::load(&base.folder, record.format(), &device, Some(&mut waiting))?;
+    let adapters = waiting.adapters(model.as_mut(), &device)?;
     let several = adapters.len() > 1;
-    let routings = if adapters.is_empty() { vec![None] } else { adapters.into_iter().map(Some).collect() };
+    let routings =
+        if adapters.is_empty() { vec![None] } else { adapters.into_iter().map(|it| Some(Arc::new(it))).collect() };
     for adapter in routings {
         let name = adapter.as_ref().filter(|_| several).map(|it| it.name.clone());
         let found = evaluate::loss(

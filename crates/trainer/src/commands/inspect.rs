@@ -16,7 +16,7 @@ use std::io::Write;
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model)?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
-    let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
+    let mut model = load::load(&base.folder, record.format(), &Device::Cpu, None)?;
     let mut adapter = None;
     if let Some(targets) = &args.target_modules {
         let config = LoraConfig {

@@ -4,7 +4,7 @@ use crate::{
     cli::MergeArgs,
     console::{say, warn},
     failure::user_error,
-    load,
+    load::{self, Waiting},
     merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     save_model::save_model,
 };
@@ -26,8 +26,12 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
             "nothing beside the adapter says how its base was quantised; merging onto the base as loaded (--quant says otherwise)",
         );
     }
-    let mut model = load::load(&base.folder, record.format(), &Device::Cpu)?;
-    let adapter = Arc::new(load::adapter(model.as_mut(), ("adapter", &args.adapter), record, &Device::Cpu)?);
+    let named = [("adapter".to_owned(), args.adapter.clone())];
+    let mut waiting = Waiting::read(&named, &base.folder, record)?;
+    let mut model = load::load(&base.folder, record.format(), &Device::Cpu, Some(&mut waiting))?;
+    let Some(adapter) = waiting.adapters(model.as_mut(), &Device::Cpu)?.pop().map(Arc::new) else {
+        unreachable!("one adapter was read")
+    };
     check_tied(&adapter, &model.modules()).map_err(|e| user_error(format!("{}: {e}", args.adapter.display())))?;
     let positions = model.config().max_position_embeddings;
     let ids = merge_check::sample(&base.tokenizer, args.check_data.as_deref(), positions)?;

@@ -4,7 +4,7 @@ use crate::{
     base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
     failure::user_error,
-    load::{self, NO_ADAPTER},
+    load::{self, NO_ADAPTER, Waiting},
 };
 use halfbyte_data::Tokenizer;
 use halfbyte_lora::{Adapter, Context};
@@ -28,8 +28,9 @@ impl Session {
         let first = named.first().map(|it| it.1.as_path());
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
         let device = load::device(base.device)?;
-        let mut model = load::load(&opened.folder, record.format(), &device)?;
-        let adapters = load::adapters(model.as_mut(), &named, record, &device)?;
+        let mut waiting = Waiting::read(&named, &opened.folder, record)?;
+        let mut model = load::load(&opened.folder, record.format(), &device, Some(&mut waiting))?;
+        let adapters = waiting.adapters(model.as_mut(), &device)?.into_iter().map(Arc::new).collect();
         let config = GenerateConfig {
             max_new_tokens: sampling.max_new_tokens,
             temperature: sampling.temperature,

@@ -26,6 +26,7 @@ pub(super) fn config(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraC
         modules_to_save: list(&a.modules_to_save),
         rank_pattern: pattern(a.rank_pattern.as_deref(), "--rank-pattern")?,
         alpha_pattern: pattern(a.alpha_pattern.as_deref(), "--alpha-pattern")?,
+        init_lora_weights: a.init_lora_weights.clone().filter(|it| it != "default"),
         base_model_name_or_path: Some(model.display().to_string()),
         ..LoraConfig::default()
     })
@@ -54,6 +55,7 @@ pub(super) fn adopt(a: &mut FinetuneArgs, config: &LoraConfig) {
     a.modules_to_save = joined(&config.modules_to_save);
     a.rank_pattern = written(&config.rank_pattern);
     a.alpha_pattern = written(&config.alpha_pattern);
+    a.init_lora_weights = config.init_lora_weights.clone();
 }
 
 /// The settings of an existing adapter, with those that were `given` as flags taken from `flags`.
@@ -73,6 +75,7 @@ pub(super) fn asked(given: &FinetuneArgs, flags: &LoraConfig, has: &LoraConfig) 
         modules_to_save: pick(given.modules_to_save.is_some(), &flags.modules_to_save, &has.modules_to_save),
         rank_pattern: pick(given.rank_pattern.is_some(), &flags.rank_pattern, &has.rank_pattern),
         alpha_pattern: pick(given.alpha_pattern.is_some(), &flags.alpha_pattern, &has.alpha_pattern),
+        init_lora_weights: pick(given.init_lora_weights.is_some(), &flags.init_lora_weights, &has.init_lora_weights),
         ..has.clone()
     }
 }
@@ -94,6 +97,8 @@ pub(super) fn differences(asked: &LoraConfig, has: &LoraConfig, modules: &Module
     compare("--bias", format!("{:?}", asked.bias).to_lowercase(), format!("{:?}", has.bias).to_lowercase());
     compare("--use-rslora", asked.use_rslora.to_string(), has.use_rslora.to_string());
     compare("--use-dora", asked.use_dora.to_string(), has.use_dora.to_string());
+    let init = |it: &LoraConfig| it.init_lora_weights.clone().unwrap_or_default();
+    compare("--init-lora-weights", init(asked), init(has));
     compare("--modules-to-save", asked.modules_to_save.join(","), has.modules_to_save.join(","));
     for (flag, asked, has) in [
         ("--rank-pattern", written(&asked.rank_pattern), written(&has.rank_pattern)),

@@ -207,6 +207,10 @@ pub struct FinetuneArgs {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "is_false")]
     pub use_dora: bool,
+    /// How A and B begin: default, or with the principal components of each matrix, which is kept without them: pissa (exact) or
+    /// pissa_niter_N (found in N rounds, much faster; 16 is plenty). Saved as a plain adapter of twice the rank [default: default].
+    #[arg(long, value_name = "HOW", help_heading = "Adapter")]
+    pub init_lora_weights: Option<String>,
     /// Ranks that differ, such as `q_proj=4,down_proj=32`.
     #[arg(long, value_name = "NAME=N,..", help_heading = "Adapter")]
     pub rank_pattern: Option<String>,

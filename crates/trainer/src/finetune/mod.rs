@@ -2,6 +2,7 @@
 
 mod adapter_flags;
 mod args;
+mod beginning;
 mod epochs;
 mod fits;
 mod output;

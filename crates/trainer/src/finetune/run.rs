@@ -1,8 +1,8 @@
 //! Before and after the training loop: loading, planning, evaluating, saving, summing up.
 
 use super::{
-    ADAPTER, adapter_flags,
     args::{CheckpointingArg, FinetuneArgs, Method, OptimArg},
+    beginning::Beginning,
     epochs, fits,
     output::RunFolder,
     profile,
@@ -12,6 +12,7 @@ use super::{
     train::Run,
 };
 use crate::{
+    cli::QuantArg,
     console::{mib, say, thousands, warn},
     evaluate::{self, Answer},
     failure::user_error,
@@ -23,11 +24,11 @@ use crate::{
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
 use halfbyte_files::write_atomic;
-use halfbyte_lora::{Adapter, Context, attach, save_adapter};
+use halfbyte_lora::{Adapter, Context, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
 use halfbyte_train::{Optim, OptimConfig, StateConfig, parameters};
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
@@ -37,11 +38,12 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     fits::check(&settings, &base.folder, &data.train, &device)?;
+    let mut beginning = Beginning::of(&settings, &base.folder)?;
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
-        Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device)?,
+        Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device, beginning.prepare())?,
     };
-    let (settings, adapter) = adapter(settings, model.as_mut(), &device)?;
+    let (settings, adapter) = beginning.adapter(settings, model.as_mut(), &device)?;
     let counts = Counts::of(model.as_ref(), adapter.as_deref());
     say(&counts.line());
     epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
@@ -164,39 +166,6 @@ impl Counts {
     }
 }
 
-/// A fresh adapter, or the one that `--init-adapter` names, whose settings then replace those of the flags; none where the
-/// whole model trains.
-fn adapter(
-    mut settings: Settings,
-    model: &mut dyn Model,
-    device: &Device,
-) -> anyhow::Result<(Settings, Option<Arc<Adapter>>)> {
-    if settings.method == Method::Full {
-        return Ok((settings, None));
-    }
-    if let Some(dir) = settings.args.init_adapter.clone() {
-        let mut adapter = load::adapter(model, (ADAPTER, &dir), settings.base, device)?;
-        adapter.config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
-        let config = &adapter.config;
-        let asked = adapter_flags::asked(&settings.given, &settings.lora, config);
-        adapter_flags::differences(&asked, config, &model.modules())?.iter().for_each(|it| warn(it));
-        adapter_flags::adopt(&mut settings.args, config);
-        settings.lora = config.clone();
-        return Ok((settings, Some(Arc::new(adapter))));
-    }
-    let (adapter, report) = attach(&model.modules(), &settings.lora, ADAPTER, settings.seed)?;
-    adapter.to_device(device)?;
-    settings.lora = adapter.config.clone();
-    report.warnings.iter().for_each(|it| warn(it));
-    say(&format!(
-        "{} layers adapted, rank {}, lora_alpha {}",
-        report.adapted.len(),
-        settings.lora.rank,
-        settings.lora.lora_alpha
-    ));
-    Ok((settings, Some(Arc::new(adapter))))
-}
-
 impl Settings {
     /// How the optimizer keeps its state, and how much of it in memory.
     pub(super) fn optimizer_state(&self) -> StateConfig {
@@ -302,6 +271,11 @@ fn save_result(
             u64::MAX,
         );
     };
+    if adapter.config.init_lora_weights.is_some() && settings.base.quant != QuantArg::None {
+        warn(
+            "the adapter is saved as an update of the whole base; stored in few bits, that rounds otherwise than what was trained on, so the loss may differ a little",
+        );
+    }
     save_adapter(folder.path(), adapter)?;
     settings.base.write(folder.path())?;
     save_model::copy_tokenizer(&settings.model, folder.path())

@@ -1,0 +1,80 @@
+//! What a run begins with: a fresh adapter, one from disk, or the model itself.
+
+use super::{ADAPTER, adapter_flags, args::Method, settings::Settings};
+use crate::{
+    console::{say, warn},
+    load::{self, Waiting},
+};
+use halfbyte_lora::{Adapter, Prepare, Takeover, attach};
+use halfbyte_models::{Model, ModelFolder};
+use halfbyte_tensor::Device;
+use std::sync::Arc;
+
+/// Settled before the base is loaded, since an adapter may begin with a part of it.
+pub(super) enum Beginning {
+    /// The whole model trains.
+    Model,
+    /// A fresh adapter, and what of the base it takes over.
+    Fresh(Option<Takeover>),
+    /// The adapter that `--init-adapter` names.
+    File(Waiting),
+}
+
+impl Beginning {
+    pub(super) fn of(settings: &Settings, folder: &ModelFolder) -> anyhow::Result<Beginning> {
+        if settings.method == Method::Full {
+            return Ok(Beginning::Model);
+        }
+        if let Some(dir) = &settings.args.init_adapter {
+            let named = [(ADAPTER.to_owned(), dir.clone())];
+            return Ok(Beginning::File(Waiting::read(&named, folder, settings.base)?));
+        }
+        let head = load::head(folder)?;
+        Ok(Beginning::Fresh(Takeover::fresh(&settings.lora, head.as_deref(), settings.seed)?))
+    }
+
+    /// Who sees the base's matrices before they are stored.
+    pub(super) fn prepare(&mut self) -> Option<&mut dyn Prepare> {
+        match self {
+            Beginning::Fresh(Some(takeover)) => Some(takeover),
+            Beginning::File(waiting) => Some(waiting),
+            Beginning::Model | Beginning::Fresh(None) => None,
+        }
+    }
+
+    /// The adapter for the loaded base, and the settings that are then true: those of an adapter from disk replace the flags.
+    pub(super) fn adapter(
+        self,
+        mut settings: Settings,
+        model: &mut dyn Model,
+        device: &Device,
+    ) -> anyhow::Result<(Settings, Option<Arc<Adapter>>)> {
+        let (adapter, report) = match self {
+            Beginning::Model => return Ok((settings, None)),
+            Beginning::File(waiting) => {
+                let Some(mut adapter) = waiting.adapters(model, device)?.pop() else {
+                    unreachable!("one adapter was read")
+                };
+                adapter.config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
+                let config = &adapter.config;
+                let asked = adapter_flags::asked(&settings.given, &settings.lora, config);
+                adapter_flags::differences(&asked, config, &model.modules())?.iter().for_each(|it| warn(it));
+                adapter_flags::adopt(&mut settings.args, config);
+                settings.lora = config.clone();
+                return Ok((settings, Some(Arc::new(adapter))));
+            }
+            Beginning::Fresh(Some(takeover)) => takeover.attach(&model.modules(), ADAPTER)?,
+            Beginning::Fresh(None) => attach(&model.modules(), &settings.lora, ADAPTER, settings.seed)?,
+        };
+        adapter.to_device(device)?;
+        settings.lora = adapter.config.clone();
+        report.warnings.iter().for_each(|it| warn(it));
+        say(&format!(
+            "{} layers adapted, rank {}, lora_alpha {}",
+            report.adapted.len(),
+            settings.lora.rank,
+            settings.lora.lora_alpha
+        ));
+        Ok((settings, Some(Arc::new(adapter))))
+    }
+}
