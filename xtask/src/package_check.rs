@@ -30,6 +30,18 @@ const CONSUMERS: &[Consumer] = &[
         name: "lora",
         dependencies: &["halfbyte-lora", "halfbyte-tensor", "halfbyte-autograd", "halfbyte-ops", "halfbyte-matmul"],
     },
+    // A model, its data and what of it trains are the caller's.
+    Consumer {
+        name: "train",
+        dependencies: &[
+            "halfbyte-train",
+            "halfbyte-models",
+            "halfbyte-lora",
+            "halfbyte-data",
+            "halfbyte-autograd",
+            "halfbyte-tensor",
+        ],
+    },
 ];
 
 const SOURCES: &str = "tests/consumer";

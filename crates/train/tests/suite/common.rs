@@ -9,8 +9,12 @@ use std::path::Path;
 
 /// A LLaMA of one block, all of whose weights train.
 pub(crate) fn model() -> Box<dyn Model> {
+    model_on(&Device::Cpu)
+}
+
+pub(crate) fn model_on(device: &Device) -> Box<dyn Model> {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/llama-default");
-    ModelFolder::open(&fixture).unwrap().load(Loading::Trainable, &Device::Cpu, &mut |_| ()).unwrap()
+    ModelFolder::open(&fixture).unwrap().load(Loading::Trainable, device, &mut |_| ()).unwrap()
 }
 
 /// So many rows of two to seven tokens, all of which train.
@@ -67,9 +71,8 @@ impl Objective for Spoiled {
     fn loss<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model, micro: &Micro<'_>) -> Result<Var> {
         let y = CausalLm.loss(tape, model, micro)?;
         let (value, gradient) = (y.value().to_f32_vec()[0] * self.loss, self.gradient);
-        Ok(tape.record("spoiled", [&y], Tensor::scalar(value), move |dy, _| {
-            Ok([Some(Tensor::scalar(dy.to_f32_vec()[0] * gradient))])
-        }))
+        let loss = Tensor::scalar(value).to_device(&y.value().device())?;
+        Ok(tape.record("spoiled", [&y], loss, move |dy, _| Ok([Some(Tensor::scalar(dy.to_f32_vec()[0] * gradient))])))
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod checkpoint;
 mod common;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod example;
+mod preference;
 mod ranks;
+mod recipe;
 mod run;
 mod step;

@@ -1,0 +1,66 @@
+//! A step on a GPU, or on the CPU in the guise of one.
+
+use crate::common::{Spoiled, assert_near, config, model_on, one_by_one, rows};
+use halfbyte_lora::Routing;
+use halfbyte_models::Model;
+use halfbyte_tensor::{DType, Device};
+use halfbyte_testkit::cuda::gpu;
+use halfbyte_train::{
+    Alone, LossScale, Objective, Optim, OptimConfig, Step, StepResult, objective::CausalLm, parameters,
+};
+
+fn step<'m>(model: &'m dyn Model, objective: &'m dyn Objective) -> Step<'m> {
+    Step { model, routing: &Routing::Base, objective, ranks: &Alone, config: config().step }
+}
+
+fn numbers(model: &dyn Model) -> Vec<Vec<f32>> {
+    parameters(model, None).iter().map(|it| it.param.value().to_f32_vec()).collect()
+}
+
+/// Takes two steps, and gives what the last one showed and the parameters after it.
+fn two_steps(device: &Device) -> (StepResult, Vec<Vec<f32>>) {
+    let (model, data) = (model_on(device), rows(8));
+    let mut optim = Optim::new(device, &parameters(model.as_ref(), None), &OptimConfig::default()).unwrap();
+    let (step, mut scale) = (step(model.as_ref(), &CausalLm), LossScale::new(DType::F32));
+    step.take(&mut optim, &mut scale, &one_by_one(&data), 1e-3).unwrap();
+    let last = step.take(&mut optim, &mut scale, &one_by_one(&data), 1e-3).unwrap();
+    (last, numbers(model.as_ref()))
+}
+
+#[test]
+fn both_devices_take_the_same_steps() {
+    let Some(gpu) = gpu() else { return };
+    let (here, there) = (two_steps(&Device::Cpu), two_steps(&Device::Cuda(gpu)));
+    assert_near(&[vec![there.0.loss, there.0.grad_norm]], &[vec![here.0.loss, here.0.grad_norm]], 1e-5);
+    assert_eq!((there.0.tokens, &there.0.nonzero), (here.0.tokens, &here.0.nonzero));
+    // AdamW passes an error of 1e-6 of a gradient on to a step of 1e-3; the smallest largest number of a tensor is 1e-2.
+    assert_near(&there.1, &here.1, 1e-4);
+}
+
+#[test]
+fn the_losses_of_micro_batches_are_added_up_on_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let (model, data) = (model_on(&Device::Cuda(gpu)), rows(4));
+    let params: Vec<_> = parameters(model.as_ref(), None).into_iter().map(|it| it.param).collect();
+    let (loss, grads) = step(model.as_ref(), &CausalLm).gradients(&params, &one_by_one(&data), (0, 1.0)).unwrap();
+    assert!(loss.gpu().is_some() && grads.iter().all(|it| it.gpu().is_some()));
+}
+
+#[test]
+fn a_step_that_is_no_number_changes_nothing_on_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    let (model, data) = (model_on(&device), rows(4));
+    let mut optim = Optim::new(&device, &parameters(model.as_ref(), None), &OptimConfig::default()).unwrap();
+    let before = numbers(model.as_ref());
+    for (loss, gradient, said) in
+        [(f32::NAN, 1.0, "the loss is NaN"), (1.0, f32::NAN, "the norm of the gradient is NaN")]
+    {
+        let spoiled = Spoiled { loss, gradient };
+        let mut scale = LossScale::new(DType::F32);
+        let error = step(model.as_ref(), &spoiled).take(&mut optim, &mut scale, &one_by_one(&data), 1e-2).unwrap_err();
+        assert_eq!(error.to_string(), said);
+        assert_eq!((numbers(model.as_ref()), optim.steps()), (before.clone(), 0));
+    }
+    assert!(numbers(model.as_ref()).iter().flatten().all(|it| it.is_finite()));
+}
