@@ -30,11 +30,12 @@ const CONSUMERS: &[Consumer] = &[
         name: "lora",
         dependencies: &["halfbyte-lora", "halfbyte-tensor", "halfbyte-autograd", "halfbyte-ops", "halfbyte-matmul"],
     },
-    // A model, its data and what of it trains are the caller's.
+    // A model, its data and what of it trains are the caller's; the formats are those of the package's own example.
     Consumer {
         name: "train",
         dependencies: &[
             "halfbyte-train",
+            "halfbyte-frozen",
             "halfbyte-models",
             "halfbyte-lora",
             "halfbyte-data",
