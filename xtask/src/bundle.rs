@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::{generator, workspace};
 
 /// Test programs whose CUDA tests run on a real device: package and target.
-const TESTS: [(&str, &str); 4] = [
+const TESTS: [(&str, &str); 5] = [
+    ("halfbyte-testkit", "cuda"),
     ("halfbyte-ops", "halfbyte_ops"),
     ("halfbyte-tensor", "cuda"),
     ("halfbyte-frozen", "cuda"),

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// Ampere, Hopper, and the newest that this NVRTC knows.
-const ARCHITECTURES: &str = "sm_80,sm_90,sm_120";
+/// Ampere, Hopper with and without the instructions that only it has, and the newest that this NVRTC knows.
+const ARCHITECTURES: &str = "sm_80,sm_90,sm_90a,sm_120";
 const WHEEL: &str = "nvidia-cuda-nvrtc";
 
 /// Compiles all, or says why that could not be tried.

@@ -1,16 +1,13 @@
-//! Kernels: compiled by NVRTC for the device at hand when they are first needed, and kept in a cache on disk.
+//! Kernels from text to what a device runs: by NVRTC, or from a cache on disk.
 
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
-use cudarc::driver::{result, sys};
 use cudarc::nvrtc;
 
+use crate::Version;
 use crate::error::Error;
-use crate::gpu::{Gpu, call};
 use crate::matmul::Number;
 
 /// What every kernel begins with: the 16-bit floating-point types, and reductions.
@@ -33,9 +30,7 @@ pub fn module_name(source: &str, element: Number) -> String {
 /// What makes an element type `T`, before a file that is compiled for it.
 pub fn element_text(element: Number) -> String {
     let name = if element == Number::F32 { "float" } else { element.name() };
-    // The kind as `load_any` counts it.
-    let kind = Number::ALL.iter().position(|it| *it == element).unwrap_or_default();
-    format!("#undef T_KIND\n#define T_KIND {kind}\ntypedef {name} T;\n")
+    format!("#undef T_KIND\n#define T_KIND {}\ntypedef {name} T;\n", element.kind())
 }
 
 /// The whole text that a compiler gets: [`COMMON`], the element type, the file.
@@ -43,154 +38,29 @@ pub fn full_text(text: &str, element: Number) -> String {
     format!("{COMMON}\n{}{text}", element_text(element))
 }
 
-/// How many threads a kernel gets.
-#[derive(Debug, Clone, Copy)]
-pub struct Launch {
-    /// Blocks.
-    pub grid: (u32, u32, u32),
-    /// Threads a block.
-    pub block: (u32, u32, u32),
-    /// Bytes of dynamic shared memory a block.
-    pub shared: u32,
+/// A file of kernels as an architecture runs it: from the cache, or compiled. What the cache holds is not trusted further than its
+/// checksum.
+pub(crate) fn image(source: &Source, element: Number, architecture: &str) -> Result<Vec<u8>, Error> {
+    let text = full_text(source.text, element);
+    let name = module_name(source.name, element);
+    let entry = CacheEntry::new(&name, &text, architecture)?;
+    if let Some(image) = entry.read() {
+        return Ok(image);
+    }
+    let image = compile(&name, &text, architecture)?;
+    entry.write(&image);
+    Ok(image)
 }
 
-impl Launch {
-    /// Enough blocks of 256 threads for a thread an element, but no more than keep the device busy: such kernels stride.
-    pub fn elements(n: usize) -> Launch {
-        Launch { grid: (n.div_ceil(256).clamp(1, 1 << 16) as u32, 1, 1), block: (256, 1, 1), shared: 0 }
-    }
-
-    /// One block a row.
-    pub fn rows(rows: usize, threads: u32) -> Launch {
-        Launch { grid: (rows.max(1) as u32, 1, 1), block: (threads, 1, 1), shared: 0 }
-    }
+/// The compiler's version. Its library must have been found.
+pub(crate) fn nvrtc_version() -> Result<Version, Error> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both numbers outlive the call.
+    unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }
+        .result()
+        .map_err(|e| Error::Compile { file: "nvrtc".into(), log: format!("{e:?}") })?;
+    Ok(Version { major: major.unsigned_abs(), minor: minor.unsigned_abs() })
 }
-
-/// An argument of a kernel.
-#[derive(Debug, Clone, Copy)]
-pub enum Arg {
-    /// An address on the device; 0 is the null pointer.
-    Ptr(u64),
-    /// `int`.
-    I32(i32),
-    /// `unsigned`.
-    U32(u32),
-    /// `unsigned long long`.
-    U64(u64),
-    /// `float`.
-    F32(f32),
-}
-
-#[derive(Default)]
-pub(crate) struct Modules {
-    functions: HashMap<(&'static str, Number, &'static str), Function>,
-    modules: HashMap<(&'static str, Number), Module>,
-}
-
-#[derive(Clone, Copy)]
-struct Module(sys::CUmodule);
-#[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
-
-impl Gpu {
-    /// Runs a kernel after everything that was asked of the device before. Compiles its file first, if that is new.
-    ///
-    /// # Safety
-    /// The arguments must be those of the kernel, in number, type and order, and every pointer must lead to live memory of the size
-    /// that the kernel reads or writes.
-    ///
-    /// # Errors
-    /// [`Error::Compile`], [`Error::NoKernel`], or [`Error::Call`] if the launch is refused.
-    pub unsafe fn launch(
-        &self,
-        (source, element): (&Source, Number),
-        kernel: &'static str,
-        launch: Launch,
-        args: &[Arg],
-    ) -> Result<(), Error> {
-        self.bind()?;
-        let function = self.function((source, element), kernel, launch.shared)?;
-        let mut params: Vec<*mut c_void> = args
-            .iter()
-            .map(|arg| match arg {
-                Arg::Ptr(v) | Arg::U64(v) => std::ptr::from_ref(v).cast_mut().cast(),
-                Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-                Arg::U32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-                Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-            })
-            .collect();
-        // SAFETY: the function belongs to a module that is never unloaded, and the caller vouches for the arguments, which
-        // the driver copies before it returns.
-        let done = unsafe {
-            result::launch_kernel(function.0, launch.grid, launch.block, launch.shared, self.stream(), &mut params)
-        };
-        call("cuLaunchKernel", done).map_err(|e| match e {
-            Error::Call { name, code, .. } => Error::Launch { kernel, name, code },
-            other => other,
-        })
-    }
-
-    fn function(
-        &self,
-        (source, element): (&Source, Number),
-        kernel: &'static str,
-        shared: u32,
-    ) -> Result<Function, Error> {
-        let mut loaded = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = loaded.functions.get(&(source.name, element, kernel)) {
-            return Ok(*found);
-        }
-        let module = match loaded.modules.get(&(source.name, element)) {
-            Some(module) => *module,
-            None => {
-                let module = self.load(source, element)?;
-                loaded.modules.insert((source.name, element), module);
-                module
-            }
-        };
-        let name = CString::new(kernel).map_err(|_| Error::NoKernel { file: source.name, kernel })?;
-        // SAFETY: the module was loaded and stays.
-        let function = unsafe { result::module::get_function(module.0, name) };
-        let function = function.map_err(|_| Error::NoKernel { file: source.name, kernel })?;
-        if shared > DEFAULT_SHARED {
-            let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is alive.
-            let set = unsafe { result::function::set_function_attribute(function, which, MAX_SHARED) };
-            call("cuFuncSetAttribute", set)?;
-        }
-        loaded.functions.insert((source.name, element, kernel), Function(function));
-        Ok(Function(function))
-    }
-
-    /// From the cache, or compiled; what the cache holds is not trusted further than its checksum.
-    fn load(&self, source: &Source, element: Number) -> Result<Module, Error> {
-        let text = full_text(source.text, element);
-        let (name, architecture) = (module_name(source.name, element), self.architecture());
-        let entry = CacheEntry::new(&name, &text, &architecture)?;
-        let image = match entry.read() {
-            Some(image) => image,
-            None => {
-                let image = compile(&name, &text, &architecture)?;
-                entry.write(&image);
-                image
-            }
-        };
-        // SAFETY: the image is a whole cubin for this device.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        call("cuModuleLoadData", module).map(Module)
-    }
-
-    /// What NVRTC calls the device: `sm_90`.
-    pub fn architecture(&self) -> String {
-        let capability = self.info().compute_capability;
-        format!("sm_{}{}", capability.major, capability.minor)
-    }
-}
-
-/// Dynamic shared memory that needs no permission.
-const DEFAULT_SHARED: u32 = 48 << 10;
-/// The most that devices since compute capability 8.0 give a block (99 KiB on the smallest of them).
-const MAX_SHARED: i32 = 99 << 10;
 
 /// Compiles a whole text for an architecture to a cubin.
 ///
@@ -243,12 +113,8 @@ struct CacheEntry {
 impl CacheEntry {
     /// By text, architecture and compiler version.
     fn new(name: &str, text: &str, architecture: &str) -> Result<CacheEntry, Error> {
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: both numbers outlive the call.
-        unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) }
-            .result()
-            .map_err(|e| Error::Compile { file: "nvrtc".into(), log: format!("{e:?}") })?;
-        let key = hash(&(text, architecture, major, minor));
+        let version = nvrtc_version()?;
+        let key = hash(&(text, architecture, version.major, version.minor));
         let path = cache_dir().map(|dir| dir.join(format!("{name}-{architecture}-{key:016x}.cubin")));
         Ok(CacheEntry { path, key })
     }

@@ -66,12 +66,12 @@ pub enum Error {
     },
 
     /// There are devices, but not this one.
-    #[error("there is no device cuda:{ordinal}; the driver shows {count}")]
+    #[error("there is no device cuda:{ordinal}; there is {}", devices.join(", "))]
     NoSuchDevice {
         /// The number asked for.
         ordinal: u32,
-        /// How many there are.
-        count: usize,
+        /// Those that there are: `cuda:0 (NVIDIA A100-SXM4-40GB)`.
+        devices: Vec<String>,
     },
 
     /// The device's memory is full.
@@ -99,6 +99,17 @@ pub enum Error {
         file: &'static str,
         /// The kernel looked for.
         kernel: &'static str,
+    },
+
+    /// A kernel asks for more shared memory than the device gives a block.
+    #[error("the kernel {kernel} asks for {asked} bytes of shared memory a block; this GPU gives {limit}")]
+    SharedMemory {
+        /// The kernel.
+        kernel: &'static str,
+        /// What its launch asked for.
+        asked: u32,
+        /// What the device has.
+        limit: u32,
     },
 
     /// A kernel was not started.

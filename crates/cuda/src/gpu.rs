@@ -1,28 +1,33 @@
 //! A GPU that is in use: its context, streams and memory.
 
-use std::collections::HashMap;
-use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use crate::compile::Modules;
+use crate::buffer::Buffer;
+use crate::counters::{Counters, Tally};
 use crate::error::Error;
+use crate::launch::Modules;
 use crate::matmul::Blas;
+use crate::pool::{Block, MemoryStats, Pool};
+use crate::ring::Ring;
 use crate::{DeviceInfo, probe};
-
-/// Sizes are rounded up to this, which is also how the driver aligns.
-const GRAIN: usize = 512;
 
 /// One GPU, opened for work. Everything on it happens in the order of one compute stream, but for copies that
 /// [`Gpu::copy_stream`] makes beside it.
 pub struct Gpu {
     info: DeviceInfo,
     context: sys::CUcontext,
-    compute: sys::CUstream,
-    copy: sys::CUstream,
+    pub(crate) compute: sys::CUstream,
+    pub(crate) copy: sys::CUstream,
+    /// Bytes of shared memory that a block may have.
+    shared_memory: u32,
     pool: Mutex<Pool>,
+    /// Bytes that may be live, for tests of what happens when they are not enough.
+    limit: Mutex<Option<usize>>,
+    ring: Mutex<Option<Ring>>,
+    pub(crate) tally: Tally,
     pub(crate) modules: Mutex<Modules>,
     pub(crate) blas: Mutex<Option<Blas>>,
     fault: Mutex<Option<Error>>,
@@ -34,28 +39,8 @@ unsafe impl Send for Gpu {}
 // SAFETY: as above.
 unsafe impl Sync for Gpu {}
 
-/// Buffers that were given back, by size. Work is in stream order, so a buffer may be handed out again at once.
-#[derive(Default)]
-struct Pool {
-    free: HashMap<usize, Vec<sys::CUdeviceptr>>,
-    stats: MemoryStats,
-    /// Bytes that may be live, for tests of what happens when they are not enough.
-    limit: Option<usize>,
-}
-
-/// Bytes on the device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MemoryStats {
-    /// In buffers that exist now.
-    pub live: usize,
-    /// The most that `live` has been.
-    pub peak: usize,
-    /// Kept for reuse.
-    pub cached: usize,
-}
-
 impl Gpu {
-    /// Opens a device by its number in the driver's order.
+    /// Opens a device by its number in the driver's order. Each opening has streams, memory and loaded kernels of its own.
     ///
     /// # Errors
     /// What [`crate::Probe::require`] reports, a device that does not exist, or a call of the driver that fails.
@@ -63,20 +48,30 @@ impl Gpu {
         let found = probe();
         let devices = found.require()?;
         let info = devices.iter().find(|it| it.ordinal == ordinal).cloned();
-        let info = info.ok_or(Error::NoSuchDevice { ordinal, count: devices.len() })?;
+        let info = info.ok_or_else(|| {
+            let names = devices.iter().map(|it| format!("cuda:{} ({})", it.ordinal, it.name));
+            Error::NoSuchDevice { ordinal, devices: names.collect() }
+        })?;
         crate::symbols::check()?;
         let device = call("cuDeviceGet", result::device::get(ordinal.cast_signed()))?;
         // SAFETY: the device is the driver's own; the context is retained for the life of the process.
         let context = call("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
         // SAFETY: the context is alive.
         call("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
+        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device is the driver's own.
+        let shared = call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })?;
         let stream = || call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking));
         Ok(Arc::new(Gpu {
             info,
             context,
             compute: stream()?,
             copy: stream()?,
-            pool: Mutex::default(),
+            shared_memory: shared.unsigned_abs(),
+            pool: Mutex::new(Pool::new(keeps_memory())),
+            limit: Mutex::new(None),
+            ring: Mutex::new(None),
+            tally: Tally::default(),
             modules: Mutex::default(),
             blas: Mutex::new(None),
             fault: Mutex::new(None),
@@ -88,6 +83,11 @@ impl Gpu {
         &self.info
     }
 
+    /// The most shared memory that a block of a kernel can have on this device, in bytes: 227 KiB on Hopper.
+    pub fn shared_memory_limit(&self) -> u32 {
+        self.shared_memory
+    }
+
     /// Free and total bytes, as the driver sees them.
     ///
     /// # Errors
@@ -97,14 +97,19 @@ impl Gpu {
         call("cuMemGetInfo", result::mem_get_info())
     }
 
-    /// Bytes of buffers.
+    /// Bytes of buffers, and what was taken from the driver for them.
     pub fn stats(&self) -> MemoryStats {
-        self.pool().stats
+        self.pool().stats()
+    }
+
+    /// What was asked of the device so far.
+    pub fn counters(&self) -> Counters {
+        self.tally.read()
     }
 
     /// Lets [`Gpu::alloc`] fail where more than so many bytes would be live, as a smaller device would.
     pub fn limit_memory(&self, bytes: Option<usize>) {
-        self.pool().limit = bytes;
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
     }
 
     /// A buffer of unspecified contents.
@@ -112,33 +117,23 @@ impl Gpu {
     /// # Errors
     /// [`Error::OutOfMemory`] if the device has no such piece left, also after giving back what is kept for reuse.
     pub fn alloc(self: &Arc<Gpu>, bytes: usize) -> Result<Buffer, Error> {
-        let size = bytes.max(1).next_multiple_of(GRAIN);
+        let limit = *self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pool = self.pool();
-        let out_of_memory = |stats: MemoryStats| Error::OutOfMemory { asked: bytes, live: stats.live };
-        if pool.limit.is_some_and(|limit| pool.stats.live + size > limit) {
-            return Err(out_of_memory(pool.stats));
+        let live = pool.stats().live;
+        let out_of_memory = Error::OutOfMemory { asked: bytes, live };
+        if limit.is_some_and(|limit| live + Pool::rounded(bytes) > limit) {
+            return Err(out_of_memory);
         }
-        let recycled = pool.free.get_mut(&size).and_then(Vec::pop);
-        let ptr = match recycled {
-            Some(ptr) => {
-                pool.stats.cached -= size;
-                ptr
-            }
-            None => {
-                self.bind()?;
-                match self.fresh(size) {
-                    Ok(ptr) => ptr,
-                    Err(_) => {
-                        self.trim(&mut pool)?;
-                        self.fresh(size).map_err(|_| out_of_memory(pool.stats))?
-                    }
-                }
+        // Work is in stream order, so a block may be handed out again while what used it is still running.
+        let block = match pool.alloc(bytes, |size| self.fresh(size)) {
+            Ok(block) => block,
+            Err(_) => {
+                self.trim(&mut pool)?;
+                pool.alloc(bytes, |size| self.fresh(size)).map_err(|_| out_of_memory)?
             }
         };
-        pool.stats.live += size;
-        pool.stats.peak = pool.stats.peak.max(pool.stats.live);
         drop(pool);
-        Ok(Buffer { gpu: self.clone(), ptr, bytes, size })
+        Ok(Buffer { gpu: self.clone(), block: Some(block), bytes })
     }
 
     /// The same for where no error can be returned: if there is no memory, the buffer leads nowhere, and the next thing that
@@ -146,7 +141,7 @@ impl Gpu {
     pub fn alloc_or_fault(self: &Arc<Gpu>, bytes: usize) -> Buffer {
         self.alloc(bytes).unwrap_or_else(|error| {
             self.fault(error);
-            Buffer { gpu: self.clone(), ptr: 0, bytes, size: 0 }
+            Buffer { gpu: self.clone(), block: None, bytes }
         })
     }
 
@@ -169,19 +164,41 @@ impl Gpu {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn fresh(&self, size: usize) -> Result<sys::CUdeviceptr, Error> {
+    fn fresh(&self, size: usize) -> Result<u64, Error> {
+        self.bind()?;
         // SAFETY: the stream is alive, and the memory is used in its order.
         call("cuMemAllocAsync", unsafe { result::malloc_async(self.compute, size) })
     }
 
     /// Gives everything that is kept for reuse back to the driver.
     fn trim(&self, pool: &mut Pool) -> Result<(), Error> {
-        for ptr in std::mem::take(&mut pool.free).into_values().flatten() {
-            // SAFETY: nobody holds the buffer, and what used it comes before in the stream.
-            call("cuMemFreeAsync", unsafe { result::free_async(ptr, self.compute) })?;
-        }
-        pool.stats.cached = 0;
+        pool.trim().into_iter().try_for_each(|base| self.release(base))?;
         self.synchronize()
+    }
+
+    /// Gives a segment back to the driver.
+    fn release(&self, base: u64) -> Result<(), Error> {
+        self.bind()?;
+        // SAFETY: nobody holds a part of it, and what used it comes before in the stream.
+        call("cuMemFreeAsync", unsafe { result::free_async(base, self.compute) })
+    }
+
+    /// Takes a buffer's block back.
+    pub(crate) fn give_back(&self, block: Block) {
+        let segment = self.pool().free(block);
+        if let Some(Err(error)) = segment.map(|it| self.release(it)) {
+            self.fault(error);
+        }
+    }
+
+    /// Hands a copy of `from` in page-locked memory to `copy`, as [`Ring::send`] does. The ring is made when it is first needed.
+    pub(crate) fn send(&self, from: &[u8], copy: impl FnOnce(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        let mut guard = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            *guard = Some(Ring::new(self)?);
+        }
+        let Some(ring) = guard.as_mut() else { unreachable!("made above") };
+        ring.send(self, from, copy)
     }
 
     /// Waits until everything that was asked of the compute stream is done; reports what went wrong meanwhile.
@@ -189,19 +206,7 @@ impl Gpu {
     /// # Errors
     /// The first failure of a kernel or copy.
     pub fn synchronize(&self) -> Result<(), Error> {
-        self.bind()?;
-        // SAFETY: the stream is alive.
-        call("cuStreamSynchronize", unsafe { result::stream::synchronize(self.compute) })
-    }
-
-    /// The stream on which kernels and products run.
-    pub(crate) fn stream(&self) -> sys::CUstream {
-        self.compute
-    }
-
-    /// The stream for copies that go on beside the kernels.
-    pub fn copy_stream(&self) -> CopyStream<'_> {
-        CopyStream { gpu: self, stream: self.copy }
+        self.compute_stream().synchronize()
     }
 
     /// Makes the context current on this thread, unless there is a fault: every call to the device comes through here.
@@ -222,257 +227,10 @@ impl fmt::Debug for Gpu {
     }
 }
 
-/// Bytes on a device, given back to its pool when dropped.
-pub struct Buffer {
-    gpu: Arc<Gpu>,
-    ptr: sys::CUdeviceptr,
-    bytes: usize,
-    size: usize,
-}
-
-impl Buffer {
-    /// The device.
-    pub fn gpu(&self) -> &Arc<Gpu> {
-        &self.gpu
-    }
-
-    /// Its address on the device, for kernels.
-    pub fn ptr(&self) -> u64 {
-        self.ptr
-    }
-
-    /// Its length.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Fills it from host memory of the same length; the source may be reused at once.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn upload(&mut self, from: &[u8]) -> Result<(), Error> {
-        assert_eq!(from.len(), self.bytes, "an upload fills its buffer");
-        if from.is_empty() {
-            return Ok(());
-        }
-        self.gpu.bind()?;
-        // SAFETY: both sides have this length, and the wait keeps the source alive until it was read.
-        call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(self.ptr, from, self.gpu.compute) })?;
-        self.gpu.synchronize()
-    }
-
-    /// Copies it to host memory of the same length, after everything that was asked before.
-    ///
-    /// # Errors
-    /// If the driver's call or an earlier kernel failed.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn download(&self, into: &mut [u8]) -> Result<(), Error> {
-        assert_eq!(into.len(), self.bytes, "a download takes the whole buffer");
-        if into.is_empty() {
-            return Ok(());
-        }
-        self.gpu.bind()?;
-        // SAFETY: both sides have this length, and the wait keeps the target alive until it was written.
-        call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, self.ptr, self.gpu.compute) })?;
-        self.gpu.synchronize()
-    }
-
-    /// Copies `bytes` from another buffer's byte `from_at` to this one's byte `at`.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    ///
-    /// # Panics
-    /// If a range reaches beyond its buffer.
-    pub fn copy_from(&mut self, at: usize, from: &Buffer, from_at: usize, bytes: usize) -> Result<(), Error> {
-        assert!(at + bytes <= self.bytes && from_at + bytes <= from.bytes, "a copy stays within both buffers");
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.gpu.bind()?;
-        let (to, from) = (self.ptr + at as u64, from.ptr + from_at as u64);
-        // SAFETY: both ranges lie in live buffers, which are used in the order of this stream.
-        call("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute) })
-    }
-
-    /// Sets every byte to zero.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub fn zero(&mut self) -> Result<(), Error> {
-        if self.bytes == 0 {
-            return Ok(());
-        }
-        self.gpu.bind()?;
-        // SAFETY: the range is the buffer.
-        call("cuMemsetD8Async", unsafe { result::memset_d8_async(self.ptr, 0, self.bytes, self.gpu.compute) })
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.ptr == 0 {
-            return;
-        }
-        let mut pool = self.gpu.pool();
-        pool.stats.live -= self.size;
-        pool.stats.cached += self.size;
-        pool.free.entry(self.size).or_default().push(self.ptr);
-    }
-}
-
-impl fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({} bytes on cuda:{})", self.bytes, self.gpu.info.ordinal)
-    }
-}
-
-/// Page-locked host memory, which copies reach without the processor's help.
-pub struct Pinned {
-    ptr: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: plain memory with one owner.
-unsafe impl Send for Pinned {}
-// SAFETY: as above.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    /// So many bytes, zeroed.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Pinned, Error> {
-        gpu.bind()?;
-        // SAFETY: flags 0 mean ordinary cached memory.
-        let ptr = call("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?.cast::<u8>();
-        // SAFETY: the driver gave so many bytes.
-        unsafe { ptr.write_bytes(0, bytes) };
-        Ok(Pinned { ptr, bytes })
-    }
-
-    /// Its length.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The contents.
-    pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory is initialised and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
-    }
-
-    /// The contents, for writing.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is held alone.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: allocated by the driver, and freed once. A failure could not be told to anyone.
-        let _ = unsafe { result::free_host(self.ptr.cast::<c_void>()) };
-    }
-}
-
-impl fmt::Debug for Pinned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pinned({} bytes)", self.bytes)
-    }
-}
-
-/// Copies beside the kernels, in an order of their own; [`CopyStream::wait_for_compute`] and
-/// [`CopyStream::before_compute`] say where the two orders meet.
-pub struct CopyStream<'g> {
-    gpu: &'g Gpu,
-    stream: sys::CUstream,
-}
-
-impl CopyStream<'_> {
-    /// Copies that follow wait until all kernels asked for so far are done.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub fn wait_for_compute(&self) -> Result<(), Error> {
-        self.order(self.gpu.compute, self.stream)
-    }
-
-    /// Kernels that follow wait until all copies asked for so far are done.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub fn before_compute(&self) -> Result<(), Error> {
-        self.order(self.stream, self.gpu.compute)
-    }
-
-    fn order(&self, first: sys::CUstream, then: sys::CUstream) -> Result<(), Error> {
-        self.gpu.bind()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = call("cuEventCreate", result::event::create(flags))?;
-        // SAFETY: event and streams are alive; the driver keeps a destroyed event until nobody waits for it.
-        unsafe {
-            call("cuEventRecord", result::event::record(event, first))?;
-            let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-            call("cuStreamWaitEvent", result::stream::wait_event(then, event, wait))?;
-            call("cuEventDestroy", result::event::destroy(event))
-        }
-    }
-
-    /// Copies a part of page-locked memory to a buffer's byte `at`.
-    ///
-    /// # Safety
-    /// `from` must not be changed or freed until the copy is done.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub unsafe fn upload(&self, to: &mut Buffer, at: usize, from: &[u8]) -> Result<(), Error> {
-        assert!(at + from.len() <= to.bytes, "a copy stays within its buffer");
-        self.gpu.bind()?;
-        // SAFETY: the range lies in the buffer, and the caller keeps the source.
-        call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to.ptr + at as u64, from, self.stream) })
-    }
-
-    /// Copies a buffer's bytes from `at` on to page-locked memory.
-    ///
-    /// # Safety
-    /// `into` must not be read, changed or freed until the copy is done.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub unsafe fn download(&self, into: &mut [u8], from: &Buffer, at: usize) -> Result<(), Error> {
-        assert!(at + into.len() <= from.bytes, "a copy stays within its buffer");
-        self.gpu.bind()?;
-        // SAFETY: the range lies in the buffer, and the caller keeps the target.
-        call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr + at as u64, self.stream) })
-    }
-
-    /// Sets bytes of a buffer to zero.
-    ///
-    /// # Errors
-    /// If the driver's call fails.
-    pub fn zero(&self, buffer: &mut Buffer, at: usize, bytes: usize) -> Result<(), Error> {
-        assert!(at + bytes <= buffer.bytes, "what is cleared lies within its buffer");
-        self.gpu.bind()?;
-        // SAFETY: the range lies in the buffer.
-        call("cuMemsetD8Async", unsafe { result::memset_d8_async(buffer.ptr + at as u64, 0, bytes, self.stream) })
-    }
-
-    /// Waits until all copies are done.
-    ///
-    /// # Errors
-    /// If one failed.
-    pub fn synchronize(&self) -> Result<(), Error> {
-        self.gpu.bind()?;
-        // SAFETY: the stream is alive.
-        call("cuStreamSynchronize", unsafe { result::stream::synchronize(self.stream) })
-    }
+/// Whether buffers come from a pool, as they do unless `HALFBYTE_CUDA_POOL=off` asks for each to be the driver's own, so that a
+/// memory checker sees where it ends.
+fn keeps_memory() -> bool {
+    std::env::var_os("HALFBYTE_CUDA_POOL").is_none_or(|it| it != "off")
 }
 
 /// Gives a failed call its name.

@@ -13,22 +13,39 @@
 //! println!("{probe}"); // the whole report, one fact a line
 //! ```
 
+mod buffer;
 mod compile;
+mod counters;
 mod driver;
 mod error;
 mod gpu;
+mod kernels;
+mod launch;
 mod library;
 mod matmul;
+mod pinned;
+mod pool;
 mod probe;
+mod ring;
 mod search;
+#[doc(hidden)]
+pub mod signature;
+mod stream;
 mod symbols;
 
-pub use compile::{Arg, COMMON, Launch, Source, compile, compile_verbose, element_text, full_text, module_name};
+pub use buffer::Buffer;
+pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name};
+pub use counters::Counters;
 pub use error::Error;
-pub use gpu::{Buffer, CopyStream, Gpu, MemoryStats, Pinned};
+pub use gpu::Gpu;
+pub use kernels::{Any, F16, Holds, Kind, Memory, Parameter, Pointee, Slice, T, Target};
+pub use launch::{Arg, Launch};
 pub use library::Library;
 pub use matmul::{Gemm, Matrix, Number};
+pub use pinned::Pinned;
+pub use pool::{Block, MemoryStats, Pool};
 pub use probe::{DeviceInfo, DriverInfo, Probe, Version, probe};
+pub use stream::{Event, Stream};
 
 /// The oldest CUDA version that a driver may support: 11.4 is the first whose interface the bindings know.
 pub const OLDEST_DRIVER: Version = Version { major: 11, minor: 4 };

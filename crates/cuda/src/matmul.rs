@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use cudarc::cublaslt::{result, sys};
 
+use crate::buffer::Buffer;
+use crate::counters::count;
 use crate::error::Error;
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::Gpu;
 
 /// The type of a matrix' elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +33,15 @@ impl Number {
             Number::F32 => "f32",
             Number::Bf16 => "bf16",
             Number::F16 => "f16",
+        }
+    }
+
+    /// What `load_any` in the kernels calls it.
+    pub fn kind(self) -> i32 {
+        match self {
+            Number::F32 => 0,
+            Number::Bf16 => 1,
+            Number::F16 => 2,
         }
     }
 
@@ -77,8 +89,13 @@ pub struct Gemm {
     pub beta: f32,
 }
 
-/// The shape of a product, by which algorithms are remembered.
-type Shape = (usize, usize, usize, bool, bool, Number, Number, [usize; 3]);
+/// The shape of a product and how its matrices are aligned, by which algorithms are remembered.
+type Shape = (usize, usize, usize, bool, bool, Number, Number, [usize; 3], [u32; 3]);
+
+/// The largest power of two, up to what the library takes for granted, of which an address is a multiple.
+fn alignment(ptr: u64) -> u32 {
+    1 << ptr.trailing_zeros().min(8)
+}
 
 pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
@@ -101,6 +118,8 @@ impl Gpu {
     /// [`Error::Blas`] with the shape, if the library refuses or fails.
     pub unsafe fn gemm(self: &Arc<Gpu>, gemm: &Gemm) -> Result<(), Error> {
         self.bind()?;
+        count(&self.tally.products);
+        self.tally.operations.fetch_add(2 * (gemm.m * gemm.n * gemm.k) as u64, Ordering::Relaxed);
         let mut guard = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
             let handle = result::create_handle().map_err(|e| failed(gemm, &e))?;
@@ -109,7 +128,7 @@ impl Gpu {
         }
         let Some(blas) = guard.as_mut() else { unreachable!("made above") };
         // SAFETY: the caller vouches for the memory; the descriptors are made from the same numbers.
-        unsafe { blas.run(gemm, self.stream().cast()) }.map_err(|e| failed(gemm, &e))
+        unsafe { blas.run(gemm, self.compute.cast()) }.map_err(|e| failed(gemm, &e))
     }
 }
 
@@ -127,12 +146,14 @@ impl Blas {
         let right = Layout::of(&g.a, (g.m, g.k), g.input)?;
         let out = Layout::new((g.m, g.n), g.c_stride, g.output)?;
         let desc = Description::new(g.b.transposed, g.a.transposed)?;
-        let shape =
-            (g.m, g.n, g.k, g.a.transposed, g.b.transposed, g.input, g.output, [g.a.stride, g.b.stride, g.c_stride]);
+        let strides = [g.a.stride, g.b.stride, g.c_stride];
+        // A matrix may begin anywhere in a buffer; the library supposes 256 bytes unless it is told.
+        let aligned = [g.b.ptr, g.a.ptr, g.c].map(alignment);
+        let shape = (g.m, g.n, g.k, g.a.transposed, g.b.transposed, g.input, g.output, strides, aligned);
         let algorithm = match self.algorithms.get(&shape) {
             Some(known) => *known,
             None => {
-                let preference = Preference::new(self.workspace.bytes())?;
+                let preference = Preference::new(self.workspace.bytes(), aligned)?;
                 // SAFETY: all descriptors are alive.
                 let found = unsafe {
                     result::get_matmul_algo_heuristic(self.handle, desc.0, left.0, right.0, out.0, out.0, preference.0)
@@ -229,12 +250,24 @@ impl Drop for Description {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(workspace: usize) -> Result<Preference, result::CublasError> {
+    /// For a workspace of so many bytes, and the alignments of the library's A, B and result.
+    fn new(workspace: usize, [a, b, c]: [u32; 3]) -> Result<Preference, result::CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Preference(result::create_matmul_pref()?);
-        let which = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let which = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the value outlives the call and has the attribute's size.
         unsafe {
             result::set_matmul_pref_attribute(preference.0, which, std::ptr::from_ref(&workspace).cast(), 8)?;
+        }
+        let alignments = [
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
+        ];
+        for (which, bytes) in alignments {
+            // SAFETY: as above.
+            unsafe { result::set_matmul_pref_attribute(preference.0, which, std::ptr::from_ref(&bytes).cast(), 4)? };
         }
         Ok(preference)
     }

@@ -4,14 +4,17 @@ use cudarc::{cublaslt, driver, nvrtc};
 
 use crate::error::Error;
 
-const DRIVER: [&str; 29] = [
+const DRIVER: [&str; 32] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDevicePrimaryCtxRetain",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventQuery",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",

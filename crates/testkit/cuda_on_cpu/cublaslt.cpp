@@ -24,6 +24,8 @@ struct Desc {
 };
 struct Preference {
     uint64_t workspace = 0;
+    // Of A, B, C and the result, as the library supposes unless it is told.
+    uint32_t alignment[4] = {256, 256, 256, 256};
 };
 struct Algorithm {
     uint64_t data[8];
@@ -125,19 +127,22 @@ API cublasLtMatmulPreferenceDestroy(Preference* preference) {
     return OK;
 }
 API cublasLtMatmulPreferenceSetAttribute(Preference* preference, int which, const void* value, size_t bytes) {
-    if (which != 1 || bytes != 8) return INVALID_VALUE;
-    memcpy(&preference->workspace, value, 8);
+    constexpr int WORKSPACE = 1, ALIGNMENT = 5;
+    if (which == WORKSPACE && bytes == 8) memcpy(&preference->workspace, value, 8);
+    else if (which >= ALIGNMENT && which < ALIGNMENT + 4 && bytes == 4) memcpy(&preference->alignment[which - ALIGNMENT], value, 4);
+    else return INVALID_VALUE;
     return OK;
 }
-API cublasLtMatmulAlgoGetHeuristic(Handle* handle, Desc* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference*,
-                                   int asked, Heuristic* found, int* count) {
+API cublasLtMatmulAlgoGetHeuristic(Handle* handle, Desc* d, Layout* a, Layout* b, Layout* c, Layout* out,
+                                   Preference* preference, int asked, Heuristic* found, int* count) {
     if (!handle || handle->magic != 42) return NOT_INITIALIZED;
     if (asked < 1) return INVALID_VALUE;
     if (Status s = check(d, a, b, c, out)) return s;
     *found = Heuristic{};
-    // An algorithm belongs to the shape it was found for.
+    // An algorithm belongs to the shape and the alignment it was found for.
     found->algorithm.data[0] = out->rows;
     found->algorithm.data[1] = out->cols;
+    for (int i = 0; i < 4; i++) found->algorithm.data[2 + i] = preference->alignment[i];
     *count = 1;
     return OK;
 }
@@ -147,6 +152,9 @@ API cublasLtMatmul(Handle* handle, Desc* d, const float* alpha, const void* a, L
     if (!handle || handle->magic != 42) return NOT_INITIALIZED;
     if (Status s = check(d, la, lb, lc, lo)) return s;
     if (algorithm && (algorithm->data[0] != lo->rows || algorithm->data[1] != lo->cols)) return INVALID_VALUE;
+    const void* matrices[4] = {a, b, c, out};
+    for (int i = 0; i < 4; i++)
+        if (algorithm && reinterpret_cast<uintptr_t>(matrices[i]) % algorithm->data[2 + i]) return INVALID_VALUE;
     bool owned = cuda_on_cpu_owns(a, extent(la)) && cuda_on_cpu_owns(b, extent(lb)) && cuda_on_cpu_owns(out, extent(lo));
     if (!owned || (workspace_bytes && !cuda_on_cpu_owns(workspace, workspace_bytes))) return INVALID_VALUE;
     std::function<void()> task = [d = *d, la = *la, lb = *lb, lo = *lo, a, b, c, out, alpha = *alpha, beta = *beta] {

@@ -1,92 +1,13 @@
 // libcuda.so.1 for machines without a GPU: the driver API as documented, as far as Halfbyte uses it, on runtime.hpp.
-//
-// Streams are queues that run only when somebody waits for them, so that a missing synchronisation shows. Faults can be asked for:
-//   CUDA_ON_CPU_MEMORY=BYTES       the device's memory
-//   CUDA_ON_CPU_FAIL_ALLOC=N       the Nth allocation finds no memory, and none after it
-//   CUDA_ON_CPU_FAIL_LAUNCH=N      the Nth launch fails, and everything after it
-#include <deque>
-#include <mutex>
-#include <set>
+#include "device.hpp"
 
-#include "kernels.hpp"
-
-namespace {
-
-using Result = int;
-using Pointer = unsigned long long;
-constexpr Result OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101,
-                 INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719;
-constexpr unsigned GUARD = 256;
-
-std::recursive_mutex lock;
-bool initialised = false;
-Result broken = OK;
-size_t used = 0;
-long launches = 0;
-size_t allocated = 0;
-std::map<Pointer, size_t> allocations;
-std::map<const char*, size_t> pinned;
-thread_local void* current = nullptr;
-int context;
-
-struct Stream {
-    std::deque<std::function<void()>> queue;
-};
-struct Event {
-    Stream* stream = nullptr;
-    bool done = true;
-};
-std::set<Stream*> streams;
-std::set<Event*> events;
-
-struct Module {
-    std::string name;
-};
-struct Function {
-    const cpu::Bind* bind;
-};
-
-size_t environment(const char* name, size_t otherwise) {
-    const char* text = getenv(name);
-    return text && *text ? strtoull(text, nullptr, 10) : otherwise;
-}
-size_t total() { return environment("CUDA_ON_CPU_MEMORY", size_t(8) << 30); }
-
-void step(Stream* stream) {
-    auto task = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    task();
-}
-Result finish(Stream* stream) {
-    while (!stream->queue.empty()) step(stream);
-    return broken;
-}
-
-Result ready() { return !initialised ? NOT_INITIALIZED : current ? OK : INVALID_CONTEXT; }
-
-// Whether [at, at + bytes) lies in one allocation.
-bool inside(Pointer at, size_t bytes) {
-    auto it = allocations.upper_bound(at);
-    if (it == allocations.begin()) return false;
-    --it;
-    return at + bytes <= it->first + it->second;
-}
-bool is_pinned(const void* p, size_t bytes) {
-    auto at = static_cast<const char*>(p);
-    auto it = pinned.upper_bound(at);
-    if (it == pinned.begin()) return false;
-    --it;
-    return at + bytes <= it->first + it->second;
-}
-
-}  // namespace
+using namespace device;
 
 #define API extern "C" __attribute__((visibility("default"))) Result
 #define LOCK std::lock_guard<std::recursive_mutex> held(lock)
-#define READY                              \
-    LOCK;                                  \
-    if (Result r = ready()) return r;      \
-    if (broken) return broken
+#define READY \
+    LOCK;     \
+    if (Result r = ready()) return r
 
 API cuInit(unsigned flags) {
     if (flags) return INVALID_VALUE;
@@ -98,13 +19,12 @@ API cuDriverGetVersion(int* version) {
     return OK;
 }
 API cuDeviceGetCount(int* count) {
-    const char* visible = getenv("CUDA_VISIBLE_DEVICES");
-    *count = visible && !*visible ? 0 : 1;
+    *count = int(all().size());
     return initialised ? OK : NOT_INITIALIZED;
 }
 API cuDeviceGet(int* device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? OK : INVALID_DEVICE;
+    *device = ordinal;
+    return at(ordinal) ? OK : INVALID_DEVICE;
 }
 API cuDeviceGetName(char* name, int length, int) {
     snprintf(name, length, "CUDA on the CPU");
@@ -114,28 +34,38 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) {
     *bytes = total();
     return OK;
 }
-API cuDeviceGetAttribute(int* value, int which, int) {
-    // Compute capability 9.0, 32 lanes, 1,024 threads a block, two processors.
-    *value = which == 75 ? 9 : which == 76 ? 0 : which == 10 ? 32 : which == 1 ? 1024 : which == 16 ? 2 : 0;
+API cuDeviceGetAttribute(int* value, int which, int device) {
+    if (!at(device)) return INVALID_DEVICE;
+    switch (which) {
+        case 1: *value = MAX_THREADS; break;
+        case 8: *value = SHARED_WITHOUT_LEAVE; break;
+        case 10: *value = 32; break;  // lanes of a warp
+        case 16: *value = 2; break;   // processors
+        case 75: *value = 9; break;   // compute capability 9.0
+        case 97: *value = SHARED_WITH_LEAVE; break;
+        default: *value = 0;
+    }
     return OK;
 }
 API cuDevicePrimaryCtxRetain(void** ctx, int device) {
-    *ctx = &context;
-    return device == 0 ? OK : INVALID_DEVICE;
+    *ctx = at(device);
+    return at(device) ? OK : INVALID_DEVICE;
 }
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API cuCtxSetCurrent(void* ctx) {
+API cuCtxSetCurrent(Device* ctx) {
     current = ctx;
-    return ctx == nullptr || ctx == &context ? OK : INVALID_CONTEXT;
+    for (auto& it : all())
+        if (ctx == &it) return OK;
+    return ctx == nullptr ? OK : INVALID_CONTEXT;
 }
-API cuCtxGetCurrent(void** ctx) {
+API cuCtxGetCurrent(Device** ctx) {
     *ctx = current;
     return OK;
 }
 
 API cuStreamCreate(Stream** stream, unsigned) {
     READY;
-    streams.insert(*stream = new Stream);
+    streams.insert(*stream = new Stream{current, {}});
     return OK;
 }
 API cuStreamDestroy_v2(Stream* stream) {
@@ -147,66 +77,78 @@ API cuStreamDestroy_v2(Stream* stream) {
 }
 API cuStreamSynchronize(Stream* stream) {
     READY;
-    return streams.count(stream) ? finish(stream) : INVALID_HANDLE;
+    return is_here(stream) ? finish(stream) : INVALID_HANDLE;
 }
 API cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     READY;
-    if (!streams.count(stream) || !events.count(event)) return INVALID_HANDLE;
-    if (event->done) return OK;
-    auto from = event->stream;
+    if (!is_here(stream) || !events.count(event)) return INVALID_HANDLE;
     // The event may be recorded again or destroyed before the wait runs; what counts is the record made so far.
-    auto mark = std::make_shared<bool>(false);
-    from->queue.push_back([mark] { *mark = true; });
-    stream->queue.push_back([from, mark] {
-        while (!*mark && !from->queue.empty()) step(from);
-    });
+    if (auto record = event->record) stream->queue.push_back([record] { finish(*record); });
     return OK;
 }
-API cuEventCreate(Event** event, unsigned) {
+API cuEventCreate(Event** event, unsigned flags) {
     READY;
-    events.insert(*event = new Event);
+    constexpr unsigned DISABLE_TIMING = 2;
+    events.insert(*event = new Event{current, !(flags & DISABLE_TIMING), nullptr});
     return OK;
 }
 API cuEventDestroy_v2(Event* event) {
-    READY;
+    LOCK;
     if (!events.erase(event)) return INVALID_HANDLE;
-    return OK;  // Left to the queue that may still name it.
+    delete event;
+    return OK;
 }
 API cuEventRecord(Event* event, Stream* stream) {
     READY;
-    if (!streams.count(stream) || !events.count(event)) return INVALID_HANDLE;
-    event->stream = stream;
-    event->done = false;
-    stream->queue.push_back([event] { event->done = true; });
+    if (!is_here(stream) || !events.count(event) || event->device != current) return INVALID_HANDLE;
+    auto record = std::make_shared<Record>(Record{stream});
+    event->record = record;
+    stream->queue.push_back([record] {
+        record->done = true;
+        record->at = std::chrono::steady_clock::now();
+    });
     return OK;
 }
 API cuEventSynchronize(Event* event) {
     READY;
-    while (!event->done && !event->stream->queue.empty()) step(event->stream);
-    return broken;
+    if (!events.count(event)) return INVALID_HANDLE;
+    if (event->record) finish(*event->record);
+    return current->broken;
 }
-API cuEventQuery(Event* event) { return event->done ? OK : 600; }
+API cuEventQuery(Event* event) {
+    READY;
+    if (!events.count(event)) return INVALID_HANDLE;
+    return !event->record || event->record->done ? OK : NOT_READY;
+}
+API cuEventElapsedTime(float* milliseconds, Event* from, Event* to) {
+    READY;
+    if (!events.count(from) || !events.count(to) || !from->timed || !to->timed) return INVALID_HANDLE;
+    if (!from->record || !to->record) return INVALID_HANDLE;
+    if (!from->record->done || !to->record->done) return NOT_READY;
+    *milliseconds = std::chrono::duration<float, std::milli>(to->record->at - from->record->at).count();
+    return OK;
+}
 
 API cuMemAllocAsync(Pointer* at, size_t bytes, Stream* stream) {
     READY;
     if (bytes == 0) return INVALID_VALUE;
-    if (!streams.count(stream)) return INVALID_HANDLE;
+    if (!is_here(stream)) return INVALID_HANDLE;
     size_t fails = environment("CUDA_ON_CPU_FAIL_ALLOC", 0);
-    if (used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
-    auto memory = static_cast<char*>(aligned_alloc(GUARD, (bytes + GUARD - 1) / GUARD * GUARD));
+    if (current->used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
+    auto memory = static_cast<char*>(aligned_alloc(GRAIN, (bytes + GRAIN - 1) / GRAIN * GRAIN));
     if (!memory) return OUT_OF_MEMORY;
     // Fresh memory holds anything: a NaN in every float type.
     memset(memory, 0xFF, bytes);
     *at = reinterpret_cast<Pointer>(memory);
-    allocations[*at] = bytes;
-    used += bytes;
+    allocations[*at] = {bytes, current};
+    current->used += bytes;
     return OK;
 }
 API cuMemFreeAsync(Pointer at, Stream* stream) {
     READY;
     auto it = allocations.find(at);
-    if (it == allocations.end() || !streams.count(stream)) return INVALID_VALUE;
-    used -= it->second;
+    if (it == allocations.end() || it->second.device != current || !is_here(stream)) return INVALID_VALUE;
+    current->used -= it->second.bytes;
     allocations.erase(it);
     stream->queue.push_back([at] { free(reinterpret_cast<void*>(at)); });
     return OK;
@@ -225,43 +167,53 @@ API cuMemFreeHost(void* at) {
     free(at);
     return OK;
 }
-API cuMemGetInfo_v2(size_t* available, size_t* all) {
+API cuMemGetInfo_v2(size_t* available, size_t* whole) {
     READY;
-    *all = total();
-    *available = total() - used;
+    *whole = total();
+    *available = total() - current->used;
     return OK;
+}
+
+// A copy or memset in a stream's order.
+static void enqueue(Stream* stream, std::function<void()> move) {
+    bool fails = ++copies == environment("CUDA_ON_CPU_FAIL_COPY", 0);
+    stream->queue.push_back([stream, fails, move] {
+        if (fails) stream->device->broken = ILLEGAL_ADDRESS;
+        if (!stream->device->broken) move();
+    });
 }
 API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, Stream* stream) {
     READY;
-    if (!streams.count(stream) || !inside(to, bytes)) return INVALID_VALUE;
+    if (!is_here(stream) || !inside(to, bytes)) return INVALID_VALUE;
     auto target = reinterpret_cast<void*>(to);
     if (is_pinned(from, bytes)) {
-        stream->queue.push_back([=] { memcpy(target, from, bytes); });
+        enqueue(stream, [=] { memcpy(target, from, bytes); });
     } else {
         // Ordinary memory is staged before the call returns.
-        auto staged = std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
-        stream->queue.push_back([=] { memcpy(target, staged->data(), bytes); });
+        auto source = static_cast<const char*>(from);
+        auto staged = std::make_shared<std::vector<char>>(source, source + bytes);
+        enqueue(stream, [=] { memcpy(target, staged->data(), bytes); });
     }
     return OK;
 }
 API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, Stream* stream) {
     READY;
-    if (!streams.count(stream) || !inside(from, bytes)) return INVALID_VALUE;
+    if (!is_here(stream) || !inside(from, bytes)) return INVALID_VALUE;
     auto source = reinterpret_cast<const void*>(from);
-    stream->queue.push_back([=] { memcpy(to, source, bytes); });
+    enqueue(stream, [=] { memcpy(to, source, bytes); });
     // To ordinary memory the call returns when the copy is done.
     return is_pinned(to, bytes) ? OK : finish(stream);
 }
 API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, Stream* stream) {
     READY;
-    if (!streams.count(stream) || !inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
-    stream->queue.push_back([=] { memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+    if (!is_here(stream) || !inside(to, bytes) || !inside(from, bytes)) return INVALID_VALUE;
+    enqueue(stream, [=] { memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
     return OK;
 }
 API cuMemsetD8Async(Pointer at, unsigned char value, size_t bytes, Stream* stream) {
     READY;
-    if (!streams.count(stream) || !inside(at, bytes)) return INVALID_VALUE;
-    stream->queue.push_back([=] { memset(reinterpret_cast<void*>(at), value, bytes); });
+    if (!is_here(stream) || !inside(at, bytes)) return INVALID_VALUE;
+    enqueue(stream, [=] { memset(reinterpret_cast<void*>(at), value, bytes); });
     return OK;
 }
 
@@ -270,7 +222,7 @@ API cuModuleLoadData(Module** module, const void* image) {
     constexpr char MAGIC[] = "cuda on cpu:";
     auto text = static_cast<const char*>(image);
     if (strncmp(text, MAGIC, sizeof MAGIC - 1) != 0) return INVALID_IMAGE;
-    *module = new Module{text + sizeof MAGIC - 1};
+    *module = new Module{text + sizeof MAGIC - 1, current, {}};
     return OK;
 }
 API cuModuleUnload(Module* module) {
@@ -281,10 +233,19 @@ API cuModuleGetFunction(Function** function, Module* module, const char* name) {
     READY;
     auto it = cpu::kernels().find(module->name + "/" + name);
     if (it == cpu::kernels().end()) return NOT_FOUND;
-    *function = new Function{&it->second};
+    auto& found = module->functions[name];
+    if (!found) found.reset(new Function{&it->second, module->device});
+    *function = found.get();
     return OK;
 }
-API cuFuncSetAttribute(Function*, int, int) { return OK; }
+API cuFuncSetAttribute(Function* f, int which, int value) {
+    READY;
+    constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
+    if (!f || f->device != current) return INVALID_HANDLE;
+    if (which != MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 || unsigned(value) > SHARED_WITH_LEAVE) return INVALID_VALUE;
+    f->granted = unsigned(value);
+    return OK;
+}
 API cuFuncGetAttribute(int* value, int, Function*) {
     *value = 0;
     return OK;
@@ -292,16 +253,19 @@ API cuFuncGetAttribute(int* value, int, Function*) {
 API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, Stream* stream, void** args, void** extra) {
     READY;
-    if (!streams.count(stream)) return INVALID_HANDLE;
-    if (!f || extra || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
-    if (uint64_t(bx) * by * bz == 0 || uint64_t(bx) * by * bz > 1024 || shared > (227u << 10)) return INVALID_VALUE;
-    if (++launches == long(environment("CUDA_ON_CPU_FAIL_LAUNCH", 0))) {
-        stream->queue.push_back([] { broken = LAUNCH_FAILED; });
+    if (!f || f->device != current || !is_here(stream)) return INVALID_HANDLE;
+    if (extra || !gx || !gy || !gz || gx > MAX_GRID_X || gy > MAX_GRID_YZ || gz > MAX_GRID_YZ) return INVALID_VALUE;
+    if (!bx || !by || !bz || bx > MAX_THREADS || by > MAX_THREADS || bz > MAX_BLOCK_Z) return INVALID_VALUE;
+    if (uint64_t(bx) * by * bz > MAX_THREADS || shared > f->granted) return INVALID_VALUE;
+    Result fault = follow(*f->kernel, args);
+    if (++launches == environment("CUDA_ON_CPU_FAIL_LAUNCH", 0)) fault = LAUNCH_FAILED;
+    if (fault) {
+        stream->queue.push_back([stream, fault] { stream->device->broken = fault; });
         return OK;
     }
-    auto body = (*f->bind)(args);
+    auto body = f->kernel->bind(args);
     stream->queue.push_back([=] {
-        if (!broken) cpu::launch({gx, gy, gz}, {bx, by, bz}, shared, body);
+        if (!stream->device->broken) cpu::launch({gx, gy, gz}, {bx, by, bz}, shared, body);
     });
     return OK;
 }
@@ -316,6 +280,9 @@ API cuGetErrorName(int code, const char** name) {
         case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
         case INVALID_HANDLE: *name = "CUDA_ERROR_INVALID_HANDLE"; break;
         case NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
+        case NOT_READY: *name = "CUDA_ERROR_NOT_READY"; break;
+        case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+        case MISALIGNED_ADDRESS: *name = "CUDA_ERROR_MISALIGNED_ADDRESS"; break;
         case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
         default: *name = "CUDA_ERROR_UNKNOWN";
     }
@@ -323,13 +290,12 @@ API cuGetErrorName(int code, const char** name) {
 }
 API cuGetErrorString(int code, const char** text) { return cuGetErrorName(code, text); }
 
-// For libcublasLt of the same kind: work in a stream's order, on memory that must be the device's.
-extern "C" __attribute__((visibility("default"))) bool cuda_on_cpu_enqueue(void* stream, std::function<void()>* task) {
+// For libcublasLt of the same kind: work in a stream's order, on memory that must be the current device's.
+extern "C" __attribute__((visibility("default"))) bool cuda_on_cpu_enqueue(Stream* stream, std::function<void()>* task) {
     LOCK;
-    auto it = streams.find(static_cast<Stream*>(stream));
-    if (it == streams.end()) return false;
-    (*it)->queue.push_back([work = std::move(*task)] {
-        if (!broken) work();
+    if (!is_here(stream)) return false;
+    stream->queue.push_back([stream, work = std::move(*task)] {
+        if (!stream->device->broken) work();
     });
     return true;
 }

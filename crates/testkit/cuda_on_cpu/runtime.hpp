@@ -284,19 +284,32 @@ template <class T> T exchange(uint32_t mask, T value, unsigned from) {
     return value;
 }
 
-// A kernel by name: copies its arguments, as a launch does, and gives what runs one thread.
-using Bind = std::function<std::function<void()>(void**)>;
-inline std::map<std::string, Bind>& kernels() {
-    static std::map<std::string, Bind> all;
+// A kernel: what copies its arguments, as a launch does, and gives what runs one thread; and which of them are pointers, with the
+// alignment of what they point to.
+struct Kernel {
+    std::function<std::function<void()>(void**)> bind;
+    std::vector<std::pair<size_t, size_t>> pointers;
+};
+// By name.
+inline std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
     return all;
 }
-template <class... A> Bind bind(void (*f)(A...)) {
-    return [f](void** args) -> std::function<void()> {
+template <class T> constexpr size_t alignment() {
+    if constexpr (std::is_void_v<T>) return 1;
+    else return alignof(T);
+}
+template <class... A> Kernel kernel(void (*f)(A...)) {
+    Kernel it;
+    size_t index = 0;
+    ((std::is_pointer_v<A> ? it.pointers.push_back({index, alignment<std::remove_pointer_t<A>>()}) : void(), index++), ...);
+    it.bind = [f](void** args) -> std::function<void()> {
         return [&]<size_t... I>(std::index_sequence<I...>) -> std::function<void()> {
             auto copies = std::make_tuple(*static_cast<std::remove_cv_t<A>*>(args[I])...);
             return [f, copies] { std::apply(f, copies); };
         }(std::index_sequence_for<A...>{});
     };
+    return it;
 }
 
 }  // namespace cpu

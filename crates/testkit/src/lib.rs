@@ -4,6 +4,8 @@
 
 #[cfg(target_os = "linux")]
 pub mod cuda;
+#[cfg(target_os = "linux")]
+mod cuda_on_cpu;
 mod gradcheck;
 mod input;
 

@@ -1,0 +1,144 @@
+//! Bytes on a device, and the copies to and from it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::result;
+
+use crate::counters::count;
+use crate::error::Error;
+use crate::gpu::{Gpu, call};
+use crate::pool::Block;
+use crate::ring::PIECE;
+
+/// Bytes on a device, given back to its pool when dropped.
+pub struct Buffer {
+    pub(crate) gpu: Arc<Gpu>,
+    /// Absent where there was no memory for it.
+    pub(crate) block: Option<Block>,
+    pub(crate) bytes: usize,
+}
+
+impl Buffer {
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Its address on the device, for kernels.
+    pub fn ptr(&self) -> u64 {
+        self.block.map_or(0, |it| it.ptr)
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Fills it from host memory of the same length, which may be reused at once: what is read after this is what was given. Does
+    /// not wait for the device, unless it is [behind](crate::Counters::synchronisations) by more than the memory set aside for that.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn upload(&mut self, from: &[u8]) -> Result<(), Error> {
+        assert_eq!(from.len(), self.bytes, "an upload fills its buffer");
+        if from.is_empty() {
+            return Ok(());
+        }
+        let gpu = self.gpu.clone();
+        gpu.bind()?;
+        count(&gpu.tally.uploads);
+        let mut at = self.ptr();
+        for piece in from.chunks(PIECE) {
+            gpu.send(piece, |pinned| {
+                // SAFETY: the range lies in this buffer, and the ring keeps its piece until the copy is done.
+                call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(at, pinned, gpu.compute) })
+            })?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Copies it to host memory of the same length, after everything that was asked before. Waits for it.
+    ///
+    /// # Errors
+    /// If the driver's call or an earlier kernel failed.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn download(&self, into: &mut [u8]) -> Result<(), Error> {
+        assert_eq!(into.len(), self.bytes, "a download takes the whole buffer");
+        self.gpu.download(&mut [(self, into)])
+    }
+
+    /// Copies `bytes` from another buffer's byte `from_at` to this one's byte `at`.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    ///
+    /// # Panics
+    /// If a range reaches beyond its buffer.
+    pub fn copy_from(&mut self, at: usize, from: &Buffer, from_at: usize, bytes: usize) -> Result<(), Error> {
+        assert!(at + bytes <= self.bytes && from_at + bytes <= from.bytes, "a copy stays within both buffers");
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.gpu.bind()?;
+        let (to, from) = (self.ptr() + at as u64, from.ptr() + from_at as u64);
+        // SAFETY: both ranges lie in live buffers, which are used in the order of this stream.
+        call("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute) })
+    }
+
+    /// Sets every byte to zero.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn zero(&mut self) -> Result<(), Error> {
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.gpu.bind()?;
+        // SAFETY: the range is the buffer.
+        call("cuMemsetD8Async", unsafe { result::memset_d8_async(self.ptr(), 0, self.bytes, self.gpu.compute) })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(block) = self.block {
+            self.gpu.give_back(block);
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes on cuda:{})", self.bytes, self.gpu.info().ordinal)
+    }
+}
+
+impl Gpu {
+    /// Copies buffers to host memory of their lengths, after everything that was asked before: one wait for all of them.
+    ///
+    /// # Errors
+    /// If the driver's call or an earlier kernel failed.
+    ///
+    /// # Panics
+    /// If a length differs from its buffer's.
+    pub fn download(&self, copies: &mut [(&Buffer, &mut [u8])]) -> Result<(), Error> {
+        self.bind()?;
+        for (from, into) in copies.iter_mut() {
+            assert_eq!(into.len(), from.bytes, "a download takes the whole buffer");
+            if into.is_empty() {
+                continue;
+            }
+            count(&self.tally.downloads);
+            // SAFETY: both sides have this length, and the wait keeps the target alive until it was written.
+            call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr(), self.compute) })?;
+        }
+        self.synchronize()
+    }
+}

@@ -1,0 +1,65 @@
+//! What was asked of a device, counted, so that a test can say what a step may cost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How often something was asked of a device since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Kernels started.
+    pub launches: u64,
+    /// Matrix products started.
+    pub products: u64,
+    /// Floating-point operations of the products: two for each term of a sum.
+    pub operations: u64,
+    /// Copies from host memory, in calls of [`crate::Buffer::upload`].
+    pub uploads: u64,
+    /// Copies to host memory.
+    pub downloads: u64,
+    /// Times that the host waited for the device, for whatever reason.
+    pub synchronisations: u64,
+}
+
+impl Counters {
+    /// What was asked after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Counters) -> Counters {
+        Counters {
+            launches: self.launches - earlier.launches,
+            products: self.products - earlier.products,
+            operations: self.operations - earlier.operations,
+            uploads: self.uploads - earlier.uploads,
+            downloads: self.downloads - earlier.downloads,
+            synchronisations: self.synchronisations - earlier.synchronisations,
+        }
+    }
+}
+
+/// The counters of an open device; each only grows.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) launches: AtomicU64,
+    pub(crate) products: AtomicU64,
+    pub(crate) operations: AtomicU64,
+    pub(crate) uploads: AtomicU64,
+    pub(crate) downloads: AtomicU64,
+    pub(crate) synchronisations: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn read(&self) -> Counters {
+        let of = |it: &AtomicU64| it.load(Ordering::Relaxed);
+        Counters {
+            launches: of(&self.launches),
+            products: of(&self.products),
+            operations: of(&self.operations),
+            uploads: of(&self.uploads),
+            downloads: of(&self.downloads),
+            synchronisations: of(&self.synchronisations),
+        }
+    }
+}
+
+/// One more.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

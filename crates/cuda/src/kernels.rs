@@ -1,0 +1,272 @@
+//! Kernels as the host knows them: declared once beside their file, and compared with it while the crate compiles.
+//!
+//! A launch takes untyped addresses and numbers, and a kernel reads whatever comes. So a kernel is declared with the names and types
+//! that its `KERNEL` line has; a declaration that differs from the line in number, type, order or name of a parameter does not
+//! compile, on any machine. What is left for the caller to vouch for is sizes.
+
+use crate::launch::Arg;
+use crate::matmul::Number;
+
+/// The element type that a file of kernels is compiled for.
+#[derive(Debug)]
+pub enum T {}
+
+/// `f16`, in a kernel whose other elements may be of another type.
+#[derive(Debug)]
+pub enum F16 {}
+
+/// `void`: elements of a type that the kernel is told.
+#[derive(Debug)]
+pub enum Any {}
+
+/// The type of elements as `load_any` in the kernels counts it; an `int`.
+#[derive(Debug)]
+pub enum Kind {}
+
+/// What lies in memory that a kernel is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Floating-point numbers.
+    Float(Number),
+    /// Whole numbers of 32 bits.
+    Word,
+    /// Whole numbers of 8 bits.
+    Byte,
+    /// Only the caller knows.
+    Untold,
+}
+
+/// Memory that a kernel may be given.
+pub trait Memory {
+    /// What a launch over such memory fails with.
+    type Error: From<crate::Error>;
+
+    /// Where it begins on its device.
+    ///
+    /// # Panics
+    /// If it is on none.
+    fn address(&self) -> u64;
+
+    /// What lies there.
+    fn holds(&self) -> Holds;
+
+    /// The number of the device, if it is told.
+    fn device(&self) -> Option<u32>;
+
+    /// Whether nobody else holds it, so that it may be written.
+    fn is_sole(&self) -> bool;
+}
+
+/// An address within a buffer, for kernels that get a part of one.
+#[derive(Debug, Clone, Copy)]
+pub struct Slice(pub u64);
+
+impl Memory for Slice {
+    type Error = crate::Error;
+
+    fn address(&self) -> u64 {
+        self.0
+    }
+
+    fn holds(&self) -> Holds {
+        Holds::Untold
+    }
+
+    fn device(&self) -> Option<u32> {
+        None
+    }
+
+    fn is_sole(&self) -> bool {
+        true
+    }
+}
+
+/// Where a launch goes: what its memory has to fit.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// What [`T`] stands for.
+    pub element: Number,
+    /// The device.
+    pub device: u32,
+}
+
+/// What a pointer of a kernel leads to.
+pub trait Pointee {
+    /// A pointer that is read through.
+    const READ: &'static str;
+    /// A pointer that is written through.
+    const WRITE: &'static str;
+
+    /// Whether the kernel finds there what it expects.
+    fn fits(held: Holds, element: Number) -> bool;
+}
+
+macro_rules! pointee {
+    ($($type:ty, $cuda:literal, $fits:expr;)*) => {$(
+        impl Pointee for $type {
+            const READ: &'static str = concat!("const ", $cuda, "*");
+            const WRITE: &'static str = concat!($cuda, "*");
+
+            fn fits(held: Holds, element: Number) -> bool {
+                let fits: fn(Holds, Number) -> bool = $fits;
+                held == Holds::Untold || fits(held, element)
+            }
+        }
+    )*};
+}
+
+pointee! {
+    T, "T", |held, element| held == Holds::Float(element);
+    F16, "f16", |held, _| held == Holds::Float(Number::F16);
+    Any, "void", |held, _| matches!(held, Holds::Float(_));
+    f32, "float", |held, _| held == Holds::Float(Number::F32);
+    f64, "double", |_, _| false;
+    u32, "unsigned", |held, _| held == Holds::Word;
+    i32, "int", |held, _| held == Holds::Word;
+    u8, "unsigned char", |held, _| held == Holds::Byte;
+    i8, "signed char", |held, _| held == Holds::Byte;
+    u64, "unsigned long long", |_, _| false;
+}
+
+/// A parameter of a kernel, of memory of type `M`. `*const P` and `*mut P` are pointers, null where an `Option` of one is `None`;
+/// `i32` and [`Kind`] are an `int`, `u32` an `unsigned`, `u64` and `usize` an `unsigned long long`, `f32` a `float`.
+pub trait Parameter<M> {
+    /// What is given for it. An extent that is an `int` for the kernel is a `usize` here.
+    type Value<'a>
+    where
+        M: 'a;
+    /// Its type in CUDA C++.
+    const CUDA: &'static str;
+
+    /// What the launch gets.
+    ///
+    /// # Panics
+    /// If memory is of another type or device than the kernel's, or shared though it is written; or if an extent does not fit an `int`.
+    fn arg(value: Self::Value<'_>, target: Target) -> Arg;
+}
+
+#[track_caller]
+fn address<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
+    let held = memory.holds();
+    assert!(P::fits(held, target.element), "a kernel of {} expects {}, not {held:?}", target.element.name(), P::READ);
+    let here = memory.device().is_none_or(|it| it == target.device);
+    assert!(here, "all operands of a kernel lie on the device that runs it");
+    Arg::Ptr(memory.address())
+}
+
+impl<M: Memory, P: Pointee> Parameter<M> for *const P {
+    type Value<'a>
+        = &'a M
+    where
+        M: 'a;
+    const CUDA: &'static str = P::READ;
+
+    fn arg(value: &M, target: Target) -> Arg {
+        address::<M, P>(value, target)
+    }
+}
+
+impl<M: Memory, P: Pointee> Parameter<M> for *mut P {
+    type Value<'a>
+        = &'a mut M
+    where
+        M: 'a;
+    const CUDA: &'static str = P::WRITE;
+
+    fn arg(value: &mut M, target: Target) -> Arg {
+        assert!(value.is_sole(), "a kernel writes what nobody else holds");
+        address::<M, P>(value, target)
+    }
+}
+
+impl<M, Q: Parameter<M>> Parameter<M> for Option<Q> {
+    type Value<'a>
+        = Option<Q::Value<'a>>
+    where
+        M: 'a;
+    const CUDA: &'static str = Q::CUDA;
+
+    fn arg(value: Option<Q::Value<'_>>, target: Target) -> Arg {
+        value.map_or(Arg::Ptr(0), |it| Q::arg(it, target))
+    }
+}
+
+macro_rules! plain {
+    ($($type:ty, $value:ty, $cuda:literal, $arg:expr;)*) => {$(
+        impl<M> Parameter<M> for $type {
+            type Value<'a> = $value where M: 'a;
+            const CUDA: &'static str = $cuda;
+
+            fn arg(value: $value, _: Target) -> Arg {
+                let arg: fn($value) -> Arg = $arg;
+                arg(value)
+            }
+        }
+    )*};
+}
+
+plain! {
+    i32, usize, "int", |it| Arg::I32(i32::try_from(it).expect("an extent fits an int"));
+    Kind, Number, "int", |it| Arg::I32(it.kind());
+    u32, u32, "unsigned", Arg::U32;
+    u64, u64, "unsigned long long", Arg::U64;
+    usize, usize, "unsigned long long", |it| Arg::U64(it as u64);
+    f32, f32, "float", Arg::F32;
+}
+
+/// Declares the kernels of a file, all of them, and gives each a struct of its arguments that can be launched:
+///
+/// ```text
+/// kernels! {
+///     const SOURCE = "rms_norm", "kernel.cu", over Tensor;
+///     forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32 }
+/// }
+/// // SAFETY: a block a row, with a weight a channel.
+/// unsafe { Forward { x, w, y: &mut y, rstd: &mut rstd, c, eps }.launch(gpu, element, Launch::rows(rows, 256)) }?;
+/// ```
+///
+/// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`].
+#[macro_export]
+macro_rules! kernels {
+    (
+        const $source:ident = $name:literal, $file:literal, over $memory:ty;
+        $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($field:ident : $type:ty),+ $(,)? })+
+    ) => {
+        const $source: $crate::Source = $crate::Source { name: $name, text: include_str!($file) };
+        const _: () = $crate::signature::check_all($source.text, &[$(stringify!($kernel)),+]);
+        $(
+            const _: () = $crate::signature::check(
+                $source.text,
+                stringify!($kernel),
+                &[$((<$type as $crate::Parameter<$memory>>::CUDA, stringify!($field))),+],
+            );
+
+            $(#[$doc])*
+            struct $launch<'a> {
+                $($field: <$type as $crate::Parameter<$memory>>::Value<'a>),+
+            }
+
+            impl $launch<'_> {
+                /// Starts the kernel.
+                ///
+                /// # Safety
+                /// The memory must be as large as the kernel reads and writes when it is started like this.
+                ///
+                /// # Errors
+                /// If the kernel does not compile or cannot be started.
+                unsafe fn launch(
+                    self,
+                    gpu: &$crate::Gpu,
+                    element: $crate::Number,
+                    launch: $crate::Launch,
+                ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
+                    let target = $crate::Target { element, device: gpu.info().ordinal };
+                    let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
+                    // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
+                    // the caller vouches for the sizes.
+                    unsafe { gpu.launch((&$source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                }
+            }
+        )+
+    };
+}

@@ -1,0 +1,190 @@
+//! Starting kernels, whose files are compiled and loaded when they are first needed.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::PoisonError;
+
+use cudarc::driver::{result, sys};
+
+use crate::Version;
+use crate::compile::{Source, image, nvrtc_version};
+use crate::counters::count;
+use crate::error::Error;
+use crate::gpu::{Gpu, call};
+use crate::matmul::Number;
+
+/// How many threads a kernel gets.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: (u32, u32, u32),
+    /// Threads a block.
+    pub block: (u32, u32, u32),
+    /// Bytes of dynamic shared memory a block.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// Enough blocks of 256 threads for a thread an element, but no more than keep the device busy: such kernels stride.
+    pub fn elements(n: usize) -> Launch {
+        Launch { grid: (n.div_ceil(256).clamp(1, 1 << 16) as u32, 1, 1), block: (256, 1, 1), shared: 0 }
+    }
+
+    /// One block a row.
+    pub fn rows(rows: usize, threads: u32) -> Launch {
+        Launch { grid: (rows.max(1) as u32, 1, 1), block: (threads, 1, 1), shared: 0 }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    /// An address on the device; 0 is the null pointer.
+    Ptr(u64),
+    /// `int`.
+    I32(i32),
+    /// `unsigned`.
+    U32(u32),
+    /// `unsigned long long`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+/// What a device has loaded.
+#[derive(Default)]
+pub(crate) struct Modules {
+    functions: HashMap<(&'static str, Number, &'static str), Function>,
+    modules: HashMap<(&'static str, Number), Module>,
+}
+
+#[derive(Clone, Copy)]
+struct Module(sys::CUmodule);
+
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of dynamic shared memory that a launch of it may have.
+    permitted: u32,
+}
+
+/// Dynamic shared memory that needs no permission, on every device.
+const SHARED_WITHOUT_PERMISSION: u32 = 48 << 10;
+
+impl Gpu {
+    /// Runs a kernel after everything that was asked of the device before. Compiles its file first, if that is new.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, in number, type and order, and every pointer must lead to live memory of the size
+    /// that the kernel reads or writes.
+    ///
+    /// # Errors
+    /// [`Error::Compile`], [`Error::NoKernel`], [`Error::SharedMemory`], or [`Error::Launch`] if the launch is refused.
+    pub unsafe fn launch(
+        &self,
+        (source, element): (&Source, Number),
+        kernel: &'static str,
+        launch: Launch,
+        args: &[Arg],
+    ) -> Result<(), Error> {
+        self.bind()?;
+        count(&self.tally.launches);
+        let function = self.function((source, element), kernel, launch.shared)?;
+        let mut params: Vec<*mut c_void> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Ptr(v) | Arg::U64(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::U32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+            })
+            .collect();
+        // SAFETY: the function belongs to a module that is never unloaded, and the caller vouches for the arguments, which
+        // the driver copies before it returns.
+        let done = unsafe {
+            result::launch_kernel(function, launch.grid, launch.block, launch.shared, self.compute, &mut params)
+        };
+        call("cuLaunchKernel", done).map_err(|e| match e {
+            Error::Call { name, code, .. } => Error::Launch { kernel, name, code },
+            other => other,
+        })
+    }
+
+    /// A kernel that may be started with so many bytes of dynamic shared memory.
+    fn function(
+        &self,
+        (source, element): (&Source, Number),
+        kernel: &'static str,
+        shared: u32,
+    ) -> Result<sys::CUfunction, Error> {
+        let mut loaded = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (source.name, element, kernel);
+        if !loaded.functions.contains_key(&key) {
+            let handle = self.fetch(&mut loaded.modules, (source, element), kernel)?;
+            loaded.functions.insert(key, Function { handle, permitted: SHARED_WITHOUT_PERMISSION });
+        }
+        let Some(function) = loaded.functions.get_mut(&key) else { unreachable!("put there above") };
+        // Asked for by every launch that needs more than those before, since any of them may be the first to need it.
+        if shared > function.permitted {
+            let limit = self.shared_memory_limit();
+            if shared > limit {
+                return Err(Error::SharedMemory { kernel, asked: shared, limit });
+            }
+            let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is alive.
+            let set = unsafe { result::function::set_function_attribute(function.handle, which, shared.cast_signed()) };
+            call("cuFuncSetAttribute", set)?;
+            function.permitted = shared;
+        }
+        Ok(function.handle)
+    }
+
+    fn fetch(
+        &self,
+        modules: &mut HashMap<(&'static str, Number), Module>,
+        (source, element): (&Source, Number),
+        kernel: &'static str,
+    ) -> Result<sys::CUfunction, Error> {
+        let module = match modules.get(&(source.name, element)) {
+            Some(module) => *module,
+            None => {
+                let image = image(source, element, &self.architecture())?;
+                // SAFETY: the image is a whole cubin for this device.
+                let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+                let module = Module(call("cuModuleLoadData", module)?);
+                modules.insert((source.name, element), module);
+                module
+            }
+        };
+        let name = CString::new(kernel).map_err(|_| Error::NoKernel { file: source.name, kernel })?;
+        // SAFETY: the module was loaded and stays.
+        let function = unsafe { result::module::get_function(module.0, name) };
+        function.map_err(|_| Error::NoKernel { file: source.name, kernel })
+    }
+
+    /// What NVRTC calls the device: `sm_80`; `sm_90a` on Hopper, which names the instructions that only Hopper has.
+    pub fn architecture(&self) -> String {
+        let oldest = Version { major: 0, minor: 0 };
+        architecture(self.info().compute_capability, nvrtc_version().unwrap_or(oldest))
+    }
+}
+
+/// Compute capability 9.0 has instructions that no other device has, and NVRTC a name for it since 12.0.
+fn architecture(capability: Version, nvrtc: Version) -> String {
+    let own = capability == Version { major: 9, minor: 0 } && nvrtc >= Version { major: 12, minor: 0 };
+    format!("sm_{}{}{}", capability.major, capability.minor, if own { "a" } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hopper_gets_its_own_instructions_where_the_compiler_knows_them() {
+        let name = |major, minor, nvrtc| architecture(Version { major, minor }, Version { major: nvrtc, minor: 0 });
+        assert_eq!(name(9, 0, 13), "sm_90a");
+        assert_eq!(name(9, 0, 12), "sm_90a");
+        assert_eq!(name(9, 0, 11), "sm_90");
+        assert_eq!(name(8, 9, 13), "sm_89");
+        assert_eq!(name(12, 0, 13), "sm_120");
+    }
+}

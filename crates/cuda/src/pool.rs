@@ -1,0 +1,302 @@
+//! Which memory of a device a buffer gets: a policy without a device, so that a plan can follow it step by step.
+//!
+//! The driver gives segments. A buffer gets the smallest free piece that holds it; the rest of the piece stays free where it is large
+//! enough to be of use, and what comes back is joined with its free neighbours. Small and large buffers have segments of their own,
+//! so that a small one that stays does not keep a large piece from being whole again. Choices depend on sizes and on the order of
+//! calls, never on addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::Error;
+
+/// Sizes are rounded up to this, which is also how the driver aligns.
+const GRAIN: usize = 512;
+/// The largest buffer that shares a segment with other small ones.
+const SMALL: usize = 1 << 20;
+/// Segments are a multiple of this.
+const SEGMENT: usize = 2 << 20;
+
+/// Bytes on the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// In buffers that exist now.
+    pub live: usize,
+    /// The most that `live` has been.
+    pub peak: usize,
+    /// Kept for reuse: what was taken from the driver and is in no buffer.
+    pub cached: usize,
+    /// Taken from the driver: `live` and `cached`.
+    pub reserved: usize,
+    /// The most that `reserved` has been.
+    pub peak_reserved: usize,
+}
+
+/// A piece of a segment that a buffer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Its address.
+    pub ptr: u64,
+    /// Its size: what was asked for, rounded up.
+    pub size: usize,
+    segment: u32,
+    offset: usize,
+}
+
+struct Piece {
+    size: usize,
+    free: bool,
+}
+
+struct Segment {
+    base: u64,
+    size: usize,
+    class: usize,
+    /// By where they begin; they fill the segment.
+    pieces: BTreeMap<usize, Piece>,
+}
+
+/// The segments of a device and who has which part of them.
+pub struct Pool {
+    segments: BTreeMap<u32, Segment>,
+    made: u32,
+    /// Free pieces, by class: of segments for small buffers, and for large ones. Size, segment, offset.
+    free: [BTreeSet<(usize, u32, usize)>; 2],
+    stats: MemoryStats,
+    keeps: bool,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool::new(true)
+    }
+}
+
+impl Pool {
+    /// An empty pool. One that keeps nothing takes each buffer from the driver and gives it straight back, so that a memory checker
+    /// sees where each ends.
+    pub fn new(keeps: bool) -> Pool {
+        Pool { segments: BTreeMap::new(), made: 0, free: Default::default(), stats: MemoryStats::default(), keeps }
+    }
+
+    /// Bytes in use, kept and taken.
+    pub fn stats(&self) -> MemoryStats {
+        self.stats
+    }
+
+    /// The size of the block that a buffer of so many bytes gets.
+    pub fn rounded(bytes: usize) -> usize {
+        bytes.max(1).next_multiple_of(GRAIN)
+    }
+
+    /// Memory for a buffer. `fresh` takes a segment of a size from the driver, and is asked only if no free piece is large enough.
+    ///
+    /// # Errors
+    /// What `fresh` returns.
+    pub fn alloc(&mut self, bytes: usize, fresh: impl FnOnce(usize) -> Result<u64, Error>) -> Result<Block, Error> {
+        let size = Pool::rounded(bytes);
+        let class = usize::from(size > SMALL);
+        let (segment, offset) = match self.free[class].range((size, 0, 0)..).next().copied() {
+            Some((whole, segment, offset)) => {
+                self.free[class].remove(&(whole, segment, offset));
+                (segment, offset)
+            }
+            None => (self.segment(class, size, fresh)?, 0),
+        };
+        let size = self.take(class, segment, offset, size);
+        self.stats.live += size;
+        self.stats.peak = self.stats.peak.max(self.stats.live);
+        self.stats.cached = self.stats.reserved - self.stats.live;
+        Ok(Block { ptr: self.segments[&segment].base + offset as u64, size, segment, offset })
+    }
+
+    /// A segment that holds so many bytes.
+    fn segment(
+        &mut self,
+        class: usize,
+        bytes: usize,
+        fresh: impl FnOnce(usize) -> Result<u64, Error>,
+    ) -> Result<u32, Error> {
+        let size = if self.keeps { bytes.next_multiple_of(SEGMENT) } else { bytes };
+        let base = fresh(size)?;
+        let id = self.made;
+        self.made += 1;
+        let pieces = BTreeMap::from([(0, Piece { size, free: true })]);
+        self.segments.insert(id, Segment { base, size, class, pieces });
+        self.stats.reserved += size;
+        self.stats.peak_reserved = self.stats.peak_reserved.max(self.stats.reserved);
+        Ok(id)
+    }
+
+    /// Marks the beginning of a free piece as used, and gives its size: a rest that is too small to be of use goes with it.
+    fn take(&mut self, class: usize, id: u32, offset: usize, size: usize) -> usize {
+        let segment = self.segments.get_mut(&id).expect("the segment of a free piece is there");
+        let piece = segment.pieces.get_mut(&offset).expect("a free piece is there");
+        piece.free = false;
+        let rest = piece.size - size;
+        if rest <= if class == 0 { 0 } else { SMALL } {
+            return piece.size;
+        }
+        piece.size = size;
+        segment.pieces.insert(offset + size, Piece { size: rest, free: true });
+        self.free[class].insert((rest, id, offset + size));
+        size
+    }
+
+    /// Takes a block back. Gives the address of its segment if that is to be given back to the driver now.
+    pub fn free(&mut self, block: Block) -> Option<u64> {
+        let id = block.segment;
+        let segment = self.segments.get_mut(&id).expect("the segment of a block is there");
+        let class = segment.class;
+        let mut offset = block.offset;
+        let mut size = segment.pieces.remove(&offset).expect("a block is a piece of its segment").size;
+        if let Some(next) = segment.pieces.get(&(offset + size)).filter(|it| it.free).map(|it| it.size) {
+            segment.pieces.remove(&(offset + size));
+            self.free[class].remove(&(next, id, offset + size));
+            size += next;
+        }
+        let before = segment.pieces.range(..offset).next_back().filter(|it| it.1.free).map(|(at, it)| (*at, it.size));
+        if let Some((at, previous)) = before {
+            segment.pieces.remove(&at);
+            self.free[class].remove(&(previous, id, at));
+            (offset, size) = (at, size + previous);
+        }
+        segment.pieces.insert(offset, Piece { size, free: true });
+        self.free[class].insert((size, id, offset));
+        self.stats.live -= block.size;
+        self.stats.cached = self.stats.reserved - self.stats.live;
+        if self.keeps { None } else { self.trim().pop() }
+    }
+
+    /// Gives up every segment that no buffer has a part of, and names their addresses for the driver.
+    pub fn trim(&mut self) -> Vec<u64> {
+        let mut given_up = Vec::new();
+        for class in 0..2 {
+            let whole: Vec<_> =
+                self.free[class].iter().copied().filter(|(size, id, _)| self.segments[id].size == *size).collect();
+            for key in whole {
+                self.free[class].remove(&key);
+                let segment = self.segments.remove(&key.1).expect("the segment of a free piece is there");
+                self.stats.reserved -= segment.size;
+                given_up.push(segment.base);
+            }
+        }
+        self.stats.cached = self.stats.reserved - self.stats.live;
+        given_up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// A driver that gives address after address, with gaps.
+    fn fresh(base: &mut u64) -> impl FnOnce(usize) -> Result<u64, Error> + '_ {
+        |size| {
+            *base += size as u64 + 4096;
+            Ok(*base - size as u64)
+        }
+    }
+
+    fn no_more(_: usize) -> Result<u64, Error> {
+        Err(Error::NoDevice)
+    }
+
+    #[test]
+    fn the_smallest_piece_that_fits_is_split_and_joined_again() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        let [large, middle] = [20 * MIB, 8 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        pool.free(large);
+        pool.free(middle);
+        let first = pool.alloc(3 * MIB, no_more).unwrap();
+        assert_eq!(first.ptr, middle.ptr, "the best fit");
+        let second = pool.alloc(5 * MIB, no_more).unwrap();
+        assert_eq!(second.ptr, middle.ptr + 3 * MIB as u64, "its rest");
+        let third = pool.alloc(5 * MIB, no_more).unwrap();
+        assert_eq!(third.ptr, large.ptr);
+        for it in [first, third, second] {
+            pool.free(it);
+        }
+        // Both are whole again.
+        assert_eq!(pool.alloc(20 * MIB, no_more).unwrap().ptr, large.ptr);
+        assert_eq!(pool.alloc(8 * MIB, no_more).unwrap().ptr, middle.ptr);
+        let stats = pool.stats();
+        assert_eq!((stats.live, stats.cached, stats.reserved), (28 * MIB, 0, 28 * MIB));
+        assert_eq!((stats.peak, stats.peak_reserved), (28 * MIB, 28 * MIB));
+    }
+
+    #[test]
+    fn a_rest_of_no_use_stays_with_the_block_and_small_buffers_stay_among_themselves() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        let odd = pool.alloc(6 * MIB - 1000, fresh(&mut base)).unwrap();
+        assert_eq!(odd.size, 6 * MIB, "a rest of one grain is not kept");
+        pool.free(odd);
+        let small = pool.alloc(100, fresh(&mut base)).unwrap();
+        assert_eq!(small.size, GRAIN);
+        assert_eq!(pool.stats().reserved, 8 * MIB, "the large piece was not broken for it");
+        assert_eq!(pool.alloc(6 * MIB, no_more).unwrap().ptr, odd.ptr);
+        assert_eq!(pool.alloc(SMALL, no_more).unwrap().ptr, small.ptr + GRAIN as u64);
+    }
+
+    #[test]
+    fn only_segments_without_buffers_go_back() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        let [kept, other] = [2 * MIB, 4 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        pool.free(other);
+        assert_eq!(pool.trim(), [other.ptr]);
+        assert_eq!(pool.stats().reserved, 2 * MIB);
+        assert!(pool.alloc(4 * MIB, no_more).is_err());
+        assert_eq!(pool.stats().live, 2 * MIB, "a failure changes nothing");
+        pool.free(kept);
+        assert_eq!(pool.trim(), [kept.ptr]);
+        assert_eq!(pool.stats().peak_reserved, 6 * MIB);
+        assert_eq!(pool.stats().reserved, 0);
+    }
+
+    #[test]
+    fn a_pool_that_keeps_nothing_gives_each_buffer_a_segment_of_its_size() {
+        let (mut pool, mut base) = (Pool::new(false), 1 << 30);
+        let [a, b] = [700, 3 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        assert_eq!(pool.stats().reserved, 1024 + 3 * MIB);
+        assert_eq!(pool.free(a), Some(a.ptr));
+        assert_eq!(pool.free(b), Some(b.ptr));
+        assert_eq!(pool.stats().reserved, 0);
+    }
+
+    /// Buffers of all sizes come and go; gives where each came to lie, counted from its segment's beginning.
+    fn wander(mut base: u64) -> Vec<(u32, usize, usize)> {
+        let (mut pool, mut live, mut places) = (Pool::default(), Vec::<Block>::new(), Vec::new());
+        let mut state = 7u64;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        for _ in 0..4000 {
+            if !live.is_empty() && (live.len() > 60 || next(5) < 2) {
+                let it = live.swap_remove(next(live.len()));
+                pool.free(it);
+            } else {
+                let most = 1 << next(25);
+                let bytes = 1 + next(most);
+                let it = pool.alloc(bytes, fresh(&mut base)).unwrap();
+                let overlaps = |o: &Block| it.ptr < o.ptr + o.size as u64 && o.ptr < it.ptr + it.size as u64;
+                assert!(it.size >= bytes && !live.iter().any(overlaps), "{it:?}");
+                places.push((it.segment, it.offset, it.size));
+                live.push(it);
+            }
+            let stats = pool.stats();
+            assert_eq!(stats.live, live.iter().map(|it| it.size).sum::<usize>());
+            assert_eq!(stats.live + stats.cached, stats.reserved);
+        }
+        live.drain(..).for_each(|it| assert_eq!(pool.free(it), None));
+        let segments = pool.segments.len();
+        assert_eq!(pool.trim().len(), segments, "every segment is whole again");
+        places
+    }
+
+    #[test]
+    fn blocks_never_overlap_and_addresses_decide_nothing() {
+        assert_eq!(wander(1 << 20), wander(u64::MAX / 2));
+    }
+}

@@ -1,0 +1,209 @@
+//! The orders in which a device works, and the events at which one waits for another.
+
+use cudarc::driver::{result, sys};
+
+use crate::buffer::Buffer;
+use crate::counters::count;
+use crate::error::Error;
+use crate::gpu::{Gpu, call};
+
+/// A point in a stream's order: recorded behind what was asked so far, passed when all of that is done.
+#[derive(Debug)]
+pub struct Event {
+    raw: sys::CUevent,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// An event that remembers when it was passed, for [`Gpu::seconds_between`].
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn timed(gpu: &Gpu) -> Result<Event, Error> {
+        Event::new(gpu, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// An event that only says whether it was passed.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn untimed(gpu: &Gpu) -> Result<Event, Error> {
+        Event::new(gpu, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn new(gpu: &Gpu, flags: sys::CUevent_flags) -> Result<Event, Error> {
+        gpu.bind()?;
+        Ok(Event { raw: call("cuEventCreate", result::event::create(flags))? })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by the driver, and destroyed once; the driver keeps it until nobody waits for it.
+        let _ = unsafe { result::event::destroy(self.raw) };
+    }
+}
+
+impl Gpu {
+    /// Whether everything that was asked before the event is done. One that was never recorded counts as passed.
+    ///
+    /// # Errors
+    /// If something that was asked before it failed.
+    pub fn has_passed(&self, event: &Event) -> Result<bool, Error> {
+        self.bind()?;
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(event.raw) } {
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            other => call("cuEventQuery", other).map(|()| true),
+        }
+    }
+
+    /// Waits until everything that was asked before the event is done.
+    ///
+    /// # Errors
+    /// If something that was asked before it failed.
+    pub fn wait(&self, event: &Event) -> Result<(), Error> {
+        self.bind()?;
+        count(&self.tally.synchronisations);
+        // SAFETY: the event is alive.
+        call("cuEventSynchronize", unsafe { result::event::synchronize(event.raw) })
+    }
+
+    /// The device's own time from one timed event to a later one, both passed, in seconds.
+    ///
+    /// # Errors
+    /// If an event is not timed, was not recorded or not passed.
+    pub fn seconds_between(&self, from: &Event, to: &Event) -> Result<f64, Error> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        const CALL: &str = "cuEventElapsedTime";
+        self.bind()?;
+        // By name, since the bindings ask for a later one that only drivers from CUDA 12.8 on have.
+        // SAFETY: this is the function's C signature.
+        let elapsed = unsafe { sys::culib().get::<Elapsed>(CALL.as_bytes()) };
+        let elapsed = elapsed.map_err(|_| Error::MissingSymbol { path: "libcuda.so".into(), symbol: CALL })?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both events are alive, and the number outlives the call.
+        call(CALL, unsafe { elapsed(&raw mut milliseconds, from.raw, to.raw) }.result())?;
+        Ok(f64::from(milliseconds) * 1e-3)
+    }
+
+    /// The stream of kernels and products.
+    pub fn compute_stream(&self) -> Stream<'_> {
+        Stream { gpu: self, raw: self.compute }
+    }
+
+    /// The stream for copies that go on beside the kernels.
+    pub fn copy_stream(&self) -> Stream<'_> {
+        Stream { gpu: self, raw: self.copy }
+    }
+}
+
+/// An order of work of its own. Where two orders meet is said by events, or by [`Stream::wait_for_compute`] and
+/// [`Stream::before_compute`].
+#[derive(Clone, Copy)]
+pub struct Stream<'g> {
+    gpu: &'g Gpu,
+    pub(crate) raw: sys::CUstream,
+}
+
+impl Stream<'_> {
+    /// Puts the event behind everything that was asked of this stream so far.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn record(&self, event: &Event) -> Result<(), Error> {
+        self.gpu.bind()?;
+        // SAFETY: event and stream are alive.
+        call("cuEventRecord", unsafe { result::event::record(event.raw, self.raw) })
+    }
+
+    /// Lets what is asked of this stream from now on wait until the event, as last recorded, is passed.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn wait_for(&self, event: &Event) -> Result<(), Error> {
+        self.gpu.bind()?;
+        let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream are alive.
+        call("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.raw, event.raw, how) })
+    }
+
+    /// What follows here waits until all kernels asked for so far are done.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn wait_for_compute(&self) -> Result<(), Error> {
+        self.follow(self.gpu.compute_stream())
+    }
+
+    /// Kernels that follow wait until everything asked for here so far is done.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn before_compute(&self) -> Result<(), Error> {
+        self.gpu.compute_stream().follow(*self)
+    }
+
+    fn follow(&self, first: Stream<'_>) -> Result<(), Error> {
+        let event = Event::untimed(self.gpu)?;
+        first.record(&event)?;
+        self.wait_for(&event)
+    }
+
+    /// Copies a part of page-locked memory to a buffer's byte `at`.
+    ///
+    /// # Safety
+    /// `from` must not be changed or freed until the copy is done.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub unsafe fn upload(&self, to: &mut Buffer, at: usize, from: &[u8]) -> Result<(), Error> {
+        assert!(at + from.len() <= to.bytes(), "a copy stays within its buffer");
+        self.gpu.bind()?;
+        // SAFETY: the range lies in the buffer, and the caller keeps the source.
+        call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to.ptr() + at as u64, from, self.raw) })
+    }
+
+    /// Copies a buffer's bytes from `at` on to page-locked memory.
+    ///
+    /// # Safety
+    /// `into` must not be read, changed or freed until the copy is done.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub unsafe fn download(&self, into: &mut [u8], from: &Buffer, at: usize) -> Result<(), Error> {
+        assert!(at + into.len() <= from.bytes(), "a copy stays within its buffer");
+        self.gpu.bind()?;
+        // SAFETY: the range lies in the buffer, and the caller keeps the target.
+        call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr() + at as u64, self.raw) })
+    }
+
+    /// Sets bytes of a buffer to zero.
+    ///
+    /// # Errors
+    /// If the driver's call fails.
+    pub fn zero(&self, buffer: &mut Buffer, at: usize, bytes: usize) -> Result<(), Error> {
+        assert!(at + bytes <= buffer.bytes(), "what is cleared lies within its buffer");
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.gpu.bind()?;
+        // SAFETY: the range lies in the buffer.
+        call("cuMemsetD8Async", unsafe { result::memset_d8_async(buffer.ptr() + at as u64, 0, bytes, self.raw) })
+    }
+
+    /// Waits until everything that was asked of this stream is done.
+    ///
+    /// # Errors
+    /// If something of it failed.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.gpu.bind()?;
+        count(&self.gpu.tally.synchronisations);
+        // SAFETY: the stream is alive.
+        call("cuStreamSynchronize", unsafe { result::stream::synchronize(self.raw) })
+    }
+}

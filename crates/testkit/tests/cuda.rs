@@ -1,0 +1,210 @@
+//! What a GPU refuses and does, real or not: the limits that a launch has to keep.
+#![cfg(target_os = "linux")]
+
+use halfbyte_cuda::{Arg, Buffer, Error, Event, Gpu, Launch, Number, Pinned, Source};
+use halfbyte_testkit::cuda::fresh_gpu;
+use std::sync::Arc;
+
+const SOURCE: Source = Source { name: "testkit", text: include_str!("../src/kernel.cu") };
+
+fn floats(buffer: &Buffer) -> Vec<f32> {
+    let mut bytes = vec![0; buffer.bytes()];
+    buffer.download(&mut bytes).unwrap();
+    bytes.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]])).collect()
+}
+
+fn launch(gpu: &Arc<Gpu>, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<(), Error> {
+    // SAFETY: each test gives the kernel's arguments, with memory for them.
+    unsafe { gpu.launch((&SOURCE, Number::F32), kernel, launch, args) }
+}
+
+fn sum_in_shared(gpu: &Arc<Gpu>, bytes: u32) -> Result<f32, Error> {
+    let sum = gpu.alloc(4)?;
+    let shape = Launch { grid: (1, 1, 1), block: (64, 1, 1), shared: bytes };
+    launch(gpu, "sum_in_shared", shape, &[Arg::Ptr(sum.ptr()), Arg::F32(2.0), Arg::I32((bytes / 4).cast_signed())])?;
+    Ok(floats(&sum)[0])
+}
+
+#[test]
+fn a_launch_has_the_shared_memory_it_asks_for_whatever_came_before_it() {
+    let Some(gpu) = fresh_gpu() else { return };
+    // The first needs no permission; the second does, and it is another that has to be asked for.
+    for kib in [16, 64, 48, 80, 64, gpu.shared_memory_limit() >> 10] {
+        assert_eq!(sum_in_shared(&gpu, kib << 10).unwrap(), 2.0 * 256.0 * kib as f32, "{kib} KiB");
+    }
+}
+
+#[test]
+fn more_shared_memory_than_there_is_is_an_error_that_says_how_much_there_is() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let limit = gpu.shared_memory_limit();
+    let refused = sum_in_shared(&gpu, limit + 4).unwrap_err();
+    assert_eq!(refused, Error::SharedMemory { kernel: "sum_in_shared", asked: limit + 4, limit });
+    assert!(refused.to_string().contains(&limit.to_string()), "{refused}");
+    sum_in_shared(&gpu, limit).unwrap();
+}
+
+#[test]
+fn grids_and_blocks_beyond_the_limits_are_refused() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let x = gpu.alloc(4).unwrap();
+    let fill = |grid, block| {
+        launch(&gpu, "fill", Launch { grid, block, shared: 0 }, &[Arg::Ptr(x.ptr()), Arg::F32(1.0), Arg::U64(1)])
+    };
+    let one = (1, 1, 1);
+    let refused = [
+        ((0, 1, 1), one),
+        ((1, 1, 0), one),
+        ((1, 65536, 1), one),
+        ((1, 1, 65536), one),
+        (one, (0, 1, 1)),
+        (one, (1025, 1, 1)),
+        (one, (32, 33, 1)),
+        (one, (1, 1, 65)),
+    ];
+    for (grid, block) in refused {
+        let error = fill(grid, block).unwrap_err();
+        assert!(matches!(&error, Error::Launch { name, .. } if name == "CUDA_ERROR_INVALID_VALUE"), "{error}");
+    }
+    fill((1, 65535, 1), one).unwrap();
+    fill(one, (32, 32, 1)).unwrap();
+    assert_eq!(floats(&x), [1.0]);
+}
+
+#[test]
+fn uploads_do_not_wait_and_their_source_may_change_at_once() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let mut buffers: Vec<Buffer> = (0..300).map(|_| gpu.alloc(4 * 100).unwrap()).collect();
+    let before = gpu.counters();
+    let mut source = [0u8; 400];
+    for (i, buffer) in buffers.iter_mut().enumerate() {
+        source.as_chunks_mut::<4>().0.fill((i as f32).to_le_bytes());
+        buffer.upload(&source).unwrap();
+        source.fill(0xEE);
+    }
+    let asked = gpu.counters().since(&before);
+    assert_eq!((asked.uploads, asked.downloads, asked.synchronisations, asked.launches), (300, 0, 0, 0));
+    for (i, buffer) in buffers.iter().enumerate() {
+        assert_eq!(floats(buffer), [i as f32; 100]);
+    }
+}
+
+#[test]
+fn an_upload_larger_than_the_ring_arrives_whole_behind_what_was_asked_before() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let n = (37 << 20) / 4 + 3;
+    let mut x = gpu.alloc(4 * n).unwrap();
+    let args = [Arg::Ptr(x.ptr()), Arg::F32(-1.0), Arg::U64(n as u64)];
+    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    let values: Vec<u8> = (0..n).flat_map(|it| (it as f32).to_le_bytes()).collect();
+    x.upload(&values).unwrap();
+    drop(values);
+    assert!(floats(&x).iter().enumerate().all(|(i, it)| *it == i as f32));
+}
+
+#[test]
+fn several_downloads_are_one_wait() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let [mut a, mut b] = [8, 4].map(|it| gpu.alloc(it).unwrap());
+    a.upload(&[1; 8]).unwrap();
+    b.upload(&[2; 4]).unwrap();
+    let before = gpu.counters();
+    let (mut left, mut right) = ([0; 8], [0; 4]);
+    gpu.download(&mut [(&a, &mut left), (&b, &mut right)]).unwrap();
+    assert_eq!((left, right), ([1; 8], [2; 4]));
+    let asked = gpu.counters().since(&before);
+    assert_eq!((asked.downloads, asked.synchronisations), (2, 1));
+}
+
+#[test]
+fn events_tell_the_time_of_the_device_between_them() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let n = 1 << 22;
+    let x = gpu.alloc(4 * n).unwrap();
+    let args = [Arg::Ptr(x.ptr()), Arg::F32(1.0), Arg::U64(n as u64)];
+    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    let [first, second, third] = [(); 3].map(|()| Event::timed(&gpu).unwrap());
+    let stream = gpu.compute_stream();
+    stream.record(&first).unwrap();
+    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    stream.record(&second).unwrap();
+    stream.record(&third).unwrap();
+    gpu.wait(&third).unwrap();
+    assert!([&first, &second, &third].iter().all(|it| gpu.has_passed(it).unwrap()));
+    let [kernel, nothing] = [(&first, &second), (&second, &third)].map(|(a, b)| gpu.seconds_between(a, b).unwrap());
+    assert!(kernel > 0.0 && nothing >= 0.0 && kernel > nothing, "{kernel} {nothing}");
+    let blind = Event::untimed(&gpu).unwrap();
+    stream.record(&blind).unwrap();
+    gpu.wait(&blind).unwrap();
+    assert!(gpu.seconds_between(&first, &blind).is_err());
+}
+
+#[test]
+fn orders_meet_where_one_waits_for_an_event_of_the_other() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let mut pinned = Pinned::new(&gpu, 4 * 1000).unwrap();
+    pinned.as_mut_slice().as_chunks_mut::<4>().0.fill(5f32.to_le_bytes());
+    let mut x = gpu.alloc(4 * 1000).unwrap();
+    let passed = Event::untimed(&gpu).unwrap();
+    let copies = gpu.copy_stream();
+    // SAFETY: the memory lives to the end of the test, and nobody writes it.
+    unsafe { copies.upload(&mut x, 0, pinned.as_slice()) }.unwrap();
+    copies.record(&passed).unwrap();
+    gpu.compute_stream().wait_for(&passed).unwrap();
+    let mut y = gpu.alloc(4 * 1000).unwrap();
+    y.copy_from(0, &x, 0, 4 * 1000).unwrap();
+    assert_eq!(floats(&y), [5.0; 1000]);
+}
+
+#[test]
+fn memory_goes_back_to_the_driver_before_there_is_too_little() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let [a, b] = [3 << 20, 5 << 20].map(|it| gpu.alloc(it).unwrap());
+    drop((a, b));
+    let stats = gpu.stats();
+    assert_eq!((stats.live, stats.cached, stats.reserved), (0, stats.reserved, stats.peak_reserved));
+    // As much as there is: what is kept would not leave room for it.
+    let (free, _) = gpu.memory().unwrap();
+    let Err(Error::OutOfMemory { .. }) = gpu.alloc(free + stats.cached + (64 << 20)) else {
+        panic!("more than there is")
+    };
+    assert_eq!(gpu.stats().reserved, 0, "all was given back first");
+}
+
+/// Runs a test of this file in a process of its own, with more devices than one.
+#[track_caller]
+fn with_two_devices(test: &str) {
+    let Some(libraries) = halfbyte_testkit::cuda::libraries() else { return };
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--nocapture"]).env("CUDA_ON_CPU_DEVICES", "2").env("LD_LIBRARY_PATH", libraries);
+    let out = child.env_remove("CUDA_VISIBLE_DEVICES").output().unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn each_device_has_memory_and_an_order_of_its_own() {
+    if std::env::var_os("CUDA_ON_CPU_DEVICES").is_none() {
+        return with_two_devices("each_device_has_memory_and_an_order_of_its_own");
+    }
+    let [first, second] = [0, 1].map(|it| Gpu::open(it).unwrap());
+    assert_eq!((first.info().ordinal, second.info().ordinal), (0, 1));
+    let fill = |gpu: &Arc<Gpu>, value: f32| {
+        let x = gpu.alloc(4 * 1000).unwrap();
+        let args = [Arg::Ptr(x.ptr()), Arg::F32(value), Arg::U64(1000)];
+        launch(gpu, "fill", Launch::elements(1000), &args).unwrap();
+        x
+    };
+    // In turn, so that each has to find its context again.
+    let (a, b, c) = (fill(&first, 1.0), fill(&second, 2.0), fill(&first, 3.0));
+    assert_eq!((floats(&b)[999], floats(&a)[999], floats(&c)[999]), (2.0, 1.0, 3.0));
+    assert_eq!(first.stats().live, 2 * second.stats().live);
+    assert_eq!((first.counters().launches, second.counters().launches), (2, 1));
+    // What fails on one device leaves the other alone.
+    let args = [Arg::Ptr(b.ptr()), Arg::F32(0.0), Arg::U64(1)];
+    launch(&first, "fill", Launch::elements(1), &args).unwrap();
+    let fault = first.synchronize().unwrap_err().to_string();
+    assert!(fault.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{fault}");
+    assert_eq!(floats(&b), [2.0; 1000]);
+    let missing = Gpu::open(2).unwrap_err().to_string();
+    assert!(missing.contains("cuda:2") && missing.contains("cuda:0 (") && missing.contains("cuda:1 ("), "{missing}");
+}
