@@ -76,7 +76,7 @@ impl ModelFolder {
             return Err(wrong(format!("{name} has shape {:?}, config.json asks for {shape:?}", it.shape)));
         }
         let tensor = Tensor::filled(shape, dtype, |bytes| file.read_part(it, 0, bytes))?;
-        if !tensor.is_finite() {
+        if !tensor.is_finite()? {
             return Err(wrong(format!(
                 "{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run"
             )));

@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc};
 
-use halfbyte_cuda::{Arg, Buffer, Gpu, Launch, Number, Pinned, Source};
+use halfbyte_cuda::{Buffer, Gpu, Launch, Number, Pinned, Slice, kernels};
 use halfbyte_nf4::blockwise8::DynamicMap;
 
 use crate::{
@@ -15,9 +15,27 @@ use crate::{
     update::Coefficients,
 };
 
-const SOURCE: Source = Source { name: "paged-optim", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "paged-optim", "kernel.cu", over Slice;
+    adamw as Update {
+        spans: *const u64, scale: f32, keep: f32, mix1: f32, beta2: f32, mix2: f32, step_size: f32, correction2: f32, eps: f32,
+    }
+    adamw_blockwise8 as UpdateBlockwise8 {
+        spans: *const u64, maps: *const f32, scale: f32, keep: f32, beta1: f32, mix1: f32, beta2: f32, mix2: f32, step_size: f32,
+        eps: f32,
+    }
+    sums_of_squares as SumsOfSquares { arrays: *const u64, sums: *mut f64 }
+}
+
 /// Blocks of a sum of squares: a number of its own for each, so that the sum is the same on every device.
 const SUM_BLOCKS: u32 = 16;
+/// Blocks that share the elements of one span, at most: with a few spans they keep a device busy.
+const SPAN_BLOCKS: usize = 1024;
+/// Rows of a table that one launch takes: the most that a grid has in its second dimension.
+const ROWS: usize = 65535;
+
+/// A part of a parameter as the kernels read it: `Span` in their file.
+type Row = [u64; 8];
 
 /// One parameter of a step: `len` f32 numbers and their gradient, on the optimizer's GPU.
 #[derive(Debug)]
@@ -146,12 +164,22 @@ impl CudaAdamW {
         Ok(())
     }
 
-    /// All pages in order, the next on its way while the kernels of one run.
+    /// All pages in order, the next on its way while the kernels of one run; all at once, where every page has its frame.
     fn sweep(&mut self, c: &Coefficients, scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
         let layout = self.layout.clone();
+        let at_once = self.host.is_none();
+        let mut rows = [Vec::new(), Vec::new()];
         for page in 0..layout.pages() {
             let moves = self.policy.touch(page, Access::Write);
             self.transfer(moves)?;
+            let frame = self.memory.ptr() + (moves.frame * layout.frame_words() * WORD) as u64;
+            for span in layout.of_page(page) {
+                let format = usize::from(span.format == StateFormat::Blockwise8);
+                rows[format].push(self.row(span, frame, &params[span.param]));
+            }
+            if at_once && page + 1 < layout.pages() {
+                continue;
+            }
             self.gpu.copy_stream().before_compute()?;
             // Its eviction waits for kernels that were started before: those of this page come after.
             if page + 1 < layout.pages()
@@ -159,43 +187,62 @@ impl CudaAdamW {
             {
                 self.transfer(ahead)?;
             }
-            let frame = self.memory.ptr() + (moves.frame * layout.frame_words() * WORD) as u64;
-            for span in layout.of_page(page) {
-                let step = &mut params[span.param];
-                let offset = (span.offset * WORD) as u64;
-                let pair = (step.value.ptr() + offset, step.grad.ptr() + offset);
-                self.update(span, frame, pair, c, scale)?;
-            }
+            self.update(&rows, c, scale)?;
+            rows.iter_mut().for_each(Vec::clear);
         }
         Ok(())
     }
 
-    /// Starts the kernel of a span, whose page's frame, values and gradients are at these addresses.
-    fn update(&self, span: &Span, frame: u64, (value, grad): (u64, u64), c: &Coefficients, scale: f32) -> Result<()> {
-        let part = |it| Arg::Ptr(frame + span.bytes(it).start as u64);
-        let decays = self.specs[span.param].decay;
-        let mut args = vec![Arg::Ptr(value), Arg::Ptr(grad)];
-        let (kernel, launch, numbers) = match span.format {
-            StateFormat::F32 => {
-                args.extend([StatePart::First, StatePart::Second].map(part));
-                let keep = if decays { c.keep } else { 1.0 };
-                let numbers = [scale, keep, c.mix1, c.beta2, c.mix2, c.step_size, c.correction2, c.eps];
-                ("adamw", Launch::elements(span.len), numbers)
-            }
-            StateFormat::Blockwise8 => {
-                args.extend(StatePart::of(span.format).iter().map(|it| part(*it)));
-                args.push(Arg::Ptr(self.maps.as_ref().map_or(0, Buffer::ptr)));
-                let c = &c.in_8_bits;
-                let keep = if decays { c.keep } else { 1.0 };
-                let numbers = [scale, keep, c.beta1, c.mix1, c.beta2, c.mix2, c.step_size, c.eps];
-                let grid = (span.len.div_ceil(BLOCK) as u32, 1, 1);
-                ("adamw_blockwise8", Launch { grid, block: (BLOCK as u32, 1, 1), shared: 0 }, numbers)
-            }
-        };
-        args.extend(numbers.map(Arg::F32));
-        args.push(Arg::U64(span.len as u64));
-        // SAFETY: value and gradient have the span's elements at these addresses, the page's frame its state.
-        Ok(unsafe { self.gpu.launch((&SOURCE, Number::F32), kernel, launch, &args) }?)
+    /// Where the kernels find a span, whose page's frame is at this address.
+    fn row(&self, span: &Span, frame: u64, step: &CudaParamStep<'_>) -> Row {
+        let part = |it| frame + span.bytes(it).start as u64;
+        let mut state = [0; 4];
+        for (place, it) in state.iter_mut().zip(StatePart::of(span.format)) {
+            *place = part(*it);
+        }
+        let offset = (span.offset * WORD) as u64;
+        let (value, grad) = (step.value.ptr() + offset, step.grad.ptr() + offset);
+        let decays = u64::from(self.specs[span.param].decay);
+        [value, grad, state[0], state[1], state[2], state[3], span.len as u64, decays]
+    }
+
+    /// Starts the kernels over spans in f32 and in 8 bits.
+    fn update(&self, [floats, codes]: &[Vec<Row>; 2], c: &Coefficients, scale: f32) -> Result<()> {
+        for rows in floats.chunks(ROWS) {
+            let table = upload(&self.gpu, rows.as_flattened())?;
+            let kernel = Update {
+                spans: &Slice(table.ptr()),
+                scale,
+                keep: c.keep,
+                mix1: c.mix1,
+                beta2: c.beta2,
+                mix2: c.mix2,
+                step_size: c.step_size,
+                correction2: c.correction2,
+                eps: c.eps,
+            };
+            // SAFETY: values, gradients and state have each span's elements at its addresses.
+            unsafe { kernel.launch(&self.gpu, Number::F32, over(rows, 256)) }?;
+        }
+        for rows in codes.chunks(ROWS) {
+            let table = upload(&self.gpu, rows.as_flattened())?;
+            let c8 = &c.in_8_bits;
+            let kernel = UpdateBlockwise8 {
+                spans: &Slice(table.ptr()),
+                maps: &Slice(self.maps.as_ref().map_or(0, Buffer::ptr)),
+                scale,
+                keep: c8.keep,
+                beta1: c8.beta1,
+                mix1: c8.mix1,
+                beta2: c8.beta2,
+                mix2: c8.mix2,
+                step_size: c8.step_size,
+                eps: c8.eps,
+            };
+            // SAFETY: as above, with two numbers for every block of codes; both maps are there.
+            unsafe { kernel.launch(&self.gpu, Number::F32, over(rows, BLOCK)) }?;
+        }
+        Ok(())
     }
 
     /// Performs the moves of one frame on the copy stream, after the kernels that were started so far.
@@ -283,6 +330,13 @@ impl CudaAdamW {
     }
 }
 
+/// Blocks for spans, each block with a share of one span of so many threads at a time.
+fn over(rows: &[Row], threads: usize) -> Launch {
+    let longest = rows.iter().map(|it| it[6]).max().unwrap_or(0) as usize;
+    let blocks = longest.div_ceil(threads).clamp(1, SPAN_BLOCKS);
+    Launch { grid: (blocks as u32, rows.len() as u32, 1), block: (threads as u32, 1, 1), shared: 0 }
+}
+
 /// The sum of squares of every gradient, in f64 and in an order that depends on their sizes alone; and, in the same copy, so
 /// that nothing is waited for twice, the f32 number in the buffer `beside`, such as the loss that they belong to.
 ///
@@ -292,12 +346,14 @@ pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer], beside: Option<&Buffer
     const BYTES: usize = SUM_BLOCKS as usize * size_of::<f64>();
     let end = grads.len() * BYTES;
     let mut sums = gpu.alloc(end + beside.map_or(0, |_| WORD))?;
-    for (i, grad) in grads.iter().enumerate() {
-        let launch = Launch { grid: (SUM_BLOCKS, 1, 1), block: (256, 1, 1), shared: 0 };
-        let n = (grad.bytes() / WORD) as u64;
-        let args = [Arg::Ptr(grad.ptr()), Arg::Ptr(sums.ptr() + (i * BYTES) as u64), Arg::U64(n)];
-        // SAFETY: the gradient has `n` elements, and every block a place for its sum.
-        unsafe { gpu.launch((&SOURCE, Number::F32), "sum_of_squares", launch, &args) }?;
+    for (i, some) in grads.chunks(ROWS).enumerate() {
+        let arrays: Vec<[u64; 2]> = some.iter().map(|it| [it.ptr(), (it.bytes() / WORD) as u64]).collect();
+        let table = upload(gpu, arrays.as_flattened())?;
+        let mut place = Slice(sums.ptr() + (i * ROWS * BYTES) as u64);
+        let kernel = SumsOfSquares { arrays: &Slice(table.ptr()), sums: &mut place };
+        let launch = Launch { grid: (SUM_BLOCKS, some.len() as u32, 1), block: (256, 1, 1), shared: 0 };
+        // SAFETY: the gradients have so many elements, and every block a place for its sum.
+        unsafe { kernel.launch(gpu, Number::F32, launch) }?;
     }
     if let Some(beside) = beside {
         sums.copy_from(end, beside, 0, WORD)?;
@@ -311,8 +367,12 @@ pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer], beside: Option<&Buffer
 }
 
 fn upload_maps(gpu: &Arc<Gpu>) -> Result<Buffer> {
-    let maps = [*DynamicMap::Signed.values(), *DynamicMap::Unsigned.values()].concat();
-    let mut buffer = gpu.alloc(maps.len() * WORD)?;
-    buffer.upload(bytemuck::cast_slice(&maps))?;
+    upload(gpu, &[*DynamicMap::Signed.values(), *DynamicMap::Unsigned.values()].concat())
+}
+
+fn upload<N: bytemuck::NoUninit>(gpu: &Arc<Gpu>, numbers: &[N]) -> Result<Buffer> {
+    let bytes = bytemuck::cast_slice(numbers);
+    let mut buffer = gpu.alloc(bytes.len())?;
+    buffer.upload(bytes)?;
     Ok(buffer)
 }

@@ -72,10 +72,24 @@ impl Tensor {
         }
     }
 
-    /// All elements, widened to f32. NaN, where they lie on a device that failed.
+    /// All elements, widened to f32, wherever they lie.
+    ///
+    /// Fails if they lie on a device that failed.
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        match self.place() {
+            Place::Gpu(_) => Ok(cuda::to_host(self)?.to_f32_vec()),
+            Place::Host | Place::Dry(_) => Ok(self.to_f32_vec()),
+        }
+    }
+
+    /// All elements, widened to f32, where no device can fail: [`Tensor::read_f32`] is for tensors that may lie on one.
+    ///
+    /// Panics if the device that they lie on fails.
+    #[track_caller]
     pub fn to_f32_vec(&self) -> Vec<f32> {
-        if self.gpu().is_some() {
-            return cuda::to_host(self).map_or_else(|_| vec![f32::NAN; self.len()], |it| it.to_f32_vec());
+        if let Place::Gpu(_) = self.place() {
+            let read = self.read_f32();
+            return read.unwrap_or_else(|e| panic!("a tensor was read as if its device could not fail: {e}"));
         }
         let mut out = vec![0.0; self.len()];
         crate::with_float!(
@@ -119,20 +133,22 @@ impl Tensor {
     }
 
     /// Whether no element is NaN or infinite.
-    pub fn is_finite(&self) -> bool {
+    ///
+    /// Fails if the elements lie on a device that failed.
+    pub fn is_finite(&self) -> Result<bool> {
         match self.place() {
             Place::Host => {}
             Place::Gpu(_) => return cuda::is_finite(self),
-            Place::Dry(_) => return true,
+            Place::Dry(_) => return Ok(true),
         }
-        crate::with_float!(
+        Ok(crate::with_float!(
             self.dtype(),
             S,
             self.data::<S>().par_chunks(CHUNK).all(|it| vectorised!({
                 // Without a way out, so that the loop vectorises.
                 it.iter().fold(true, |finite, v| finite & v.to_f32().is_finite())
             }))
-        )
+        ))
     }
 }
 

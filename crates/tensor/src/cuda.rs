@@ -1,10 +1,40 @@
 //! Tensors on a GPU: making, moving and converting them. Ops of their own have kernels of their own; [`Call`] runs those.
 
 use crate::{DType, Result, Tensor};
-use halfbyte_cuda::{Arg, Gpu, Launch, Number, Source};
+use halfbyte_cuda::{Any, Arg, Gpu, Holds, Kind, Launch, Memory, Number, Source, T, kernels};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "tensor", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "tensor", "kernel.cu", over Tensor;
+    convert as Convert { x: *const Any, kind: Kind, y: *mut T, n: usize }
+    add_assign as AddAssign { sum: *mut T, x: *const Any, kind: Kind, n: usize }
+    find_infinite as FindInfinite { x: *const T, found: *mut f32, n: usize }
+}
+
+impl Memory for Tensor {
+    type Error = crate::Error;
+
+    #[track_caller]
+    fn address(&self) -> u64 {
+        ptr(self)
+    }
+
+    fn holds(&self) -> Holds {
+        match self.dtype() {
+            DType::U32 => Holds::Word,
+            DType::U8 => Holds::Byte,
+            float => Holds::Float(number(float)),
+        }
+    }
+
+    fn device(&self) -> Option<u32> {
+        self.gpu().map(|it| it.info().ordinal)
+    }
+
+    fn is_sole(&self) -> bool {
+        !self.is_shared()
+    }
+}
 
 /// A kernel's arguments, gathered one by one.
 ///
@@ -122,11 +152,7 @@ pub fn number(dtype: DType) -> Number {
 
 /// What `load_any` in the kernels calls a dtype.
 pub fn kind(dtype: DType) -> i32 {
-    match number(dtype) {
-        Number::F32 => 0,
-        Number::Bf16 => 1,
-        Number::F16 => 2,
-    }
+    number(dtype).kind()
 }
 
 /// Token ids or positions on a device.
@@ -202,27 +228,28 @@ pub(crate) fn to_host(from: &Tensor) -> Result<Tensor> {
 pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {
     let mut to = from.scratch_like(from.shape(), dtype);
     let gpu = from.gpu().expect("the tensor lies on a GPU").clone();
-    let call = Call::new(&gpu, &SOURCE, dtype).read(from).kind(from.dtype()).write(&mut to).long(from.len() as u64);
+    let n = from.len();
+    let kernel = Convert { x: from, kind: number(from.dtype()), y: &mut to, n };
     // SAFETY: both have as many elements as the kernel is told.
-    or_fault(&gpu, unsafe { call.run("convert", Launch::elements(from.len())) });
+    or_fault(&gpu, unsafe { kernel.launch(&gpu, number(dtype), Launch::elements(n)) });
     to
 }
 
 pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
     let gpu = sum.gpu().expect("the tensor lies on a GPU").clone();
     let (n, dtype) = (sum.len(), sum.dtype());
-    let call = Call::new(&gpu, &SOURCE, dtype).write(sum).read(rhs).kind(rhs.dtype()).long(n as u64);
+    let kernel = AddAssign { sum, x: rhs, kind: number(rhs.dtype()), n };
     // SAFETY: both have as many elements as the kernel is told.
-    or_fault(&gpu, unsafe { call.run("add_assign", Launch::elements(n)) });
+    or_fault(&gpu, unsafe { kernel.launch(&gpu, number(dtype), Launch::elements(n)) });
 }
 
-pub(crate) fn is_finite(x: &Tensor) -> bool {
+pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
     let gpu = x.gpu().expect("the tensor lies on a GPU").clone();
     let mut found = zeros(&gpu, &[1], DType::F32);
-    let call = Call::new(&gpu, &SOURCE, x.dtype()).read(x).write(&mut found).long(x.len() as u64);
+    let kernel = FindInfinite { x, found: &mut found, n: x.len() };
     // SAFETY: the kernel reads as many elements as it is told, and writes one number.
-    or_fault(&gpu, unsafe { call.run("find_infinite", Launch::elements(x.len())) });
-    to_host(&found).is_ok_and(|it| it.data::<f32>()[0] == 0.0)
+    unsafe { kernel.launch(&gpu, number(x.dtype()), Launch::elements(x.len())) }?;
+    Ok(to_host(&found)?.data::<f32>()[0] == 0.0)
 }
 
 fn or_fault(gpu: &Arc<Gpu>, done: Result<()>) {

@@ -1,11 +1,11 @@
 // Conversions and sums that need no op of their own.
 
-KERNEL convert(const void* x, int type, T* y, unsigned long long n) {
-    FOR_EACH(i, n) y[i] = Round<T>::of(load_any(x, type, i));
+KERNEL convert(const void* x, int kind, T* y, unsigned long long n) {
+    FOR_EACH(i, n) y[i] = Round<T>::of(load_any(x, kind, i));
 }
 
-KERNEL add_assign(T* sum, const void* x, int type, unsigned long long n) {
-    FOR_EACH(i, n) sum[i] = Round<T>::of(to_f32(sum[i]) + load_any(x, type, i));
+KERNEL add_assign(T* sum, const void* x, int kind, unsigned long long n) {
+    FOR_EACH(i, n) sum[i] = Round<T>::of(to_f32(sum[i]) + load_any(x, kind, i));
 }
 
 // Leaves `found` at 0 unless an element is NaN or infinite.

@@ -5,6 +5,7 @@
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
 
 mod bytes;
+mod clock;
 mod convert;
 pub mod cuda;
 mod dtype;
@@ -17,6 +18,7 @@ mod simd;
 mod storage;
 mod tensor;
 
+pub use clock::{Clock, Effort, clock};
 pub use convert::{load_f32, store_f32};
 pub use dtype::{DType, Device, Element, Float};
 pub use error::{Error, Result};

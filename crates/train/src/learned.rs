@@ -13,11 +13,9 @@ pub(crate) struct Learned {
 
 impl Learned {
     /// The beginning of a run, or of its continuation: `reached` tells which parameters have had a gradient before.
-    pub(crate) fn new(params: &[Param], reached: Option<Vec<bool>>) -> Learned {
-        Learned {
-            start: params.iter().map(fingerprint).collect(),
-            reached: reached.unwrap_or_else(|| vec![false; params.len()]),
-        }
+    pub(crate) fn new(params: &[Param], reached: Option<Vec<bool>>) -> Result<Learned> {
+        let start = params.iter().map(fingerprint).collect::<Result<Vec<u64>>>()?;
+        Ok(Learned { start, reached: reached.unwrap_or_else(|| vec![false; params.len()]) })
     }
 
     /// Takes in which gradients of a step were other than zero.
@@ -33,7 +31,11 @@ impl Learned {
     /// Refuses a run that taught nothing. While B is zero, A's gradient is exactly zero, so A proves nothing unless
     /// `b_moved_before_the_end`, that is, before the last step.
     pub(crate) fn check(&self, params: &[Param], learning_rate: f64, b_moved_before_the_end: bool) -> Result<()> {
-        if params.iter().zip(&self.start).all(|(param, before)| fingerprint(param) == *before) {
+        let mut moved = false;
+        for (param, before) in params.iter().zip(&self.start) {
+            moved = moved || fingerprint(param)? != *before;
+        }
+        if !moved {
             return Err(Error::NothingChanged { learning_rate });
         }
         let excused = |name: &str| !b_moved_before_the_end && name.ends_with("lora_A.weight");
@@ -49,12 +51,12 @@ impl Learned {
 }
 
 /// A hash of a parameter's bits (FNV-1a).
-fn fingerprint(param: &Param) -> u64 {
+fn fingerprint(param: &Param) -> Result<u64> {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for value in param.value().to_f32_vec() {
+    for value in param.value().read_f32()? {
         hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
     }
-    hash
+    Ok(hash)
 }
 
 #[cfg(test)]
@@ -74,7 +76,7 @@ mod tests {
     #[test]
     fn a_run_that_changes_nothing_is_refused() {
         let params = pair();
-        let mut learned = Learned::new(&params, None);
+        let mut learned = Learned::new(&params, None).unwrap();
         learned.step(&[true, true]);
         assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { learning_rate: 0.5 })));
         moved(&params);
@@ -84,7 +86,7 @@ mod tests {
     #[test]
     fn a_tensor_that_no_gradient_reached_is_named() {
         let params = pair();
-        let mut learned = Learned::new(&params, None);
+        let mut learned = Learned::new(&params, None).unwrap();
         moved(&params);
         learned.step(&[false, true]);
         let Err(Error::Untrained { count: 1, of: 2, first }) = learned.check(&params, 1.0, true) else {
@@ -100,7 +102,7 @@ mod tests {
     #[test]
     fn b_has_no_excuse() {
         let params = pair();
-        let mut learned = Learned::new(&params, Some(vec![true, false]));
+        let mut learned = Learned::new(&params, Some(vec![true, false])).unwrap();
         moved(&params);
         learned.step(&[true, false]);
         assert!(matches!(learned.check(&params, 1.0, false), Err(Error::Untrained { .. })));

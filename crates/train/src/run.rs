@@ -170,7 +170,7 @@ impl<'a> Run<'a> {
         let schedule = self.schedule(batches.per_epoch(), first)?;
         let total = schedule.total_steps as usize;
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
-        let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached));
+        let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached))?;
         self.tell(&Event::Started { first, total })?;
         for n in first + 1..=total {
             self.tell(&Event::Begins { step: n })?;

@@ -1,17 +1,21 @@
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda::Call};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "add", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "add", "kernel.cu", over Tensor;
+    add_scaled as AddScaled { a: *const T, b: *const T, scale: f32, y: *mut T, n: usize }
+    scale as Scale { x: *const T, factor: f32, y: *mut T, n: usize }
+}
 
 pub(super) fn add_scaled(gpu: &Arc<Gpu>, [a, b]: [&Tensor; 2], scale: f32, y: &mut Tensor) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, a.dtype()).read(a).read(b).float(scale).write(y).long(a.len() as u64);
+    let n = a.len();
     // SAFETY: all three have as many elements as the kernel is told.
-    unsafe { call.run("add_scaled", Launch::elements(a.len())) }
+    unsafe { AddScaled { a, b, scale, y, n }.launch(gpu, number(a.dtype()), Launch::elements(n)) }
 }
 
 pub(super) fn scaled(gpu: &Arc<Gpu>, x: &Tensor, factor: f32, y: &mut Tensor) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, x.dtype()).read(x).float(factor).write(y).long(x.len() as u64);
+    let n = x.len();
     // SAFETY: both have as many elements as the kernel is told.
-    unsafe { call.run("scale", Launch::elements(x.len())) }
+    unsafe { Scale { x, factor, y, n }.launch(gpu, number(x.dtype()), Launch::elements(n)) }
 }

@@ -4,11 +4,20 @@ use super::Head;
 use super::cpu::{Found, Job};
 use crate::gpu_product::cuda::{Operand, decode, multiply, product};
 use halfbyte_autograd::{Result, Var};
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{DType, Tensor, cuda};
+use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
+use halfbyte_tensor::{DType, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "cross_entropy", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "cross_entropy", "kernel.cu", over Tensor;
+    gather_rows as GatherRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
+    scatter_rows as ScatterRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
+    softmax_loss as SoftmaxLoss {
+        logits: *const f32, targets: *const u32, losses: *mut f32, grad: Option<*mut T>, vocab: i32, first: i32, scale: f32,
+    }
+    mean_loss as MeanLoss { losses: *const f32, mean: *mut f32, n: i32, denominator: f32 }
+}
+
 /// Bytes of f32 logits that exist at a time.
 const LOGITS_BYTES: usize = 64 << 20;
 
@@ -44,16 +53,16 @@ impl Job<'_> {
             let n = at_once.min(counted - first);
             let mut h = self.h.scratch_like(&[n, channels], dtype);
             let elements = n * channels;
-            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(self.h).read(places).write(&mut h).int(channels);
+            let kernel = GatherRows { x: self.h, rows: places, out: &mut h, cols: channels, first, n: elements };
             // SAFETY: all rows lie in `h`; `n` places from `first` on are there.
-            unsafe { call.int(first).long(elements as u64).run("gather_rows", Launch::elements(elements)) }?;
+            unsafe { kernel.launch(gpu, number(dtype), Launch::elements(elements)) }?;
             let logits = product(1.0, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
             let wanted = self.want_dh || self.want_dw;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
-            let call = cuda::Call::new(gpu, &SOURCE, dtype).read(&logits).read(targets).write(&mut losses);
-            let call = call.write_or_null(grad.as_mut()).int(vocab).int(first).float(early);
+            let (losses, scale) = (&mut losses, early);
+            let kernel = SoftmaxLoss { logits: &logits, targets, losses, grad: grad.as_mut(), vocab, first, scale };
             // SAFETY: a block a row of logits, whose target the caller checked.
-            unsafe { call.run("softmax_loss", Launch::rows(n, 256)) }?;
+            unsafe { kernel.launch(gpu, number(dtype), Launch::rows(n, 256)) }?;
             drop(logits);
             let Some(grad) = grad else { continue };
             if let Some(dw) = &mut dw {
@@ -61,15 +70,15 @@ impl Job<'_> {
             }
             if let Some(dh) = &mut dh {
                 let part = product(late, Operand::new(&grad), Operand::new(&w), kept)?;
-                let call = cuda::Call::new(gpu, &SOURCE, kept).read(&part).read(places).write(dh).int(channels);
+                let kernel = ScatterRows { x: &part, rows: places, out: dh, cols: channels, first, n: elements };
                 // SAFETY: all rows lie in `dh`.
-                unsafe { call.int(first).long(elements as u64).run("scatter_rows", Launch::elements(elements)) }?;
+                unsafe { kernel.launch(gpu, number(kept), Launch::elements(elements)) }?;
             }
         }
         let mut loss = self.h.scratch_like(&[1], DType::F32);
-        let call = cuda::Call::new(gpu, &SOURCE, DType::F32).read(&losses).write(&mut loss).int(counted);
+        let kernel = MeanLoss { losses: &losses, mean: &mut loss, n: counted, denominator: self.denominator };
         // SAFETY: one block over all losses.
-        unsafe { call.float(self.denominator).run("mean_loss", Launch::rows(1, 256)) }?;
+        unsafe { kernel.launch(gpu, Number::F32, Launch::rows(1, 256)) }?;
         Ok(Found { loss, dh, dw })
     }
 }

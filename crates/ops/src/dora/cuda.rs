@@ -44,5 +44,5 @@ pub(super) fn row_norms(
     let call = cuda::Call::new(&gpu, &SOURCE, DType::F32).read(&v).write(&mut norms).int(v.cols());
     // SAFETY: a block a row, a norm a row.
     unsafe { call.run("row_norms", Launch::rows(v.rows(), 256)) }?;
-    Ok(norms.to_f32_vec())
+    Ok(norms.read_f32()?)
 }

@@ -30,8 +30,8 @@ pub fn dora_scale(tape: &Tape<'_>, u: &Var, magnitude: &Var, norm: Vec<f32>, bia
         )
         .into());
     }
-    let factor: Vec<f32> = magnitude.value().to_f32_vec().iter().zip(&norm).map(|(m, n)| m / n).collect();
-    let shift = bias.map(|it| it.value().to_f32_vec());
+    let factor: Vec<f32> = magnitude.value().read_f32()?.iter().zip(&norm).map(|(m, n)| m / n).collect();
+    let shift = bias.map(|it| it.value().read_f32()).transpose()?;
     let y = scaled(u.value(), &factor, shift.as_deref())?;
     let saved = magnitude.requires_grad().then(|| u.value().clone());
     let none = no_bias();

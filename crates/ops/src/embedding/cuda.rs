@@ -1,18 +1,25 @@
 use crate::ids::Ids;
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda};
+use halfbyte_cuda::{Any, Gpu, Kind, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "embedding", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "embedding", "kernel.cu", over Tensor;
+    gather as Gather { table: *const Any, kind: Kind, ids: *const u32, out: *mut T, channels: i32, n: usize }
+    scatter_add as ScatterAdd {
+        dy: *const T, order: *const u32, starts: *const u32, ids: *const u32, table: *mut f32, channels: i32,
+    }
+}
 
 pub(super) fn gather(gpu: &Arc<Gpu>, table: &Tensor, ids: &Ids, out: &mut Tensor) -> Result<()> {
     let n = out.len();
     if n == 0 {
         return Ok(());
     }
-    let call = cuda::Call::new(gpu, &SOURCE, out.dtype()).read(table).kind(table.dtype()).read(ids.on(gpu)?).write(out);
+    let (element, kind, channels) = (number(out.dtype()), number(table.dtype()), table.cols());
+    let kernel = Gather { table, kind, ids: ids.on(gpu)?, out, channels, n };
     // SAFETY: all ids lie in the table, which the caller checked; `out` has a row an id.
-    unsafe { call.int(table.cols()).long(n as u64).run("gather", Launch::elements(n)) }
+    unsafe { kernel.launch(gpu, element, Launch::elements(n)) }
 }
 
 /// The gradient of the table, which is zero before: every row the sum over its tokens, in their order.
@@ -21,8 +28,7 @@ pub(super) fn scatter_add(gpu: &Arc<Gpu>, dy: &Tensor, ids: &Ids, table: &mut Te
         return Ok(());
     }
     let (channels, groups) = (dy.cols(), ids.groups_on(gpu)?);
-    let call = cuda::Call::new(gpu, &SOURCE, dy.dtype()).read(dy).read(&groups.order).read(&groups.starts);
-    let call = call.read(&groups.ids).write(table).int(channels);
+    let kernel = ScatterAdd { dy, order: &groups.order, starts: &groups.starts, ids: &groups.ids, table, channels };
     // SAFETY: a block a row that occurs; tokens and rows lie in their tensors.
-    unsafe { call.run("scatter_add", Launch::rows(groups.ids.len(), 256)) }
+    unsafe { kernel.launch(gpu, number(dy.dtype()), Launch::rows(groups.ids.len(), 256)) }
 }

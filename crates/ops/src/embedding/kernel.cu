@@ -1,8 +1,8 @@
 // out[i] = table[ids[i]], rows of `channels`; the table may be of another type.
-KERNEL gather(const void* table, int type, const unsigned* ids, T* out, int channels, unsigned long long n) {
+KERNEL gather(const void* table, int kind, const unsigned* ids, T* out, int channels, unsigned long long n) {
     FOR_EACH(i, n) {
         size_t row = i / channels, channel = i % channels;
-        out[i] = Round<T>::of(load_any(table, type, (size_t)ids[row] * channels + channel));
+        out[i] = Round<T>::of(load_any(table, kind, (size_t)ids[row] * channels + channel));
     }
 }
 

@@ -1,17 +1,21 @@
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda::Call};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "gelu_new", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "gelu_new", "kernel.cu", over Tensor;
+    forward as Forward { x: *const T, y: *mut T, n: usize }
+    backward as Backward { dy: *const T, x: *const T, dx: *mut T, n: usize }
+}
 
 pub(super) fn forward(gpu: &Arc<Gpu>, x: &Tensor, y: &mut Tensor) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, x.dtype()).read(x).write(y).long(x.len() as u64);
+    let n = x.len();
     // SAFETY: both have as many elements as the kernel is told.
-    unsafe { call.run("forward", Launch::elements(x.len())) }
+    unsafe { Forward { x, y, n }.launch(gpu, number(x.dtype()), Launch::elements(n)) }
 }
 
 pub(super) fn backward(gpu: &Arc<Gpu>, [dy, x]: [&Tensor; 2], dx: &mut Tensor) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, x.dtype()).read(dy).read(x).write(dx).long(x.len() as u64);
+    let n = x.len();
     // SAFETY: all three have as many elements as the kernel is told.
-    unsafe { call.run("backward", Launch::elements(x.len())) }
+    unsafe { Backward { dy, x, dx, n }.launch(gpu, number(x.dtype()), Launch::elements(n)) }
 }

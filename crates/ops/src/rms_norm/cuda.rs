@@ -1,9 +1,15 @@
 use super::Saved;
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda::Call};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "rms_norm", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "rms_norm", "kernel.cu", over Tensor;
+    forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32 }
+    backward as Backward { x: *const T, w: *const f32, rstd: *const f32, dy: *const T, dx: *mut T, c: i32 }
+    weight_gradient as WeightGradient { x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32 }
+}
+
 /// Threads of a row.
 pub(crate) const THREADS: u32 = 256;
 
@@ -12,9 +18,9 @@ pub(super) fn forward(gpu: &Arc<Gpu>, (x, w, eps): (&Tensor, &Tensor, f32), [y, 
     if rows == 0 {
         return Ok(());
     }
-    let call = Call::new(gpu, &SOURCE, x.dtype()).read(x).read(w).write(y).write(rstd).int(c).float(eps);
+    let kernel = Forward { x, w, y, rstd, c, eps };
     // SAFETY: a block a row of `c` channels, a weight a channel, a number a row.
-    unsafe { call.run("forward", Launch::rows(rows, THREADS)) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }
 }
 
 /// The gradients of `x` and, if wanted, of `w`.
@@ -27,14 +33,14 @@ pub(super) fn backward(
     let Saved { x, w, rstd } = *saved;
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
-        let call = Call::new(gpu, &SOURCE, x.dtype()).read(x).read(w).read(rstd).read(dy).write(dx).int(c);
+        let kernel = Backward { x, w, rstd, dy, dx, c };
         // SAFETY: as in the forward pass; `dy` has the shape of `x`.
-        unsafe { call.run("backward", Launch::rows(rows, THREADS)) }?;
+        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }?;
     }
     if let Some(dw) = dw {
-        let call = Call::new(gpu, &SOURCE, x.dtype()).read(x).read(rstd).read(dy).write(dw).int(rows).int(c);
+        let kernel = WeightGradient { x, rstd, dy, dw, rows, c };
         // SAFETY: a thread a channel, each over all rows.
-        unsafe { call.run("weight_gradient", Launch::elements(c)) }?;
+        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(c)) }?;
     }
     Ok(())
 }

@@ -1,10 +1,16 @@
 use super::RopeTable;
 use crate::layout::Layout;
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "rope", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "rope", "kernel.cu", over Tensor;
+    rotate as Rotate {
+        x: *const T, table: *const f32, positions: *const u32, y: *mut T, heads: i32, half: i32, length: i32, direction: f32,
+        pairs: usize,
+    }
+}
 
 pub(super) fn rotate(
     gpu: &Arc<Gpu>,
@@ -18,8 +24,8 @@ pub(super) fn rotate(
     }
     let (on_gpu, positions) = (table.on(gpu)?, layout.positions_on(gpu)?);
     let (heads, pairs) = (x.cols() / (2 * table.half), x.len() / 2);
-    let call = cuda::Call::new(gpu, &SOURCE, x.dtype()).read(x).read(&on_gpu).read(positions).write(y);
-    let call = call.int(heads).int(table.half).int(table.length).float(direction).long(pairs as u64);
+    let (half, length) = (table.half, table.length);
+    let kernel = Rotate { x, table: &on_gpu, positions, y, heads, half, length, direction, pairs };
     // SAFETY: rows of `heads` heads of `2 half` channels, a position a row, and all positions lie in the table.
-    unsafe { call.run("rotate", Launch::elements(pairs)) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(pairs)) }
 }

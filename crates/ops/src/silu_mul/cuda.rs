@@ -1,18 +1,22 @@
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{Result, Tensor, cuda::Call};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "silu_mul", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "silu_mul", "kernel.cu", over Tensor;
+    forward as Forward { gate: *const T, up: *const T, y: *mut T, n: usize }
+    backward as Backward { dy: *const T, gate: *const T, up: *const T, dg: *mut T, du: *mut T, n: usize }
+}
 
 pub(super) fn forward(gpu: &Arc<Gpu>, [gate, up]: [&Tensor; 2], y: &mut Tensor) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, gate.dtype()).read(gate).read(up).write(y).long(gate.len() as u64);
+    let n = gate.len();
     // SAFETY: all three have as many elements as the kernel is told.
-    unsafe { call.run("forward", Launch::elements(gate.len())) }
+    unsafe { Forward { gate, up, y, n }.launch(gpu, number(gate.dtype()), Launch::elements(n)) }
 }
 
 /// The gradients of gate and up.
 pub(super) fn backward(gpu: &Arc<Gpu>, [dy, gate, up]: [&Tensor; 3], [dg, du]: &mut [Tensor; 2]) -> Result<()> {
-    let call = Call::new(gpu, &SOURCE, gate.dtype()).read(dy).read(gate).read(up).write(dg).write(du);
+    let n = gate.len();
     // SAFETY: all five have as many elements as the kernel is told.
-    unsafe { call.long(gate.len() as u64).run("backward", Launch::elements(gate.len())) }
+    unsafe { Backward { dy, gate, up, dg, du, n }.launch(gpu, number(gate.dtype()), Launch::elements(n)) }
 }
