@@ -8,7 +8,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, Unexpected, Visitor},
 };
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 /// QLoRA fine-tuning of language models, on a CPU, without Python.
 #[derive(Debug, Parser)]
@@ -67,8 +67,8 @@ pub struct BaseArgs {
     /// Type of the activations [default: bf16].
     #[arg(long, value_enum)]
     pub compute_dtype: Option<ComputeArg>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    /// Where to compute: auto, cpu, cuda (the first GPU) or cuda:N.
+    #[arg(long, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
 }
 
@@ -346,14 +346,54 @@ impl ComputeArg {
     }
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Where to compute: `auto`, `cpu`, `cuda` (the first GPU) or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DeviceArg {
     /// The best there is.
     Auto,
     /// The processor.
     Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
+    /// An NVIDIA GPU, by its number in the driver's order.
+    Cuda(u32),
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceArg, String> {
+        let number = |text: &str| text.parse().ok().map(DeviceArg::Cuda);
+        let found = match text {
+            "auto" => Some(DeviceArg::Auto),
+            "cpu" => Some(DeviceArg::Cpu),
+            "cuda" => Some(DeviceArg::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(number),
+        };
+        found.ok_or_else(|| format!("`{text}` is no device; expected auto, cpu, cuda or cuda:N"))
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceArg::Auto => f.write_str("auto"),
+            DeviceArg::Cpu => f.write_str("cpu"),
+            DeviceArg::Cuda(0) => f.write_str("cuda"),
+            DeviceArg::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<DeviceArg, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceArg> for String {
+    fn from(device: DeviceArg) -> String {
+        device.to_string()
+    }
 }

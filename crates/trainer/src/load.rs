@@ -154,13 +154,14 @@ pub(crate) fn columns(path: &Path, named: Option<&str>) -> anyhow::Result<Column
     Ok(Columns::Text("text".into()))
 }
 
-/// Settles where to compute: on the first GPU, if there is one and it was not refused. Asking for CUDA where there is none
-/// says what is missing.
+/// Settles where to compute: on the GPU that was named, or on the first if there is one and it was not refused. Asking for CUDA
+/// where there is none says what is missing, and for a GPU that is not there, which ones are.
 pub(crate) fn device(asked: DeviceArg) -> anyhow::Result<Device> {
     let device = match asked {
         DeviceArg::Cpu => Device::Cpu,
         DeviceArg::Auto if halfbyte_cuda::probe().require().is_err() => Device::Cpu,
-        DeviceArg::Auto | DeviceArg::Cuda => Device::Cuda(Gpu::open(0)?),
+        DeviceArg::Auto => Device::Cuda(Gpu::open(0)?),
+        DeviceArg::Cuda(n) => Device::Cuda(Gpu::open(n)?),
     };
     if let Device::Cuda(gpu) = &device {
         console::say(&format!("computing on {}", gpu.info()));

@@ -157,18 +157,21 @@ fn memory_that_runs_out_in_the_middle_leaves_the_checkpoint_and_says_what_helps(
     outcome.success();
     let before = work.contents(&run.folder().join("checkpoint-2"));
     let more = run.clone().flags("--resume --max-steps 6 --device cuda");
-    let with = |setting: &str, value: &str| {
+    // Every buffer its own, so that the fault can come up anywhere.
+    let with = |failing: u32| {
         let mut command = on_gpu(more.args(), &work.path("cache")).unwrap();
-        Outcome::of(command.env(setting, value))
+        command.env("HALFBYTE_CUDA_POOL", "off");
+        Outcome::of(command.env("CUDA_ON_CPU_FAIL_ALLOC", failing.to_string()))
     };
-    with("CUDA_ON_CPU_FAIL_ALLOC", "150").failure(&[
+    let stopped = (6..14).map(|it| with(1 << it)).find(|it| it.stderr.contains("training stopped"));
+    stopped.expect("one of them fails while it trains").failure(&[
         "training stopped at step 3",
         "checkpoint-2 is intact",
         "out of memory",
         "--gradient-checkpointing",
     ]);
     assert!(work.contents(&run.folder().join("checkpoint-2")) == before);
-    with("CUDA_ON_CPU_FAIL_ALLOC", "0").success();
+    with(0).success();
 }
 
 #[test]
@@ -198,7 +201,7 @@ fn a_kernel_that_fails_stops_the_run_with_a_reason() {
     let work = Work::new();
     let run = work.finetune().flags("--save-steps 1 --max-steps 4 --device cuda");
     let Some(mut command) = on_gpu(run.args(), &work.path("cache")) else { return };
-    let failed = Outcome::of(command.env("CUDA_ON_CPU_FAIL_LAUNCH", "300"));
+    let failed = Outcome::of(command.env("CUDA_ON_CPU_FAIL_LAUNCH", "150"));
     failed.failure(&["training stopped", "CUDA_ERROR_LAUNCH_FAILED", "halfbyte doctor"]);
     assert!(!run.folder().join("adapter_model.safetensors").exists(), "no result is left");
 }
@@ -258,4 +261,74 @@ fn half_precision_learns_with_its_loss_scaled_on_both_devices() {
     for ((exact, half), there) in exact.losses().iter().zip(half.losses()).zip(there.losses()) {
         assert!((half / exact - 1.0).abs() < 0.01 && (there / exact - 1.0).abs() < 0.01, "{exact} {half} {there}");
     }
+}
+
+#[test]
+fn a_gpu_that_fails_during_evaluation_is_an_error_and_never_a_number() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let mut eval: Vec<OsString> =
+        ["eval", "--json", "--quant", "nf4", "--device", "cuda", "--model"].map(OsString::from).to_vec();
+    eval.extend([base.into(), "--data".into(), work.rows().into()]);
+    for setting in ["CUDA_ON_CPU_FAIL_COPY", "CUDA_ON_CPU_FAIL_LAUNCH", "CUDA_ON_CPU_FAIL_ALLOC"] {
+        let mut at = 1u32;
+        let failures = loop {
+            let Some(mut command) = on_gpu(eval.clone(), &work.path("cache")) else { return };
+            // Every buffer its own, so that there are many to fail.
+            command.env("HALFBYTE_CUDA_POOL", "off");
+            let outcome = Outcome::of(command.env(setting, at.to_string()));
+            if outcome.code == Some(0) {
+                // What was asked for ended before the fault.
+                let said = outcome.stdout.clone();
+                assert!(outcome.json()["loss"].as_f64().is_some_and(f64::is_finite), "{setting}={at}: {said}");
+                break at.trailing_zeros();
+            }
+            assert_eq!(outcome.stdout, "", "{setting}={at}");
+            let told = ["CUDA_ERROR_", "out of memory"].iter().any(|it| outcome.stderr.contains(it));
+            assert!(told && !outcome.stderr.contains("panicked"), "{setting}={at}: {}", outcome.stderr);
+            at *= 2;
+        };
+        assert!(failures >= 3, "{setting}: the fault came up {failures} times");
+    }
+}
+
+#[test]
+fn another_gpu_is_chosen_by_its_number() {
+    let work = Work::new();
+    let run = |device: &str, output: &str| {
+        let run =
+            work.finetune().flags("--max-steps 2").output(&work.path(output)).flags(&format!("--device {device}"));
+        let mut command = on_gpu(run.args(), &work.path("cache"))?;
+        Some((Outcome::of(command.env("CUDA_ON_CPU_DEVICES", "2")), run))
+    };
+    let Some((first, on_first)) = run("cuda", "first") else { return };
+    assert!(first.success().stderr.contains("computing on cuda:0"));
+    let (second, on_second) = run("cuda:1", "second").unwrap();
+    assert!(second.success().stderr.contains("computing on cuda:1"));
+    assert!(on_first.adapter_bytes() == on_second.adapter_bytes(), "which GPU it is does not show");
+    let (missing, _) = run("cuda:2", "third").unwrap();
+    missing.user_error(&["there is no device cuda:2", "cuda:0 (CUDA on the CPU)", "cuda:1 (CUDA on the CPU)"]);
+    let (wrong, _) = run("cuda:one", "fourth").unwrap();
+    wrong.user_error(&["`cuda:one` is no device", "auto, cpu, cuda or cuda:N"]);
+}
+
+#[test]
+fn a_profile_goes_by_the_clock_of_the_gpu() {
+    let work = Work::new();
+    let run = work.finetune().flags("--profile");
+    let Some(outcome) = train(&run, &work) else { return };
+    let table = outcome.success().stderr;
+    assert!(table.contains("seconds by the GPU's own clock"), "{table}");
+    let text = fs::read_to_string(run.folder().join("profile.json")).unwrap();
+    let lines: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let of = |op: &str, phase: &str, key: &str| {
+        lines.iter().find(|it| it["op"] == op && it["phase"] == phase).and_then(|it| it[key].as_f64()).unwrap()
+    };
+    // The stand-in works only when somebody waits: by the host's clock an op would take the time to ask for it, and whoever
+    // waits, all of it.
+    let products = of("lora_linear", "forward", "seconds") + of("lora_linear", "backward", "seconds");
+    let whole: f64 = lines.iter().filter_map(|it| it["seconds"].as_f64()).sum();
+    assert!(products > 0.1 * whole && of("optimizer", "", "seconds") < 0.5 * whole, "{table}");
+    assert!(of("lora_linear", "forward", "launches") >= of("lora_linear", "forward", "calls"), "{table}");
+    assert!(of("lora_linear", "forward", "gflops_per_second") > 0.0, "{table}");
 }

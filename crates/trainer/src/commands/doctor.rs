@@ -1,5 +1,5 @@
 use anyhow::bail;
-use halfbyte_cuda::{Gpu, probe};
+use halfbyte_cuda::{DeviceInfo, Gpu, probe};
 use halfbyte_ops::gpu_product::{Operand, product};
 use halfbyte_tensor::{DType, Device, Tensor};
 use std::io::Write;
@@ -8,11 +8,22 @@ use std::io::Write;
 pub(crate) fn doctor() -> anyhow::Result<()> {
     super::devices()?;
     let mut out = std::io::stdout().lock();
-    if let Err(missing) = probe().require() {
-        writeln!(out, "CUDA cannot be used: {missing}")?;
-        return Ok(());
+    let found = probe();
+    match found.require() {
+        Ok(devices) => devices.iter().try_for_each(|it| attempt(it, &mut out))?,
+        Err(missing) => {
+            writeln!(out, "CUDA cannot be used: {missing}")?;
+            return Ok(());
+        }
     }
-    let gpu = Gpu::open(0)?;
+    writeln!(out, "CUDA is ready: --device cuda, or nothing at all")?;
+    Ok(())
+}
+
+/// A kernel, a product and free memory of one device.
+fn attempt(device: &DeviceInfo, out: &mut impl Write) -> anyhow::Result<()> {
+    let gpu = Gpu::open(device.ordinal)?;
+    writeln!(out, "cuda:{}", device.ordinal)?;
     let (free, total) = gpu.memory()?;
     let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     writeln!(out, "  memory    {:.1} of {:.1} GiB free", gib(free), gib(total))?;
@@ -30,6 +41,6 @@ pub(crate) fn doctor() -> anyhow::Result<()> {
     if !exact {
         bail!("the GPU multiplies wrongly: driver and cuBLASLt may not belong together");
     }
-    writeln!(out, "  products  cuBLASLt multiplies, and rightly\nCUDA is ready: --device cuda, or nothing at all")?;
+    writeln!(out, "  products  cuBLASLt multiplies, and rightly")?;
     Ok(())
 }

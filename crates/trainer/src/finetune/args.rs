@@ -174,8 +174,8 @@ pub struct FinetuneArgs {
     /// Recompute blocks in the backward pass instead of keeping them [default: auto].
     #[arg(long, value_enum, help_heading = "Model")]
     pub gradient_checkpointing: Option<CheckpointingArg>,
-    /// Where to compute [default: auto].
-    #[arg(long, value_enum, help_heading = "Model")]
+    /// Where to compute: auto, cpu, cuda (the first GPU) or cuda:N [default: auto].
+    #[arg(long, help_heading = "Model")]
     pub device: Option<DeviceArg>,
 
     /// Rank of the adapter [default: 16].

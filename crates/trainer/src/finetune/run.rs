@@ -87,7 +87,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     };
     let totals = run.train(state, &mut log)?;
     if settings.args.profile {
-        profile::conclude(&folder.file("profile.json"))?;
+        profile::conclude(&folder.file("profile.json"), &device)?;
     }
     let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
     save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()))?;

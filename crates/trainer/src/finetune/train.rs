@@ -15,6 +15,7 @@ use anyhow::anyhow;
 use halfbyte_data::Dataset;
 use halfbyte_lora::{Adapter, save_adapter};
 use halfbyte_models::Model;
+use halfbyte_tensor::Device;
 use halfbyte_train::{BoxError, End, Error, Event, Observer, Optim, RunConfig, RunState, Saving, StepConfig};
 use indicatif::ProgressBar;
 use std::{
@@ -55,7 +56,8 @@ impl Run<'_> {
             }
             Ok(())
         };
-        let mut listener = Listener::new(settings, log, self.begun);
+        let device = self.optim.params().first().map_or(Device::Cpu, |it| it.value().device());
+        let mut listener = Listener::new((settings, device), log, self.begun);
         let config = config(settings, self.checkpointing);
         let mut run = halfbyte_train::Run::new(config, (self.model, self.adapter), self.optim, self.data);
         run.eval = self.eval;
@@ -101,6 +103,7 @@ fn config(settings: &Settings, checkpointing: bool) -> RunConfig {
 /// Shows a bar, writes the log, and sums up.
 struct Listener<'a> {
     settings: &'a Settings,
+    device: Device,
     log: &'a mut MetricsLog,
     begun: Instant,
     totals: Totals,
@@ -114,9 +117,9 @@ struct Listener<'a> {
 }
 
 impl<'a> Listener<'a> {
-    fn new(settings: &'a Settings, log: &'a mut MetricsLog, begun: Instant) -> Listener<'a> {
+    fn new((settings, device): (&'a Settings, Device), log: &'a mut MetricsLog, begun: Instant) -> Listener<'a> {
         let (steps, totals) = (ProgressBar::hidden(), Totals::default());
-        Listener { settings, log, begun, totals, steps, evaluation: None, pending: None, profiled: 0, last: 0 }
+        Listener { settings, device, log, begun, totals, steps, evaluation: None, pending: None, profiled: 0, last: 0 }
     }
 
     fn take(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
@@ -126,7 +129,9 @@ impl<'a> Listener<'a> {
                 self.steps = console::step_bar(total as u64, "");
                 self.steps.set_position(first as u64);
             }
-            Event::Begins { step } if self.settings.args.profile && step == self.profiled => profile::begin(),
+            Event::Begins { step } if self.settings.args.profile && step == self.profiled => {
+                profile::begin(&self.device)?
+            }
             Event::Step(report) => {
                 let tokens_per_second = report.tokens as f64 / report.took.as_secs_f64();
                 let metrics = Metrics::new(report, tokens_per_second, self.begun.elapsed().as_secs_f64());
