@@ -152,11 +152,11 @@ impl Block {
         run: &Run,
         (attend, layer): (&mut Attend<'_>, usize),
     ) -> OpResult<Var> {
-        let h = rms_norm(tape, x, &self.input_layernorm.var(tape, &run.ctx), self.eps)?;
+        let h = norm(tape, x, &self.input_layernorm, (self.eps, &run.ctx))?;
         let [mut q, mut k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         if let Some([q_norm, k_norm]) = &self.qk_norm {
-            q = rms_norm(tape, &q, &q_norm.var(tape, &run.ctx), self.eps)?;
-            k = rms_norm(tape, &k, &k_norm.var(tape, &run.ctx), self.eps)?;
+            q = norm(tape, &q, q_norm, (self.eps, &run.ctx))?;
+            k = norm(tape, &k, k_norm, (self.eps, &run.ctx))?;
         }
         let q = rope(tape, &q, &run.rope, &run.layout, run.shape.head_dim)?;
         let k = rope(tape, &k, &run.rope, &run.layout, run.shape.head_dim)?;
@@ -167,11 +167,17 @@ impl Block {
     }
 
     fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
-        let h = rms_norm(tape, x, &self.post_attention_layernorm.var(tape, ctx), self.eps)?;
+        let h = norm(tape, x, &self.post_attention_layernorm, (self.eps, ctx))?;
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, ctx)?;
         let y = self.down_proj.forward(tape, &silu_mul(tape, &gate, &up)?, ctx)?;
         add(tape, x, &y)
     }
+}
+
+/// A norm whose weight an adapter may have brought along, each row by its own.
+fn norm(tape: &Tape<'_>, x: &Var, weight: &Weight, (eps, ctx): (f32, &Context)) -> OpResult<Var> {
+    let [y] = ctx.by_rows(tape, x, &[weight.path()], |x, ctx| Ok([rms_norm(tape, x, &weight.var(tape, ctx), eps)?]))?;
+    Ok(y)
 }
 
 /// What all blocks of one pass share.
@@ -195,7 +201,7 @@ impl Model for Decoder {
         let x = pass.blocks(tape, x, &self.layers, move |block, tape, x, attend, i| {
             block.forward(tape, x, &run, (attend, i))
         })?;
-        Ok(rms_norm(tape, &x, &self.norm.var(tape, pass.ctx), self.eps)?)
+        Ok(norm(tape, &x, &self.norm, (self.eps, pass.ctx))?)
     }
 
     fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m> {

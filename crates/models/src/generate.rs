@@ -1,6 +1,6 @@
-use crate::{Attend, Error, KvCache, Model, Pass, Result, sampling::pick};
+use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_path, sampling::pick};
 use halfbyte_autograd::{Tape, Var};
-use halfbyte_lora::Context;
+use halfbyte_lora::{Context, Routing};
 use halfbyte_ops::{Ids, Layout, cross_entropy::logits, embedding};
 use halfbyte_tensor::{DType, Device, Tensor};
 
@@ -81,7 +81,7 @@ struct Sequence {
 /// Continues prompts of any lengths together, each as if it were alone: in exact arithmetic. Products over more rows may sum in
 /// another order, so that near ties can fall otherwise.
 ///
-/// Tells `on_token` the number of the prompt and each new id as it comes; it returns whether that text goes on. Gives what was
+/// A context by row has an adapter for each prompt. Tells `on_token` the number of the prompt and each new id as it comes; it returns whether that text goes on. Gives what was
 /// generated in the order of the prompts. Fails for a prompt that is empty or leaves no position free.
 pub fn generate(
     model: &dyn Model,
@@ -178,16 +178,26 @@ fn step(
     let ids = Ids::new(live.iter().flat_map(Sequence::waiting).copied().collect());
     live.iter_mut().zip(&new).for_each(|(it, new)| it.held += new);
     let layout = cache.begin(&new)?;
-    let hidden = extend(model, &ids, &layout, cache, ctx)?;
+    let all: Vec<usize> = live.iter().map(|it| it.number).collect();
+    let hidden = extend(model, &ids, &layout, cache, &narrowed(ctx, &all, &layout)?)?;
     let last = layout.segments().iter().map(|it| (it.first + it.count - 1) as u32);
     let ready: Vec<(usize, u32)> = (0..).zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
     if ready.is_empty() {
         return Ok(Vec::new());
     }
-    let scores = scores(model, &hidden, ready.iter().map(|it| it.1).collect(), ctx)?;
+    let numbers: Vec<usize> = ready.iter().map(|it| live[it.0].number).collect();
+    let ctx = narrowed(ctx, &numbers, &Layout::new(&vec![1; ready.len()])?)?;
+    let scores = scores(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx)?;
     let vocab = model.config().vocab_size;
     let rows = scores.data::<f32>().chunks(scores.cols()).map(|it| it[..vocab].to_vec());
     Ok(ready.into_iter().map(|it| it.0).zip(rows).collect())
+}
+
+/// A context of all prompts for a pass of some of them, which are the sequences of `layout`.
+fn narrowed(ctx: &Context, numbers: &[usize], layout: &Layout) -> Result<Context> {
+    let Routing::ByRow { adapters, of_sequence } = &ctx.routing else { return Ok(ctx.clone()) };
+    let chosen: Vec<Option<usize>> = numbers.iter().map(|it| of_sequence[*it]).collect();
+    Ok(Context::by_row(adapters.clone(), &chosen, layout)?)
 }
 
 /// The hidden states of new tokens, whose keys and values join a cache that has begun a pass of this layout.
@@ -197,7 +207,8 @@ pub fn extend(model: &dyn Model, ids: &Ids, layout: &Layout, cache: &mut KvCache
     Ok(model.forward(&Tape::disabled(), &mut pass)?.into_value())
 }
 
-/// The logits in f32, in host memory, after some rows of hidden states: `(rows.len(), vocab_size)`.
+/// The logits in f32, in host memory, after some rows of hidden states: `(rows.len(), vocab_size)`. Where `ctx` gives sequences
+/// adapters of their own, each of these rows is a sequence.
 pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context) -> Result<Tensor> {
     let tape = Tape::disabled();
     let all = rows.len() == hidden.rows();
@@ -205,5 +216,9 @@ pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context)
         true => hidden.clone(),
         false => embedding(&tape, &Var::constant(hidden.clone()), &Ids::new(rows), hidden.dtype())?.into_value(),
     };
-    Ok(logits(&picked, model.head(&tape, ctx).as_head())?.to_device(&Device::Cpu)?)
+    let path = head_path(model);
+    let [scores] = ctx.by_rows(&tape, &Var::constant(picked), &[&path], |picked, ctx| {
+        Ok([Var::constant(logits(picked.value(), model.head(&tape, ctx).as_head())?)])
+    })?;
+    Ok(scores.into_value().to_device(&Device::Cpu)?)
 }

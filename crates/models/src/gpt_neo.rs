@@ -41,7 +41,10 @@ impl LayerNorm {
     }
 
     fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
-        layer_norm(tape, x, &self.weight.var(tape, ctx), &self.bias.var(tape, ctx), self.eps)
+        let [y] = ctx.by_rows(tape, x, &[self.weight.path(), self.bias.path()], |x, ctx| {
+            Ok([layer_norm(tape, x, &self.weight.var(tape, ctx), &self.bias.var(tape, ctx), self.eps)?])
+        })?;
+        Ok(y)
     }
 }
 

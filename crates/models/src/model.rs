@@ -1,6 +1,6 @@
 use crate::{KvCache, ModelConfig, Result};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Base, Context, Linear, Modules, Tie, Weight};
+use halfbyte_lora::{Base, Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     FrozenMatrix, Ids, Layout,
     attention::{AttentionShape, attention},
@@ -92,7 +92,7 @@ pub trait Model: Send + Sync {
     /// cache that took part is of no use then.
     fn forward<'m>(&'m self, tape: &Tape<'m>, pass: &mut Pass<'_>) -> Result<Var>;
 
-    /// The output head.
+    /// The output head of a pass. Where rows may use different adapters, ask within [`Context::by_rows`].
     fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m>;
 
     /// Its parts, in the order of the checkpoint.
@@ -104,6 +104,14 @@ pub trait Model: Send + Sync {
 
 /// What the published files call the output head, and those that tie it by name.
 pub(crate) const HEAD: &str = "lm_head";
+
+/// The path of the weight that a model's head reads: its own matrix's, or that of the embedding.
+pub(crate) fn head_path(model: &dyn Model) -> String {
+    let (linears, weights) = model.parts();
+    let own = linears.iter().find(|it| it.role() == Role::Head).map(|it| it.path());
+    let tied = || weights.iter().find(|it| it.role() == Role::Embedding).map(|it| it.path());
+    own.or_else(tied).unwrap_or_default().to_owned()
+}
 
 /// No parts yet, but what there is to say about the head: a layer of its own, or the embedding.
 pub(crate) fn modules<'a>(head: Option<&Linear>, embedding: &Weight) -> Modules<'a> {

@@ -1,7 +1,7 @@
 //! The same text by the whole sequence, token by token from the cache, and among others: in every architecture.
 
 use halfbyte_autograd::Tape;
-use halfbyte_lora::{Base, Context, Linear, Role, Weight};
+use halfbyte_lora::{Base, Context, Linear, LoraConfig, Role, Weight, attach};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{
     Attend, GenerateConfig, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights, build, extend, generate,
@@ -208,6 +208,46 @@ fn prompts_of_unequal_lengths_are_continued_as_each_alone() {
             let end = all.ids.iter().position(|it| *it == eos).unwrap_or(20);
             assert_eq!(ended.ids, all.ids[..end]);
         }
+    }
+}
+
+#[test]
+fn prompts_with_adapters_of_their_own_are_continued_as_each_alone() {
+    for config in configs() {
+        let mut model = model(&config);
+        let adapters = ["one", "two"].map(|name| {
+            let norms = if config["architectures"][0] == "GPTNeoForCausalLM" { "ln_2" } else { "input_layernorm" };
+            // The whole embedding, which in GPT-Neo is the head, too, and a norm.
+            let saved = if name == "one" { vec![norms.to_owned()] } else { vec!["embed_tokens".to_owned()] };
+            let saved = if config["architectures"][0] == "GPTNeoForCausalLM" && name == "two" {
+                vec!["wte".into()]
+            } else {
+                saved
+            };
+            let config = LoraConfig { rank: 2, modules_to_save: saved, ..LoraConfig::default() };
+            let (adapter, _) = attach(&model.modules(), &config, name, 3).unwrap();
+            for (i, param) in adapter.params().into_iter().enumerate() {
+                let change = noise_in(param.value().shape(), DType::F32, 90 + i as u64 + name.len() as u64, -0.5, 0.5);
+                param.update(|value| {
+                    value.data_mut::<f32>().iter_mut().zip(change.data::<f32>()).for_each(|(x, d)| *x += d)
+                });
+            }
+            Arc::new(adapter)
+        });
+        let prompts = [text(21, 1), text(1, 2), text(77, 3), text(4, 5)];
+        let chosen = [Some(1), None, Some(0), Some(1)];
+        let config = GenerateConfig { max_new_tokens: 12, ..GenerateConfig::default() };
+        let run = |prompts: &[Vec<u32>], ctx: &Context| {
+            generate(model.as_ref(), prompts, (&config, ctx), &mut |_, _| true).unwrap()
+        };
+        let layout = Layout::new(&[1; 4]).unwrap();
+        let together = run(&prompts, &Context::by_row(adapters.to_vec(), &chosen, &layout).unwrap());
+        for ((prompt, chosen), together) in prompts.iter().zip(chosen).zip(&together) {
+            let ctx = Context::new(chosen.map(|it| adapters[it].clone()));
+            assert_eq!(run(std::slice::from_ref(prompt), &ctx)[0], *together);
+        }
+        let base = run(&prompts, &Context::default());
+        assert!(base[0] != together[0] && base[2] != together[2], "the adapters say something else");
     }
 }
 

@@ -102,7 +102,8 @@ fn judge(what: &str, error: f32, allowed: f32) {
 
 fn check(name: &str) {
     // Small models differ by the order of sums. Over the thirty layers of a real one the same rounding grows.
-    let (logits_allowed, gradients_allowed) = if name == "existing" { (1e-4, 1e-3) } else { (1e-5, 1e-5) };
+    let [logits_allowed, loss_allowed, gradients_allowed] =
+        if name == "existing" { [1e-4, 1e-5, 1e-3] } else { [1e-5, 1e-6, 1e-5] };
     let dir = fixtures().join(name);
     let expected = Expected(std::fs::read(dir.join("expected.safetensors")).unwrap());
     let mut model = open(&dir);
@@ -130,7 +131,7 @@ fn check(name: &str) {
     judge(&format!("{name}: logits"), error(&scores.to_f32_vec(), &real(expected.floats("logits"))), logits_allowed);
     let counted = targets.rows().len() as f32;
     let loss = cross_entropy(&tape, &hidden, model.head(&tape, &ctx).as_head(), &targets, counted).unwrap();
-    judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), 1e-5);
+    judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), loss_allowed);
     drop(hidden);
     let grads = tape.backward(loss).unwrap();
     let mut worst = 0.0f32;
