@@ -1,13 +1,16 @@
 //! A step on a GPU, or on the CPU in the guise of one.
 
 use crate::common::{Spoiled, assert_near, config, model_on, one_by_one, rows};
-use halfbyte_lora::Routing;
-use halfbyte_models::Model;
+use halfbyte_cuda::Gpu;
+use halfbyte_frozen::Format;
+use halfbyte_lora::{Adapter, LoraConfig, Routing, attach};
+use halfbyte_models::{Loading, Model, ModelFolder};
 use halfbyte_tensor::{DType, Device};
 use halfbyte_testkit::cuda::gpu;
 use halfbyte_train::{
-    Alone, LossScale, Objective, Optim, OptimConfig, Step, StepResult, objective::CausalLm, parameters,
+    Alone, LossScale, Objective, Optim, OptimConfig, Step, StepConfig, StepResult, objective::CausalLm, parameters,
 };
+use std::{path::Path, sync::Arc};
 
 fn step<'m>(model: &'m dyn Model, objective: &'m dyn Objective) -> Step<'m> {
     Step { model, routing: &Routing::Base, objective, ranks: &Alone, config: config().step }
@@ -63,4 +66,48 @@ fn a_step_that_is_no_number_changes_nothing_on_the_device() {
         assert_eq!((numbers(model.as_ref()), optim.steps()), (before.clone(), 0));
     }
     assert!(numbers(model.as_ref()).iter().flatten().all(|it| it.is_finite()));
+}
+
+/// However many micro-batches a step has, the host waits once: for the loss and the norm of the gradient.
+#[test]
+fn a_step_waits_for_the_device_once() {
+    if gpu().is_none() {
+        return;
+    }
+    // One of its own: other tests wait for theirs meanwhile.
+    let gpu = Gpu::open(0).unwrap();
+    let device = Device::Cuda(gpu.clone());
+    for (fixture, quantised) in [("llama-default", false), ("llama-default", true), ("gpt-neo", true)] {
+        let (model, adapter) = adapted(fixture, quantised, &device);
+        let trained = parameters(model.as_ref(), adapter.as_deref());
+        let mut optim = Optim::new(&device, &trained, &OptimConfig::default()).unwrap();
+        let (data, mut scale) = (rows(4), LossScale::new(DType::Bf16));
+        for (checkpointing, batches) in [(false, 1), (false, 4), (true, 4)] {
+            let config = StepConfig { checkpointing, compute: DType::Bf16, ..config().step };
+            let routing = &adapter.clone().into();
+            let step = Step { config, routing, ..step(model.as_ref(), &CausalLm) };
+            let before = gpu.counters();
+            step.take(&mut optim, &mut scale, &one_by_one(&data)[..batches], 1e-3).unwrap();
+            let asked = gpu.counters().since(&before);
+            let what = format!("{fixture}, {batches} micro-batches: {asked:?}");
+            assert_eq!((asked.synchronisations, asked.downloads), (1, 1), "{what}");
+        }
+    }
+}
+
+/// A model that trains in full, or one in 4 bits with an adapter that drops out.
+fn adapted(fixture: &str, quantised: bool, device: &Device) -> (Box<dyn Model>, Option<Arc<Adapter>>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(fixture);
+    let loading = match quantised {
+        true => Loading::Frozen { format: &Format::QLORA, prepare: None },
+        false => Loading::Trainable,
+    };
+    let mut model = ModelFolder::open(&folder).unwrap().load(loading, device, &mut |_| ()).unwrap();
+    if !quantised {
+        return (model, None);
+    }
+    let config = LoraConfig { rank: 2, lora_dropout: 0.25, ..LoraConfig::default() };
+    let (adapter, _) = attach(&model.modules(), &config, "mine", 1).unwrap();
+    adapter.to_device(device).unwrap();
+    (model, Some(Arc::new(adapter)))
 }
