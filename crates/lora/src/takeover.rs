@@ -50,6 +50,11 @@ impl Takeover {
         attach_with(modules, &self.config, name, Numbers::Fresh { seed: self.seed, parts: Some(&self.parts) })
     }
 
+    /// Whether the same base always gives the same parts, whatever the seed.
+    pub fn repeats(&self) -> bool {
+        self.config.init_lora_weights.as_deref().is_none_or(self.how.repeats)
+    }
+
     pub(crate) fn parts(&self) -> &BTreeMap<String, Part> {
         &self.parts
     }

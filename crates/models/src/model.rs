@@ -1,10 +1,9 @@
-use crate::{KvCache, ModelConfig, Result};
+use crate::{KvCache, ModelConfig, OutputHead, Result};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Base, Context, Linear, Modules, Role, Tie, Weight};
+use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
-    FrozenMatrix, Ids, Layout,
+    Ids, Layout,
     attention::{AttentionShape, attention},
-    cross_entropy::Head,
 };
 use halfbyte_tensor::DType;
 use std::sync::Arc;
@@ -119,32 +118,5 @@ pub(crate) fn modules<'a>(head: Option<&Linear>, embedding: &Weight) -> Modules<
     match head {
         Some(head) => Modules { head: Some(head.path().to_owned()), ..Modules::default() },
         None => Modules { tied: Some(tied), ..Modules::default() },
-    }
-}
-
-/// The matrix that turns hidden states into logits.
-pub enum OutputHead<'m> {
-    /// A frozen matrix of its own.
-    Frozen(&'m dyn FrozenMatrix),
-    /// The embedding, or a matrix that trains: `(vocab_size, hidden_size)`.
-    Var(Var),
-}
-
-impl<'m> OutputHead<'m> {
-    /// The head of a model: the embedding if `linear` is none.
-    pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight, ctx: &Context) -> OutputHead<'m> {
-        let Some(linear) = linear else { return OutputHead::Var(embedding.head_var(tape, ctx)) };
-        match (linear.trained_matrix(ctx), linear.base()) {
-            (Some(param), _) | (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
-            (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),
-        }
-    }
-
-    /// For the ops.
-    pub fn as_head(&self) -> Head<'_, 'm> {
-        match self {
-            OutputHead::Frozen(matrix) => Head::Frozen(*matrix),
-            OutputHead::Var(var) => Head::Trainable(var),
-        }
     }
 }

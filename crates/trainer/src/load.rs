@@ -41,10 +41,7 @@ pub(crate) fn load(
     let stored = bitsandbytes::Stored(format);
     let format: &dyn WeightFormat = if folder.is_quantized() { &stored } else { &format };
     // Borrowed no longer than the format.
-    let prepare = match prepare {
-        Some(it) => Some(&mut *it as &mut dyn Prepare),
-        None => None,
-    };
+    let prepare = prepare.map(|it| &mut *it as &mut dyn Prepare);
     load_with(folder, Loading::Frozen { format, prepare }, device)
 }
 
@@ -106,6 +103,12 @@ impl Waiting {
                 console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));
             }
             let takeover = Takeover::of_file(&file, head(folder)?.as_deref())?;
+            if takeover.as_ref().is_some_and(|it| !it.repeats()) {
+                console::warn(&format!(
+                    "{}: began with a part of its base that a random search found, and another search finds another one: its loss may differ from what it was trained to. PEFT converts it with save_pretrained(path_initial_model_for_weight_conversion=...)",
+                    dir.display()
+                ));
+            }
             found.push(Read { name: name.clone(), file, takeover });
         }
         Ok(Waiting(found))

@@ -5,7 +5,7 @@ use halfbyte_autograd::Tape;
 use halfbyte_data::{DataConfig, Dataset, Tokenizer};
 use halfbyte_lora::Context;
 use halfbyte_models::{Loading, Model, ModelFolder, Pass};
-use halfbyte_ops::{Ids, Layout, cross_entropy::logits};
+use halfbyte_ops::{Ids, Layout};
 use halfbyte_tensor::{DType, Device, Tensor};
 use serde::Serialize;
 use std::path::Path;
@@ -89,7 +89,7 @@ pub(crate) fn predictions(model: &dyn Model, ids: &[u32], ctx: &Context) -> anyh
     let (layout, ids) = (Layout::new(&[ids.len()])?, Ids::new(ids.to_vec()));
     let tape = Tape::disabled();
     let hidden = model.forward(&tape, &mut Pass::new(&ids, &layout, ctx, DType::F32))?;
-    Ok(logits(hidden.value(), model.head(&tape, ctx).as_head())?)
+    Ok(model.head(&tape, ctx).logits(hidden.value())?)
 }
 
 /// Opens a merged folder without loading its matrices.

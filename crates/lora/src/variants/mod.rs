@@ -37,6 +37,8 @@ pub(crate) struct Initialisation {
     /// Whether `init_lora_weights` means this one.
     knows: fn(&str) -> bool,
     pub(crate) part: Take,
+    /// Whether the part is a function of the matrix alone.
+    pub(crate) repeats: fn(&str) -> bool,
 }
 
 /// The part of a matrix that the initialisation of a name takes, of a rank and with a factor; random numbers are a function of the

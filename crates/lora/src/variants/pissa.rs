@@ -7,7 +7,7 @@
 use super::{Initialisation, Part};
 use crate::svd::{self, Matrix};
 
-pub(super) const PISSA: Initialisation = Initialisation { names: "pissa or pissa_niter_N", knows, part };
+pub(super) const PISSA: Initialisation = Initialisation { names: "pissa or pissa_niter_N", knows, part, repeats };
 
 /// `pissa` is exact; `pissa_niter_16` searches in 16 rounds, which is much faster and nearly the same.
 fn rounds(name: &str) -> Option<Option<usize>> {
@@ -19,6 +19,10 @@ fn rounds(name: &str) -> Option<Option<usize>> {
 
 fn knows(name: &str) -> bool {
     rounds(name).is_some()
+}
+
+fn repeats(name: &str) -> bool {
+    rounds(name) == Some(None)
 }
 
 fn part(name: &str, w: Matrix<'_>, (rank, scaling): (usize, f32), seed: (u64, u64)) -> Part {

@@ -3,7 +3,6 @@ use crate::Result;
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::Batch;
 use halfbyte_models::Model;
-use halfbyte_ops::cross_entropy::cross_entropy;
 
 /// The next token's cross-entropy, a mean over all trained tokens of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +16,6 @@ impl Objective for CausalLm {
     fn loss<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model, micro: &Micro<'_>) -> Result<Var> {
         let hidden = micro.hidden(tape, model)?;
         let head = model.head(tape, &micro.how.ctx);
-        Ok(cross_entropy(tape, &hidden, head.as_head(), &micro.targets, micro.how.denominator)?)
+        Ok(head.loss(tape, &hidden, &micro.targets, micro.how.denominator)?)
     }
 }

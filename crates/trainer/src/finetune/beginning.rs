@@ -15,7 +15,7 @@ pub(super) enum Beginning {
     /// The whole model trains.
     Model,
     /// A fresh adapter, and what of the base it takes over.
-    Fresh(Option<Takeover>),
+    Fresh(Option<Box<Takeover>>),
     /// The adapter that `--init-adapter` names.
     File(Waiting),
 }
@@ -30,13 +30,13 @@ impl Beginning {
             return Ok(Beginning::File(Waiting::read(&named, folder, settings.base)?));
         }
         let head = load::head(folder)?;
-        Ok(Beginning::Fresh(Takeover::fresh(&settings.lora, head.as_deref(), settings.seed)?))
+        Ok(Beginning::Fresh(Takeover::fresh(&settings.lora, head.as_deref(), settings.seed)?.map(Box::new)))
     }
 
     /// Who sees the base's matrices before they are stored.
     pub(super) fn prepare(&mut self) -> Option<&mut dyn Prepare> {
         match self {
-            Beginning::Fresh(Some(takeover)) => Some(takeover),
+            Beginning::Fresh(Some(takeover)) => Some(takeover.as_mut()),
             Beginning::File(waiting) => Some(waiting),
             Beginning::Model | Beginning::Fresh(None) => None,
         }
