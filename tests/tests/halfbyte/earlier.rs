@@ -110,6 +110,22 @@ fn goes_on(case: &str) {
 }
 
 #[test]
+fn a_state_of_another_version_is_refused_with_what_to_do() {
+    let earlier = Earlier::new("lora-nf4");
+    let file = earlier.work.path("run/checkpoint-2/trainer_state.json");
+    let state: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let (mut younger, mut older) = (state.clone(), state);
+    younger["settings"]["warp"] = 9.into();
+    older.as_object_mut().unwrap().remove("reached");
+    for (state, name) in [(younger, "warp"), (older, "reached")] {
+        fs::write(&file, state.to_string()).unwrap();
+        let mut resume = earlier.command("finetune");
+        resume.args(&earlier.flags).args(["--output", "run", "--resume"]);
+        Outcome::of(&mut resume).user_error(&["checkpoint-2", name, "another version", "earlier one"]);
+    }
+}
+
+#[test]
 fn an_adapter_on_an_nf4_base_with_dropout_and_accumulation_goes_on() {
     goes_on("lora-nf4");
 }

@@ -5,7 +5,7 @@ mod tensors;
 use crate::{LossScale, Optim, Result};
 use halfbyte_data::Position;
 use halfbyte_files::{DraftFolder, Error, write_atomic};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,16 @@ impl RunState {
     pub fn read(checkpoint: &Path) -> Result<RunState> {
         let file = checkpoint.join(STATE);
         let text = std::fs::read_to_string(&file).map_err(io(&file))?;
-        Ok(serde_json::from_str(&text).map_err(|e| Error::File { path: file, message: e.to_string() })?)
+        Ok(serde_json::from_str(&text).map_err(|e| not_understood(&file, &e))?)
+    }
+
+    /// What the run's owner kept under `key` in this checkpoint.
+    ///
+    /// # Errors
+    /// If nothing is there, or something that `T` does not take, as another version may have kept it.
+    pub fn note<T: DeserializeOwned>(&self, checkpoint: &Path, key: &str) -> Result<T> {
+        let value = self.notes.get(key).cloned().unwrap_or_default();
+        Ok(serde_json::from_value(value).map_err(|e| not_understood(&checkpoint.join(STATE), &e))?)
     }
 
     /// The position in the data.
@@ -129,6 +138,14 @@ impl Optim {
     pub fn load(&mut self, checkpoint: &Path, step: usize) -> Result<()> {
         tensors::read(&checkpoint.join(TENSORS), step, self)
     }
+}
+
+/// A state that has other fields than this version knows, and what to do.
+fn not_understood(file: &Path, error: &serde_json::Error) -> Error {
+    let message = format!(
+        "{error}; if another version wrote it, go on with that one; if it is damaged, remove this checkpoint to go on from an earlier one"
+    );
+    Error::File { path: file.to_owned(), message }
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -61,9 +61,7 @@ pub(super) fn resume(
 
 /// Refuses a checkpoint of another run.
 fn check(path: &Path, state: &RunState, settings: &FinetuneArgs, examples: usize) -> anyhow::Result<()> {
-    let stored = state.notes.get("settings").cloned().unwrap_or_default();
-    let stored: FinetuneArgs = serde_json::from_value(stored)
-        .map_err(|e| user_error(format!("{}: the settings of its run: {e}", path.display())))?;
+    let stored: FinetuneArgs = state.note(path, "settings")?;
     let (mut then, now) = (toml::Table::try_from(&stored)?, toml::Table::try_from(settings)?);
     for (key, was) in BEFORE_THERE_WAS {
         then.entry(key).or_insert_with(|| was.into());
