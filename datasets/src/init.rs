@@ -3,11 +3,10 @@
 use crate::dice::Dice;
 use crate::tokenizer::{self, END_OF_TEXT_ID, PAD_ID, VOCABULARY};
 use anyhow::{Context, Result, anyhow};
+use halfbyte_files::{Dtype, TensorSpec, TensorWriter};
 use halfbyte_lora::Role;
 use halfbyte_models::ModelConfig;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::path::Path;
 
 /// Standard deviation of the initial weights.
@@ -92,28 +91,23 @@ fn generation_config() -> Value {
 
 fn write_weights(path: &Path, specs: &[Spec], layers: usize, seed: u64) -> Result<()> {
     let residual = STD / (2.0 * layers as f64).sqrt();
-    let data: Vec<Vec<u8>> = specs
-        .iter()
-        .map(|spec| {
-            // A stream a tensor: its values depend on its name, not on the tensors before it.
-            let mut dice = Dice::new(seed, &spec.name);
-            let mut value = || match spec.start {
-                Start::Ones => 1.0,
-                Start::Zeros => 0.0,
-                Start::Normal => (dice.normal() * STD) as f32,
-                Start::Residual => (dice.normal() * residual) as f32,
-            };
-            (0..spec.shape.iter().product()).flat_map(|_: usize| value().to_le_bytes()).collect()
-        })
-        .collect();
-    let views = specs
-        .iter()
-        .zip(&data)
-        .map(|(spec, bytes)| Ok((spec.name.as_str(), TensorView::new(Dtype::F32, spec.shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata))?;
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    let mut specs: Vec<&Spec> = specs.iter().collect();
+    specs.sort_by_key(|it| &it.name);
+    let announced = specs.iter().map(|it| TensorSpec::new(&it.name, Dtype::F32, &it.shape)).collect();
+    let mut writer = TensorWriter::create(path, announced)?;
+    for spec in specs {
+        // A stream a tensor: its values depend on its name, not on the tensors before it.
+        let mut dice = Dice::new(seed, &spec.name);
+        let mut value = || match spec.start {
+            Start::Ones => 1.0,
+            Start::Zeros => 0.0,
+            Start::Normal => (dice.normal() * STD) as f32,
+            Start::Residual => (dice.normal() * residual) as f32,
+        };
+        let bytes: Vec<u8> = (0..spec.shape.iter().product()).flat_map(|_: usize| value().to_le_bytes()).collect();
+        writer.write(&spec.name, &bytes)?;
+    }
+    Ok(writer.finish()?)
 }
 
 /// What the model consists of, and how it starts.

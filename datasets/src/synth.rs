@@ -2,21 +2,21 @@
 //! sizes whose weights nobody wants to download.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
+use halfbyte_files::{Dtype, ShardedWriter, TensorSpec};
+use halfbyte_frozen::{Format, bitsandbytes};
 use halfbyte_lora::Role;
 use halfbyte_models::{ModelConfig, WeightSpec, spec};
-use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde_json::{Value, json};
 
 mod quantized;
 
 /// The most that one safetensors file holds: the size at which Hugging Face folders are cut by default.
-const SHARD_BYTES: usize = 5_000_000_000;
+const SHARD_BYTES: u64 = 5_000_000_000;
 /// A tokenizer whose ids are valid in every model with a vocabulary no smaller. In the program, so that it runs where the
 /// project's folder is not.
 const TOKENIZER: [(&str, &[u8]); 2] = [
@@ -109,7 +109,10 @@ impl Shape {
     /// Every tensor, in the order of a forward pass.
     fn tensors(&self, quantized: bool) -> Result<Vec<Random>> {
         let all = self.spec()?.into_iter();
-        Ok(if quantized { all.flat_map(quantized::tensors).collect() } else { all.map(Random::dense).collect() })
+        if !quantized {
+            return Ok(all.map(Random::dense).collect());
+        }
+        Ok(all.map(quantized::tensors).collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Their names and shapes as long as they are dense.
@@ -121,9 +124,7 @@ impl Shape {
 /// A tensor whose values are made when they are written.
 #[derive(Clone)]
 struct Random {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
+    spec: TensorSpec,
     fill: Fill,
 }
 
@@ -147,26 +148,16 @@ impl Random {
             Role::Norm => Fill::Constant(vec![0x80, 0x3f]),
             _ => Fill::Normal,
         };
-        Random { name, dtype: Dtype::BF16, shape, fill }
+        Random { spec: TensorSpec::new(name, Dtype::Bf16, &shape), fill }
     }
-}
 
-impl View for &Random {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data_len(&self) -> usize {
-        self.dtype.bitsize() / 8 * self.shape.iter().product::<usize>()
-    }
     fn data(&self) -> Cow<'_, [u8]> {
         static NORMAL: LazyLock<Vec<u16>> = LazyLock::new(|| normal_bf16(0.02));
         let hash = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211);
-        let mut state = self.name.bytes().fold(14_695_981_039_346_656_037, hash);
-        let mut bytes = Vec::with_capacity(self.data_len() + 8);
-        while bytes.len() < self.data_len() {
+        let mut state = self.spec.name.bytes().fold(14_695_981_039_346_656_037, hash);
+        let len = self.spec.bytes();
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
             match &self.fill {
                 Fill::Bytes(all) => return Cow::Borrowed(all),
                 Fill::Constant(element) => bytes.extend(element),
@@ -179,7 +170,7 @@ impl View for &Random {
                 }
             }
         }
-        bytes.truncate(self.data_len());
+        bytes.truncate(len);
         Cow::Owned(bytes)
     }
 }
@@ -197,7 +188,7 @@ pub fn write_like(like: &str, quantized: bool, out: &Path) -> Result<usize> {
     write(shape, quantized, out, SHARD_BYTES)
 }
 
-fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Result<usize> {
+fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: u64) -> Result<usize> {
     if fs::read_dir(out).is_ok_and(|mut it| it.next().is_some()) {
         bail!("{} is not empty; choose another folder, or remove it", out.display());
     }
@@ -206,23 +197,16 @@ fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: usize) -> Resu
         fs::write(out.join(name), bytes).with_context(|| name.to_owned())?;
     }
     fs::write(out.join("rows.jsonl"), rows(shape.positions)).context("rows.jsonl")?;
-    let shards = shards(shape.tensors(quantized)?, shard_bytes);
-    let mut weight_map = HashMap::new();
-    let mut total = 0;
-    for (i, tensors) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        total += bytes(tensors);
-        weight_map.extend(tensors.iter().map(|it| (it.name.clone(), file.clone())));
-        let views = tensors.iter().map(|it| (it.name.clone(), it));
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        serialize_to_file(views, Some(metadata), &out.join(&file)).with_context(|| file.clone())?;
+    let tensors = shape.tensors(quantized)?;
+    let mut writer = ShardedWriter::create(out, tensors.iter().map(|it| it.spec.clone()).collect(), shard_bytes);
+    for it in &tensors {
+        writer.write(&it.spec.name, &it.data())?;
     }
-    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    fs::write(out.join("model.safetensors.index.json"), serde_json::to_string_pretty(&index)?)?;
+    writer.finish()?;
     // Last, so that a folder whose writing was cut off is not mistaken for a model.
     let mut config = shape.config();
     if quantized {
-        config["quantization_config"] = quantized::config()?;
+        config["quantization_config"] = bitsandbytes::quantization_config(Format::QLORA);
     }
     fs::write(out.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     Ok(shape.spec()?.iter().map(|it| it.shape.iter().product::<usize>()).sum())
@@ -237,22 +221,6 @@ fn rows(positions: usize) -> String {
         json!({ "text": words.collect::<Vec<_>>().join(" ") }).to_string() + "\n"
     };
     (0..(64 * 2048 / positions).max(2)).map(|_| row()).collect()
-}
-
-fn bytes(tensors: &[Random]) -> usize {
-    tensors.iter().map(|it| it.data_len()).sum()
-}
-
-/// Runs of tensors of at most `limit` bytes, or of one tensor that is larger.
-fn shards(tensors: Vec<Random>, limit: usize) -> Vec<Vec<Random>> {
-    let mut all: Vec<Vec<Random>> = Vec::new();
-    for tensor in tensors {
-        match all.last_mut() {
-            Some(last) if bytes(last) + (&tensor).data_len() <= limit => last.push(tensor),
-            _ => all.push(vec![tensor]),
-        }
-    }
-    all
 }
 
 /// 65,536 draws from a normal distribution of this standard deviation (sums of twelve uniform ones), as bf16.
@@ -278,7 +246,7 @@ mod tests {
     fn the_shapes_have_the_sizes_of_their_models() {
         let billions = |like: &str| {
             let shape = LIKE.iter().find(|it| it.0 == like).unwrap().1;
-            bytes(&shape.tensors(false).unwrap()) as f64 / 2e9
+            shape.tensors(false).unwrap().iter().map(|it| it.spec.bytes()).sum::<usize>() as f64 / 2e9
         };
         let rounded = |like: &str| (billions(like) * 1000.0).round();
         assert_eq!(
