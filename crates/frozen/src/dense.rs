@@ -1,7 +1,23 @@
-use crate::{FrozenMatrix, gpu::GpuMatrix};
+//! A weight as it was loaded.
+
+use crate::{Error, Format, FrozenMatrix, Result, coded::is_at, quant::Store};
 use halfbyte_matmul as matmul;
-use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
+use halfbyte_ops::frozen::OnDevice;
+use halfbyte_tensor::{DType, Device, Place, Tensor, bf16, f16};
 use std::sync::Arc;
+
+/// No format: f32, bf16 or f16.
+pub(crate) struct Dense;
+
+impl Store for Dense {
+    fn freeze(&self, _: &Format, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>> {
+        Ok(Arc::new(DenseMatrix::new(weight)?))
+    }
+
+    fn dry(&self, _: &Format, device: &Device, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix> {
+        Arc::new(DenseMatrix { weight: Tensor::scratch_on(device, &[dims.0, dims.1], dtype) })
+    }
+}
 
 /// A weight kept as it was loaded: f32, bf16 or f16.
 #[derive(Debug)]
@@ -11,16 +27,11 @@ pub struct DenseMatrix {
 
 impl DenseMatrix {
     /// Takes a `(out_features, in_features)` tensor.
-    pub fn new(weight: Tensor) -> crate::Result<DenseMatrix> {
+    pub fn new(weight: Tensor) -> Result<DenseMatrix> {
         if weight.shape().len() != 2 || !weight.dtype().is_float() {
-            return Err(crate::Error::NotAMatrix { shape: weight.shape().to_vec(), dtype: weight.dtype() });
+            return Err(Error::NotAMatrix { shape: weight.shape().to_vec(), dtype: weight.dtype() });
         }
         Ok(DenseMatrix { weight })
-    }
-
-    /// The weight.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
     }
 }
 
@@ -42,11 +53,18 @@ impl FrozenMatrix for DenseMatrix {
         self.weight.bytes()
     }
 
-    fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
-        match device {
-            Device::Cpu | Device::Dry(_) => Ok(None),
-            Device::Cuda(_) => GpuMatrix::dense(self, device).map(Some),
+    fn on_device(&self) -> Option<OnDevice<'_>> {
+        match self.weight.place() {
+            Place::Host => None,
+            Place::Gpu(_) | Place::Dry(_) => Some(OnDevice::Dense(&self.weight)),
         }
+    }
+
+    fn to_device(&self, device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        if is_at(device, self.weight.place()) {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(DenseMatrix { weight: self.weight.to_device(device)? })))
     }
 
     fn format(&self) -> String {

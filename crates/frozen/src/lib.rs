@@ -1,12 +1,13 @@
 //! The formats in which a frozen weight is kept: dense, 4-bit blocks, 8-bit rows.
 //!
-//! Every format is one file that implements [`FrozenMatrix`]; nothing above this crate knows which one a layer has.
+//! Every format is a file that says what its codes stand for, and a line of the table in `quant.rs`; `coded` holds what they have in
+//! common, on a CPU and on a GPU. What uses a matrix sees a [`FrozenMatrix`], and no format.
 
 pub mod bitsandbytes;
+mod coded;
 mod dense;
 mod error;
 mod four_bit;
-mod gpu;
 mod int8;
 mod llm_int8;
 mod quant;

@@ -1,22 +1,58 @@
-use crate::{DenseMatrix, FourBitMatrix, FrozenMatrix, Int8Matrix, Result};
+use crate::{FrozenMatrix, Result, dense::Dense, four_bit::FourBit, int8::EightBit};
 use halfbyte_nf4::QuantType;
 use halfbyte_ops::{Refusal, WeightFormat};
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{DType, Device, Ledger, Tensor};
 use std::sync::Arc;
 
-/// How a frozen matrix is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quant {
+/// How a format makes matrices.
+pub(crate) trait Store: Sync {
+    /// A matrix with the values of a `(out_features, in_features)` weight, as nearly as the format can.
+    fn freeze(&self, format: &Format, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>>;
+
+    /// One of these dimensions without contents, on a dry device. `dtype` is what the weight would have been loaded as.
+    fn dry(&self, format: &Format, device: &Device, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix>;
+}
+
+/// Every format in a line: its name in Rust, its name for people, and what its own file makes of it.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $variant:ident, $name:literal => $store:expr;)*) => {
+        /// How a frozen matrix is stored.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Quant {
+            $($(#[$doc])* $variant),*
+        }
+
+        impl Quant {
+            /// All of them.
+            pub const ALL: &'static [Quant] = &[$(Quant::$variant),*];
+
+            /// What people call it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Quant::$variant => $name),*
+                }
+            }
+
+            fn store(self) -> &'static dyn Store {
+                match self {
+                    $(Quant::$variant => &$store),*
+                }
+            }
+        }
+    };
+}
+
+formats! {
     /// As loaded.
-    None,
+    None, "none" => Dense;
     /// 4-bit NormalFloat.
-    Nf4,
+    Nf4, "nf4" => FourBit(QuantType::Nf4);
     /// 4-bit floating point.
-    Fp4,
+    Fp4, "fp4" => FourBit(QuantType::Fp4);
     /// 4-bit integers.
-    Int4,
+    Int4, "int4" => FourBit(QuantType::Int4);
     /// 8-bit integers, a scale a row.
-    Int8,
+    Int8, "int8" => EightBit;
 }
 
 /// A storage format with its settings.
@@ -39,28 +75,19 @@ impl Format {
 
     /// Stores a `(out_features, in_features)` weight.
     pub fn freeze(&self, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>> {
-        let four = |quant_type| -> Result<Arc<dyn FrozenMatrix>> {
-            Ok(Arc::new(FourBitMatrix::quantize(&weight, quant_type, self.block_size, self.double_quant)?))
-        };
-        match self.quant {
-            Quant::Nf4 => four(QuantType::Nf4),
-            Quant::Fp4 => four(QuantType::Fp4),
-            Quant::Int4 => four(QuantType::Int4),
-            Quant::Int8 => Ok(Arc::new(Int8Matrix::quantize(&weight)?)),
-            Quant::None => Ok(Arc::new(DenseMatrix::new(weight)?)),
-        }
+        self.quant.store().freeze(self, weight)
+    }
+
+    /// A matrix of these dimensions in the books of a dry run, with the parts that a stored one has and no contents. `dtype` is what
+    /// the weight would have been loaded as.
+    pub fn dry(&self, ledger: &Arc<Ledger>, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix> {
+        self.quant.store().dry(self, &Device::Dry(ledger.clone()), dims, dtype)
     }
 
     /// Bytes that a matrix of these dimensions takes, for the plan. `dense_size` is the size of a loaded element.
     pub fn bytes(&self, out: usize, inner: usize, dense_size: usize) -> usize {
-        let n = out * inner;
-        let blocks = n.div_ceil(self.block_size);
-        match (self.quant, self.double_quant) {
-            (Quant::None, _) => n * dense_size,
-            (Quant::Int8, _) => n + 4 * out,
-            (_, false) => n.div_ceil(2) + 4 * blocks,
-            (_, true) => n.div_ceil(2) + blocks + 4 * blocks.div_ceil(halfbyte_nf4::NESTED_BLOCK_SIZE) + 4,
-        }
+        let dtype = if dense_size == DType::F32.size() { DType::F32 } else { DType::Bf16 };
+        self.dry(&Ledger::new(), (out, inner), dtype).bytes()
     }
 }
 

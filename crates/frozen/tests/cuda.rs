@@ -3,8 +3,12 @@
 
 use halfbyte_autograd::{Param, Tape};
 use halfbyte_frozen::{Format, FrozenMatrix, Quant};
-use halfbyte_ops::frozen_linear::frozen_linear;
-use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_ops::{
+    frozen::{Coded, FEW_ROWS, OnDevice, dense},
+    frozen_linear::frozen_linear,
+    gpu_product::Window,
+};
+use halfbyte_tensor::{DType, Device, Ledger, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 use std::sync::Arc;
 
@@ -60,12 +64,101 @@ fn what_comes_back_decodes_to_the_same_bits() {
         let there = here.to_device(&Device::Cuda(gpu.clone())).unwrap().unwrap();
         let back = there.to_device(&Device::Cpu).unwrap().unwrap();
         for matrix in [&there, &back] {
-            let (mut got, mut wanted) = (vec![0.0; 130], vec![0.0; 130]);
-            for row in [0, 17, 32] {
-                matrix.source().read_f32(row, 0, &mut got);
+            let mut wanted = vec![0.0; 130];
+            let matrix = dense(matrix).unwrap();
+            for (row, got) in matrix.data::<f32>().chunks(130).enumerate() {
                 here.source().read_f32(row, 0, &mut wanted);
                 assert_eq!(got, wanted, "{format:?}");
             }
         }
+    }
+}
+
+/// What lies on a device in codes.
+fn coded(matrix: &Arc<dyn FrozenMatrix>) -> &dyn Coded {
+    match matrix.on_device() {
+        Some(OnDevice::Coded(it)) => it,
+        _ => panic!("the matrix lies on a device, in codes"),
+    }
+}
+
+/// Anywhere in a larger workspace, aligned or not: the values are those of the codec, and what lies around them stays.
+#[test]
+fn a_matrix_is_decoded_into_any_window() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for format in formats().into_iter().filter(|it| it.quant != Quant::None) {
+        for (out, inner, column, stride) in [(5, 48, 8, 64), (3, 40, 16, 56), (4, 33, 3, 41), (9, 130, 0, 130)] {
+            let here = format.freeze(noise(&[out, inner], DType::F32, 3)).unwrap();
+            let there = here.to_device(&device).unwrap().unwrap();
+            let mut workspace = Tensor::zeros_on(&device, &[out + 2, stride], DType::F32);
+            let window = Window::whole(&mut workspace).rows(1, out).columns(column, inner);
+            coded(&there).decode(window).unwrap();
+            let (got, mut wanted) = (workspace.to_device(&Device::Cpu).unwrap(), vec![0.0; inner]);
+            for (row, got) in got.data::<f32>().chunks(stride).enumerate() {
+                let mut expected = vec![0.0; stride];
+                if (1..=out).contains(&row) {
+                    here.source().read_f32(row - 1, 0, &mut wanted);
+                    expected[column..][..inner].copy_from_slice(&wanted);
+                }
+                assert_eq!(got, expected, "{format:?} {out}x{inner} row {row}");
+            }
+        }
+    }
+}
+
+/// The kernel for few rows beside the product with the decoded matrix, of which it is a part by the rows of `x`.
+#[test]
+fn few_rows_give_what_many_give() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    let four_bit = formats().into_iter().filter(|it| !matches!(it.quant, Quant::None | Quant::Int8));
+    for (at, format) in four_bit.enumerate() {
+        for (out, inner) in [(1, 1), (9, 48), (17, 96), (33, 130), (11, 1056), (8, 2080)] {
+            for dtype in [DType::F32, DType::Bf16, DType::F16] {
+                let here = format.freeze(noise(&[out, inner], DType::F32, 3)).unwrap();
+                let there = here.to_device(&device).unwrap().unwrap();
+                let x = noise(&[FEW_ROWS + 1, inner], dtype, 1);
+                let many = run(&there, &x, &noise(&[FEW_ROWS + 1, out], dtype, 2), &device)[0].clone();
+                let largest = many.iter().fold(1e-3f32, |m, it| m.max(it.abs()));
+                // Decoded values are rounded to the dtype; the kernel's are not. f32 sums differ in their order.
+                let relative = [2e-6, 2.0f32.powi(-7), 2.0f32.powi(-9)][dtype as usize];
+                let rows = [1, 2, 3, 5, 8][at % 5];
+                let few = Tensor::from_vec(&[rows, inner], x.to_f32_vec()[..rows * inner].to_vec()).to_dtype(dtype);
+                let few = few.to_device(&device).unwrap();
+                let y = || coded(&there).multiply_few(&few).unwrap().unwrap().to_f32_vec();
+                let got = y();
+                assert_eq!(got, y(), "the order of the sums is fixed");
+                for (g, w) in got.iter().zip(&many) {
+                    assert!((g - w).abs() <= relative * largest, "{format:?} {rows} of {out}x{inner} {dtype}: {g} {w}");
+                }
+            }
+        }
+    }
+}
+
+/// A dry matrix is the matrix less its contents: its parts take the same bytes, and products with it the same way.
+#[test]
+fn a_dry_matrix_counts_what_a_stored_one_takes() {
+    for format in formats() {
+        let here = format.freeze(noise(&[33, 130], DType::Bf16, 3)).unwrap();
+        let (moved, made) = (Ledger::of_gpu(), Ledger::of_gpu());
+        let there = here.to_device(&Device::Dry(moved.clone())).unwrap().unwrap();
+        let dry = format.dry(&made, (33, 130), DType::Bf16);
+        assert_eq!(moved.live(), made.live(), "{format:?}");
+        let facts = |it: &dyn FrozenMatrix| (it.dims(), it.bytes(), it.format());
+        assert_eq!(facts(dry.as_ref()), facts(there.as_ref()));
+        assert_eq!(facts(dry.as_ref()), facts(here.as_ref()));
+        let x = Tensor::dry(&made, &[20, 130], DType::Bf16);
+        let kept: &'static Arc<dyn FrozenMatrix> = Box::leak(Box::new(dry));
+        let param = Param::new("x", x);
+        let tape = Tape::recording();
+        let y = frozen_linear(&tape, &tape.param(&param), kept.as_ref(), None).unwrap();
+        assert_eq!((y.value().shape(), y.value().dtype()), (&[20, 33][..], DType::Bf16));
+        let dy = Tensor::dry(&made, &[20, 33], DType::Bf16);
+        let end = tape.record("seed", [&y], Tensor::scalar(0.0), move |_, _| Ok([Some(dy)]));
+        drop(y);
+        assert_eq!(tape.backward(end).unwrap().get(&param).unwrap().shape(), [20, 130]);
+        assert!(made.work().values().map(|it| it.flops).sum::<u64>() >= 2 * 2 * 20 * 33 * 130);
     }
 }

@@ -1,7 +1,7 @@
 use crate::{Adapter, Context, Lora, Module, Role, Trained, Update, Weight};
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
-    FrozenMatrix,
+    FrozenMatrix, frozen,
     frozen_linear::frozen_linear,
     linear::linear,
     lora_linear::{Layer, lora_linears},
@@ -95,7 +95,7 @@ impl Linear {
     /// The norm of every row of the matrix: where DoRA's magnitudes begin.
     pub fn row_norms(&self) -> Result<Vec<f32>> {
         match &self.base {
-            Base::Frozen(matrix) => row_norms(matrix.as_ref(), None),
+            Base::Frozen(matrix) => Ok(row_norms(matrix.as_ref(), None)?.to_device(&Device::Cpu)?.to_f32_vec()),
             Base::Trainable(_) => unreachable!("{}: a matrix that trains has no adapter", self.path),
         }
     }
@@ -185,12 +185,14 @@ impl Linear {
     }
 
     /// The matrix with an adapter's update, decoded: `(out_features, in_features)` in f32.
-    pub fn dense(&self, adapter: Option<&Adapter>) -> Tensor {
-        let base = self.base.dense();
-        match adapter.and_then(|it| it.update(&self.path)) {
+    ///
+    /// Fails if the matrix cannot be read from its device.
+    pub fn dense(&self, adapter: Option<&Adapter>) -> Result<Tensor> {
+        let base = self.base.dense()?;
+        Ok(match adapter.and_then(|it| it.update(&self.path)) {
             Some(update) => update.merge(base),
             None => base,
-        }
+        })
     }
 
     /// Moves matrix and bias.
@@ -209,17 +211,10 @@ impl Linear {
 
 impl Base {
     /// The matrix, decoded, in f32.
-    fn dense(&self) -> Tensor {
+    fn dense(&self) -> Result<Tensor> {
         match self {
-            Base::Trainable(param) => param.value().to_dtype(DType::F32),
-            Base::Frozen(matrix) => {
-                let ((out, inner), source) = (matrix.dims(), matrix.source());
-                let mut w = vec![0.0; out * inner];
-                for (row, values) in w.chunks_mut(inner).enumerate() {
-                    source.read_f32(row, 0, values);
-                }
-                Tensor::from_vec(&[out, inner], w)
-            }
+            Base::Trainable(param) => Ok(param.value().to_dtype(DType::F32)),
+            Base::Frozen(matrix) => frozen::dense(matrix),
         }
     }
 }

@@ -30,7 +30,8 @@ pub fn merge<E: From<Error>>(
         if adapter.update(linear.path()).is_none() {
             continue;
         }
-        match freeze(linear.path(), linear.dense(Some(adapter))) {
+        let sum = linear.dense(Some(adapter)).map_err(|e| E::from(Error::from(e)));
+        match sum.and_then(|it| freeze(linear.path(), it)) {
             Ok(base) => merged.matrices.push((at, linear.replace_base(base))),
             Err(error) => {
                 merged.undo(modules);

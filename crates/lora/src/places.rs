@@ -84,7 +84,7 @@ pub(crate) fn copied_bias<'a>(linear: &Linear, bias: &'a Weight, adapted: bool) 
     Copied {
         name: bias.path().to_owned(),
         shape: bias.value().shape().to_vec(),
-        value: Box::new(|| bias.value()),
+        value: Box::new(|| Ok(bias.value())),
         stored_as: vec![if adapted { wrapped.clone() } else { plain.clone() }],
         read_as: vec![wrapped, plain],
         of: CopyOf::Bias,
@@ -96,7 +96,7 @@ pub(crate) fn copied_weight(weight: &Weight) -> Copied<'_> {
     let name = weight.path().to_owned();
     Copied {
         shape: weight.value().shape().to_vec(),
-        value: Box::new(|| weight.value()),
+        value: Box::new(|| Ok(weight.value())),
         read_as: vec![name.clone()],
         stored_as: vec![name.clone()],
         name,

@@ -65,10 +65,10 @@ fn a_merged_layer_gives_what_base_and_adapter_give_bias_included() {
 #[test]
 fn a_four_bit_matrix_is_quantised_again() {
     let (mut it, one) = (layer("q", nf4), adapter(&["q"], 3));
-    let sum = it.dense(Some(&one));
+    let sum = it.dense(Some(&one)).unwrap();
     let _merged = fold(&one, &mut it, nf4);
-    let expected = Linear::new("sum", nf4(sum), None).dense(None);
-    assert_eq!(it.dense(None).to_f32_vec(), expected.to_f32_vec());
+    let expected = Linear::new("sum", nf4(sum), None).dense(None).unwrap();
+    assert_eq!(it.dense(None).unwrap().to_f32_vec(), expected.to_f32_vec());
 }
 
 #[test]

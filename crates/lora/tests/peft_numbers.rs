@@ -66,7 +66,7 @@ fn agrees(case: &str, use_rslora: bool) {
     }
     assert_close(
         "merged",
-        &layer.dense(Some(&adapter)).to_f32_vec(),
+        &layer.dense(Some(&adapter)).unwrap().to_f32_vec(),
         &fixture.expected(&format!("{case}.merged")),
         TOLERANCE,
     );

@@ -35,13 +35,22 @@ impl PackedLeft {
         Self::with_kernel(kernels::select(compute), a)
     }
 
-    pub(crate) fn with_kernel(kernel: &'static Kernel, a: &Operand<'_>) -> Option<PackedLeft> {
-        let (m, k) = a.dims();
+    /// The bytes that panels of an operand of these dimensions take; 0 where there are none.
+    pub fn bytes((m, k): (usize, usize), compute: Compute) -> usize {
+        let words = Self::words(kernels::select(compute), (m, k));
+        4 * words.map_or(0, |it| it.1)
+    }
+
+    /// Words from one panel to the next, and in all.
+    fn words(kernel: &Kernel, (m, k): (usize, usize)) -> Option<(usize, usize)> {
         let stride = kernel.operands.words(k) * kernel.mr;
         let words = m.div_ceil(kernel.mr) * stride;
-        if m <= gemv::MAX_ROWS || k == 0 || words > MAX_WORDS {
-            return None;
-        }
+        (m > gemv::MAX_ROWS && k > 0 && words <= MAX_WORDS).then_some((stride, words))
+    }
+
+    pub(crate) fn with_kernel(kernel: &'static Kernel, a: &Operand<'_>) -> Option<PackedLeft> {
+        let (m, k) = a.dims();
+        let (stride, words) = Self::words(kernel, (m, k))?;
         let side = Side::left(kernel, a);
         let mut buffer = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.words(words).par_chunks_mut(TOGETHER * stride).enumerate().for_each(|(i, panels)| {

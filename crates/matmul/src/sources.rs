@@ -244,16 +244,16 @@ const INV_127: f32 = 7.874_016e-3;
 pub struct Rows8<'a> {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) codes: &'a [i8],
+    pub(crate) codes: &'a [u8],
     pub(crate) absmax: &'a [f32],
 }
 
 impl<'a> Rows8<'a> {
-    /// A view of 8-bit codes as a (rows, cols) matrix.
+    /// A view of 8-bit codes (two's complement, as bytes) as a (rows, cols) matrix.
     ///
     /// # Panics
     /// If `codes` is not `rows * cols` long or `absmax` not `rows` long.
-    pub fn new(rows: usize, cols: usize, codes: &'a [i8], absmax: &'a [f32]) -> Self {
+    pub fn new(rows: usize, cols: usize, codes: &'a [u8], absmax: &'a [f32]) -> Self {
         assert_eq!(codes.len(), rows * cols, "an 8-bit ({rows}, {cols}) matrix needs rows * cols codes");
         assert_eq!(absmax.len(), rows, "an 8-bit ({rows}, {cols}) matrix needs one absmax a row");
         Self { rows, cols, codes, absmax }
@@ -271,7 +271,7 @@ impl Source for Rows8<'_> {
         let start = row * self.cols + col;
         let absmax = self.absmax[row];
         for (o, &code) in out.iter_mut().zip(&self.codes[start..]) {
-            *o = f32::from(code) * absmax * INV_127;
+            *o = f32::from(code.cast_signed()) * absmax * INV_127;
         }
     }
     fn as_view(&self) -> View<'_> {

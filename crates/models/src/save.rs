@@ -1,4 +1,5 @@
 use crate::Model;
+use halfbyte_autograd::Result;
 use halfbyte_lora::Adapter;
 use halfbyte_tensor::Tensor;
 
@@ -7,17 +8,17 @@ use halfbyte_tensor::Tensor;
 pub fn model_tensors<E>(
     model: &dyn Model,
     adapter: Option<&Adapter>,
-    mut each: impl FnMut(&str, &[usize], &dyn Fn() -> Tensor) -> std::result::Result<(), E>,
+    mut each: impl FnMut(&str, &[usize], &dyn Fn() -> Result<Tensor>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let (linears, weights) = model.parts();
     for weight in weights {
-        each(weight.path(), weight.value().shape(), &|| weight.merged(adapter))?;
+        each(weight.path(), weight.value().shape(), &|| Ok(weight.merged(adapter)))?;
     }
     for linear in linears {
         let (out, inner) = linear.dims();
         each(&format!("{}.weight", linear.path()), &[out, inner], &|| linear.dense(adapter))?;
         if let Some(bias) = linear.bias() {
-            each(bias.path(), bias.value().shape(), &|| bias.merged(adapter))?;
+            each(bias.path(), bias.value().shape(), &|| Ok(bias.merged(adapter)))?;
         }
     }
     Ok(())

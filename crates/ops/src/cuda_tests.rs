@@ -1,17 +1,22 @@
 //! Every op on a GPU (or the CPU in the guise of one) beside the same op on the CPU: outputs and gradients, in every dtype.
 
 use crate::{
-    AttentionShape, Dropout, FrozenMatrix, GpuScales, GpuWeight, Head, IGNORE, Ids, Layer, Layout, LowRank,
-    RopeScaling, RopeSpec, RopeTable, RowGroups, Targets, add_scaled, attend_cached, attention, cross_entropy,
-    deal_rows, dora_scale, dropout, embedding, frozen_linear,
+    AttentionShape, Dropout, FrozenMatrix, Head, IGNORE, Ids, Layer, Layout, LowRank, RopeScaling, RopeSpec, RopeTable,
+    RowGroups, Targets, add_scaled, attend_cached, attention, cross_entropy, deal_rows, dora_scale, dropout, embedding,
+    frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
     gather_rows, gelu_new,
     kv_rows::{Move, append_rows, move_rows},
     layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
 };
+use crate::{
+    frozen::{Coded, OnDevice},
+    gpu_product::{Window, put},
+    place::on_gpu,
+};
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_matmul::Source;
-use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
 /// Four roundings of the dtype, relative to the largest value.
@@ -120,24 +125,19 @@ fn rotations_and_embeddings() {
     }
 }
 
-/// A frozen weight in the form that its activations' device reads.
+/// A weight away from host memory: as it is, or as one that has to be decoded, which this one does by copying.
 #[derive(Debug)]
-enum Stored {
-    Dense(Tensor),
-    FourBit { dims: (usize, usize), packed: Tensor, code: Tensor, absmax: Tensor },
-    Double { dims: (usize, usize), packed: Tensor, code: Tensor, codes: Tensor, map: Tensor, nested: Tensor },
-    Rows8 { dims: (usize, usize), codes: Tensor, absmax: Tensor },
+struct Stored {
+    weight: Tensor,
+    coded: bool,
 }
 
 impl FrozenMatrix for Stored {
     fn dims(&self) -> (usize, usize) {
-        match self {
-            Stored::Dense(w) => (w.rows(), w.cols()),
-            Stored::FourBit { dims, .. } | Stored::Double { dims, .. } | Stored::Rows8 { dims, .. } => *dims,
-        }
+        (self.weight.rows(), self.weight.cols())
     }
     fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
-        unreachable!("a product on a GPU reads the parts")
+        unreachable!("a product on a GPU reads what lies there")
     }
     fn bytes(&self) -> usize {
         0
@@ -145,75 +145,40 @@ impl FrozenMatrix for Stored {
     fn format(&self) -> String {
         "test".into()
     }
-    fn on_gpu(&self) -> Option<GpuWeight<'_>> {
-        Some(match self {
-            Stored::Dense(w) => GpuWeight::Dense(w),
-            Stored::FourBit { packed, code, absmax, .. } => {
-                GpuWeight::FourBit { packed, code, scales: GpuScales::Plain(absmax), block_size: 64 }
-            }
-            Stored::Double { packed, code, codes, map, nested, .. } => {
-                let scales = GpuScales::Double { codes, map, nested_absmax: nested, offset: 0.5 };
-                GpuWeight::FourBit { packed, code, scales, block_size: 64 }
-            }
-            Stored::Rows8 { codes, absmax, .. } => GpuWeight::Rows8 { codes, absmax },
-        })
+    fn on_device(&self) -> Option<OnDevice<'_>> {
+        Some(if self.coded { OnDevice::Coded(self) } else { OnDevice::Dense(&self.weight) })
     }
 }
 
-/// Weights of every form, each with its decoded values.
-fn weights(out: usize, inner: usize) -> Option<Vec<(&'static Stored, Tensor)>> {
-    let device = Device::Cuda(gpu()?);
-    let put = |t: Tensor| t.to_device(&device).unwrap();
-    let n = out * inner;
-    let bytes: Vec<u8> =
-        noise(&[n.div_ceil(2)], DType::F32, 5).to_f32_vec().iter().map(|it| (it * 127.0) as i8 as u8).collect();
-    let code = noise(&[16], DType::F32, 6).to_f32_vec();
-    let blocks = n.div_ceil(64);
-    let absmax = noise_in(&[blocks], DType::F32, 7, 0.1, 1.0).to_f32_vec();
-    let nibble = |i: usize| usize::from(if i.is_multiple_of(2) { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 });
-    let four: Vec<f32> = (0..n).map(|i| code[nibble(i)] * absmax[i / 64]).collect();
-    let map = noise(&[256], DType::F32, 8).to_f32_vec();
-    let codes: Vec<u8> = (0..blocks).map(|it| (it * 37 + 11) as u8).collect();
-    let nested = noise_in(&[blocks.div_ceil(256)], DType::F32, 9, 0.1, 0.5).to_f32_vec();
-    let scale = |b: usize| map[usize::from(codes[b])] * nested[b / 256] + 0.5;
-    let double: Vec<f32> = (0..n).map(|i| code[nibble(i)] * scale(i / 64)).collect();
-    let eight: Vec<u8> = (0..n).map(|it| (it * 91 + 5) as u8).collect();
-    let row_max = noise_in(&[out], DType::F32, 10, 0.1, 1.0).to_f32_vec();
-    let rows8: Vec<f32> = (0..n).map(|i| f32::from(eight[i] as i8) * row_max[i / inner] * 7.874_016e-3).collect();
-    let dense = noise(&[out, inner], DType::Bf16, 4);
-    let dims = (out, inner);
-    let flat = |v: &[f32]| put(Tensor::from_vec(&[v.len()], v.to_vec()));
-    let raw = |v: &[u8]| put(Tensor::from_vec(&[v.len()], v.to_vec()));
-    let matrix = |v: Vec<f32>| Tensor::from_vec(&[out, inner], v);
-    let leak = |it: Stored| -> &'static Stored { Box::leak(Box::new(it)) };
-    Some(vec![
-        (leak(Stored::Dense(put(dense.clone()))), dense.to_dtype(DType::F32)),
-        (leak(Stored::FourBit { dims, packed: raw(&bytes), code: flat(&code), absmax: flat(&absmax) }), matrix(four)),
-        (
-            leak(Stored::Double {
-                dims,
-                packed: raw(&bytes),
-                code: flat(&code),
-                codes: raw(&codes),
-                map: flat(&map),
-                nested: flat(&nested),
-            }),
-            matrix(double),
-        ),
-        (leak(Stored::Rows8 { dims, codes: raw(&eight), absmax: flat(&row_max) }), matrix(rows8)),
-    ])
+impl Coded for Stored {
+    fn place(&self) -> Place<'_> {
+        self.weight.place()
+    }
+    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()> {
+        put(1.0, &self.weight, 0, into)
+    }
+}
+
+/// Weights of both kinds on a device, each with its values in host memory.
+fn weights(out: usize, inner: usize, device: &Device) -> Vec<(&'static Stored, Tensor)> {
+    let of = |(coded, dtype): (bool, DType)| {
+        let values = noise(&[out, inner], dtype, 4);
+        let stored = Stored { weight: values.to_device(device).unwrap(), coded };
+        (&*Box::leak(Box::new(stored)), values.to_dtype(DType::F32))
+    };
+    [(false, DType::Bf16), (true, DType::F32)].map(of).into()
 }
 
 #[test]
 fn frozen_layers_with_and_without_updates() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
     for (rows, out, inner) in [(1, 3, 5), (7, 40, 33), (20, 65, 128)] {
-        let Some(all) = weights(out, inner) else { return };
+        let all = weights(out, inner, &device);
         for dtype in FLOATS {
             for (gpu_weight, decoded) in &all {
                 let plain = Plain::leaked(decoded.clone());
-                let pick = |x: &Var| -> &'static dyn FrozenMatrix {
-                    if x.value().gpu().is_some() { *gpu_weight } else { plain }
-                };
+                let pick =
+                    |x: &Var| -> &'static dyn FrozenMatrix { if on_gpu(x.value()) { *gpu_weight } else { plain } };
                 let params = [
                     noise(&[rows, inner], dtype, 1),
                     noise(&[4, inner], DType::F32, 2),
@@ -238,9 +203,72 @@ fn frozen_layers_with_and_without_updates() {
                 let there = (&on_gpu(update.0), &on_gpu(update.1), 0.5);
                 let (got, wanted) =
                     (row_norms(*gpu_weight, Some(there)).unwrap(), row_norms(plain, Some(update)).unwrap());
-                near("row_norms", &Tensor::from_vec(&[out], got), &Tensor::from_vec(&[out], wanted), 1e-5);
+                near("row_norms", &got.to_device(&Device::Cpu).unwrap(), &wanted, 1e-5);
             }
         }
+    }
+}
+
+/// Layers of one input, wider and narrower than it, so that updates ride along or not, with ranks of their own, masks on none or on
+/// some, and an output of which nobody asks the gradient.
+#[test]
+fn updates_of_several_layers_lie_beside_each_other() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    for (rows, out, inner) in [(20, 16, 64), (20, 72, 24), (9, 33, 33)] {
+        let all = weights(out, inner, &device);
+        for dtype in FLOATS {
+            let factor = |shape: &[usize], seed| noise_in(shape, DType::F32, seed, -0.5, 0.5);
+            let params = [
+                noise(&[rows, inner], dtype, 1),
+                factor(&[4, inner], 2),
+                factor(&[out, 4], 3),
+                factor(&[3, inner], 4),
+                factor(&[out, 3], 5),
+            ];
+            for (masks, used) in [([0.0, 0.0], 3), ([0.25, 0.0], 3), ([0.0, 0.0], 2), ([0.3, 0.3], 2)] {
+                let (gpu_weight, decoded) = &all[used % 2];
+                let plain = Plain::leaked(decoded.clone());
+                compare_within("layers of one input", &params, 3.0, |tape, p| {
+                    let w: &'static dyn FrozenMatrix = if on_gpu(p[0].value()) { *gpu_weight } else { plain };
+                    let mask = |i: usize| Dropout { p: masks[i], seed: 5, site: i as u64 };
+                    let one = LowRank { a: &p[1], b: &p[2], scaling: 0.5, dropout: mask(0) };
+                    let two = LowRank { a: &p[3], b: &p[4], scaling: 1.5, dropout: mask(1) };
+                    let layer = |lora| Layer { w, bias: None, lora };
+                    let [a, b, c] = lora_linears(tape, &p[0], [layer(Some(one)), layer(Some(two)), layer(None)])?;
+                    let sum = add_scaled(tape, &a, &b, 0.5)?;
+                    if used == 3 { add_scaled(tape, &sum, &c, 0.25) } else { Ok(sum) }
+                });
+            }
+        }
+    }
+}
+
+/// A dry run goes the way of its device, and counts the products that this takes.
+#[test]
+fn a_dry_run_counts_what_either_half_would_do() {
+    let (rows, out, inner, rank) = (20, 16, 64, 8);
+    for ledger in [Ledger::new(), Ledger::of_gpu()] {
+        let device = Device::Dry(ledger.clone());
+        let dry = |shape: &[usize], dtype| Tensor::scratch_on(&device, shape, dtype);
+        let w = Stored { weight: dry(&[out, inner], DType::F32), coded: true };
+        let params = [dry(&[rows, inner], DType::Bf16), dry(&[rank, inner], DType::F32), dry(&[out, rank], DType::F32)];
+        let params = params.map(|it| Param::new("p", it));
+        let before = ledger.live();
+        let tape = Tape::recording();
+        let p = params.each_ref().map(|it| tape.param(it));
+        let lora = LowRank { a: &p[1], b: &p[2], scaling: 0.5, dropout: Dropout::default() };
+        let y = crate::lora_linear(&tape, &p[0], &w, None, lora).unwrap();
+        assert_eq!(y.value().shape(), [rows, out]);
+        let loss = with_gradient(&tape, &y, &dry(&[rows, out], DType::Bf16));
+        drop((y, p));
+        let grads = tape.backward(loss).unwrap();
+        assert!(params.iter().all(|it| grads.get(it).is_some()));
+        // Both products with the base, and two of every factor's three: forward, towards the input, its own gradient.
+        let flops = 2 * rows * (2 * out * inner + 3 * rank * (out + inner));
+        assert_eq!(ledger.work()["product"].flops, flops as u64, "{}", ledger.is_of_gpu());
+        assert!(ledger.peak() > before);
+        drop(grads);
+        assert_eq!(ledger.live(), before);
     }
 }
 
@@ -249,9 +277,12 @@ fn layers_that_train_and_rescaled_ones() {
     for dtype in FLOATS {
         let [x, w, b] = [noise(&[9, 33], dtype, 1), noise(&[20, 33], DType::F32, 2), noise(&[20], DType::F32, 3)];
         compare("linear", &[x, w, b.clone()], |tape, p| linear(tape, &p[0], &p[1], Some(&p[2])));
-        let norm = noise_in(&[20], DType::F32, 4, 0.5, 2.0).to_f32_vec();
+        let norm = noise_in(&[20], DType::F32, 4, 0.5, 2.0);
         let params = [noise(&[9, 20], dtype, 5), noise(&[20], DType::F32, 6), b];
-        compare("dora_scale", &params, |tape, p| dora_scale(tape, &p[0], &p[1], norm.clone(), Some(&p[2])));
+        compare("dora_scale", &params, |tape, p| {
+            let norm = norm.to_device(&p[0].value().device())?;
+            dora_scale(tape, &p[0], &p[1], &norm, Some(&p[2]))
+        });
     }
 }
 

@@ -25,6 +25,11 @@ impl Cost {
         Cost { op, flops, bytes, passing: 0 }
     }
 
+    /// An op with so many floating-point operations and bytes read and written.
+    pub(crate) fn new(op: &'static str, flops: usize, bytes: usize) -> Cost {
+        Cost { op, flops: flops as u64, bytes: bytes as u64, passing: 0 }
+    }
+
     /// With so many floating-point operations in all.
     #[must_use]
     pub(crate) fn flops(self, flops: usize) -> Cost {
@@ -61,4 +66,33 @@ pub(crate) fn fill<O>(
         Place::Dry(ledger) => cost.count(ledger),
     }
     Ok(out)
+}
+
+/// Whether the GPU's half of an op runs at this tensor, or would in the run that a dry one stands for: for ops whose halves go
+/// different ways, each through steps that know all places.
+pub(crate) fn on_gpu(at: &Tensor) -> bool {
+    match at.place() {
+        Place::Host => false,
+        Place::Gpu(_) => true,
+        Place::Dry(ledger) => ledger.is_of_gpu(),
+    }
+}
+
+/// Runs a step of a GPU's half, or enters its cost in the books of a dry run.
+///
+/// # Errors
+/// If the GPU fails.
+pub(crate) fn on_device(
+    at: &Tensor,
+    cost: Cost,
+    gpu: impl FnOnce(&Arc<Gpu>) -> halfbyte_tensor::Result<()>,
+) -> halfbyte_tensor::Result<()> {
+    match at.place() {
+        Place::Gpu(it) => gpu(it),
+        Place::Dry(ledger) => {
+            cost.count(ledger);
+            Ok(())
+        }
+        Place::Host => unreachable!("a step of the GPU's half, asked of a tensor in host memory"),
+    }
 }

@@ -22,7 +22,10 @@ pub struct Work {
 
 /// Counts the bytes of dry tensors, and the work done on them.
 #[derive(Default)]
-pub struct Ledger(Mutex<Books>);
+pub struct Ledger {
+    books: Mutex<Books>,
+    of_gpu: bool,
+}
 
 #[derive(Default)]
 struct Books {
@@ -32,9 +35,19 @@ struct Books {
 }
 
 impl Ledger {
-    /// Empty books.
+    /// Empty books of a run in host memory.
     pub fn new() -> Arc<Ledger> {
         Arc::default()
+    }
+
+    /// Empty books of a run on a GPU: ops go through that half of theirs.
+    pub fn of_gpu() -> Arc<Ledger> {
+        Arc::new(Ledger { of_gpu: true, ..Ledger::default() })
+    }
+
+    /// Whether the run would be on a GPU.
+    pub fn is_of_gpu(&self) -> bool {
+        self.of_gpu
     }
 
     /// Bytes of the tensors that exist now.
@@ -74,7 +87,7 @@ impl Ledger {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

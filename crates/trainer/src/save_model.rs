@@ -42,10 +42,14 @@ fn write_weights(
         Ok(())
     })?;
     let mut writer = ShardedWriter::create(to, specs, max_shard_size);
-    model_tensors(model, adapter, |name, _, value: &dyn Fn() -> Tensor| -> anyhow::Result<()> {
-        let value = value().to_device(&Device::Cpu)?.to_dtype(dtype);
-        Ok(writer.write(name, &value.le_bytes())?)
-    })?;
+    model_tensors(
+        model,
+        adapter,
+        |name, _, value: &dyn Fn() -> halfbyte_autograd::Result<Tensor>| -> anyhow::Result<()> {
+            let value = value()?.to_device(&Device::Cpu)?.to_dtype(dtype);
+            Ok(writer.write(name, &value.le_bytes())?)
+        },
+    )?;
     Ok(writer.finish()?)
 }
 

@@ -8,11 +8,12 @@
 //! f32 sums are exact up to 2^24, which is a thousand products of the largest codes, and rounded like any f32 sum beyond. The
 //! result is not rounded to f16, as the GPU's is; activations have a dtype of their own here.
 
-pub(crate) mod cuda;
+mod cuda;
 
+use crate::coded::CodedMatrix;
 use halfbyte_matmul::{Compute, Dense, Operand, Out, Product, matmul};
-use halfbyte_nf4::Rows8;
-use halfbyte_tensor::{DType, Tensor, bf16, f16};
+use halfbyte_ops::frozen::Coded;
+use halfbyte_tensor::{DType, Error, Place, Result, Tensor, bf16, f16};
 use rayon::prelude::*;
 
 /// Magnitudes from here on are outliers; what bitsandbytes and transformers use where nothing else is asked for.
@@ -28,9 +29,24 @@ struct Quantised {
     outliers: Vec<usize>,
 }
 
-/// `x (rows, in_features) Wᵀ` in f32.
-pub(crate) fn product(w: &Rows8, x: &Tensor) -> Tensor {
-    let (m, n, k) = (x.rows(), w.rows, w.cols);
+/// `x (rows, in_features) Wᵀ` in f32, where both lie.
+pub(crate) fn product(w: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
+    match (w.place(), x.place()) {
+        (Place::Host, Place::Host) => Ok(in_host_memory(w, x)),
+        (Place::Gpu(_), Place::Gpu(gpu)) => cuda::product(gpu, w, x),
+        (Place::Dry(_), Place::Dry(ledger)) => {
+            let ((n, k), m) = (w.dims, x.rows());
+            // Codes of the activations, their outliers, and on a GPU those of the weight, two bytes each.
+            ledger.pass(2 * (2 * m * k + if ledger.is_of_gpu() { n * k } else { 0 }));
+            ledger.count("llm_int8", (2 * m * n * k) as u64, (w.bytes() + x.bytes()) as u64);
+            Ok(x.scratch_like(&[m, n], DType::F32))
+        }
+        _ => Err(Error::invalid("frozen_linear", "the weight lies in host memory, the activations on a GPU")),
+    }
+}
+
+fn in_host_memory(w: &CodedMatrix, x: &Tensor) -> Tensor {
+    let (m, (n, k)) = (x.rows(), w.dims);
     let mut x = x.to_f32_vec();
     x.par_iter_mut().with_min_len(1 << 14).for_each(|it| *it = f16::from_f32(*it).to_f32());
     let quantised = quantise(&x, k);
@@ -38,11 +54,11 @@ pub(crate) fn product(w: &Rows8, x: &Tensor) -> Tensor {
     let codes = Dense::new(m, k, &quantised.codes[..]);
     // An absmax of 127 decodes a code to itself.
     let unit = vec![127.0; n];
-    let weight = halfbyte_matmul::Rows8::new(n, k, &w.codes, &unit);
+    let weight = halfbyte_matmul::Rows8::new(n, k, w.codes(), &unit);
     matmul(&Product::new(Operand::new(&codes), Operand::new(&weight).t(), Compute::Bf16), Out::F32(y.data_mut()));
     let rows = y.data_mut::<f32>().par_chunks_mut(n.max(1)).zip(&quantised.absmax);
     rows.with_min_len(8).for_each(|(y, a)| {
-        for (y, b) in y.iter_mut().zip(&w.absmax) {
+        for (y, b) in y.iter_mut().zip(w.absmax().data::<f32>()) {
             *y *= a * b * (1.0 / (127.0 * 127.0));
         }
     });
@@ -81,17 +97,18 @@ fn quantise(x: &[f32], k: usize) -> Quantised {
 }
 
 /// The columns that were left out: the activations' values and the decoded weight, rounded to f16, in floating point.
-fn add_outliers(w: &Rows8, x: &[f32], outliers: &[usize], y: &mut Tensor) {
-    let (m, n, k, few) = (x.len() / w.cols, w.rows, w.cols, outliers.len());
+fn add_outliers(w: &CodedMatrix, x: &[f32], outliers: &[usize], y: &mut Tensor) {
+    let ((n, k), few) = (w.dims, outliers.len());
+    let m = x.len() / k;
     let mut picked = Vec::with_capacity(m * few);
     for row in x.chunks(k) {
         picked.extend(outliers.iter().map(|it| row[*it]));
     }
     let mut columns = vec![0.0f32; n * few];
     columns.par_chunks_mut(few).enumerate().with_min_len(64).for_each(|(row, out)| {
-        let (codes, absmax) = (&w.codes[row * k..][..k], w.absmax[row]);
+        let (codes, absmax) = (&w.codes()[row * k..][..k], w.absmax().data::<f32>()[row]);
         for (out, column) in out.iter_mut().zip(outliers) {
-            *out = f16::from_f32(f32::from(codes[*column]) * absmax * (1.0 / 127.0)).to_f32();
+            *out = f16::from_f32(f32::from(codes[*column].cast_signed()) * absmax * (1.0 / 127.0)).to_f32();
         }
     });
     let (picked, columns) = (Dense::new(m, few, &picked[..]), Dense::new(n, few, &columns[..]));

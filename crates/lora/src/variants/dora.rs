@@ -50,7 +50,7 @@ impl Update for Dora {
         let dropped = dropout(tape, x, mask)?;
         let update = LowRank { a: &a, b: &b, scaling: *scaling, dropout: Dropout::default() };
         let u = lora_linear(tape, &dropped, w, None, update)?;
-        let y = dora_scale(tape, &u, &magnitude, norms, bias)?;
+        let y = dora_scale(tape, &u, &magnitude, &norms, bias)?;
         if mask.is_off() {
             return Ok(y);
         }

@@ -143,7 +143,7 @@ pub(crate) struct Copied<'a> {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     /// The base's value.
-    pub(crate) value: Box<dyn Fn() -> Tensor + 'a>,
+    pub(crate) value: Box<dyn Fn() -> OpResult<Tensor> + 'a>,
     /// Under which names the copy may stand in a file.
     pub(crate) read_as: Vec<String>,
     /// Under which names it is written.
@@ -203,7 +203,7 @@ impl Numbers<'_> {
     ///
     /// Fails if the file's tensor has another shape.
     pub(crate) fn param(&mut self, name: &str, shape: &[usize], fresh: impl FnOnce(u64) -> Tensor) -> Result<Param> {
-        self.param_among(name, &[name.to_owned()], shape, fresh)
+        self.param_among(name, &[name.to_owned()], shape, |seed| Ok(fresh(seed)))
     }
 
     /// The same for a tensor that may stand in a file under one of several names.
@@ -212,10 +212,10 @@ impl Numbers<'_> {
         name: &str,
         read_as: &[String],
         shape: &[usize],
-        fresh: impl FnOnce(u64) -> Tensor,
+        fresh: impl FnOnce(u64) -> OpResult<Tensor>,
     ) -> Result<Param> {
         let value = match self {
-            Numbers::Fresh { seed, .. } => fresh(*seed),
+            Numbers::Fresh { seed, .. } => fresh(*seed)?,
             Numbers::File(file) => file.take(read_as, shape)?,
         };
         Ok(Param::new(name, value))

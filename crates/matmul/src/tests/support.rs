@@ -60,7 +60,7 @@ pub(super) struct Stored {
     bf16s: Vec<bf16>,
     f16s: Vec<f16>,
     bytes: Vec<u8>,
-    codes: Vec<i8>,
+    codes: Vec<u8>,
     scale_codes: Vec<u8>,
     map: [f32; 256],
 }
@@ -76,7 +76,7 @@ impl Stored {
             bf16s: Vec::new(),
             f16s: Vec::new(),
             bytes: (0..len.div_ceil(2)).map(|_| rng.bits() as u8).collect(),
-            codes: (0..len).map(|_| (rng.bits() as i8).max(-127)).collect(),
+            codes: (0..len).map(|_| (rng.bits() as i8).max(-127).cast_unsigned()).collect(),
             scale_codes: (0..len).map(|_| rng.bits() as u8).collect(),
             map: std::array::from_fn(|i| i as f32 / 255.0),
         };

@@ -2,7 +2,10 @@
 
 use super::Head;
 use super::cpu::{Found, Job};
-use crate::gpu_product::cuda::{Operand, decode, multiply, product};
+use crate::{
+    frozen,
+    gpu_product::{Operand, multiply, product},
+};
 use halfbyte_autograd::{Result, Var};
 use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
 use halfbyte_tensor::{DType, Tensor, cuda::number};
@@ -25,15 +28,10 @@ impl Head<'_, '_> {
     /// The head's matrix in `dtype`, on the GPU.
     fn on_gpu(&self, dtype: DType) -> Result<Tensor> {
         match self {
-            Head::Frozen(w) => Ok(decode(*w, dtype)?),
+            Head::Frozen(w) => frozen::decoded(*w, dtype),
             Head::Trainable(w) => Ok(Var::value(w).to_dtype(dtype)),
         }
     }
-}
-
-pub(super) fn logits(h: &Tensor, head: &Head<'_, '_>) -> Result<Tensor> {
-    let w = head.on_gpu(h.dtype())?;
-    Ok(product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?)
 }
 
 impl Job<'_> {

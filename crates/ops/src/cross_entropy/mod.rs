@@ -13,10 +13,17 @@ mod strips;
 #[cfg(test)]
 mod tests;
 
-use crate::{FrozenMatrix, ids::Targets, linear::no_bias, place::Cost, product};
+use crate::{
+    frozen::{self, Epilogue, FrozenMatrix, Side},
+    gpu_product::{self, Operand},
+    ids::Targets,
+    linear::no_bias,
+    place::on_gpu,
+    product::{self, Left, Right},
+};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul::Source;
-use halfbyte_tensor::{DType, Error, Place, Tensor};
+use halfbyte_tensor::{DType, Error, Tensor};
 
 const OP: &str = "cross_entropy";
 
@@ -101,17 +108,14 @@ pub fn cross_entropy<'m>(
 /// All logits, f32 `(rows, vocab)`, of `h (rows, channels)`: for a few rows, as generation needs them.
 pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
-    match h.place() {
-        Place::Gpu(_) => cuda::logits(h, &head),
-        Place::Host => match head.override_forward(h) {
-            Some(y) => Ok(y?.to_dtype(DType::F32)),
-            None => Ok(product::forward(&product::Left::new(h), &*head.source(), None, DType::F32)),
-        },
-        Place::Dry(ledger) => {
-            let y = h.scratch_like(&[h.rows(), head.dims()?.0], DType::F32);
-            Cost::of("logits", 0, &[h, &y]).flops(2 * y.len() * h.cols()).count(ledger);
-            Ok(y)
+    let x = Left::new(h);
+    match head {
+        Head::Frozen(w) => frozen::multiply(&x, w, Side::Forward, Epilogue { bias: None, dtype: DType::F32 }),
+        Head::Trainable(w) if on_gpu(h) => {
+            let w = w.value().to_dtype(h.dtype());
+            Ok(gpu_product::product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?)
         }
+        Head::Trainable(w) => product::forward(&x, Right::Dense(w.value()), None, DType::F32),
     }
 }
 

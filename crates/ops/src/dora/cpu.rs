@@ -39,6 +39,7 @@ pub(super) fn sum_of_products<T: Float>(a: &[T], b: &[T], sums: &mut [f32]) {
     sums.par_chunks_mut(STRIP).enumerate().for_each(|(i, sums)| {
         let (mut left, mut right) = ([0.0; STRIP], [0.0; STRIP]);
         let len = sums.len();
+        sums.fill(0.0);
         for (a, b) in a.chunks(n).zip(b.chunks(n)) {
             load_f32(&a[i * STRIP..][..len], &mut left[..len]);
             load_f32(&b[i * STRIP..][..len], &mut right[..len]);

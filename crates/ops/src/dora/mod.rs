@@ -9,68 +9,101 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::{FrozenMatrix, linear::no_bias, product};
+use crate::{
+    FrozenMatrix, frozen,
+    gpu_product::{Operand, multiply},
+    linear::no_bias,
+    place::{Cost, fill, on_gpu},
+    product,
+};
 use halfbyte_autograd::{Result, Tape, Var};
-use halfbyte_tensor::{DType, Error, Tensor, with_float};
+use halfbyte_tensor::{DType, Device, Error, Tensor, with_float};
 
 const OP: &str = "dora_scale";
 
-/// `u (rows, n) * magnitude (n) / norm (n) + bias (n)` in the dtype of `u`.
+/// `u (rows, n) * magnitude (n) / norm (n) + bias (n)` in the dtype of `u`; `norm` is f32, as [`row_norms`] gives it.
 ///
 /// The gradient of the magnitude is f32. Fails if the shapes do not fit.
-pub fn dora_scale(tape: &Tape<'_>, u: &Var, magnitude: &Var, norm: Vec<f32>, bias: Option<&Var>) -> Result<Var> {
+pub fn dora_scale(tape: &Tape<'_>, u: &Var, magnitude: &Var, norm: &Tensor, bias: Option<&Var>) -> Result<Var> {
     let n = u.value().cols();
     product::check_float(OP, u.value())?;
     product::check_bias(OP, bias.map(Var::value), n)?;
-    if magnitude.value().shape() != [n] || norm.len() != n {
-        return Err(Error::shape(
-            OP,
-            format!("a magnitude and a norm for each of {n} channels"),
-            magnitude.value().shape(),
-        )
-        .into());
+    for given in [magnitude.value(), norm] {
+        if given.shape() != [n] || given.dtype() != DType::F32 {
+            let expected = format!("an f32 magnitude and norm for each of {n} channels");
+            return Err(Error::shape(OP, expected, given.shape()).into());
+        }
     }
-    let factor: Vec<f32> = magnitude.value().read_f32()?.iter().zip(&norm).map(|(m, n)| m / n).collect();
-    let shift = bias.map(|it| it.value().read_f32()).transpose()?;
-    let y = scaled(u.value(), &factor, shift.as_deref())?;
+    let scale = [magnitude.value().clone(), norm.clone()];
+    let y = scaled(u.value(), &scale, bias.map(Var::value))?;
     let saved = magnitude.requires_grad().then(|| u.value().clone());
     let none = no_bias();
-    Ok(tape.record(OP, [u, magnitude, bias.unwrap_or(&none)], y, move |dy, [u, m, bias]| {
-        let dm = saved.filter(|_| m).map(|u| {
-            if u.gpu().is_some() {
-                return cuda::magnitude_gradient(&dy, &u, &norm);
-            }
-            let mut dm = Tensor::zeros(&[n], DType::F32);
-            with_float!(dy.dtype(), T, cpu::sum_of_products(dy.data::<T>(), u.data::<T>(), dm.data_mut()));
-            dm.data_mut::<f32>().iter_mut().zip(&norm).for_each(|(sum, norm)| *sum /= norm);
-            Ok(dm)
-        });
-        let db = bias.then(|| match dy.gpu() {
-            Some(_) => crate::gpu_product::cuda::column_sums(&dy),
-            None => Ok(product::backward_bias(&dy)),
-        });
-        Ok([u.then(|| scaled(&dy, &factor, None)).transpose()?, dm.transpose()?, db.transpose()?])
+    Ok(tape.record(OP, [u, magnitude, bias.unwrap_or(&none)], y, move |dy, [u, _, bias]| {
+        let dm = saved.map(|u| magnitude_gradient(&dy, &u, &scale[1])).transpose()?;
+        let db = bias.then(|| product::bias_gradient(&dy)).transpose()?;
+        Ok([u.then(|| scaled(&dy, &scale, None)).transpose()?, dm, db])
     }))
 }
 
-fn scaled(x: &Tensor, factor: &[f32], shift: Option<&[f32]>) -> halfbyte_tensor::Result<Tensor> {
-    if x.gpu().is_some() {
-        return cuda::scale_columns(x, factor, shift);
-    }
-    let mut y = Tensor::scratch(x.shape(), x.dtype());
-    with_float!(x.dtype(), T, cpu::scale_columns(x.data::<T>(), factor, shift, y.data_mut::<T>()));
-    Ok(y)
+/// `x * magnitude / norm + shift`, a factor and perhaps a shift a column.
+fn scaled(x: &Tensor, [magnitude, norm]: &[Tensor; 2], shift: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.scratch_like(x.shape(), x.dtype());
+    let cost = Cost::of(OP, 2, &[x, &y]);
+    let host = |y: &mut Tensor| {
+        let pairs = magnitude.data::<f32>().iter().zip(norm.data::<f32>());
+        let factor: Vec<f32> = pairs.map(|(m, n)| m / n).collect();
+        let shift = shift.map(Tensor::to_f32_vec);
+        with_float!(x.dtype(), T, cpu::scale_columns(x.data::<T>(), &factor, shift.as_deref(), y.data_mut::<T>()));
+        Ok(())
+    };
+    fill(x, cost, y, host, |gpu, y| cuda::scale_columns(gpu, x, [magnitude, norm], shift, y))
 }
 
-/// The Euclidean norm of every row of `W + scaling * B A`, in f32; of `W` alone without an update `(a, b, scaling)`.
-pub fn row_norms(w: &dyn FrozenMatrix, update: Option<(&Tensor, &Tensor, f32)>) -> Result<Vec<f32>> {
+/// The sums over rows of `dy u / norm`, f32.
+fn magnitude_gradient(dy: &Tensor, u: &Tensor, norm: &Tensor) -> Result<Tensor> {
+    let dm = dy.scratch_like(norm.shape(), DType::F32);
+    let cost = Cost::of(OP, 2, &[dy, u]);
+    let host = |dm: &mut Tensor| {
+        let sums = dm.data_mut::<f32>();
+        with_float!(dy.dtype(), T, cpu::sum_of_products(dy.data::<T>(), u.data::<T>(), sums));
+        sums.iter_mut().zip(norm.data::<f32>()).for_each(|(sum, norm)| *sum /= norm);
+        Ok(())
+    };
+    fill(dy, cost, dm, host, |gpu, dm| cuda::magnitude_gradient(gpu, dy, u, norm, dm))
+}
+
+/// The Euclidean norm of every row of `W + scaling * B A`, f32 `(out_features)` where the matrix is; of `W` alone without an update
+/// `(a, b, scaling)`.
+///
+/// Fails if the device does.
+pub fn row_norms(w: &dyn FrozenMatrix, update: Option<(&Tensor, &Tensor, f32)>) -> Result<Tensor> {
     let (out, inner) = w.dims();
-    if w.on_gpu().is_some() {
-        return cuda::row_norms(w, update);
+    let device = w.on_device().map_or(Device::Cpu, |it| it.device());
+    let norms = Tensor::scratch_on(&device, &[out], DType::F32);
+    // On a GPU the rows are formed in a workspace, on a CPU one by one.
+    let formed = on_gpu(&norms).then(|| formed(w, update)).transpose()?;
+    let rank = update.map_or(0, |it| it.0.rows());
+    let cost = Cost::new("row_norms", 2 * out * inner * (1 + rank), w.bytes());
+    let at = norms.scratch_like(&[0], DType::F32);
+    let host = |norms: &mut Tensor| {
+        let update = update.map(|(a, b, scaling)| (a.to_f32_vec(), b.to_f32_vec(), scaling));
+        let update = update.as_ref().map(|(a, b, scaling)| cpu::Update { a, b, scaling: *scaling });
+        cpu::row_norms(&*w.source(), inner, update, norms.data_mut());
+        Ok(())
+    };
+    fill(&at, cost, norms, host, |gpu, norms| {
+        let formed = formed.as_ref().expect("formed above on a GPU");
+        cuda::row_norms(gpu, formed, norms)
+    })
+}
+
+/// `W + scaling * B A` in f32, in a workspace.
+fn formed(w: &dyn FrozenMatrix, update: Option<(&Tensor, &Tensor, f32)>) -> Result<Tensor> {
+    let mut v = frozen::decoded(w, DType::F32)?;
+    if let Some((a, b, scaling)) = update {
+        v = v.into_unique();
+        let (a, b) = (a.to_dtype(DType::F32), b.to_dtype(DType::F32));
+        multiply(scaling, Operand::new(&b), Operand::new(&a), 1.0, &mut v)?;
     }
-    let mut norms = vec![0.0; out];
-    let update = update.map(|(a, b, scaling)| (a.to_f32_vec(), b.to_f32_vec(), scaling));
-    let update = update.as_ref().map(|(a, b, scaling)| cpu::Update { a, b, scaling: *scaling });
-    cpu::row_norms(&*w.source(), inner, update, &mut norms);
-    Ok(norms)
+    Ok(v)
 }

@@ -1,7 +1,7 @@
 use super::{dora_scale, row_norms};
 use crate::frozen_linear::test_support::*;
 use halfbyte_autograd::{Param, Tape};
-use halfbyte_tensor::DType;
+use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in};
 
 #[test]
@@ -11,15 +11,14 @@ fn values_and_gradients_agree_with_f64_in_every_dtype() {
             let u = Param::new("u", noise(&[rows, n], dtype, 1));
             let m = Param::new("m", noise_in(&[n], DType::F32, 2, 0.5, 2.0));
             let bias = Param::new("bias", noise(&[n], DType::F32, 3));
-            let norm = noise_in(&[n], DType::F32, 4, 0.5, 2.0).to_f32_vec();
+            let norm = noise_in(&[n], DType::F32, 4, 0.5, 2.0);
             let dy = noise(&[rows, n], dtype, 5);
             let tape = Tape::recording();
-            let y =
-                dora_scale(&tape, &tape.param(&u), &tape.param(&m), norm.clone(), Some(&tape.param(&bias))).unwrap();
+            let y = dora_scale(&tape, &tape.param(&u), &tape.param(&m), &norm, Some(&tape.param(&bias))).unwrap();
             let wide = |it: Vec<f32>| it.into_iter().map(f64::from).collect::<Vec<f64>>();
             let (uv, mv, bv) =
                 (wide(u.value().to_f32_vec()), wide(m.value().to_f32_vec()), wide(bias.value().to_f32_vec()));
-            let (norm, dyv) = (wide(norm), wide(dy.to_f32_vec()));
+            let (norm, dyv) = (wide(norm.to_f32_vec()), wide(dy.to_f32_vec()));
             let expected: Vec<f64> =
                 uv.iter().enumerate().map(|(i, u)| u * mv[i % n] / norm[i % n] + bv[i % n]).collect();
             let tolerance = tolerance(dtype, 4);
@@ -43,8 +42,9 @@ fn values_and_gradients_agree_with_f64_in_every_dtype() {
 fn gradients_agree_with_differences() {
     let params = [noise(&[3, 4], DType::F32, 1), noise(&[4], DType::F32, 2), noise(&[4], DType::F32, 3)];
     let params = params.map(|it| Param::new("p", it));
+    let norm = Tensor::from_vec(&[4], vec![0.5f32, 1.0, 1.5, 2.0]);
     gradcheck(&params, |tape, p| {
-        dora_scale(tape, &tape.param(&p[0]), &tape.param(&p[1]), vec![0.5, 1.0, 1.5, 2.0], Some(&tape.param(&p[2])))
+        dora_scale(tape, &tape.param(&p[0]), &tape.param(&p[1]), &norm, Some(&tape.param(&p[2])))
     });
 }
 
@@ -58,15 +58,17 @@ fn norms_are_those_of_the_updated_rows() {
         f64::from(wv[i * 64 + j]) + 0.75 * update
     };
     let expected: Vec<f64> = (0..5).map(|i| (0..64).map(|j| value(i, j).powi(2)).sum::<f64>().sqrt()).collect();
-    assert_close("updated", &row_norms(&w, Some((&a, &b, 0.75))).unwrap(), &expected, 1e-5);
+    assert_close("updated", row_norms(&w, Some((&a, &b, 0.75))).unwrap().data(), &expected, 1e-5);
     let plain: Vec<f64> =
         wv.chunks(64).map(|row| row.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>().sqrt()).collect();
-    assert_close("plain", &row_norms(&w, None).unwrap(), &plain, 1e-6);
+    assert_close("plain", row_norms(&w, None).unwrap().data(), &plain, 1e-6);
 }
 
 #[test]
 fn a_magnitude_of_another_size_is_refused() {
     let (u, m) = (Param::new("u", noise(&[2, 4], DType::F32, 1)), Param::new("m", noise(&[3], DType::F32, 2)));
     let tape = Tape::recording();
-    assert!(dora_scale(&tape, &tape.param(&u), &tape.param(&m), vec![1.0; 4], None).is_err());
+    assert!(dora_scale(&tape, &tape.param(&u), &tape.param(&m), &noise(&[4], DType::F32, 3), None).is_err());
+    let (m, norm) = (Param::new("m", noise(&[4], DType::F32, 2)), noise(&[3], DType::F32, 3));
+    assert!(dora_scale(&tape, &tape.param(&u), &tape.param(&m), &norm, None).is_err());
 }

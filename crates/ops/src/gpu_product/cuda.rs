@@ -1,64 +1,47 @@
-use super::{GpuScales, GpuWeight};
-use crate::FrozenMatrix;
-use halfbyte_cuda::{Gemm, Launch, Matrix, Source};
-use halfbyte_tensor::{DType, Error, Result, Tensor, cuda};
+use super::window::{Operand, Window};
+use crate::place::{Cost, on_device};
+use halfbyte_cuda::{Gemm, Gpu, Launch, Source};
+use halfbyte_tensor::{DType, Place, Result, Tensor, cuda};
 
 const SOURCE: Source = Source { name: "gpu_product", text: include_str!("kernel.cu") };
-
-/// A matrix, and whether the product takes it turned over.
-#[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
-    tensor: &'a Tensor,
-    transposed: bool,
-}
-
-impl<'a> Operand<'a> {
-    /// As it is stored.
-    pub fn new(tensor: &'a Tensor) -> Operand<'a> {
-        Operand { tensor, transposed: false }
-    }
-
-    /// Turned over.
-    #[must_use]
-    pub fn t(self) -> Operand<'a> {
-        Operand { transposed: !self.transposed, ..self }
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        let (rows, cols) = (self.tensor.rows(), self.tensor.cols());
-        if self.transposed { (cols, rows) } else { (rows, cols) }
-    }
-
-    fn matrix(&self) -> Matrix {
-        Matrix { ptr: cuda::ptr(self.tensor), stride: self.tensor.cols(), transposed: self.transposed }
-    }
-}
 
 /// `out (m, n) = alpha * a (m, k) b (k, n) + beta * out`; `a` and `b` have one dtype, `out` that dtype or f32.
 ///
 /// Fails if the GPU does.
 pub fn multiply(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, out: &mut Tensor) -> Result<()> {
+    multiply_into(alpha, a, b, beta, Window::whole(out))
+}
+
+/// [`multiply`] with a part of a tensor as the result.
+///
+/// Fails if the GPU does.
+pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, mut out: Window<'_>) -> Result<()> {
     let ((m, k), (inner, n)) = (a.dims(), b.dims());
-    assert_eq!((k, m, n), (inner, out.rows(), out.cols()), "the operands of a product fit");
-    assert!(!out.is_shared(), "a product writes what nobody else holds");
-    let Some(gpu) = out.gpu().cloned().filter(|_| m * n > 0) else { return Ok(()) };
+    assert_eq!((k, (m, n)), (inner, out.dims()), "the operands of a product fit");
     assert_eq!(a.tensor.dtype(), b.tensor.dtype(), "both operands of a product have one dtype");
-    let gemm = Gemm {
-        m,
-        n,
-        k,
-        a: a.matrix(),
-        b: b.matrix(),
-        input: cuda::number(a.tensor.dtype()),
-        c: cuda::ptr(out),
-        c_stride: n,
-        output: cuda::number(out.dtype()),
-        alpha,
-        beta,
-    };
-    // SAFETY: the extents are those of live tensors.
-    unsafe { gpu.gemm(&gemm) }?;
-    Ok(())
+    if m * n == 0 {
+        return Ok(());
+    }
+    let output = out.tensor().dtype();
+    let written = m * n * output.size() * if beta == 0.0 { 1 } else { 2 };
+    let cost = Cost::new("product", 2 * m * n * k, (m + n) * k * a.tensor.dtype().size() + written);
+    on_device(a.tensor, cost, |gpu| {
+        let gemm = Gemm {
+            m,
+            n,
+            k,
+            a: a.matrix(),
+            b: b.matrix(),
+            input: cuda::number(a.tensor.dtype()),
+            c: out.address(),
+            c_stride: out.stride(),
+            output: cuda::number(output),
+            alpha,
+            beta,
+        };
+        // SAFETY: operands and result are parts of live tensors.
+        Ok(unsafe { gpu.gemm(&gemm) }?)
+    })
 }
 
 /// `alpha * a b` in `dtype`, which is that of the operands or f32.
@@ -70,63 +53,59 @@ pub fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, dtype: DType) -> Resu
     Ok(out)
 }
 
-/// A frozen weight in `dtype`: itself if it is that, else decoded into memory of the pool, which the next one gets.
+/// Writes `scale * from` (any floating-point dtype) into a window of as many rows, from the window's column `before` on, and zeros
+/// into its other columns.
 ///
 /// Fails if the GPU does.
-pub fn decode(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
-    let (rows, cols) = w.dims();
-    let Some(stored) = w.on_gpu() else {
-        return Err(Error::invalid("frozen_linear", "the weight lies in host memory, the activations on a GPU"));
-    };
-    let like = match stored {
-        GpuWeight::Dense(weight) => return Ok(weight.to_dtype(dtype)),
-        GpuWeight::FourBit { packed, .. } => packed,
-        GpuWeight::Rows8 { codes, .. } => codes,
-    };
-    let n = rows * cols;
-    let mut out = like.scratch_like(&[rows, cols], dtype);
-    let Some(gpu) = like.gpu().filter(|_| n > 0) else { return Ok(out) };
-    let call = cuda::Call::new(gpu, &SOURCE, dtype);
-    match stored {
-        GpuWeight::Dense(_) => unreachable!("returned above"),
-        GpuWeight::FourBit { packed, code, scales, block_size } => {
-            let call = call.read(packed).read(code);
-            let call = match scales {
-                GpuScales::Plain(absmax) => {
-                    call.read(absmax).read_or_null(None).read_or_null(None).read_or_null(None).float(0.0)
-                }
-                GpuScales::Double { codes, map, nested_absmax, offset } => {
-                    call.read_or_null(None).read(codes).read(map).read(nested_absmax).float(offset)
-                }
-            };
-            let call = call.int(block_size).write(&mut out).long(n as u64);
-            // SAFETY: the codes fill `n` elements, with an absmax for every block of them.
-            unsafe { call.run("decode_4bit", Launch::elements(n.div_ceil(2))) }?;
-        }
-        GpuWeight::Rows8 { codes, absmax } => {
-            let call = call.read(codes).read(absmax).int(cols).write(&mut out).long(n as u64);
-            // SAFETY: a code an element, an absmax a row.
-            unsafe { call.run("decode_8bit", Launch::elements(n)) }?;
-        }
+pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Result<()> {
+    let ((rows, width), cols) = (into.dims(), from.cols());
+    assert!(from.rows() == rows && before + cols <= width, "what is put into a window fits it");
+    if rows * width == 0 {
+        return Ok(());
     }
-    Ok(out)
+    let dtype = into.tensor().dtype();
+    let cost = Cost::new("put", from.len(), from.bytes() + rows * width * dtype.size());
+    on_device(from, cost, |gpu| {
+        let (start, stride) = (into.start(), into.stride());
+        let call =
+            cuda::Call::new(gpu, &SOURCE, dtype).read(from).kind(from.dtype()).float(scale).int(cols).int(before);
+        let call = call.write(into.tensor()).long(start as u64).int(stride).int(rows).int(width);
+        // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
+        unsafe { call.run("put", sheet(rows, width)) }
+    })
 }
 
+/// `count` rows of `from`, from row `first` on, as a tensor of their own.
+pub(crate) fn take_rows(from: &Tensor, first: usize, count: usize) -> Result<Tensor> {
+    let mut rows = from.scratch_like(&[count, from.cols()], from.dtype());
+    if let Place::Gpu(_) = from.place() {
+        cuda::copy_rows(&mut rows, 0, from, first, count)?;
+    }
+    Ok(rows)
+}
+
+/// A launch over rows of so many elements, some a thread; it may fall short in either direction, so kernels stride.
+pub fn sheet(rows: usize, threads: usize) -> Launch {
+    let block = threads.next_multiple_of(32).clamp(32, 256);
+    let grid = (threads.div_ceil(block).clamp(1, 1 << 16) as u32, rows.clamp(1, u16::MAX.into()) as u32, 1);
+    Launch { grid, block: (block as u32, 1, 1), shared: 0 }
+}
+
+/// Adds a bias to every row of `y`.
 pub(crate) fn add_bias(y: &mut Tensor, bias: Option<&Tensor>) -> Result<()> {
     let (n, cols, dtype) = (y.len(), y.cols(), y.dtype());
-    let Some((bias, gpu)) = bias.zip(y.gpu().cloned()).filter(|_| n > 0) else { return Ok(()) };
-    let call = cuda::Call::new(&gpu, &SOURCE, dtype).write(y).read(bias).kind(bias.dtype()).int(cols).long(n as u64);
-    // SAFETY: a bias a column.
-    unsafe { call.run("add_bias", Launch::elements(n)) }
+    let Some(bias) = bias.filter(|_| n > 0) else { return Ok(()) };
+    on_device(bias, Cost::new("add_bias", n, 2 * y.bytes()), |gpu| {
+        let call = cuda::Call::new(gpu, &SOURCE, dtype).write(y).read(bias).kind(bias.dtype()).int(cols).long(n as u64);
+        // SAFETY: a bias a column.
+        unsafe { call.run("add_bias", Launch::elements(n)) }
+    })
 }
 
-/// The sums of the columns, f32.
-pub(crate) fn column_sums(x: &Tensor) -> Result<Tensor> {
+/// The sums of the columns of `x` into `sums`, f32.
+pub(crate) fn column_sums(gpu: &std::sync::Arc<Gpu>, x: &Tensor, sums: &mut Tensor) -> Result<()> {
     let (rows, cols) = (x.rows(), x.cols());
-    let mut sums = x.scratch_like(&[cols], DType::F32);
-    let Some(gpu) = x.gpu() else { return Ok(sums) };
-    let call = cuda::Call::new(gpu, &SOURCE, x.dtype()).read(x).write(&mut sums).int(rows).int(cols);
+    let call = cuda::Call::new(gpu, &SOURCE, x.dtype()).read(x).write(sums).int(rows).int(cols);
     // SAFETY: a thread a column, each over all rows.
-    unsafe { call.run("column_sums", Launch::elements(cols)) }?;
-    Ok(sums)
+    unsafe { call.run("column_sums", Launch::elements(cols)) }
 }

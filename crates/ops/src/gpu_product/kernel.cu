@@ -1,22 +1,30 @@
-// What surrounds the products of cuBLASLt: weights decoded into a workspace, biases and their gradients.
+// What surrounds the products of cuBLASLt: operands put side by side, biases and their gradients.
 
-// Element i of a flat, row-major 4-bit weight: code[nibble] * absmax[i / block], elements 2k in the high nibble of byte k.
-// The absmax of a block is plain, or map[codes[b]] * nested[b / 256] + offset. A thread decodes two elements.
-KERNEL decode_4bit(const unsigned char* packed, const float* code, const float* absmax, const unsigned char* codes,
-                   const float* map, const float* nested, float offset, int block, T* w, unsigned long long n) {
-    FOR_EACH(pair, (n + 1) / 2) {
-        unsigned byte = packed[pair];
-        size_t i = 2 * pair, b = i / block;
-        float scale = absmax ? absmax[b] : map[codes[b]] * nested[b / 256] + offset;
-        w[i] = Round<T>::of(code[byte >> 4] * scale);
-        // Blocks are even, so both elements of a byte belong to one.
-        if (i + 1 < n) w[i + 1] = Round<T>::of(code[byte & 15] * scale);
+struct alignas(16) Sixteen {
+    T v[16 / sizeof(T)];
+};
+
+// Writes scale * src (rows, cols) into columns before.. of a window of `width` columns, and zeros into the others. The window's rows
+// lie `stride` apart from element `start` of out on. Where nothing changes, 16 bytes at a time.
+KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out, unsigned long long start, int stride,
+           int rows, int width) {
+    const int some = 16 / sizeof(T);
+    bool plain = kind == T_KIND && scale == 1.0f && cols == width;
+    bool copies = plain && cols % some == 0 && stride % some == 0 && start % some == 0;
+    int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+        T* to = out + start + (size_t)row * stride;
+        size_t from = (size_t)row * cols;
+        if (copies) {
+            for (int c = some * thread; c < width; c += some * threads)
+                *(Sixteen*)(to + c) = *(const Sixteen*)((const T*)src + from + c);
+        } else {
+            for (int c = thread; c < width; c += threads) {
+                int j = c - before;
+                to[c] = Round<T>::of(j >= 0 && j < cols ? scale * load_any(src, kind, from + j) : 0.0f);
+            }
+        }
     }
-}
-
-// Element (row, col) of an 8-bit weight: code * absmax[row] / 127.
-KERNEL decode_8bit(const signed char* codes, const float* absmax, int cols, T* w, unsigned long long n) {
-    FOR_EACH(i, n) w[i] = Round<T>::of((float)codes[i] * absmax[i / cols] * 7.874016e-3f);
 }
 
 KERNEL add_bias(T* y, const void* bias, int type, int cols, unsigned long long n) {

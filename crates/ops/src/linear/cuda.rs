@@ -1,4 +1,7 @@
-use crate::gpu_product::cuda::{Operand, add_bias, column_sums, product};
+use crate::gpu_product::{
+    Operand,
+    cuda::{add_bias, product},
+};
 use halfbyte_tensor::{DType, Result, Tensor};
 
 /// `x wᵀ + bias` in the dtype of `x`.
@@ -17,8 +20,4 @@ pub(super) fn input_gradient(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// `dyᵀ x`, f32.
 pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     product(1.0, Operand::new(dy).t(), Operand::new(x), DType::F32)
-}
-
-pub(super) fn bias_gradient(dy: &Tensor) -> Result<Tensor> {
-    column_sums(dy)
 }

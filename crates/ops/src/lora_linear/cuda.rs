@@ -1,108 +1,218 @@
-//! The same on a GPU: a product for the base, two thin ones for the update, the second added to the first.
+//! The GPU's half. A frozen weight is decoded into a workspace anyway, so a layer's B lies beside it there, and the projections lie
+//! beside the input: `y = [x | h] [W | sB]ᵀ` is one product, with no second pass over y. In the same way
+//! `dx = [dy | dh] [W ; A]`. What is copied side by side for that must be smaller than the pass that it saves, which the shapes say.
 
-use super::cpu::{Saved, SavedLowRank};
-use super::{Layer, LowRank};
+use super::{
+    Layer, LowRank,
+    saved::{Found, Projected, Saved, SavedLayer, SavedLowRank, Thin},
+    stack::Stack,
+};
 use crate::{
     dropout,
-    gpu_product::cuda::{Operand, add_bias, column_sums, decode, multiply, product},
+    frozen::{self, FrozenMatrix},
+    gpu_product::{
+        Operand, Window,
+        cuda::{add_bias, multiply, multiply_into, product, put, take_rows},
+    },
 };
 use halfbyte_autograd::{Result, Var};
 use halfbyte_tensor::{DType, Tensor};
 
-/// The outputs of all layers, and the projections `s drop(x) Aᵀ` of those that have an update.
-pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Vec<Option<Tensor>>)> {
-    let (mut ys, mut hs) = (Vec::new(), Vec::new());
-    for layer in layers {
-        let mut y = match layer.w.forward(x) {
-            Some(y) => y?.to_dtype(x.dtype()).into_unique(),
-            None => {
-                let w = decode(layer.w, x.dtype())?;
-                product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?
+/// The outputs of all layers, and their projections.
+pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
+    let stack = Stack::new(layers.iter().map(|it| it.lora.map(|it| it.a.value().rows())));
+    let h = (stack.width > 0).then(|| project(x, layers, &stack)).transpose()?;
+    let own: Result<Vec<_>> = layers.iter().map(|it| frozen::own_way(x, it.w)).collect();
+    let own = own?;
+    let saved = layers.iter().zip(&own).filter(|(it, own)| it.lora.is_some() && own.is_none());
+    let saved: usize = saved.map(|(it, _)| it.w.dims().0).sum();
+    // Copying the input costs as much as one more pass over an output of its width.
+    let beside = h.as_ref().filter(|_| x.cols() <= saved).map(|h| side_by_side(x, h)).transpose()?;
+    let mut ys = Vec::new();
+    for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
+        let update = layer.lora.as_ref().zip(h.as_ref());
+        let mut y = match (own, update, &beside) {
+            (None, Some((lora, _)), Some(x)) => one_product(x, layer.w, lora, stack.width, stack.place(i).0)?,
+            (own, update, _) => {
+                let mut y = match own {
+                    Some(y) => y.to_dtype(x.dtype()).into_unique(),
+                    None => {
+                        let w = frozen::decoded(layer.w, x.dtype())?;
+                        product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?
+                    }
+                };
+                if let Some((lora, h)) = update {
+                    let ((first, rank), b) = (stack.place(i), scaled(lora.b.value(), lora.scaling, x.dtype())?);
+                    let h = Operand::new(h).columns(first, rank);
+                    multiply(1.0, h, Operand::new(&b).t(), 1.0, &mut y)?;
+                }
+                y
             }
         };
-        let h = layer.lora.as_ref().map(|lora| project(x, lora)).transpose()?;
-        if let (Some(h), Some(lora)) = (&h, &layer.lora) {
-            let b = lora.b.value().to_dtype(x.dtype());
-            multiply(1.0, Operand::new(h), Operand::new(&b).t(), 1.0, &mut y)?;
-        }
         add_bias(&mut y, layer.bias.map(Var::value))?;
         ys.push(y);
-        hs.push(h);
     }
-    Ok((ys, hs))
+    Ok((ys, Projected::Together(h)))
 }
 
-fn project(x: &Tensor, lora: &LowRank<'_>) -> Result<Tensor> {
-    let dropped = dropout::apply(x, lora.dropout)?;
-    let a = lora.a.value().to_dtype(x.dtype());
-    Ok(product(lora.scaling, Operand::new(&dropped), Operand::new(&a).t(), x.dtype())?)
+/// `drop(x) Aᵀ` of all layers, side by side: one product, unless masks differ.
+fn project(x: &Tensor, layers: &[Layer<'_, '_>], stack: &Stack) -> Result<Tensor> {
+    let updates = || layers.iter().enumerate().filter_map(|(i, it)| Some((i, it.lora?)));
+    if updates().all(|(_, it)| it.dropout.is_off()) {
+        let factors: Vec<_> = layers.iter().map(|it| it.lora.map(|it| it.a.value())).collect();
+        let a = stack.stacked(&factors, x.dtype())?;
+        return Ok(product(1.0, Operand::new(x), Operand::new(&a).t(), x.dtype())?);
+    }
+    let mut h = stack.columns_like(x, updates().count());
+    for (i, lora) in updates() {
+        let (first, rank) = stack.place(i);
+        let (dropped, a) = (dropout::apply(x, lora.dropout)?, lora.a.value().to_dtype(x.dtype()));
+        let into = Window::whole(&mut h).columns(first, rank);
+        multiply_into(1.0, Operand::new(&dropped), Operand::new(&a).t(), 0.0, into)?;
+    }
+    Ok(h)
 }
 
-/// The gradient of the input, summed over layers, and for every layer those of A, B and the bias; each if wanted.
+/// `[x | h] [W | 0 sB 0]ᵀ`, for `x` with the projections beside it and the B of one of the layers at its place among them.
+fn one_product(x: &Tensor, w: &dyn FrozenMatrix, lora: &LowRank<'_>, width: usize, first: usize) -> Result<Tensor> {
+    let (n, k) = w.dims();
+    let mut both = x.scratch_like(&[n, k + width], x.dtype());
+    frozen::decode_into(w, Window::whole(&mut both).columns(0, k))?;
+    put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
+    Ok(product(1.0, Operand::new(x), Operand::new(&both).t(), x.dtype())?)
+}
+
+/// `[left | right]`, both with as many rows.
+fn side_by_side(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    let (k, width) = (left.cols(), right.cols());
+    let mut both = left.scratch_like(&[left.rows(), k + width], left.dtype());
+    put(1.0, left, 0, Window::whole(&mut both).columns(0, k))?;
+    put(1.0, right, 0, Window::whole(&mut both).columns(k, width))?;
+    Ok(both)
+}
+
+/// `scale * t` in `dtype`.
+fn scaled(t: &Tensor, scale: f32, dtype: DType) -> Result<Tensor> {
+    let mut out = t.scratch_like(t.shape(), dtype);
+    put(scale, t, 0, Window::whole(&mut out))?;
+    Ok(out)
+}
+
+/// The gradients of A and B of every layer, and that of the input if it is wanted.
 pub(super) fn backward(
-    all: &[Saved<'_>],
+    saved: &Saved<'_>,
     x: Option<&Tensor>,
     dys: &[Option<Tensor>],
-    needs: &[bool],
-) -> Result<Vec<Option<Tensor>>> {
-    let mut dx: Option<Tensor> = None;
-    let mut of_layers = Vec::new();
-    for ((saved, dy), needs_of) in all.iter().zip(dys).zip(needs[1..].chunks(3)) {
-        let Some(dy) = dy else {
-            of_layers.extend([None, None, None]);
-            continue;
-        };
-        let thin = saved.low_rank.as_ref().map(|it| thin(it, x, dy)).transpose()?;
-        let (da, db, dh) = thin.unwrap_or_default();
-        if needs[0] {
-            add_input_gradient(saved, dy, dh.as_ref(), &mut dx)?;
-        }
-        let bias = needs_of[2].then(|| column_sums(dy)).transpose()?;
-        of_layers.extend([da, db, bias]);
+    (wanted, k): (bool, usize),
+) -> Result<Found> {
+    let Projected::Together(h) = &saved.projected else { unreachable!("projected by this half") };
+    let stack = Stack::of(&saved.layers);
+    let live = || saved.layers.iter().zip(dys).enumerate().filter_map(|(i, (it, dy))| Some((i, it, dy.as_ref()?)));
+    let mut thin: Vec<Thin> = saved.layers.iter().map(|_| Thin::default()).collect();
+    for (i, layer, dy) in live() {
+        let Some((low_rank, h)) = layer.low_rank.as_ref().filter(|it| it.want_db).zip(h.as_ref()) else { continue };
+        let (first, rank) = stack.place(i);
+        let h = Operand::new(h).columns(first, rank);
+        thin[i].db = Some(product(low_rank.scaling, Operand::new(dy).t(), h, DType::F32)?);
     }
-    Ok(std::iter::once(dx).chain(of_layers).collect())
+    let updated = live().filter(|(_, it, _)| it.low_rank.as_ref().is_some_and(|it| it.b.is_some()));
+    let updated: Vec<(usize, &SavedLowRank, &Tensor)> =
+        updated.filter_map(|(i, it, dy)| Some((i, it.low_rank.as_ref()?, dy))).collect();
+    let dh = updated.first().map(|(_, _, dy)| towards_a(&stack, &updated, dy)).transpose()?;
+    if let Some((x, dh)) = x.zip(dh.as_ref()) {
+        gradients_of_a(&stack, &updated, (x, dh), &mut thin)?;
+    }
+    let live: Vec<_> = live().map(|(i, it, dy)| (i, it, dy)).collect();
+    let dx = wanted.then(|| input_gradient(&stack, &live, dh.as_ref(), k)).transpose()?;
+    Ok(Found { dx, thin })
 }
 
-/// `dA = dhᵀ drop(x)`, `dB = dyᵀ h`, and `dh = s dy B`.
-fn thin(
-    saved: &SavedLowRank,
-    x: Option<&Tensor>,
-    dy: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-    let db = saved.h.as_ref().map(|h| product(1.0, Operand::new(dy).t(), Operand::new(h), DType::F32)).transpose()?;
-    let Some(b) = &saved.b else { return Ok((None, db, None)) };
-    let b = b.to_dtype(dy.dtype());
-    let dh = product(saved.scaling, Operand::new(dy), Operand::new(&b), dy.dtype())?;
-    let da = match x.filter(|_| saved.want_da) {
-        None => None,
-        Some(x) => {
-            let dropped = dropout::apply(x, saved.dropout)?;
-            Some(product(1.0, Operand::new(&dh).t(), Operand::new(&dropped), DType::F32)?)
-        }
-    };
-    Ok((da, db, Some(dh)))
+/// `dh = s dy B` of all layers side by side; zero for those without a gradient.
+fn towards_a(stack: &Stack, updated: &[(usize, &SavedLowRank, &Tensor)], like: &Tensor) -> Result<Tensor> {
+    let mut dh = stack.columns_like(like, updated.len());
+    for (i, low_rank, dy) in updated {
+        let Some(b) = &low_rank.b else { continue };
+        let ((first, rank), b) = (stack.place(*i), scaled(b, low_rank.scaling, dy.dtype())?);
+        let into = Window::whole(&mut dh).columns(first, rank);
+        multiply_into(1.0, Operand::new(dy), Operand::new(&b), 0.0, into)?;
+    }
+    Ok(dh)
 }
 
-/// Adds `dy W + mask(dh A)`.
-fn add_input_gradient(saved: &Saved<'_>, dy: &Tensor, dh: Option<&Tensor>, dx: &mut Option<Tensor>) -> Result<()> {
-    let dtype = dy.dtype();
-    let w = decode(saved.w, dtype)?;
-    let sum = match dx {
-        Some(sum) => {
-            multiply(1.0, Operand::new(dy), Operand::new(&w), 1.0, sum)?;
-            sum
-        }
-        None => dx.insert(product(1.0, Operand::new(dy), Operand::new(&w), dtype)?),
-    };
-    let Some((low_rank, dh)) = saved.low_rank.as_ref().zip(dh) else { return Ok(()) };
-    let Some(a) = &low_rank.a else { return Ok(()) };
-    let a = a.to_dtype(dtype);
-    if low_rank.dropout.is_off() {
-        multiply(1.0, Operand::new(dh), Operand::new(&a), 1.0, sum)?;
-        return Ok(());
+/// `dA = dhᵀ drop(x)`: one product for all layers, unless masks differ.
+fn gradients_of_a(
+    stack: &Stack,
+    updated: &[(usize, &SavedLowRank, &Tensor)],
+    (x, dh): (&Tensor, &Tensor),
+    thin: &mut [Thin],
+) -> Result<()> {
+    let together = updated.len() > 1 && updated.iter().all(|(_, it, _)| it.want_da && it.dropout.is_off());
+    let all = together.then(|| product(1.0, Operand::new(dh).t(), Operand::new(x), DType::F32)).transpose()?;
+    for (i, low_rank, _) in updated.iter().filter(|it| it.1.want_da) {
+        let (first, rank) = stack.place(*i);
+        thin[*i].da = Some(match &all {
+            Some(all) => take_rows(all, first, rank)?,
+            None => {
+                let dropped = dropout::apply(x, low_rank.dropout)?;
+                product(1.0, Operand::new(dh).columns(first, rank).t(), Operand::new(&dropped), DType::F32)?
+            }
+        });
     }
-    let mut part = product(1.0, Operand::new(dh), Operand::new(&a), dtype)?;
-    dropout::apply_in_place(&mut part, low_rank.dropout)?;
-    sum.add_assign(&part);
     Ok(())
+}
+
+/// The sum over layers of `dy W + mask(dh A)`. What has no mask rides along with the narrowest layer's product, if that is no
+/// wider than the input.
+fn input_gradient(
+    stack: &Stack,
+    live: &[(usize, &SavedLayer<'_>, &Tensor)],
+    dh: Option<&Tensor>,
+    k: usize,
+) -> Result<Tensor> {
+    let dtype = live[0].2.dtype();
+    let mut factors: Vec<Option<&Tensor>> = Vec::new();
+    let mut masked = Vec::new();
+    for (i, layer, _) in live {
+        factors.resize(factors.len().max(i + 1), None);
+        match &layer.low_rank {
+            Some(it) if it.dropout.is_off() => factors[*i] = it.a.as_ref(),
+            Some(it) => masked.push((*i, it)),
+            None => {}
+        }
+    }
+    let riding = dh.filter(|_| factors.iter().any(Option::is_some));
+    let narrowest = live.iter().map(|(i, it, _)| (it.w.dims().0, *i)).min();
+    let host = narrowest.filter(|it| riding.is_some() && it.0 <= k).map(|it| it.1);
+    let mut dx: Option<Tensor> = None;
+    let mut add = |left: &Tensor, right: &Tensor| -> Result<()> {
+        match &mut dx {
+            Some(sum) => multiply(1.0, Operand::new(left), Operand::new(right), 1.0, sum)?,
+            None => dx = Some(product(1.0, Operand::new(left), Operand::new(right), dtype)?),
+        }
+        Ok(())
+    };
+    for (i, layer, dy) in live {
+        match riding.filter(|_| host == Some(*i)) {
+            Some(dh) => {
+                let n = layer.w.dims().0;
+                let mut both = dy.scratch_like(&[n + stack.width, k], dtype);
+                frozen::decode_into(layer.w, Window::whole(&mut both).rows(0, n))?;
+                stack.put_rows(&factors, Window::whole(&mut both).rows(n, stack.width))?;
+                add(&side_by_side(dy, dh)?, &both)?;
+            }
+            None => add(dy, &frozen::decoded(layer.w, dtype)?)?,
+        }
+    }
+    if let (Some(dh), None) = (riding, host) {
+        add(dh, &stack.stacked(&factors, dtype)?)?;
+    }
+    let mut dx = dx.expect("a layer with a gradient was there");
+    for (i, low_rank) in masked {
+        let Some((dh, a)) = dh.zip(low_rank.a.as_ref()) else { continue };
+        let ((first, rank), a) = (stack.place(i), a.to_dtype(dtype));
+        let mut part = product(1.0, Operand::new(dh).columns(first, rank), Operand::new(&a), dtype)?;
+        dropout::apply_in_place(&mut part, low_rank.dropout)?;
+        dx.add_assign(&part);
+    }
+    Ok(dx)
 }

@@ -5,22 +5,17 @@
 
 mod cpu;
 mod cuda;
+mod saved;
+mod stack;
 #[cfg(test)]
 mod tests;
 
-use crate::{
-    FrozenMatrix,
-    dropout::Dropout,
-    linear::no_bias,
-    product::{self, Left},
-};
+use crate::{FrozenMatrix, dropout::Dropout, linear::no_bias, place::on_gpu, product};
 use halfbyte_autograd::{Kept, Result, Tape, Var};
 use halfbyte_tensor::{Error, Tensor};
-use rayon::prelude::*;
+use saved::{Found, Saved};
 
 const OP: &str = "lora_linear";
-/// Up to so many rows, as in generation, layers of one input run at the same time.
-const FEW_ROWS: usize = 8;
 
 /// A low-rank update `scaling * B A`, applied to the (perhaps dropped out) input.
 #[derive(Clone, Copy, Debug)]
@@ -65,44 +60,19 @@ pub fn lora_linear<'m>(
 pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
     layers.iter().try_for_each(|it| check(it, x.value()))?;
     let (dtype, shape, k) = (x.value().dtype(), x.value().shape().to_vec(), x.value().cols());
-    if x.value().gpu().is_some() {
-        let (ys, hs) = cuda::forward(x.value(), &layers)?;
-        let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
-        return recorded(tape, x, &layers, ys, move |x, dys, needs| {
-            let mut found = cuda::backward(&saved, x, &dys, needs)?;
-            found[0] = found[0].take().map(|it| it.reshape(&shape)).transpose()?;
-            Ok(found)
-        });
-    }
-    let left = Left::shared(x.value());
-    let project = |it: &Layer<'_, '_>| it.lora.as_ref().map(|lora| cpu::project(&left, lora)).transpose();
-    let hs: Vec<Option<Tensor>> = layers.par_iter().map(project).collect::<Result<_>>()?;
-    let forward = |(Layer { w, bias, lora }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
-        let bias = bias.map(Var::value);
-        match lora.as_ref().zip(h.as_ref()) {
-            Some((lora, h)) => product::updated_forward(&left, *w, (h, lora.b.value()), bias),
-            None => product::frozen_forward(&left, *w, bias),
-        }
-    };
-    // A product of few rows is over before all threads have joined it, so layers run side by side there.
-    let ys: Result<Vec<Tensor>> = if x.value().rows() <= FEW_ROWS {
-        layers.par_iter().zip(&hs).map(forward).collect()
-    } else {
-        layers.iter().zip(&hs).map(forward).collect()
-    };
-    let ys = ys?;
-    drop(left);
-
-    let saved: Vec<cpu::Saved<'m>> = layers.iter().zip(hs).map(|(it, h)| it.saved(x, h)).collect();
+    let on_gpu = on_gpu(x.value());
+    let (ys, hs) = if on_gpu { cuda::forward(x.value(), &layers)? } else { cpu::forward(x.value(), &layers)? };
+    let saved = Saved::of(x, &layers, hs);
     recorded(tape, x, &layers, ys, move |x, dys, needs| {
-        let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
-        let thin = cpu::thin(&saved, x, &lefts)?;
-        let dx: Option<Result<Tensor>> =
-            needs[0].then(|| Ok(cpu::input_gradient(&saved, &lefts, &thin, (k, dtype))?.reshape(&shape)?));
-        let mut found = vec![dx.transpose()?];
+        let Found { dx, thin } = if on_gpu {
+            cuda::backward(&saved, x, &dys, (needs[0], k))?
+        } else {
+            cpu::backward(&saved, x, &dys, (needs[0], k, dtype))?
+        };
+        let mut found = vec![dx.map(|it| it.reshape(&shape)).transpose()?];
         for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {
-            let db = dy.as_ref().filter(|_| needs[2]).map(product::backward_bias);
-            found.extend([thin.da, thin.db, db]);
+            let bias = dy.as_ref().filter(|_| needs[2]).map(product::bias_gradient).transpose()?;
+            found.extend([thin.da, thin.db, bias]);
         }
         Ok(found)
     })
@@ -131,21 +101,6 @@ fn recorded<'m, const N: usize>(
         backward(x.as_ref(), dys, needs)
     });
     ys.try_into().map_err(|_| unreachable!("as many outputs as layers"))
-}
-
-impl<'m> Layer<'_, 'm> {
-    /// What the backward pass needs, with the update's projection `h`.
-    fn saved(&self, x: &Var, h: Option<Tensor>) -> cpu::Saved<'m> {
-        let low_rank = self.lora.map(|lora| cpu::SavedLowRank {
-            h: h.filter(|_| lora.b.requires_grad()),
-            a: x.requires_grad().then(|| lora.a.value().clone()),
-            b: (x.requires_grad() || lora.a.requires_grad()).then(|| lora.b.value().clone()),
-            want_da: lora.a.requires_grad(),
-            scaling: lora.scaling,
-            dropout: lora.dropout,
-        });
-        cpu::Saved { w: self.w, low_rank }
-    }
 }
 
 fn check(layer: &Layer<'_, '_>, x: &Tensor) -> Result<()> {

@@ -1,0 +1,106 @@
+use super::{FEW_ROWS, FrozenMatrix, OnDevice};
+use crate::{
+    gpu_product::{
+        Operand, Window,
+        cuda::{self, product, put},
+    },
+    place::on_gpu,
+    product::{self, Left, Right},
+};
+use halfbyte_autograd::Result;
+use halfbyte_tensor::{DType, Error, Tensor};
+
+/// Which of the products with a weight `W (out_features, in_features)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// `x Wᵀ`.
+    Forward,
+    /// `dy W`.
+    Backward,
+}
+
+/// What a product's result is, beyond the product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Epilogue<'a> {
+    /// Added to every row.
+    pub(crate) bias: Option<&'a Tensor>,
+    /// The dtype of the result: that of the left operand, or f32.
+    pub(crate) dtype: DType,
+}
+
+/// `x` times a frozen matrix, with as many rows as `x`: the door through which all such products go.
+///
+/// Fails if the weight lies elsewhere than `x`, or the device fails.
+pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue: Epilogue<'_>) -> Result<Tensor> {
+    let Epilogue { bias, dtype } = epilogue;
+    let own = match side {
+        Side::Forward if dtype == x.tensor().dtype() => own_way(x.tensor(), w)?,
+        Side::Forward => w.forward(x.tensor()).transpose()?,
+        Side::Backward => None,
+    };
+    let mut y = match own {
+        Some(y) => y.to_dtype(dtype).into_unique(),
+        None if on_gpu(x.tensor()) => {
+            let (left, w) = (x.tensor(), decoded(w, x.tensor().dtype())?);
+            let right = if side == Side::Forward { Operand::new(&w).t() } else { Operand::new(&w) };
+            product(1.0, Operand::new(left), right, dtype)?
+        }
+        None => {
+            return match side {
+                Side::Forward => product::forward(x, Right::Frozen(w), bias, dtype),
+                Side::Backward => product::backward_x(1.0, x, Right::Frozen(w), dtype),
+            };
+        }
+    };
+    add_bias(&mut y, bias)?;
+    Ok(y)
+}
+
+/// `x Wᵀ` by a way of the format's own, if it has one for these rows.
+pub(crate) fn own_way(x: &Tensor, w: &dyn FrozenMatrix) -> Result<Option<Tensor>> {
+    if let Some(y) = w.forward(x) {
+        return y.map(Some);
+    }
+    if !on_gpu(x) || x.rows() > FEW_ROWS {
+        return Ok(None);
+    }
+    match there(w)? {
+        OnDevice::Coded(it) => Ok(it.multiply_few(x).transpose()?),
+        OnDevice::Dense(_) => Ok(None),
+    }
+}
+
+/// The matrix in `dtype` on its GPU: itself if it is kept so, else decoded into memory of the pool, which the next one gets.
+pub(crate) fn decoded(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
+    let there = there(w)?;
+    if let OnDevice::Dense(weight) = there {
+        return Ok(weight.to_dtype(dtype));
+    }
+    let (rows, cols) = w.dims();
+    let mut out = Tensor::scratch_on(&there.device(), &[rows, cols], dtype);
+    decode_into(w, Window::whole(&mut out))?;
+    Ok(out)
+}
+
+/// The matrix in a part of a workspace on its GPU.
+pub(crate) fn decode_into(w: &dyn FrozenMatrix, into: Window<'_>) -> Result<()> {
+    Ok(match there(w)? {
+        OnDevice::Dense(weight) => put(1.0, weight, 0, into)?,
+        OnDevice::Coded(it) => it.decode(into)?,
+    })
+}
+
+fn there(w: &dyn FrozenMatrix) -> Result<OnDevice<'_>> {
+    let message = "the weight lies in host memory, the activations on a GPU";
+    w.on_device().ok_or_else(|| Error::invalid("frozen_linear", message).into())
+}
+
+/// Adds a bias to a result that came without.
+fn add_bias(y: &mut Tensor, bias: Option<&Tensor>) -> Result<()> {
+    match bias {
+        Some(_) if on_gpu(y) => cuda::add_bias(y, bias)?,
+        Some(bias) => product::add_bias(y, bias),
+        None => {}
+    }
+    Ok(())
+}

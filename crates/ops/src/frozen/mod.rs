@@ -1,0 +1,124 @@
+//! The one waist between quantisation and everything above it: a frozen weight describes itself, and all products with it go through
+//! one door, behind which each device has a way of its own.
+//!
+//! On a CPU a product reads the weight panel by panel, so it is never decoded as a whole. A GPU decodes it into a workspace of the pool,
+//! which the next product gets, and multiplies that; for few rows a format may have a kernel that reads the codes themselves. A format
+//! whose product is not that of its decoded values (LLM.int8) multiplies by itself.
+
+mod door;
+
+pub(crate) use door::{Epilogue, Side, decode_into, decoded, multiply, own_way};
+
+use crate::gpu_product::Window;
+use halfbyte_autograd::Result;
+use halfbyte_matmul::Source;
+use halfbyte_tensor::{DType, Device, Place, Tensor};
+use std::{fmt::Debug, sync::Arc};
+
+/// A weight `(out_features, in_features)` that never trains.
+///
+/// 4-bit weights stay 4-bit: a product reads them anew, in the forward and again in the backward pass.
+pub trait FrozenMatrix: Send + Sync + Debug {
+    /// `(out_features, in_features)`.
+    fn dims(&self) -> (usize, usize);
+
+    /// The operand that a CPU product reads, of `out_features` rows and `in_features` columns.
+    ///
+    /// # Panics
+    /// If the matrix is not in host memory; [`on_host`] brings it there.
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a>;
+
+    /// Resident bytes.
+    fn bytes(&self) -> usize;
+
+    /// What it is, for people: `nf4 (block 64, double quantised)`, `bf16`.
+    fn format(&self) -> String;
+
+    /// What of it lies on a GPU, or would in a dry run; `None` in host memory.
+    fn on_device(&self) -> Option<OnDevice<'_>> {
+        None
+    }
+
+    /// The same matrix on another device; `None` where it lies there already, or knows no way.
+    ///
+    /// # Errors
+    /// If the device has no memory left, or failed before.
+    fn to_device(&self, _device: &Device) -> halfbyte_tensor::Result<Option<Arc<dyn FrozenMatrix>>> {
+        Ok(None)
+    }
+
+    /// `x Wᵀ` (without bias) of a format whose forward is not the product with its decoded values, such as LLM.int8().
+    fn forward(&self, _x: &Tensor) -> Option<Result<Tensor>> {
+        None
+    }
+}
+
+/// A frozen matrix away from host memory.
+#[derive(Clone, Copy)]
+pub enum OnDevice<'a> {
+    /// `(out_features, in_features)` floating-point numbers.
+    Dense(&'a Tensor),
+    /// Anything that has to be decoded.
+    Coded(&'a dyn Coded),
+}
+
+/// What a GPU does with a matrix that is kept in codes, or a dry run counts.
+pub trait Coded {
+    /// Where the codes lie; never in host memory.
+    fn place(&self) -> Place<'_>;
+
+    /// Writes the decoded values into a window of the matrix' dimensions, rounded to its dtype.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()>;
+
+    /// `x Wᵀ` in the dtype of `x`, which has at most [`FEW_ROWS`] rows, without decoding the matrix first; `None` without a kernel
+    /// for that.
+    fn multiply_few(&self, _x: &Tensor) -> Option<halfbyte_tensor::Result<Tensor>> {
+        None
+    }
+}
+
+/// Up to so many rows, as in generation, a product is mostly the reading of its weight.
+pub const FEW_ROWS: usize = 8;
+
+impl OnDevice<'_> {
+    /// The device.
+    pub fn device(&self) -> Device {
+        match self {
+            OnDevice::Dense(weight) => weight.device(),
+            OnDevice::Coded(it) => match it.place() {
+                Place::Host => Device::Cpu,
+                Place::Gpu(gpu) => Device::Cuda(gpu.clone()),
+                Place::Dry(ledger) => Device::Dry(ledger.clone()),
+            },
+        }
+    }
+}
+
+/// The matrix in host memory, where [`FrozenMatrix::source`] can be asked for: itself, if it is there.
+///
+/// # Errors
+/// If it cannot be copied there.
+pub fn on_host(matrix: &Arc<dyn FrozenMatrix>) -> Result<Arc<dyn FrozenMatrix>> {
+    match matrix.on_device() {
+        None => Ok(matrix.clone()),
+        Some(_) => Ok(matrix.to_device(&Device::Cpu)?.unwrap_or_else(|| matrix.clone())),
+    }
+}
+
+/// The decoded values, f32 `(out_features, in_features)` in host memory: for what is done once, such as a merge.
+///
+/// # Errors
+/// If the matrix cannot be read from its device.
+pub fn dense(matrix: &Arc<dyn FrozenMatrix>) -> Result<Tensor> {
+    let ((out, inner), here) = (matrix.dims(), on_host(matrix)?);
+    let mut w = Tensor::zeros(&[out, inner], DType::F32);
+    let source = here.source();
+    for (row, values) in w.data_mut::<f32>().chunks_mut(inner.max(1)).enumerate() {
+        source.read_f32(row, 0, values);
+    }
+    drop(source);
+    Ok(w)
+}
