@@ -33,8 +33,10 @@ pub struct Cost {
     pub calls: u64,
     /// Time of the device that computed, in seconds.
     pub seconds: f64,
-    /// Floating-point operations of its products.
+    /// Floating-point operations; on a CPU those of its products.
     pub operations: u64,
+    /// Bytes read and written, where a dry run counted them.
+    pub bytes: u64,
     /// Kernels and products started on a GPU.
     pub launches: u64,
 }
@@ -74,6 +76,7 @@ impl Run {
         let cost = self.costs.entry(key).or_default();
         cost.calls += 1;
         cost.operations += now.operations - self.done.operations;
+        cost.bytes += now.bytes - self.done.bytes;
         cost.launches += now.launches - self.done.launches;
         self.done = now;
         self.waiting.push_back(key);
@@ -156,7 +159,7 @@ mod tests {
         }
 
         fn effort(&self) -> Effort {
-            Effort { launches: 2 * self.marks, operations: 10 * self.marks }
+            Effort { launches: 2 * self.marks, operations: 10 * self.marks, bytes: 0 }
         }
     }
 

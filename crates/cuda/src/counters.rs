@@ -11,6 +11,8 @@ pub struct Counters {
     pub products: u64,
     /// Floating-point operations of the products: two for each term of a sum.
     pub operations: u64,
+    /// Bytes that kernels and products read and write, if each goes once over what it is given; counted on a [dry](crate::Gpu::dry) device.
+    pub bytes: u64,
     /// Copies from host memory, in calls of [`crate::Buffer::upload`].
     pub uploads: u64,
     /// Copies to host memory.
@@ -27,6 +29,7 @@ impl Counters {
             launches: self.launches - earlier.launches,
             products: self.products - earlier.products,
             operations: self.operations - earlier.operations,
+            bytes: self.bytes - earlier.bytes,
             uploads: self.uploads - earlier.uploads,
             downloads: self.downloads - earlier.downloads,
             synchronisations: self.synchronisations - earlier.synchronisations,
@@ -40,6 +43,7 @@ pub(crate) struct Tally {
     pub(crate) launches: AtomicU64,
     pub(crate) products: AtomicU64,
     pub(crate) operations: AtomicU64,
+    pub(crate) bytes: AtomicU64,
     pub(crate) uploads: AtomicU64,
     pub(crate) downloads: AtomicU64,
     pub(crate) synchronisations: AtomicU64,
@@ -52,6 +56,7 @@ impl Tally {
             launches: of(&self.launches),
             products: of(&self.products),
             operations: of(&self.operations),
+            bytes: of(&self.bytes),
             uploads: of(&self.uploads),
             downloads: of(&self.downloads),
             synchronisations: of(&self.synchronisations),

@@ -1,12 +1,14 @@
 //! A GPU that is in use: its context, streams and memory.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
 use crate::buffer::Buffer;
 use crate::counters::{Counters, Tally};
+use crate::dry::Dry;
 use crate::error::Error;
 use crate::launch::Modules;
 use crate::matmul::Blas;
@@ -31,6 +33,8 @@ pub struct Gpu {
     pub(crate) modules: Mutex<Modules>,
     pub(crate) blas: Mutex<Option<Blas>>,
     fault: Mutex<Option<Error>>,
+    /// There is no device behind it.
+    pub(crate) dry: Option<Dry>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has the context current, which every call here sees to;
@@ -75,7 +79,38 @@ impl Gpu {
             modules: Mutex::default(),
             blas: Mutex::new(None),
             fault: Mutex::new(None),
+            dry: None,
         }))
+    }
+
+    /// A device that is described but not there. Everything that is asked of it succeeds and is counted; nothing is computed, and what is
+    /// read back is zero.
+    pub fn dry(info: DeviceInfo, shared_memory: u32) -> Arc<Gpu> {
+        Arc::new(Gpu {
+            info,
+            context: std::ptr::null_mut(),
+            compute: std::ptr::null_mut(),
+            copy: std::ptr::null_mut(),
+            shared_memory,
+            pool: Mutex::new(Pool::new(true)),
+            limit: Mutex::new(None),
+            ring: Mutex::new(None),
+            tally: Tally::default(),
+            modules: Mutex::default(),
+            blas: Mutex::new(None),
+            fault: Mutex::new(None),
+            dry: Some(Dry::default()),
+        })
+    }
+
+    /// Whether there is no device behind it.
+    pub fn is_dry(&self) -> bool {
+        self.dry.is_some()
+    }
+
+    /// Counts floating-point operations that a kernel does beside the products, which count themselves.
+    pub fn count_operations(&self, operations: u64) {
+        self.tally.operations.fetch_add(operations, Ordering::Relaxed);
     }
 
     /// What it is.
@@ -93,6 +128,10 @@ impl Gpu {
     /// # Errors
     /// If the driver's call fails.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
+        if self.is_dry() {
+            let total = usize::try_from(self.info.memory_bytes).unwrap_or(usize::MAX);
+            return Ok((total.saturating_sub(self.stats().reserved), total));
+        }
         self.bind()?;
         call("cuMemGetInfo", result::mem_get_info())
     }
@@ -133,6 +172,9 @@ impl Gpu {
             }
         };
         drop(pool);
+        if let Some(dry) = &self.dry {
+            dry.hold(block.ptr, bytes);
+        }
         Ok(Buffer { gpu: self.clone(), block: Some(block), bytes })
     }
 
@@ -165,6 +207,9 @@ impl Gpu {
     }
 
     fn fresh(&self, size: usize) -> Result<u64, Error> {
+        if let Some(dry) = &self.dry {
+            return Ok(dry.segment(size));
+        }
         self.bind()?;
         // SAFETY: the stream is alive, and the memory is used in its order.
         call("cuMemAllocAsync", unsafe { result::malloc_async(self.compute, size) })
@@ -178,6 +223,9 @@ impl Gpu {
 
     /// Gives a segment back to the driver.
     fn release(&self, base: u64) -> Result<(), Error> {
+        if self.is_dry() {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: nobody holds a part of it, and what used it comes before in the stream.
         call("cuMemFreeAsync", unsafe { result::free_async(base, self.compute) })
@@ -185,6 +233,9 @@ impl Gpu {
 
     /// Takes a buffer's block back.
     pub(crate) fn give_back(&self, block: Block) {
+        if let Some(dry) = &self.dry {
+            dry.forget(block.ptr);
+        }
         let segment = self.pool().free(block);
         if let Some(Err(error)) = segment.map(|it| self.release(it)) {
             self.fault(error);
@@ -193,6 +244,9 @@ impl Gpu {
 
     /// Hands a copy of `from` in page-locked memory to `copy`, as [`Ring::send`] does. The ring is made when it is first needed.
     pub(crate) fn send(&self, from: &[u8], copy: impl FnOnce(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        if self.is_dry() {
+            return Ok(());
+        }
         let mut guard = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
             *guard = Some(Ring::new(self)?);
@@ -212,6 +266,9 @@ impl Gpu {
     /// Makes the context current on this thread, unless there is a fault: every call to the device comes through here.
     pub(crate) fn bind(&self) -> Result<(), Error> {
         self.check()?;
+        if self.is_dry() {
+            return Ok(());
+        }
         // SAFETY: the context is alive as long as the process.
         call("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }

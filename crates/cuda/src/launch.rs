@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{result, sys};
 
@@ -88,6 +89,10 @@ impl Gpu {
     ) -> Result<(), Error> {
         self.bind()?;
         count(&self.tally.launches);
+        if let Some(dry) = &self.dry {
+            self.tally.bytes.fetch_add(dry.traffic(args), Ordering::Relaxed);
+            return Ok(());
+        }
         let function = self.function((source, element), kernel, launch.shared)?;
         let mut params: Vec<*mut c_void> = args
             .iter()

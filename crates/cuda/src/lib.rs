@@ -17,6 +17,7 @@ mod buffer;
 mod compile;
 mod counters;
 mod driver;
+mod dry;
 mod error;
 mod gpu;
 mod kernels;

@@ -9,6 +9,7 @@ use cudarc::cublaslt::{result, sys};
 
 use crate::buffer::Buffer;
 use crate::counters::count;
+use crate::dry::{Dry, product_traffic};
 use crate::error::Error;
 use crate::gpu::Gpu;
 
@@ -120,6 +121,10 @@ impl Gpu {
         self.bind()?;
         count(&self.tally.products);
         self.tally.operations.fetch_add(2 * (gemm.m * gemm.n * gemm.k) as u64, Ordering::Relaxed);
+        if let Some(dry) = &self.dry {
+            self.tally.bytes.fetch_add(product_traffic(gemm), Ordering::Relaxed);
+            return self.reserve_workspace(dry);
+        }
         let mut guard = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
             let handle = result::create_handle().map_err(|e| failed(gemm, &e))?;
@@ -129,6 +134,16 @@ impl Gpu {
         let Some(blas) = guard.as_mut() else { unreachable!("made above") };
         // SAFETY: the caller vouches for the memory; the descriptors are made from the same numbers.
         unsafe { blas.run(gemm, self.compute.cast()) }.map_err(|e| failed(gemm, &e))
+    }
+
+    /// Counts what the first product takes for the library. It stays taken, as there.
+    fn reserve_workspace(self: &Arc<Gpu>, dry: &Dry) -> Result<(), Error> {
+        if dry.workspace.get().is_none() {
+            let mut taken = self.alloc(workspace_bytes(self.info().compute_capability.major))?;
+            // Out of the buffer's hands, which would give it back.
+            taken.block.take().map(|it| dry.workspace.set(it));
+        }
+        Ok(())
     }
 }
 

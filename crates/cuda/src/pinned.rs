@@ -12,6 +12,8 @@ use crate::gpu::{Gpu, call};
 pub struct Pinned {
     ptr: *mut u8,
     bytes: usize,
+    /// Ordinary memory, for a device that is not there.
+    dry: bool,
 }
 
 // SAFETY: plain memory with one owner.
@@ -26,11 +28,18 @@ impl Pinned {
     /// If the driver's call fails.
     pub fn new(gpu: &Gpu, bytes: usize) -> Result<Pinned, Error> {
         gpu.bind()?;
+        if gpu.is_dry() {
+            // Zeroed memory that nobody touches takes no room.
+            // SAFETY: the layout has a size.
+            let ptr = unsafe { std::alloc::alloc_zeroed(layout(bytes)) };
+            assert!(!ptr.is_null(), "there is no address space left for {bytes} bytes");
+            return Ok(Pinned { ptr, bytes, dry: true });
+        }
         // SAFETY: flags 0 mean ordinary cached memory.
         let ptr = call("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?.cast::<u8>();
         // SAFETY: the driver gave so many bytes.
         unsafe { ptr.write_bytes(0, bytes) };
-        Ok(Pinned { ptr, bytes })
+        Ok(Pinned { ptr, bytes, dry: false })
     }
 
     /// Its length.
@@ -53,9 +62,17 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if self.dry {
+            // SAFETY: allocated with this layout.
+            return unsafe { std::alloc::dealloc(self.ptr, layout(self.bytes)) };
+        }
         // SAFETY: allocated by the driver, and freed once. A failure could not be told to anyone.
         let _ = unsafe { result::free_host(self.ptr.cast::<c_void>()) };
     }
+}
+
+fn layout(bytes: usize) -> std::alloc::Layout {
+    std::alloc::Layout::array::<u8>(bytes.max(1)).expect("no more than an address space")
 }
 
 impl fmt::Debug for Pinned {

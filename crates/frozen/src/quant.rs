@@ -78,16 +78,16 @@ impl Format {
         self.quant.store().freeze(self, weight)
     }
 
-    /// A matrix of these dimensions in the books of a dry run, with the parts that a stored one has and no contents. `dtype` is what
+    /// A matrix of these dimensions on a dry device, with the parts that a stored one has and no contents. `dtype` is what
     /// the weight would have been loaded as.
-    pub fn dry(&self, ledger: &Arc<Ledger>, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix> {
-        self.quant.store().dry(self, &Device::Dry(ledger.clone()), dims, dtype)
+    pub fn dry(&self, device: &Device, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix> {
+        self.quant.store().dry(self, device, dims, dtype)
     }
 
     /// Bytes that a matrix of these dimensions takes, for the plan. `dense_size` is the size of a loaded element.
     pub fn bytes(&self, out: usize, inner: usize, dense_size: usize) -> usize {
         let dtype = if dense_size == DType::F32.size() { DType::F32 } else { DType::Bf16 };
-        self.dry(&Ledger::new(), (out, inner), dtype).bytes()
+        self.dry(&Device::Dry(Ledger::new()), (out, inner), dtype).bytes()
     }
 }
 

@@ -8,7 +8,7 @@ use halfbyte_ops::{
     frozen_linear::frozen_linear,
     gpu_product::Window,
 };
-use halfbyte_tensor::{DType, Device, Ledger, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 use std::sync::Arc;
 
@@ -142,23 +142,24 @@ fn few_rows_give_what_many_give() {
 fn a_dry_matrix_counts_what_a_stored_one_takes() {
     for format in formats() {
         let here = format.freeze(noise(&[33, 130], DType::Bf16, 3)).unwrap();
-        let (moved, made) = (Ledger::of_gpu(), Ledger::of_gpu());
-        let there = here.to_device(&Device::Dry(moved.clone())).unwrap().unwrap();
-        let dry = format.dry(&made, (33, 130), DType::Bf16);
-        assert_eq!(moved.live(), made.live(), "{format:?}");
+        let (moved, made) = (halfbyte_testkit::cuda::dry(), halfbyte_testkit::cuda::dry());
+        let there = here.to_device(&Device::Cuda(moved.clone())).unwrap().unwrap();
+        let on = Device::Cuda(made.clone());
+        let dry = format.dry(&on, (33, 130), DType::Bf16);
+        assert_eq!(moved.stats().live, made.stats().live, "{format:?}");
         let facts = |it: &dyn FrozenMatrix| (it.dims(), it.bytes(), it.format());
         assert_eq!(facts(dry.as_ref()), facts(there.as_ref()));
         assert_eq!(facts(dry.as_ref()), facts(here.as_ref()));
-        let x = Tensor::dry(&made, &[20, 130], DType::Bf16);
+        let x = Tensor::scratch_on(&on, &[20, 130], DType::Bf16);
         let kept: &'static Arc<dyn FrozenMatrix> = Box::leak(Box::new(dry));
         let param = Param::new("x", x);
         let tape = Tape::recording();
         let y = frozen_linear(&tape, &tape.param(&param), kept.as_ref(), None).unwrap();
         assert_eq!((y.value().shape(), y.value().dtype()), (&[20, 33][..], DType::Bf16));
-        let dy = Tensor::dry(&made, &[20, 33], DType::Bf16);
+        let dy = Tensor::scratch_on(&on, &[20, 33], DType::Bf16);
         let end = tape.record("seed", [&y], Tensor::scalar(0.0), move |_, _| Ok([Some(dy)]));
         drop(y);
         assert_eq!(tape.backward(end).unwrap().get(&param).unwrap().shape(), [20, 130]);
-        assert!(made.work().values().map(|it| it.flops).sum::<u64>() >= 2 * 2 * 20 * 33 * 130);
+        assert!(made.counters().operations >= 2 * 2 * 20 * 33 * 130);
     }
 }

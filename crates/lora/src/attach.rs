@@ -4,6 +4,7 @@ use crate::{
     suggest,
     variants::{self, CopyOf, Numbers, Place, What},
 };
+use halfbyte_tensor::Device;
 
 /// What an adapter of [`attach()`] will do.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +32,18 @@ pub fn attach(modules: &Modules<'_>, config: &LoraConfig, name: &str, seed: u64)
         )));
     }
     attach_with(modules, config, name, Numbers::Fresh { seed, parts: None })
+}
+
+/// An adapter of the sizes that [`attach()`] would give it and without numbers, on a dry device: for a plan.
+///
+/// Fails if nothing matches.
+pub fn attach_dry(
+    modules: &Modules<'_>,
+    config: &LoraConfig,
+    name: &str,
+    device: &Device,
+) -> Result<(Adapter, AttachReport)> {
+    attach_with(modules, config, name, Numbers::Dry(device))
 }
 
 pub(crate) fn attach_with(

@@ -24,7 +24,7 @@ mod variants;
 mod weight;
 
 pub use adapter::Adapter;
-pub use attach::{AttachReport, attach};
+pub use attach::{AttachReport, attach, attach_dry};
 pub use config::{Bias, LoraConfig, TargetModules};
 pub use config_json::{parse_adapter_config, render_adapter_config};
 pub use context::{Context, Routing};

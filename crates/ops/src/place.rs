@@ -11,7 +11,6 @@ use std::sync::Arc;
 /// What one run of an op costs, for the roofline of a dry run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
-    op: &'static str,
     flops: u64,
     bytes: u64,
     passing: usize,
@@ -19,18 +18,18 @@ pub(crate) struct Cost {
 
 impl Cost {
     /// An op that reads and writes these tensors once, with so many floating-point operations for each element of the first.
-    pub(crate) fn of(op: &'static str, flops_an_element: usize, tensors: &[&Tensor]) -> Cost {
+    pub(crate) fn of(flops_an_element: usize, tensors: &[&Tensor]) -> Cost {
         let flops = tensors.first().map_or(0, |it| it.len() * flops_an_element) as u64;
         let bytes = tensors.iter().map(|it| it.bytes()).sum::<usize>() as u64;
-        Cost { op, flops, bytes, passing: 0 }
+        Cost { flops, bytes, passing: 0 }
     }
 
     /// An op with so many floating-point operations and bytes read and written.
-    pub(crate) fn new(op: &'static str, flops: usize, bytes: usize) -> Cost {
-        Cost { op, flops: flops as u64, bytes: bytes as u64, passing: 0 }
+    pub(crate) fn new(flops: usize, bytes: usize) -> Cost {
+        Cost { flops: flops as u64, bytes: bytes as u64, passing: 0 }
     }
 
-    /// With so many floating-point operations in all.
+    /// With so many floating-point operations in all, but for those of products on a GPU, which count themselves.
     #[must_use]
     pub(crate) fn flops(self, flops: usize) -> Cost {
         Cost { flops: flops as u64, ..self }
@@ -45,7 +44,7 @@ impl Cost {
     /// Enters it in the books.
     pub(crate) fn count(self, ledger: &Ledger) {
         ledger.pass(self.passing);
-        ledger.count(self.op, self.flops, self.bytes);
+        ledger.count(self.flops, self.bytes);
     }
 }
 
@@ -62,37 +61,30 @@ pub(crate) fn fill<O>(
 ) -> Result<O> {
     match at.place() {
         Place::Host => host(&mut out)?,
-        Place::Gpu(it) => gpu(it, &mut out)?,
+        Place::Gpu(it) => {
+            gpu(it, &mut out)?;
+            it.count_operations(cost.flops);
+        }
         Place::Dry(ledger) => cost.count(ledger),
     }
     Ok(out)
 }
 
-/// Whether the GPU's half of an op runs at this tensor, or would in the run that a dry one stands for: for ops whose halves go
-/// different ways, each through steps that know all places.
+/// Whether the GPU's half of an op runs at this tensor: for ops whose halves go different ways.
 pub(crate) fn on_gpu(at: &Tensor) -> bool {
-    match at.place() {
-        Place::Host => false,
-        Place::Gpu(_) => true,
-        Place::Dry(ledger) => ledger.is_of_gpu(),
-    }
+    matches!(at.place(), Place::Gpu(_))
 }
 
-/// Runs a step of a GPU's half, or enters its cost in the books of a dry run.
+/// Runs a step of a GPU's half.
 ///
 /// # Errors
 /// If the GPU fails.
 pub(crate) fn on_device(
     at: &Tensor,
-    cost: Cost,
     gpu: impl FnOnce(&Arc<Gpu>) -> halfbyte_tensor::Result<()>,
 ) -> halfbyte_tensor::Result<()> {
     match at.place() {
         Place::Gpu(it) => gpu(it),
-        Place::Dry(ledger) => {
-            cost.count(ledger);
-            Ok(())
-        }
-        Place::Host => unreachable!("a step of the GPU's half, asked of a tensor in host memory"),
+        Place::Host | Place::Dry(_) => unreachable!("a step of the GPU's half, asked of a tensor that is not there"),
     }
 }

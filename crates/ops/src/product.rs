@@ -10,7 +10,7 @@ use crate::{
 };
 use halfbyte_autograd::Result;
 use halfbyte_matmul::{Compute, Dense, Operand, Out, PackedLeft, Product, Source, matmul};
-use halfbyte_tensor::{DType, Error, Float, Place, Tensor, load_f32, store_f32, vectorised, with_float};
+use halfbyte_tensor::{DType, Error, Float, Place, Tensor, load_f32, pool, store_f32, vectorised, with_float};
 use rayon::prelude::*;
 
 /// bf16 activations take bf16 products; f16 ones are widened, since the kernels have no f16 products.
@@ -44,8 +44,14 @@ pub(crate) struct Left<'a> {
     /// What a product reads, in host memory.
     source: Option<Box<dyn Source + 'a>>,
     packed: Option<PackedLeft>,
-    /// What the panels would take, in a dry run.
-    _counted: Option<Tensor>,
+    /// The panels in the books: of a dry run, which has none, or of the pool.
+    _counted: Option<Counted>,
+}
+
+/// Who counts the panels while they exist.
+enum Counted {
+    Dry { _panels: Tensor },
+    Held { _panels: pool::Held },
 }
 
 impl<'a> Left<'a> {
@@ -60,8 +66,11 @@ impl<'a> Left<'a> {
         let it = Left::new(tensor);
         let packed = it.source.as_ref().and_then(|it| PackedLeft::new(&Operand::new(&**it), compute(tensor.dtype())));
         let bytes = PackedLeft::bytes((tensor.rows(), tensor.cols()), compute(tensor.dtype()));
-        let dry = matches!(tensor.place(), Place::Dry(_));
-        Left { packed, _counted: dry.then(|| tensor.scratch_like(&[bytes], DType::U8)), ..it }
+        let counted = match tensor.place() {
+            Place::Dry(_) => Some(Counted::Dry { _panels: tensor.scratch_like(&[bytes], DType::U8) }),
+            _ => packed.as_ref().map(|_| Counted::Held { _panels: pool::hold(bytes) }),
+        };
+        Left { packed, _counted: counted, ..it }
     }
 
     pub(crate) fn tensor(&self) -> &'a Tensor {
@@ -112,7 +121,7 @@ fn filled(
     (k, read): (usize, usize),
     host: impl FnOnce(&mut Tensor) -> Result<()>,
 ) -> Result<Tensor> {
-    let cost = Cost::new("product", 2 * out.len() * k, read + out.bytes());
+    let cost = Cost::new(2 * out.len() * k, read + out.bytes());
     fill(at, cost, out, host, |_, _| unreachable!("a GPU's half has products of its own"))
 }
 
@@ -215,7 +224,7 @@ pub(crate) fn backward_w(alpha: f32, dy: &Tensor, x: &Tensor, activations: DType
 /// The sums of the columns of `dy (rows, n)`, f32 `(n)`: the gradient of a bias.
 pub(crate) fn bias_gradient(dy: &Tensor) -> Result<Tensor> {
     let db = dy.scratch_like(&[dy.cols()], DType::F32);
-    let cost = Cost::of("bias_gradient", 1, &[dy, &db]);
+    let cost = Cost::of(1, &[dy, &db]);
     let host = |db: &mut Tensor| {
         with_float!(dy.dtype(), T, sum_columns(dy.data::<T>(), db.data_mut()));
         Ok(())

@@ -113,7 +113,7 @@ impl Tensor {
             Place::Host => {}
             Place::Gpu(_) => return cuda::add_assign(self, rhs),
             Place::Dry(ledger) => {
-                return ledger.count("add_assign", self.len() as u64, (2 * self.bytes() + rhs.bytes()) as u64);
+                return ledger.count(self.len() as u64, (2 * self.bytes() + rhs.bytes()) as u64);
             }
         }
         crate::with_float!(self.dtype(), D, {

@@ -2,52 +2,29 @@
 //!
 //! A dry run goes through the real code, so what it counts is what the run will do. Only the loops are left out.
 
-use crate::DType;
+use crate::{DType, Effort};
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// What an op costs: the terms of a roofline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Times it ran.
-    pub calls: u64,
-    /// Floating-point operations.
-    pub flops: u64,
-    /// Bytes read and written.
-    pub bytes: u64,
-}
-
 /// Counts the bytes of dry tensors, and the work done on them.
+///
+/// A ledger stands for host memory; a GPU has its own way of not being there, `Gpu::dry`.
 #[derive(Default)]
-pub struct Ledger {
-    books: Mutex<Books>,
-    of_gpu: bool,
-}
+pub struct Ledger(Mutex<Books>);
 
 #[derive(Default)]
 struct Books {
     live: usize,
     peak: usize,
-    work: BTreeMap<&'static str, Work>,
+    effort: Effort,
 }
 
 impl Ledger {
-    /// Empty books of a run in host memory.
+    /// Empty books.
     pub fn new() -> Arc<Ledger> {
         Arc::default()
-    }
-
-    /// Empty books of a run on a GPU: ops go through that half of theirs.
-    pub fn of_gpu() -> Arc<Ledger> {
-        Arc::new(Ledger { of_gpu: true, ..Ledger::default() })
-    }
-
-    /// Whether the run would be on a GPU.
-    pub fn is_of_gpu(&self) -> bool {
-        self.of_gpu
     }
 
     /// Bytes of the tensors that exist now.
@@ -73,21 +50,20 @@ impl Ledger {
     }
 
     /// Counts one run of an op.
-    pub fn count(&self, op: &'static str, flops: u64, bytes: u64) {
-        let mut it = self.books();
-        let work = it.work.entry(op).or_default();
-        work.calls += 1;
-        work.flops += flops;
-        work.bytes += bytes;
+    pub fn count(&self, operations: u64, bytes: u64) {
+        let effort = &mut self.books().effort;
+        effort.launches += 1;
+        effort.operations += operations;
+        effort.bytes += bytes;
     }
 
-    /// What was counted, op by op.
-    pub fn work(&self) -> BTreeMap<&'static str, Work> {
-        self.books().work.clone()
+    /// What was counted so far; a launch is a run of an op.
+    pub fn effort(&self) -> Effort {
+        self.books().effort
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

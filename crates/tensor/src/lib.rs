@@ -23,7 +23,7 @@ pub use convert::{load_f32, store_f32};
 pub use dtype::{DType, Device, Element, Float};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use ledger::{Ledger, Work};
+pub use ledger::Ledger;
 pub use place::Place;
 pub use simd::dispatch;
 pub use tensor::Tensor;

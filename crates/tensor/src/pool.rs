@@ -71,6 +71,22 @@ pub(crate) fn take<T: Element>(len: usize) -> Vec<T> {
     data
 }
 
+/// Memory beside the tensors, such as packed operands of products: part of the footprint while this lives.
+#[derive(Debug)]
+pub struct Held(usize);
+
+/// Counts so many bytes beside the tensors.
+pub fn hold(bytes: usize) -> Held {
+    adopt(bytes);
+    Held(bytes)
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        pool().stats.live -= self.0;
+    }
+}
+
 /// Counts bytes that a new tensor took over.
 pub(crate) fn adopt(bytes: usize) {
     let mut it = pool();

@@ -4,7 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 use crate::cuda_on_cpu::build;
-use halfbyte_cuda::{Gpu, probe};
+use halfbyte_cuda::{DeviceInfo, Gpu, Version, probe};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -23,7 +23,18 @@ pub fn gpu() -> Option<Arc<Gpu>> {
     .clone()
 }
 
-/// The same device opened anew, with nothing loaded yet and memory of its own.
+/// A GPU that is not there, as a plan has it; works on every machine.
+pub fn dry() -> Arc<Gpu> {
+    let info = DeviceInfo {
+        ordinal: 0,
+        name: "a card to plan for".into(),
+        compute_capability: Version { major: 9, minor: 0 },
+        memory_bytes: 80 << 30,
+    };
+    Gpu::dry(info, 227 << 10)
+}
+
+/// The device of [`gpu`] opened anew, with nothing loaded yet and memory of its own.
 pub fn fresh_gpu() -> Option<Arc<Gpu>> {
     gpu().map(|it| Gpu::open(it.info().ordinal).expect("a GPU that was found opens again"))
 }

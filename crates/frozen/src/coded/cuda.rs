@@ -15,9 +15,7 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
     let (rows, cols) = matrix.dims;
     assert_eq!(into.dims(), matrix.dims, "a matrix is decoded into a window of its size");
     let (start, stride, dtype) = (into.start(), into.stride(), into.tensor().dtype());
-    let Some(gpu) = device(matrix, "decode", (rows * cols, matrix.bytes() + rows * cols * dtype.size())) else {
-        return Ok(());
-    };
+    let gpu = device(matrix);
     if rows * cols == 0 {
         return Ok(());
     }
@@ -32,9 +30,7 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
 pub(super) fn multiply_few(matrix: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
     let ((n, k), m) = (matrix.dims, x.rows());
     let mut y = x.scratch_like(&[m, n], x.dtype());
-    let Some(gpu) = device(matrix, "multiply_few", (2 * m * n * k, matrix.bytes() + x.bytes() + y.bytes())) else {
-        return Ok(y);
-    };
+    let gpu = device(matrix);
     if m * n == 0 {
         return Ok(y);
     }
@@ -42,6 +38,7 @@ pub(super) fn multiply_few(matrix: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
     let call = described(call, matrix, Some(&matrix.scales)).write(&mut y).int(m).int(n).int(k);
     // SAFETY: the codes fill the matrix, with a scale for every block of them; a warp a row of them, all of `x` for each.
     unsafe { call.run("multiply_few", Launch::rows(n.div_ceil(ROWS), 32 * ROWS as u32)) }?;
+    gpu.count_operations((2 * m * n * k) as u64);
     Ok(y)
 }
 
@@ -61,14 +58,10 @@ fn described<'a>(call: Call<'a>, matrix: &CodedMatrix, scales: Option<&Scales>) 
     call.read_or_null(absmax).read_or_null(codes).read_or_null(nested).float(offset).int(shift)
 }
 
-/// The GPU that runs a kernel on the matrix; in a dry run its cost is counted.
-fn device<'a>(matrix: &'a CodedMatrix, op: &'static str, (flops, bytes): (usize, usize)) -> Option<&'a Arc<Gpu>> {
+/// The GPU that runs a kernel on the matrix.
+fn device(matrix: &CodedMatrix) -> &Arc<Gpu> {
     match matrix.codes.place() {
-        Place::Gpu(gpu) => Some(gpu),
-        Place::Dry(ledger) => {
-            ledger.count(op, flops as u64, bytes as u64);
-            None
-        }
-        Place::Host => unreachable!("{op}: kernels run on what lies on a GPU"),
+        Place::Gpu(gpu) => gpu,
+        Place::Host | Place::Dry(_) => unreachable!("kernels run on what lies on a GPU"),
     }
 }

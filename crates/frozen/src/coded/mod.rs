@@ -87,7 +87,8 @@ impl CodedMatrix {
         let (Scales::Plain(given) | Scales::Double { codes: given, .. }) = &scales;
         assert_eq!(given.len(), blocks, "a scale for each block of a matrix of {dims:?}");
         let mut it = CodedMatrix { dims, code, block, codes, scales, tables: None };
-        if let Place::Dry(_) = it.codes.place() {
+        // Made on a GPU only to be planned with; what is moved there brings its tables.
+        if let Place::Gpu(_) = it.codes.place() {
             it.tables = Some(it.codes.scratch_like(&[it.table_values().len()], DType::F32));
         }
         it

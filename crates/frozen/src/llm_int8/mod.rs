@@ -36,9 +36,9 @@ pub(crate) fn product(w: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
         (Place::Gpu(_), Place::Gpu(gpu)) => cuda::product(gpu, w, x),
         (Place::Dry(_), Place::Dry(ledger)) => {
             let ((n, k), m) = (w.dims, x.rows());
-            // Codes of the activations, their outliers, and on a GPU those of the weight, two bytes each.
-            ledger.pass(2 * (2 * m * k + if ledger.is_of_gpu() { n * k } else { 0 }));
-            ledger.count("llm_int8", (2 * m * n * k) as u64, (w.bytes() + x.bytes()) as u64);
+            // Codes of the activations and their outliers, two bytes each.
+            ledger.pass(2 * 2 * m * k);
+            ledger.count((2 * m * n * k) as u64, (w.bytes() + x.bytes()) as u64);
             Ok(x.scratch_like(&[m, n], DType::F32))
         }
         _ => Err(Error::invalid("frozen_linear", "the weight lies in host memory, the activations on a GPU")),

@@ -179,6 +179,8 @@ pub(crate) enum Numbers<'a> {
     Fresh { seed: u64, parts: Option<&'a BTreeMap<String, Part>> },
     /// From a file.
     File(FileNumbers<'a>),
+    /// None: only the sizes count, on a dry device.
+    Dry(&'a Device),
 }
 
 /// The tensors of a file that no update has taken yet.
@@ -194,7 +196,7 @@ pub(crate) struct FileNumbers<'a> {
 impl Numbers<'_> {
     /// The part of the base with which the update at `path` begins.
     fn part(&self, path: &str) -> Option<Part> {
-        let (Numbers::Fresh { parts, .. } | Numbers::File(FileNumbers { parts, .. })) = self;
+        let (Numbers::Fresh { parts, .. } | Numbers::File(FileNumbers { parts, .. })) = self else { return None };
         parts.as_ref()?.get(path).cloned()
     }
 
@@ -217,6 +219,7 @@ impl Numbers<'_> {
         let value = match self {
             Numbers::Fresh { seed, .. } => fresh(*seed)?,
             Numbers::File(file) => file.take(read_as, shape)?,
+            Numbers::Dry(device) => Tensor::scratch_on(device, shape, DType::F32),
         };
         Ok(Param::new(name, value))
     }
@@ -231,6 +234,7 @@ impl Numbers<'_> {
         let value = match self {
             Numbers::Fresh { seed, .. } => fresh(*seed),
             Numbers::File(file) => transpose(&file.take(&[name.to_owned()], &[cols, rows])?),
+            Numbers::Dry(device) => Tensor::scratch_on(device, &[rows, cols], DType::F32),
         };
         Ok(Param::new(name, value))
     }

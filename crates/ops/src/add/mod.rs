@@ -30,7 +30,7 @@ pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> 
 
 fn sum(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
     let y = a.scratch_like(a.shape(), a.dtype());
-    let cost = Cost::of("add", 2, &[a, b, &y]);
+    let cost = Cost::of(2, &[a, b, &y]);
     let host = |y: &mut Tensor| {
         with_float!(a.dtype(), T, cpu::forward::<T>(a.data(), b.data(), scale, y.data_mut()));
         Ok(())
@@ -41,7 +41,7 @@ fn sum(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
 /// `scale * x`.
 pub(crate) fn scaled(x: &Tensor, scale: f32) -> Result<Tensor> {
     let y = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of("add", 1, &[x, &y]);
+    let cost = Cost::of(1, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, cpu::scale::<T>(x.data(), scale, y.data_mut()));
         Ok(())

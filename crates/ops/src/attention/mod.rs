@@ -92,7 +92,7 @@ struct Saved<'a> {
 fn forward([q, k, v]: [&Tensor; 3], shape: &AttentionShape, layout: &Layout) -> Result<[Tensor; 2]> {
     let y = q.scratch_like(q.shape(), q.dtype());
     let lse = q.scratch_like(&[shape.heads * q.rows()], DType::F32);
-    let cost = Cost::of("attention", 0, &[q, k, v, &y, &lse]).flops(shape.flops(layout, 2));
+    let cost = Cost::of(0, &[q, k, v, &y, &lse]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {
         with_float!(q.dtype(), T, {
             cpu::forward(&Inputs::<T>::new([q, k, v], shape, layout), y.data_mut(), lse.data_mut());
@@ -114,7 +114,7 @@ fn gradients(
     let grads = saved.inputs.map(|it| needs.next().filter(|it| *it).map(|_| it.scratch_like(it.shape(), it.dtype())));
     let tensors: Vec<&Tensor> =
         saved.inputs.into_iter().chain([saved.y, saved.dy, saved.lse]).chain(grads.iter().flatten()).collect();
-    let cost = Cost::of("attention", 0, &tensors).flops(shape.flops(layout, 5));
+    let cost = Cost::of(0, &tensors).flops(shape.flops(layout, 5));
     let host = |grads: &mut [Option<Tensor>; 3]| {
         with_float!(q.dtype(), T, {
             let inputs = Inputs::<T>::new(saved.inputs, shape, layout);
@@ -146,7 +146,7 @@ pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, 
         return Err(Error::invalid("attend_cached", message).into());
     }
     let out = [q.scratch_like(q.shape(), q.dtype()), q.scratch_like(&[shape.heads * tokens], DType::F32)];
-    let cost = Cost::of("attend_cached", 0, &[q, &out[0]]).flops(shape.flops(layout, 2));
+    let cost = Cost::of(0, &[q, &out[0]]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {
         with_float!(q.dtype(), T, {
             let inputs = Inputs::<T>::new([q, k, v], &shape, layout);

@@ -88,7 +88,7 @@ impl Job<'_> {
             at_once * (4 * width + channels * kept.size()) + weights
         };
         let products = 1 + usize::from(self.want_dh) + usize::from(self.want_dw);
-        let cost = Cost::of("cross_entropy", 0, &[self.h]).flops(2 * products * rows * vocab * channels);
+        let cost = Cost::of(0, &[self.h]).flops(2 * products * rows * vocab * channels);
         cost.passing(passing).count(ledger);
         Found { loss: self.h.scratch_like(&[1], DType::F32), dh, dw }
     }

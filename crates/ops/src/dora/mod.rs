@@ -48,7 +48,7 @@ pub fn dora_scale(tape: &Tape<'_>, u: &Var, magnitude: &Var, norm: &Tensor, bias
 /// `x * magnitude / norm + shift`, a factor and perhaps a shift a column.
 fn scaled(x: &Tensor, [magnitude, norm]: &[Tensor; 2], shift: Option<&Tensor>) -> Result<Tensor> {
     let y = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of(OP, 2, &[x, &y]);
+    let cost = Cost::of(2, &[x, &y]);
     let host = |y: &mut Tensor| {
         let pairs = magnitude.data::<f32>().iter().zip(norm.data::<f32>());
         let factor: Vec<f32> = pairs.map(|(m, n)| m / n).collect();
@@ -62,7 +62,7 @@ fn scaled(x: &Tensor, [magnitude, norm]: &[Tensor; 2], shift: Option<&Tensor>) -
 /// The sums over rows of `dy u / norm`, f32.
 fn magnitude_gradient(dy: &Tensor, u: &Tensor, norm: &Tensor) -> Result<Tensor> {
     let dm = dy.scratch_like(norm.shape(), DType::F32);
-    let cost = Cost::of(OP, 2, &[dy, u]);
+    let cost = Cost::of(2, &[dy, u]);
     let host = |dm: &mut Tensor| {
         let sums = dm.data_mut::<f32>();
         with_float!(dy.dtype(), T, cpu::sum_of_products(dy.data::<T>(), u.data::<T>(), sums));
@@ -83,7 +83,7 @@ pub fn row_norms(w: &dyn FrozenMatrix, update: Option<(&Tensor, &Tensor, f32)>) 
     // On a GPU the rows are formed in a workspace, on a CPU one by one.
     let formed = on_gpu(&norms).then(|| formed(w, update)).transpose()?;
     let rank = update.map_or(0, |it| it.0.rows());
-    let cost = Cost::new("row_norms", 2 * out * inner * (1 + rank), w.bytes());
+    let cost = Cost::new(2 * out * inner * (1 + rank), w.bytes());
     let at = norms.scratch_like(&[0], DType::F32);
     let host = |norms: &mut Tensor| {
         let update = update.map(|(a, b, scaling)| (a.to_f32_vec(), b.to_f32_vec(), scaling));

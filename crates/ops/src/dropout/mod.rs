@@ -61,7 +61,7 @@ pub(crate) fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
         return Ok(x.clone());
     }
     let y = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of("dropout", 1, &[x, &y]);
+    let cost = Cost::of(1, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, cpu::apply(x.data::<T>(), y.data_mut::<T>(), d));
         Ok(())
@@ -77,7 +77,7 @@ pub(crate) fn apply_in_place(x: &mut Tensor, d: Dropout) -> Result<()> {
     match x.place() {
         Place::Host => with_float!(x.dtype(), T, cpu::apply_in_place(x.data_mut::<T>(), d)),
         Place::Gpu(_) => *x = apply(x, d)?,
-        Place::Dry(ledger) => Cost::of("dropout", 1, &[x, x]).count(ledger),
+        Place::Dry(ledger) => Cost::of(1, &[x, x]).count(ledger),
     }
     Ok(())
 }

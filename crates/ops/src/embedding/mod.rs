@@ -38,7 +38,7 @@ pub fn embedding(tape: &Tape<'_>, weight: &Var, ids: &Ids, dtype: DType) -> Resu
 fn gather(table: &Tensor, ids: &Ids, dtype: DType) -> Result<Tensor> {
     let channels = table.cols();
     let y = table.scratch_like(&[ids.len(), channels], dtype);
-    let cost = Cost::of("embedding", 0, &[&y, &y]);
+    let cost = Cost::of(0, &[&y, &y]);
     let host = |y: &mut Tensor| {
         with_float!(table.dtype(), S, {
             with_float!(dtype, D, cpu::gather(table.data::<S>(), ids.values(), y.data_mut::<D>(), channels))
@@ -50,7 +50,7 @@ fn gather(table: &Tensor, ids: &Ids, dtype: DType) -> Result<Tensor> {
 
 fn scatter_add(dy: &Tensor, ids: &Ids, (vocab, channels): (usize, usize)) -> Result<Tensor> {
     let dw = Tensor::zeros_on(&dy.device(), &[vocab, channels], DType::F32);
-    let cost = Cost::of("embedding", 1, &[dy, &dw]);
+    let cost = Cost::of(1, &[dy, &dw]);
     let host = |dw: &mut Tensor| {
         with_float!(dy.dtype(), T, cpu::scatter_add(dy.data::<T>(), ids, dw.data_mut(), channels));
         Ok(())

@@ -84,10 +84,11 @@ pub(crate) fn decoded(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
 
 /// The matrix in a part of a workspace on its GPU.
 pub(crate) fn decode_into(w: &dyn FrozenMatrix, into: Window<'_>) -> Result<()> {
-    Ok(match there(w)? {
+    match there(w)? {
         OnDevice::Dense(weight) => put(1.0, weight, 0, into)?,
         OnDevice::Coded(it) => it.decode(into)?,
-    })
+    }
+    Ok(())
 }
 
 fn there(w: &dyn FrozenMatrix) -> Result<OnDevice<'_>> {

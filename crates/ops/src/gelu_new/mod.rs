@@ -25,7 +25,7 @@ pub fn gelu_new(tape: &Tape<'_>, x: &Var) -> Result<Var> {
 
 fn forward(x: &Tensor) -> Result<Tensor> {
     let y = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of("gelu_new", 12, &[x, &y]);
+    let cost = Cost::of(12, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), y.data_mut()));
         Ok(())
@@ -35,7 +35,7 @@ fn forward(x: &Tensor) -> Result<Tensor> {
 
 fn backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let dx = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of("gelu_new", 20, &[x, dy, &dx]);
+    let cost = Cost::of(20, &[x, dy, &dx]);
     let host = |dx: &mut Tensor| {
         with_float!(x.dtype(), T, cpu::backward::<T>(dy.data(), x.data(), dx.data_mut()));
         Ok(())

@@ -1,5 +1,5 @@
 use super::window::{Operand, Window};
-use crate::place::{Cost, on_device};
+use crate::place::on_device;
 use halfbyte_cuda::{Gemm, Gpu, Launch, Source};
 use halfbyte_tensor::{DType, Place, Result, Tensor, cuda};
 
@@ -23,9 +23,7 @@ pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, mut 
         return Ok(());
     }
     let output = out.tensor().dtype();
-    let written = m * n * output.size() * if beta == 0.0 { 1 } else { 2 };
-    let cost = Cost::new("product", 2 * m * n * k, (m + n) * k * a.tensor.dtype().size() + written);
-    on_device(a.tensor, cost, |gpu| {
+    on_device(a.tensor, |gpu| {
         let gemm = Gemm {
             m,
             n,
@@ -64,8 +62,7 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
         return Ok(());
     }
     let dtype = into.tensor().dtype();
-    let cost = Cost::new("put", from.len(), from.bytes() + rows * width * dtype.size());
-    on_device(from, cost, |gpu| {
+    on_device(from, |gpu| {
         let (start, stride) = (into.start(), into.stride());
         let call =
             cuda::Call::new(gpu, &SOURCE, dtype).read(from).kind(from.dtype()).float(scale).int(cols).int(before);
@@ -95,7 +92,7 @@ pub fn sheet(rows: usize, threads: usize) -> Launch {
 pub(crate) fn add_bias(y: &mut Tensor, bias: Option<&Tensor>) -> Result<()> {
     let (n, cols, dtype) = (y.len(), y.cols(), y.dtype());
     let Some(bias) = bias.filter(|_| n > 0) else { return Ok(()) };
-    on_device(bias, Cost::new("add_bias", n, 2 * y.bytes()), |gpu| {
+    on_device(bias, |gpu| {
         let call = cuda::Call::new(gpu, &SOURCE, dtype).write(y).read(bias).kind(bias.dtype()).int(cols).long(n as u64);
         // SAFETY: a bias a column.
         unsafe { call.run("add_bias", Launch::elements(n)) }

@@ -25,7 +25,7 @@ pub fn append_rows(into: [&mut Tensor; 2], rows: [&Tensor; 2], layout: &Layout) 
             return Err(Error::shape("append_rows", expected, &[rows.rows(), into.rows()]).into());
         }
     }
-    let cost = Cost::of("append_rows", 0, &[rows[0], rows[1], rows[0], rows[1]]);
+    let cost = Cost::of(0, &[rows[0], rows[1], rows[0], rows[1]]);
     let host = |into: &mut [&mut Tensor; 2]| {
         for (into, rows) in into.iter_mut().zip(rows) {
             for it in layout.segments() {
@@ -61,7 +61,7 @@ pub fn move_rows(into: &mut Tensor, from: &Tensor, moves: &[Move]) -> Result<()>
         let message = format!("{outside:?} lies outside buffers of {} and {} rows", from.rows(), into.rows());
         return Err(Error::invalid("move_rows", message).into());
     }
-    let cost = Cost::of("move_rows", 0, &[from, into]);
+    let cost = Cost::of(0, &[from, into]);
     let host = |into: &mut &mut Tensor| {
         for it in moves {
             with_float!(from.dtype(), T, copy::<T>(into, it.to, from, it.from.clone()));

@@ -39,7 +39,7 @@ pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Resul
 /// The output, and each row's mean and 1 over its standard deviation.
 fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
     let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.rows(), 2], DType::F32)];
-    let cost = Cost::of("layer_norm", 7, &[x, &out[0]]);
+    let cost = Cost::of(7, &[x, &out[0]]);
     let host = |[y, stats]: &mut [Tensor; 2]| {
         with_float!(x.dtype(), T, {
             let affine = cpu::Affine { w: w.data(), b: b.data(), eps };
@@ -65,7 +65,7 @@ impl Saved<'_> {
         let Saved { x, w, stats } = *self;
         let sums = || [w, w].map(|it| x.scratch_like(it.shape(), DType::F32));
         let out = (x.scratch_like(x.shape(), x.dtype()), train.then(sums));
-        let cost = Cost::of("layer_norm", 12, &[x, dy, &out.0]);
+        let cost = Cost::of(12, &[x, dy, &out.0]);
         let host = |(dx, affine): &mut Gradients| {
             let sums = with_float!(x.dtype(), T, {
                 let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), stats: stats.data() };

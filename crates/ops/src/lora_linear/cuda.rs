@@ -122,7 +122,7 @@ pub(super) fn backward(
     if let Some((x, dh)) = x.zip(dh.as_ref()) {
         gradients_of_a(&stack, &updated, (x, dh), &mut thin)?;
     }
-    let live: Vec<_> = live().map(|(i, it, dy)| (i, it, dy)).collect();
+    let live: Vec<_> = live().collect();
     let dx = wanted.then(|| input_gradient(&stack, &live, dh.as_ref(), k)).transpose()?;
     Ok(Found { dx, thin })
 }

@@ -34,7 +34,7 @@ pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
 /// The output, and 1 over each row's root mean square.
 fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
     let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.len() / w.len()], DType::F32)];
-    let cost = Cost::of("rms_norm", 4, &[x, &out[0]]);
+    let cost = Cost::of(4, &[x, &out[0]]);
     let host = |[y, rstd]: &mut [Tensor; 2]| {
         with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
         Ok(())
@@ -54,7 +54,7 @@ impl Saved<'_> {
     fn backward(&self, dy: &Tensor, train: bool) -> Result<(Tensor, Option<Tensor>)> {
         let Saved { x, w, rstd } = *self;
         let out = (x.scratch_like(x.shape(), x.dtype()), train.then(|| x.scratch_like(w.shape(), DType::F32)));
-        let cost = Cost::of("rms_norm", 8, &[x, dy, &out.0]);
+        let cost = Cost::of(8, &[x, dy, &out.0]);
         let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
             let sums = with_float!(x.dtype(), T, {
                 let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), rstd: rstd.data() };

@@ -98,7 +98,7 @@ pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_d
 /// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
 fn rotated(x: &Tensor, table: &RopeTable, layout: &Layout, direction: f32) -> Result<Tensor> {
     let y = x.scratch_like(x.shape(), x.dtype());
-    let cost = Cost::of("rope", 3, &[x, &y]);
+    let cost = Cost::of(3, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, {
             cpu::rotate::<T>(x.data(), (table, direction), layout.positions(), y.data_mut());

@@ -136,7 +136,7 @@ fn moved(from: &Tensor, to: Tensor, moves: &[Move]) -> Result<Tensor> {
         });
         Ok(())
     };
-    let cost = Cost::of("rows", 0, &[from, from]);
+    let cost = Cost::of(0, &[from, from]);
     fill(from, cost, to, host, |_, to| {
         moves.iter().try_for_each(|it| cuda::copy_rows(to, it.to, from, it.from, it.count))
     })

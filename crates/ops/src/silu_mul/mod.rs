@@ -32,7 +32,7 @@ pub fn silu_mul(tape: &Tape<'_>, gate: &Var, up: &Var) -> Result<Var> {
 
 fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let y = gate.scratch_like(gate.shape(), gate.dtype());
-    let cost = Cost::of("silu_mul", 6, &[gate, up, &y]);
+    let cost = Cost::of(6, &[gate, up, &y]);
     let host = |y: &mut Tensor| {
         with_float!(gate.dtype(), T, cpu::forward::<T>(gate.data(), up.data(), y.data_mut()));
         Ok(())
@@ -43,7 +43,7 @@ fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// The gradients of gate and up.
 fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<[Tensor; 2]> {
     let grads = [gate, up].map(|it| it.scratch_like(it.shape(), it.dtype()));
-    let cost = Cost::of("silu_mul", 12, &[gate, up, dy, &grads[0], &grads[1]]);
+    let cost = Cost::of(12, &[gate, up, dy, &grads[0], &grads[1]]);
     let host = |[dg, du]: &mut [Tensor; 2]| {
         with_float!(gate.dtype(), T, {
             cpu::backward::<T>([dy.data(), gate.data(), up.data()], dg.data_mut(), du.data_mut());

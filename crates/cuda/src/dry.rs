@@ -1,0 +1,64 @@
+//! A GPU that is not there: the same pool, the same order of calls, and nothing done.
+//!
+//! A plan goes through the real code on it. What that code would allocate, launch and multiply is counted, so that the peak of memory
+//! and the work of a step are known before anything is loaded, on a machine without a GPU, too.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::launch::Arg;
+use crate::matmul::Gemm;
+use crate::pool::Block;
+
+/// What a dry device keeps in the place of a driver.
+#[derive(Default)]
+pub(crate) struct Dry {
+    /// Where the next segment begins; addresses lead nowhere.
+    next: AtomicU64,
+    /// The bytes that were asked for at each address, for the traffic of kernels.
+    sizes: Mutex<HashMap<u64, usize>>,
+    /// What the library of products would take for itself.
+    pub(crate) workspace: OnceLock<Block>,
+}
+
+/// Addresses begin here, so that none is the null pointer.
+const FIRST: u64 = 1 << 30;
+
+impl Dry {
+    /// The address of a segment.
+    pub(crate) fn segment(&self, bytes: usize) -> u64 {
+        FIRST + self.next.fetch_add(bytes as u64, Ordering::Relaxed)
+    }
+
+    /// Remembers a buffer.
+    pub(crate) fn hold(&self, at: u64, bytes: usize) {
+        self.sizes().insert(at, bytes);
+    }
+
+    /// Forgets a buffer.
+    pub(crate) fn forget(&self, at: u64) {
+        self.sizes().remove(&at);
+    }
+
+    /// Bytes that a kernel reads or writes, if it goes once over everything it is given.
+    pub(crate) fn traffic(&self, args: &[Arg]) -> u64 {
+        let sizes = self.sizes();
+        let bytes = |arg: &Arg| match arg {
+            Arg::Ptr(at) => sizes.get(at).copied().unwrap_or(0) as u64,
+            _ => 0,
+        };
+        args.iter().map(bytes).sum()
+    }
+
+    fn sizes(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that a product reads and writes, if each operand comes once.
+pub(crate) fn product_traffic(gemm: &Gemm) -> u64 {
+    let operands = (gemm.m * gemm.k + gemm.k * gemm.n) * gemm.input.size();
+    let result = gemm.m * gemm.n * gemm.output.size() * if gemm.beta == 0.0 { 1 } else { 2 };
+    (operands + result) as u64
+}

@@ -1,0 +1,81 @@
+//! A device that is not there counts what a real one would be asked for. Needs no driver.
+
+use halfbyte_cuda::{Arg, DeviceInfo, Gemm, Gpu, Launch, Matrix, Number, Pinned, Source, Version};
+use std::sync::Arc;
+
+const SOURCE: Source = Source { name: "nobody", text: "this would not compile" };
+
+fn card() -> Arc<Gpu> {
+    let info = DeviceInfo {
+        ordinal: 0,
+        name: "a card to plan for".into(),
+        compute_capability: Version { major: 9, minor: 0 },
+        memory_bytes: 80 << 30,
+    };
+    Gpu::dry(info, 227 << 10)
+}
+
+#[test]
+fn memory_comes_from_the_pool_that_a_real_device_has() {
+    let gpu = card();
+    let a = gpu.alloc(100).unwrap();
+    let mut b = gpu.alloc(3 << 20).unwrap();
+    b.upload(&vec![1; 3 << 20]).unwrap();
+    let mut back = vec![9; 3 << 20];
+    b.download(&mut back).unwrap();
+    assert!(back.iter().all(|it| *it == 0), "nothing was stored");
+    // A rest of a segment that is too small to be of use goes with the buffer.
+    assert_eq!(gpu.stats().live, 512 + (4 << 20));
+    assert!(gpu.stats().reserved >= gpu.stats().live);
+    assert_ne!(a.ptr(), b.ptr());
+    drop((a, b));
+    assert_eq!(gpu.stats().live, 0);
+    assert_eq!(gpu.stats().peak, 512 + (4 << 20));
+    let (free, total) = gpu.memory().unwrap();
+    assert_eq!((total, total - free), (80 << 30, gpu.stats().reserved));
+}
+
+#[test]
+fn launches_and_products_are_counted_with_their_bytes() {
+    let gpu = card();
+    let (x, y) = (gpu.alloc(1000).unwrap(), gpu.alloc(24).unwrap());
+    let args = [Arg::Ptr(x.ptr()), Arg::Ptr(y.ptr()), Arg::I32(7), Arg::Ptr(0)];
+    // SAFETY: nothing is launched.
+    unsafe { gpu.launch((&SOURCE, Number::F32), "kernel", Launch::elements(6), &args) }.unwrap();
+    assert_eq!((gpu.counters().launches, gpu.counters().bytes), (1, 1024));
+    let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
+    let gemm = Gemm {
+        m: 3,
+        n: 5,
+        k: 7,
+        a: at(x.ptr(), 7),
+        b: at(y.ptr(), 5),
+        input: Number::Bf16,
+        c: x.ptr(),
+        c_stride: 5,
+        output: Number::F32,
+        alpha: 1.0,
+        beta: 1.0,
+    };
+    let before = gpu.stats().live;
+    // SAFETY: nothing is multiplied.
+    unsafe { gpu.gemm(&gemm) }.unwrap();
+    let counted = gpu.counters();
+    assert_eq!((counted.products, counted.operations), (1, 2 * 3 * 5 * 7));
+    assert_eq!(counted.bytes - 1024, 2 * (21 + 35) + 2 * 4 * 15);
+    assert_eq!(gpu.stats().live - before, 32 << 20, "the library's workspace on Hopper");
+    // SAFETY: as above.
+    unsafe { gpu.gemm(&gemm) }.unwrap();
+    assert_eq!(gpu.stats().live - before, 32 << 20, "which is taken once");
+}
+
+#[test]
+fn pinned_memory_and_streams_need_no_driver() {
+    let gpu = card();
+    let pinned = Pinned::new(&gpu, 1 << 20).unwrap();
+    assert!(pinned.as_slice().iter().all(|it| *it == 0));
+    gpu.copy_stream().wait_for_compute().unwrap();
+    gpu.copy_stream().before_compute().unwrap();
+    gpu.synchronize().unwrap();
+    assert_eq!(gpu.counters().synchronisations, 1);
+}
