@@ -8,7 +8,7 @@ use halfbyte_paged_optim::{
     AdamW, AdamWConfig, Budget, CudaAdamW, CudaParamStep, PageStats, ParamSpec, ParamStep, StateFormat, StatePlace,
     clip_by_global_norm, sums_of_squares,
 };
-use halfbyte_tensor::{Device, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -74,6 +74,12 @@ pub struct Optim {
 enum Place {
     Host(AdamW),
     Cuda(CudaAdamW, Arc<Gpu>),
+    /// Of a dry run: the parameters as an optimizer would know them.
+    Dry {
+        specs: Vec<ParamSpec>,
+        /// Stands in the books for the state that is in memory.
+        _state: Tensor,
+    },
 }
 
 /// What a step does with the gradients.
@@ -117,7 +123,12 @@ impl Optim {
         let specs: Vec<ParamSpec> = trained.iter().map(spec).collect();
         let budget = budget(config.state.resident, &config.spill_dir);
         let place = match device {
-            Device::Cpu | Device::Dry(_) => Place::Host(AdamW::new(config.adamw, &specs, budget)?),
+            Device::Cpu => Place::Host(AdamW::new(config.adamw, &specs, budget)?),
+            Device::Dry(ledger) => {
+                let bytes = trained.iter().map(|it| config.state.bytes(it.role, it.param.value().len())).sum();
+                let state = Tensor::dry(ledger, &[config.state.in_memory(bytes)], DType::U8);
+                Place::Dry { specs, _state: state }
+            }
             Device::Cuda(gpu) => {
                 let pages = (budget.resident_bytes, budget.page_bytes);
                 Place::Cuda(CudaAdamW::new(gpu, config.adamw, &specs, pages)?, gpu.clone())
@@ -136,6 +147,7 @@ impl Optim {
         match &self.place {
             Place::Host(it) => it.steps(),
             Place::Cuda(it, _) => it.steps(),
+            Place::Dry { .. } => 0,
         }
     }
 
@@ -144,6 +156,7 @@ impl Optim {
         match &self.place {
             Place::Host(it) => it.specs(),
             Place::Cuda(it, _) => it.specs(),
+            Place::Dry { specs, .. } => specs,
         }
     }
 
@@ -152,6 +165,7 @@ impl Optim {
         match &self.place {
             Place::Host(it) => it.stats(),
             Place::Cuda(it, _) => it.stats(),
+            Place::Dry { .. } => PageStats::default(),
         }
     }
 
@@ -163,6 +177,7 @@ impl Optim {
         match &mut self.place {
             Place::Host(it) => it.visit_state(visit)?,
             Place::Cuda(it, _) => it.visit_state(visit)?,
+            Place::Dry { .. } => {}
         }
         Ok(())
     }
@@ -179,6 +194,7 @@ impl Optim {
         match &mut self.place {
             Place::Host(it) => it.restore(steps, fill)?,
             Place::Cuda(it, _) => it.restore(steps, fill)?,
+            Place::Dry { .. } => {}
         }
         Ok(())
     }
@@ -193,6 +209,7 @@ impl Optim {
         match &mut self.place {
             Place::Host(adamw) => on_host(adamw, update, params, grads, loss),
             Place::Cuda(adamw, gpu) => on_gpu((adamw, gpu), update, params, &grads, loss),
+            Place::Dry { .. } => Ok(Seen { loss: 0.0, norm: 0.0, nonzero: vec![false; grads.len()] }),
         }
     }
 }

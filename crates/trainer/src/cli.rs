@@ -1,6 +1,6 @@
 //! The command line. Flags carry the names that users of peft and transformers know.
 
-use crate::base_record::BaseFlags;
+use crate::{base_record::BaseFlags, plan::Card};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
@@ -187,6 +187,12 @@ pub struct InspectArgs {
     /// Tokens a row, for the memory plan.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_length: usize,
+    /// Plan for recomputing activations in the backward pass instead of keeping them.
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
+    /// Also show what each op of a step costs on a card, by operations, bytes and launches; no GPU is needed.
+    #[arg(long, value_name = "CARD", num_args = 0..=1, default_missing_value = "h100", value_parser = Card::ALL.map(|it| it.name))]
+    pub roofline: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

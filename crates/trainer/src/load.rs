@@ -114,6 +114,11 @@ impl Waiting {
         Ok(Waiting(found))
     }
 
+    /// Their settings.
+    pub(crate) fn configs(&self) -> impl Iterator<Item = &halfbyte_lora::LoraConfig> {
+        self.0.iter().map(|it| &it.file.config)
+    }
+
     /// The adapters for the base that was loaded with these waiting, where it computes.
     pub(crate) fn adapters(self, model: &mut dyn Model, device: &Device) -> anyhow::Result<Vec<Adapter>> {
         let mut found = Vec::with_capacity(self.0.len());

@@ -177,22 +177,26 @@ fn memory_that_runs_out_in_the_middle_leaves_the_checkpoint_and_says_what_helps(
 #[test]
 fn a_gpu_too_small_for_the_run_is_refused_before_loading_with_what_would_fit() {
     let work = Work::new();
-    let run = work.finetune().flags("--per-device-train-batch-size 8 --compute-dtype f32 --device cuda");
-    let with = |bytes: &str| {
-        let mut command = on_gpu(run.args(), &work.path("cache"))?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets");
+    let with = |run: &Finetune, bytes: &str| {
+        let mut command = on_gpu(run.clone().flags("--device cuda").args(), &work.path("cache"))?;
         Some(Outcome::of(command.env("CUDA_ON_CPU_MEMORY", bytes)))
     };
     // The workspace of cuBLASLt alone is 32 MiB.
-    let Some(refused) = with("33700000") else { return };
+    let (model, data) = (root.join("models/tiny-llama"), root.join("reviews-train.parquet"));
+    let large = Finetune::new(&model, &data, &work.path("large"))
+        .flags("--per-device-train-batch-size 32 --max-length 64 --gradient-checkpointing off");
+    let Some(refused) = with(&large, "70000000") else { return };
     refused.user_error(&[
-        "the GPU has 32.1 MiB of 32.1 MiB free",
+        "the GPU has 66.8 MiB of 66.8 MiB free",
         "for activations",
-        "--per-device-train-batch-size 1",
+        "--per-device-train-batch-size 1 would need",
         "fit",
     ]);
-    with("10000000").unwrap().user_error(&["smaller model", "--device cpu"]);
-    assert!(!run.folder().join("metrics.jsonl").exists());
-    with("64000000").unwrap().success();
+    assert!(!large.folder().join("metrics.jsonl").exists());
+    let run = work.finetune();
+    with(&run, "10000000").unwrap().user_error(&["smaller model", "--device cpu"]);
+    with(&run, "64000000").unwrap().success();
     assert!(run.summary()["peak_gpu_mib"].as_f64().unwrap() < 61.0);
 }
 

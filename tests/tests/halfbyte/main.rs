@@ -18,6 +18,7 @@ mod inspect;
 mod merge;
 mod packing;
 mod pissa;
+mod plan;
 mod python_stack;
 mod quantize;
 mod resume;

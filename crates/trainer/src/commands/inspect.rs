@@ -2,40 +2,51 @@ use crate::{
     base_record::BaseRecord,
     cli::InspectArgs,
     console::{mib, thousands},
+    finetune::RUNTIME_BYTES,
     load,
-    plan::{Plan, Shape},
+    plan::{Card, Rehearsal, rehearsal::Stage, roofline::Roofline},
 };
-use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules, attach};
+use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
-use halfbyte_train::{StateConfig, parameters};
+use halfbyte_train::{OptimConfig, StepConfig, parameters};
 use serde_json::json;
 use std::io::Write;
 
-/// `halfbyte inspect`: structure, trainable share and memory plan.
+/// `halfbyte inspect`: structure, trainable share and memory plan, from the headers of the model's files.
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model)?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
-    let mut model = load::load(&base.folder, record.format(), &Device::Cpu, None)?;
-    let mut adapter = None;
-    if let Some(targets) = &args.target_modules {
-        let config = LoraConfig {
-            rank: args.rank,
-            lora_alpha: args.rank as f32,
-            target_modules: TargetModules::parse(targets),
-            ..LoraConfig::default()
-        };
-        adapter = Some(attach(&model.modules(), &config, "default", 0)?.0);
+    let lora = args.target_modules.as_ref().map(|targets| LoraConfig {
+        rank: args.rank,
+        lora_alpha: args.rank as f32,
+        target_modules: TargetModules::parse(targets),
+        ..LoraConfig::default()
+    });
+    let tokens = args.max_length.min(base.folder.config().max_position_embeddings);
+    let rehearsal = Rehearsal {
+        folder: &base.folder,
+        format: Some(record.format()),
+        lora: lora.as_ref(),
+        step: StepConfig {
+            compute: args.base.compute(),
+            checkpointing: args.gradient_checkpointing,
+            ..StepConfig::default()
+        },
+        optim: OptimConfig::default(),
+        lengths: vec![tokens; args.per_device_train_batch_size],
+        accumulates: false,
+    };
+    let cast = rehearsal.cast(&Stage::like(&Device::Cpu))?;
+    let (model, adapter) = (cast.model.as_ref(), cast.adapter.as_deref());
+    let facts = Facts::of(model, adapter);
+    let device = load::device(args.base.device)?;
+    let mut plan = rehearsal.plan(&Stage::like(&device))?;
+    if device == Device::Cpu {
+        plan.runtime = RUNTIME_BYTES;
     }
-    let adapter = adapter.as_ref();
-    let facts = Facts::of(model.as_ref(), adapter);
-    let rows = args.per_device_train_batch_size * args.max_length.min(model.config().max_position_embeddings);
-    let plan = Plan::new(
-        model.as_ref(),
-        adapter,
-        Shape { rows, compute: args.base.compute(), checkpointing: false },
-        StateConfig::default(),
-    );
+    let card = args.roofline.as_deref().and_then(Card::named);
+    let roofline = card.map(|it| Roofline::of(&rehearsal, it)).transpose()?;
     let mut out = std::io::stdout().lock();
     if args.json {
         let object = json!({
@@ -44,11 +55,12 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             "total_parameters": facts.total,
             "plan": plan,
             "planned_bytes": plan.total(),
+            "roofline": roofline,
         });
         writeln!(out, "{object}")?;
         return Ok(());
     }
-    for line in structure(model.as_ref(), adapter) {
+    for line in structure(model, adapter) {
         writeln!(out, "{line}")?;
     }
     let share = 100.0 * facts.trainable as f64 / facts.total as f64;
@@ -60,11 +72,18 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "\nmemory plan for training {} rows of {} tokens, activations kept:",
-        args.per_device_train_batch_size, args.max_length
+        "\nmemory plan for training {} rows of {tokens} tokens, activations {}:",
+        args.per_device_train_batch_size,
+        if args.gradient_checkpointing { "recomputed" } else { "kept" }
     )?;
     for line in plan.lines() {
         writeln!(out, "{line}")?;
+    }
+    if let Some(roofline) = roofline {
+        writeln!(out)?;
+        for line in roofline.table() {
+            writeln!(out, "{line}")?;
+        }
     }
     Ok(())
 }

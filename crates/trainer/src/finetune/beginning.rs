@@ -5,7 +5,7 @@ use crate::{
     console::{say, warn},
     load::{self, Waiting},
 };
-use halfbyte_lora::{Adapter, Prepare, Takeover, attach};
+use halfbyte_lora::{Adapter, LoraConfig, Prepare, Takeover, attach};
 use halfbyte_models::{Model, ModelFolder};
 use halfbyte_tensor::Device;
 use std::sync::Arc;
@@ -31,6 +31,14 @@ impl Beginning {
         }
         let head = load::head(folder)?;
         Ok(Beginning::Fresh(Takeover::fresh(&settings.lora, head.as_deref(), settings.seed)?.map(Box::new)))
+    }
+
+    /// The adapter that will train: what its file says, or the flags.
+    pub(super) fn config<'a>(&'a self, settings: &'a Settings) -> &'a LoraConfig {
+        match self {
+            Beginning::File(waiting) => waiting.configs().next().unwrap_or(&settings.lora),
+            Beginning::Model | Beginning::Fresh(_) => &settings.lora,
+        }
     }
 
     /// Who sees the base's matrices before they are stored.

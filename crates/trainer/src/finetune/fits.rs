@@ -1,55 +1,144 @@
-//! Whether a run fits the GPU: said before the model is loaded, with what would fit.
+//! Whether a run fits, and whether its activations are kept: settled by rehearsals before the model is loaded.
 
-use super::{args::Method, settings::Settings};
+use super::{
+    args::{CheckpointingArg, Method},
+    settings::Settings,
+};
 use crate::{
     console::mib,
     failure::user_error,
-    plan::{Plan, Shape},
+    plan::{Plan, Rehearsal, available_memory, rehearsal::Stage},
 };
 use halfbyte_data::{BatchConfig, Dataset};
 use halfbyte_frozen::Format;
+use halfbyte_lora::LoraConfig;
 use halfbyte_models::ModelFolder;
 use halfbyte_tensor::Device;
+use halfbyte_train::{OptimConfig, StepConfig};
 
-/// Refuses a run that needs more than the GPU has free.
-pub(super) fn check(settings: &Settings, folder: &ModelFolder, data: &Dataset, device: &Device) -> anyhow::Result<()> {
-    let Device::Cuda(gpu) = device else { return Ok(()) };
-    let (free, total) = gpu.memory()?;
-    let compute = settings.compute.dtype();
-    let trains = (settings.method == Method::Full).then(|| settings.optimizer_state());
-    let largest = |batch_size: usize| -> anyhow::Result<usize> {
-        Ok(data.epoch_size(&BatchConfig { batch_size, ..settings.batch_config() })?.largest.iter().sum())
+/// Measured on an idle process with a tokenizer of 49,152 entries loaded.
+pub(crate) const RUNTIME_BYTES: usize = 72 << 20;
+
+/// A run that fits.
+pub(super) struct Settled {
+    pub(super) plan: Plan,
+    /// Whether blocks are recomputed in the backward pass.
+    pub(super) checkpointing: bool,
+}
+
+/// What the plans of a run have in common.
+pub(super) struct Question<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) folder: &'a ModelFolder,
+    pub(super) data: &'a Dataset,
+    /// Bytes of all data sets.
+    pub(super) data_bytes: usize,
+    /// The adapter that will train.
+    pub(super) lora: &'a LoraConfig,
+    pub(super) device: &'a Device,
+}
+
+/// One way to run it.
+#[derive(Clone, Copy)]
+struct Way {
+    format: Format,
+    batch_size: usize,
+    checkpointing: bool,
+}
+
+/// Plans the run and chooses whether activations are kept, if that was left open.
+///
+/// Refuses one that needs more than is free, with what would fit.
+pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
+    let settings = it.settings;
+    let kept = Way { format: settings.base.format(), batch_size: settings.batch_size, checkpointing: false };
+    let recomputed = Way { checkpointing: true, ..kept };
+    let free = it.free()?;
+    let settled = |way: Way| Ok::<_, anyhow::Error>(Settled { plan: it.plan(way)?, checkpointing: way.checkpointing });
+    let found = match settings.checkpointing {
+        CheckpointingArg::On => settled(recomputed)?,
+        CheckpointingArg::Off => settled(kept)?,
+        CheckpointingArg::Auto => {
+            let found = settled(kept)?;
+            // On a CPU other programs want memory, too.
+            let share = if *it.device == Device::Cpu { (4, 5) } else { (9, 10) };
+            match free {
+                Some((free, _)) if found.plan.total() > free / share.1 * share.0 => settled(recomputed)?,
+                _ => found,
+            }
+        }
     };
-    let (all, one) = (largest(settings.batch_size)?, largest(1)?);
-    let need = |format: Format, rows: usize, checkpointing: bool| {
-        let shape = Shape { rows, compute, checkpointing };
-        Ok::<_, halfbyte_models::Error>(
-            Plan::before_loading(folder, format, trains, shape)?.on_gpu(folder.config(), shape),
-        )
-    };
-    let format = settings.base.format();
-    let kept = settings.keeps_activations();
-    let asked = need(format, all, !kept)?;
-    if asked.total() <= free {
-        return Ok(());
+    match free {
+        Some(memory) if found.plan.total() > memory.0 => Err(it.refused(&found, memory)?),
+        _ => Ok(found),
     }
-    let alternatives = [
-        ("--gradient-checkpointing on", need(format, all, true)?),
-        ("--per-device-train-batch-size 1", need(format, one, !kept)?),
-        ("both", need(format, one, true)?),
-        ("--quant nf4 with both", need(Format::QLORA, one, true)?),
-    ];
-    let fitting = alternatives.iter().find(|it| it.1.total() <= free);
-    let advice = fitting.map_or_else(
-        || "nothing short of a smaller model, a shorter --max-length or --device cpu fits".to_owned(),
-        |(flags, plan)| format!("{flags} would need {} and fit", mib(plan.total())),
-    );
-    Err(user_error(format!(
-        "the GPU has {} of {} free, and this run needs about {} ({} for the weights, {} for activations); {advice}",
-        mib(free),
-        mib(total),
-        mib(asked.total()),
-        mib(asked.frozen_matrices + asked.dense_weights + asked.trainable),
-        mib(asked.activations)
-    )))
+}
+
+impl Question<'_> {
+    fn plan(&self, way: Way) -> anyhow::Result<Plan> {
+        let Question { settings, folder, data, .. } = *self;
+        let full = settings.method == Method::Full;
+        let config = BatchConfig { batch_size: way.batch_size, ..settings.batch_config() };
+        let rehearsal = Rehearsal {
+            folder,
+            format: (!full).then_some(way.format),
+            lora: (!full).then_some(self.lora),
+            step: StepConfig {
+                compute: settings.compute.dtype(),
+                checkpointing: way.checkpointing,
+                max_grad_norm: settings.max_grad_norm,
+                seed: settings.seed,
+            },
+            optim: OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), ..OptimConfig::default() },
+            lengths: data.epoch_size(&config)?.largest,
+            accumulates: settings.accumulation > 1,
+        };
+        let mut plan = rehearsal.plan(&Stage::like(self.device))?;
+        if *self.device == Device::Cpu {
+            (plan.data, plan.runtime) = (self.data_bytes, RUNTIME_BYTES);
+        }
+        Ok(plan)
+    }
+
+    /// Bytes that can be had, and that there are; none where the system does not tell.
+    fn free(&self) -> anyhow::Result<Option<(usize, Option<usize>)>> {
+        Ok(match self.device {
+            Device::Cuda(gpu) => {
+                let (free, total) = gpu.memory()?;
+                Some((free, Some(total)))
+            }
+            Device::Cpu | Device::Dry(_) => available_memory().map(|it| (it, None)),
+        })
+    }
+
+    fn refused(&self, asked: &Settled, (free, total): (usize, Option<usize>)) -> anyhow::Result<anyhow::Error> {
+        let (plan, format) = (&asked.plan, self.settings.base.format());
+        let way = |format, batch_size, checkpointing| Way { format, batch_size, checkpointing };
+        let all = self.settings.batch_size;
+        let alternatives = [
+            ("--gradient-checkpointing on", way(format, all, true)),
+            ("--per-device-train-batch-size 1", way(format, 1, asked.checkpointing)),
+            ("both", way(format, 1, true)),
+            ("--quant nf4 with both", way(Format::QLORA, 1, true)),
+        ];
+        let elsewhere = if total.is_some() { " or --device cpu" } else { "" };
+        let mut advice = format!("nothing short of a smaller model, a shorter --max-length{elsewhere} fits");
+        for (flags, way) in alternatives {
+            let plan = self.plan(way)?;
+            if plan.total() <= free {
+                advice = format!("{flags} would need {} and fit", mib(plan.total()));
+                break;
+            }
+        }
+        let has = match total {
+            Some(total) => format!("the GPU has {} of {} free", mib(free), mib(total)),
+            None => format!("{} of memory are free", mib(free)),
+        };
+        Ok(user_error(format!(
+            "{has}, and this run needs about {} ({} for the weights, {} for activations); {advice}",
+            mib(plan.total()),
+            mib(plan.frozen_matrices + plan.dense_weights + plan.trainable),
+            mib(plan.activations)
+        )))
+    }
 }

@@ -14,7 +14,8 @@ mod settings;
 mod train;
 
 pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
+pub(crate) use fits::RUNTIME_BYTES;
 pub use run::run;
 
 /// The name of the adapter that trains.
-const ADAPTER: &str = "default";
+pub(crate) const ADAPTER: &str = "default";

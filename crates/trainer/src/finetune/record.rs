@@ -71,6 +71,8 @@ pub(crate) struct Summary {
     pub(crate) peak_rss_mib: Option<f64>,
     /// On the GPU, if one computed.
     pub(crate) peak_gpu_mib: Option<f64>,
+    /// What tensors held during training: on a GPU with what its pool kept for them, so with everything.
+    pub(crate) peak_tensors_mib: f64,
     pub(crate) planned_bytes: usize,
     pub(crate) plan: crate::plan::Plan,
     pub(crate) optimizer_pages: halfbyte_paged_optim::PageStats,

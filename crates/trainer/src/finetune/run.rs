@@ -1,7 +1,7 @@
 //! Before and after the training loop: loading, planning, evaluating, saving, summing up.
 
 use super::{
-    args::{CheckpointingArg, FinetuneArgs, Method, OptimArg},
+    args::{FinetuneArgs, Method, OptimArg},
     beginning::Beginning,
     epochs, fits,
     output::RunFolder,
@@ -18,7 +18,7 @@ use crate::{
     failure::user_error,
     load::{self, BaseModel},
     memory,
-    plan::{Plan, Shape, available_memory},
+    plan::Plan,
     save_model,
 };
 use halfbyte_autograd::Param;
@@ -37,8 +37,18 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
-    fits::check(&settings, &base.folder, &data.train, &device)?;
     let mut beginning = Beginning::of(&settings, &base.folder)?;
+    epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
+    let fits::Settled { plan, checkpointing } = fits::settle(&fits::Question {
+        settings: &settings,
+        folder: &base.folder,
+        data: &data.train,
+        data_bytes: data.bytes(),
+        lora: beginning.config(&settings),
+        device: &device,
+    })?;
+    say(&format!("memory plan (activations {}):", if checkpointing { "recomputed" } else { "kept" }));
+    plan.lines().iter().for_each(|it| say(it));
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device, beginning.prepare())?,
@@ -46,18 +56,6 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let (settings, adapter) = beginning.adapter(settings, model.as_mut(), &device)?;
     let counts = Counts::of(model.as_ref(), adapter.as_deref());
     say(&counts.line());
-    epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
-    let shape = settings.shape(&data, (model.as_ref(), adapter.as_deref()), &device)?;
-    let mut plan = Plan::new(model.as_ref(), adapter.as_deref(), shape, settings.optimizer_state());
-    if let Device::Cuda(_) = device {
-        plan = plan.on_gpu(model.config(), shape);
-    }
-    plan.data = data.bytes();
-    say(&format!("memory plan (activations {}):", if shape.checkpointing { "recomputed" } else { "kept" }));
-    plan.lines().iter().for_each(|it| say(it));
-    if device == Device::Cpu {
-        warn_if_too_large(&plan);
-    }
 
     let config =
         OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), spill_dir: folder.path().to_owned() };
@@ -81,10 +79,12 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         model: model.as_ref(),
         adapter: adapter.clone(),
         optim: &mut optim,
-        checkpointing: shape.checkpointing,
+        checkpointing,
         begun,
         eval_loss_before: before.loss,
     };
+    // What loading held is behind; the plan is of the training.
+    halfbyte_tensor::pool::reset_peak();
     let totals = run.train(state, &mut log)?;
     if settings.args.profile {
         profile::conclude(&folder.file("profile.json"), &device)?;
@@ -172,49 +172,6 @@ impl Settings {
         let resident = self.args.optim_resident_mib.map(|it| (it * f64::from(1 << 20)) as usize);
         StateConfig { in_8_bits: self.optim == OptimArg::Adamw8bit, resident }
     }
-
-    /// Whether activations are kept unless memory forbids it.
-    pub(super) fn keeps_activations(&self) -> bool {
-        self.checkpointing == CheckpointingArg::Off
-    }
-
-    /// The largest batch, and whether its activations are kept.
-    fn shape(
-        &self,
-        data: &Data,
-        (model, adapter): (&dyn Model, Option<&Adapter>),
-        device: &Device,
-    ) -> anyhow::Result<Shape> {
-        let rows = data.train.epoch_size(&self.batch_config())?.largest.iter().sum();
-        let keep = Shape { rows, compute: self.compute.dtype(), checkpointing: false };
-        let checkpointing = match self.checkpointing {
-            CheckpointingArg::On => true,
-            CheckpointingArg::Off => false,
-            // Four fifths leave room for everything else on the machine. On a GPU the weights are there already.
-            CheckpointingArg::Auto => {
-                let plan = Plan::new(model, adapter, keep, self.optimizer_state());
-                match device {
-                    Device::Cpu | Device::Dry(_) => available_memory().is_some_and(|it| plan.total() > it / 5 * 4),
-                    Device::Cuda(gpu) => {
-                        let plan = plan.on_gpu(model.config(), keep);
-                        let weights = plan.frozen_matrices + plan.dense_weights + plan.trainable;
-                        plan.total() - weights > gpu.memory()?.0 / 10 * 9
-                    }
-                }
-            }
-        };
-        Ok(Shape { checkpointing, ..keep })
-    }
-}
-
-fn warn_if_too_large(plan: &Plan) {
-    if let Some(free) = available_memory().filter(|it| *it < plan.total()) {
-        warn(&format!(
-            "the plan needs {}, {} are free: use a smaller batch or --max-length, --gradient-checkpointing on, or --optim-resident-mib",
-            mib(plan.total()),
-            mib(free)
-        ));
-    }
 }
 
 /// What held-out rows say.
@@ -281,10 +238,10 @@ fn save_result(
     save_model::copy_tokenizer(&settings.model, folder.path())
 }
 
-/// The most that live buffers took on the GPU.
+/// The most that was taken from the GPU's driver.
 fn gpu_peak(device: &Device) -> Option<f64> {
     let Device::Cuda(gpu) = device else { return None };
-    Some(gpu.stats().peak as f64 / f64::from(1 << 20))
+    Some(gpu.stats().peak_reserved as f64 / f64::from(1 << 20))
 }
 
 fn summary(
@@ -306,6 +263,7 @@ fn summary(
         tokens_per_second: totals.tokens_per_second(),
         peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
         peak_gpu_mib: gpu_peak(device),
+        peak_tensors_mib: gpu_peak(device).unwrap_or(halfbyte_tensor::pool::stats().peak as f64 / f64::from(1 << 20)),
         planned_bytes: plan.total(),
         plan: plan.clone(),
         optimizer_pages,

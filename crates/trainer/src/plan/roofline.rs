@@ -1,0 +1,111 @@
+//! `inspect --roofline`: what each op of a step costs on a card, by its operations, its bytes and its launches.
+
+use super::{Card, Rehearsal, card::LAUNCH_SECONDS, rehearsal::Stage};
+use halfbyte_autograd::profile::{self, Cost, Phase};
+use halfbyte_tensor::clock;
+use halfbyte_train::{Optim, objective::CausalLm, parameters};
+use serde::Serialize;
+
+/// One op in one phase of a step.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Line {
+    pub(crate) op: &'static str,
+    pub(crate) phase: &'static str,
+    pub(crate) calls: u64,
+    /// Kernels and products.
+    pub(crate) launches: u64,
+    pub(crate) operations: u64,
+    pub(crate) bytes: u64,
+    /// The longest of what products, memory and launches take at the card's rates, in seconds.
+    pub(crate) seconds: f64,
+    /// Which of the three that is.
+    pub(crate) bound: &'static str,
+}
+
+/// A step on a card.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Roofline {
+    pub(crate) card: &'static str,
+    pub(crate) tokens: usize,
+    pub(crate) synchronisations: u64,
+    /// Dearest first.
+    pub(crate) lines: Vec<Line>,
+}
+
+impl Roofline {
+    /// Of a step as it is rehearsed on a card.
+    pub(crate) fn of(rehearsal: &Rehearsal<'_>, card: Card) -> anyhow::Result<Roofline> {
+        let gpu = card.dry();
+        let stage = Stage::Card(gpu.clone());
+        let cast = rehearsal.cast(&stage)?;
+        let trained = parameters(cast.model.as_ref(), cast.adapter.as_deref());
+        let mut optim = Optim::new(&stage.device(), &trained, &rehearsal.optim)?;
+        // The first step makes what later ones find: tables of positions, the library's workspace.
+        rehearsal.step(&cast, &mut optim, &CausalLm)?;
+        profile::start(clock(&stage.device(), || 0))?;
+        let before = gpu.counters();
+        rehearsal.step(&cast, &mut optim, &CausalLm)?;
+        let synchronisations = gpu.counters().since(&before).synchronisations;
+        let costs = profile::stop()?.map(|it| it.0).unwrap_or_default();
+        let mut lines: Vec<Line> =
+            costs.iter().map(|((op, phase), cost)| Line::of((op, *phase), cost, &card)).collect();
+        lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds).then(a.op.cmp(b.op)));
+        let (card, tokens) = (card.name, rehearsal.lengths.iter().sum());
+        Ok(Roofline { card, tokens, synchronisations, lines })
+    }
+
+    /// The sum of all lines, in seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.lines.iter().map(|it| it.seconds).sum()
+    }
+
+    /// A table for people.
+    pub(crate) fn table(&self) -> Vec<String> {
+        let head = ["op", "phase", "calls", "launches", "GFLOP", "MB", "ms", "bound by"];
+        let mut rows = vec![format!(
+            "{:<16} {:<9} {:>6} {:>9} {:>11} {:>11} {:>9}  {}",
+            head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]
+        )];
+        for it in &self.lines {
+            rows.push(format!(
+                "{:<16} {:<9} {:>6} {:>9} {:>11.1} {:>11.1} {:>9.3}  {}",
+                it.op,
+                it.phase,
+                it.calls,
+                it.launches,
+                it.operations as f64 * 1e-9,
+                it.bytes as f64 * 1e-6,
+                it.seconds * 1e3,
+                it.bound
+            ));
+        }
+        let launches: u64 = self.lines.iter().map(|it| it.launches).sum();
+        rows.push(format!(
+            "a step of {} tokens on {}: {:.1} ms at the least, {:.0} tokens/s at the most; {launches} launches, {} synchronisations",
+            self.tokens,
+            self.card,
+            self.seconds() * 1e3,
+            self.tokens as f64 / self.seconds(),
+            self.synchronisations
+        ));
+        rows
+    }
+}
+
+impl Line {
+    fn of((op, phase): (&'static str, Phase), cost: &Cost, card: &Card) -> Line {
+        let terms = [
+            (cost.operations as f64 / (card.tflops * 1e12), "products"),
+            (cost.bytes as f64 / (card.memory_tbps * 1e12), "memory"),
+            (cost.launches as f64 * LAUNCH_SECONDS, "launches"),
+        ];
+        let (seconds, bound) = terms.into_iter().fold((0.0, ""), |most, it| if it.0 > most.0 { it } else { most });
+        let phase = match phase {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Other => "",
+        };
+        let &Cost { calls, launches, operations, bytes, .. } = cost;
+        Line { op, phase, calls, launches, operations, bytes, seconds, bound }
+    }
+}

@@ -1,0 +1,67 @@
+//! A model without its weights: what the headers of its files say, on a dry device.
+
+use halfbyte_autograd::Param;
+use halfbyte_frozen::Format;
+use halfbyte_lora::{Base, Linear, Role, Weight};
+use halfbyte_models::{Error, ModelFolder, Result, Weights};
+use halfbyte_tensor::{DType, Device, Tensor};
+
+/// Gives a model layers of the right sizes.
+pub(crate) struct DryWeights<'a> {
+    pub(crate) folder: &'a ModelFolder,
+    /// How dense matrices would be frozen; none where everything trains.
+    pub(crate) format: Option<Format>,
+    pub(crate) device: &'a Device,
+}
+
+impl DryWeights<'_> {
+    /// The dtype in which a dense tensor is stored, after its shape was compared; none where the files hold it in few bits.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<DType>> {
+        let Some((file, info)) = self.folder.files().get(name) else {
+            return Err(self.folder.files().missing(name).into());
+        };
+        let Some(dtype) = DType::of_files(info.dtype).filter(|it| it.is_float()) else { return Ok(None) };
+        if info.shape != shape {
+            let message = format!("{name} has shape {:?}, config.json asks for {shape:?}", info.shape);
+            return Err(Error::File { path: file.path().to_owned(), message });
+        }
+        Ok(Some(dtype))
+    }
+
+    fn scratch(&self, shape: &[usize], dtype: DType) -> Tensor {
+        Tensor::scratch_on(self.device, shape, dtype)
+    }
+
+    fn matrix(&self, path: &str, dims: (usize, usize), is_head: bool) -> Result<Base> {
+        let (name, shape) = (format!("{path}.weight"), [dims.0, dims.1]);
+        let stored = self.stored(&name, &shape)?;
+        let Some(format) = self.format else {
+            return Ok(Base::Trainable(Param::new(name, self.scratch(&shape, DType::F32))));
+        };
+        let format = if is_head && stored.is_some() { Format::DENSE } else { format };
+        // Settings that the format refuses are refused by whatever is frozen, a few elements, too.
+        let refused = |e: halfbyte_frozen::Error| Error::Freeze { path: path.to_owned(), source: e.into() };
+        format.freeze(Tensor::zeros(&[1, 64], DType::F32)).map_err(refused)?;
+        Ok(Base::Frozen(format.dry(self.device, dims, stored.unwrap_or(DType::Bf16))))
+    }
+}
+
+impl Weights for DryWeights<'_> {
+    fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        let base = self.matrix(path, dims, false)?;
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
+        Ok(Linear::new(path, base, bias))
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
+        let dtype = self.stored(name, shape)?.unwrap_or(DType::Bf16);
+        Ok(match self.format {
+            None => Weight::trainable(Param::new(name, self.scratch(shape, DType::F32)), role),
+            Some(_) => Weight::frozen(name, role, self.scratch(shape, dtype)),
+        })
+    }
+
+    fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
+        Ok(Linear::head(path, self.matrix(path, dims, true)?))
+    }
+}

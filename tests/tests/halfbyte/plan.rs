@@ -1,0 +1,171 @@
+//! The memory plan: a rehearsal of the run that reads headers alone, beside what the run then holds.
+
+use crate::cuda::on_gpu;
+use e2e::{Finetune, Outcome, TinyModel, Work, run, write_jsonl};
+use serde_json::{Map, Value, json};
+use std::{fs, io::Write, path::Path, time::Instant};
+
+/// Planned and measured bytes differ by a twentieth at most.
+#[track_caller]
+fn near(what: &str, planned: f64, measured: f64) {
+    assert!((planned / measured - 1.0).abs() <= 0.05, "{what}: planned {planned} MiB, measured {measured} MiB");
+}
+
+fn mib(value: &Value) -> f64 {
+    value.as_f64().expect("bytes are numbers") / f64::from(1 << 20)
+}
+
+/// Models and flags that change what is held: formats, variants, recomputation, accumulation, packing, everything training.
+fn kinds() -> [(TinyModel, &'static str); 6] {
+    [
+        (TinyModel::llama(), "--quant nf4"),
+        (TinyModel { tied: false, ..TinyModel::llama() }, "--quant int8 --gradient-checkpointing on"),
+        (TinyModel::gpt_neo(), "--quant fp4 --double-quant off --lora-dropout 0.1 --gradient-accumulation-steps 2"),
+        (TinyModel::llama(), "--method lora --quant none --use-dora --target-modules q_proj,v_proj"),
+        (TinyModel::llama(), "--quant nf4 --packing on --max-length 64 --modules-to-save embed_tokens"),
+        (TinyModel::gpt_neo(), "--method full --optim adamw_8bit"),
+    ]
+}
+
+fn of(work: &Work, (model, flags): &(TinyModel, &str)) -> Finetune {
+    // Rows of one length, so that every batch is the largest one.
+    let rows = work.path("alike.jsonl");
+    write_jsonl(&rows, &[Some("the old cat sat on the red mat and then slept all day"); 24]);
+    let run = Finetune::new(&work.model(model), &rows, &work.path("out"));
+    let run = if flags.contains("full") {
+        run.without(&["--method", "--quant", "--rank", "--lora-alpha", "--target-modules"])
+    } else if flags.contains("--method") {
+        run.without(&["--method"])
+    } else {
+        run
+    };
+    run.flags("--max-steps 2 --per-device-train-batch-size 4").flags(flags)
+}
+
+#[test]
+fn a_plan_is_what_tensors_hold_on_a_cpu() {
+    for kind in kinds() {
+        let work = Work::new();
+        let run = of(&work, &kind);
+        run.done();
+        let summary = run.summary();
+        // The optimizer's arena, the token ids and the process are no tensors.
+        let besides = ["optimizer", "data", "runtime"].map(|it| mib(&summary["plan"][it]));
+        let planned = mib(&summary["planned_bytes"]) - besides.iter().sum::<f64>();
+        near(kind.1, planned, summary["peak_tensors_mib"].as_f64().unwrap());
+    }
+}
+
+#[test]
+fn a_plan_is_what_the_driver_gives_on_a_gpu() {
+    for kind in kinds() {
+        let work = Work::new();
+        let run = of(&work, &kind).flags("--device cuda");
+        let Some(mut command) = on_gpu(run.args(), &work.path("cache")) else { return };
+        Outcome::of(&mut command).success();
+        let summary = run.summary();
+        near(kind.1, mib(&summary["planned_bytes"]), summary["peak_gpu_mib"].as_f64().unwrap());
+    }
+}
+
+/// LLaMA 65B's shapes in a file that has a header and a hole.
+fn headers_of_65_billion(dir: &Path) {
+    let (hidden, inner, layers, vocab) = (8192, 22016, 80, 32000);
+    let tiny = TinyModel { tied: false, ..TinyModel::llama() };
+    tiny.write(dir);
+    let mut config = tiny.config();
+    for (key, value) in [
+        ("hidden_size", json!(hidden)),
+        ("intermediate_size", json!(inner)),
+        ("num_hidden_layers", json!(layers)),
+        ("num_attention_heads", json!(64)),
+        ("num_key_value_heads", json!(64)),
+        ("head_dim", json!(128)),
+        ("vocab_size", json!(vocab)),
+        ("max_position_embeddings", json!(2048)),
+    ] {
+        config[key] = value;
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let (mut header, mut at) = (Map::new(), 0u64);
+    let mut add = |name: String, shape: &[u64]| {
+        let end = at + 2 * shape.iter().product::<u64>();
+        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    };
+    add("model.embed_tokens.weight".into(), &[vocab, hidden]);
+    for layer in 0..layers {
+        let mut of = |name: &str, shape: &[u64]| add(format!("model.layers.{layer}.{name}.weight"), shape);
+        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            of(&format!("self_attn.{name}"), &[hidden, hidden]);
+        }
+        for name in ["gate_proj", "up_proj"] {
+            of(&format!("mlp.{name}"), &[inner, hidden]);
+        }
+        of("mlp.down_proj", &[hidden, inner]);
+        for name in ["input_layernorm", "post_attention_layernorm"] {
+            of(name, &[hidden]);
+        }
+    }
+    add("model.norm.weight".into(), &[hidden]);
+    add("lm_head.weight".into(), &[vocab, hidden]);
+    let header = Value::Object(header).to_string().into_bytes();
+    let mut file = fs::File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len(8 + header.len() as u64 + at).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn sixty_five_billion_parameters_are_planned_from_headers_in_a_moment() {
+    let work = Work::new();
+    let dir = work.path("65b");
+    headers_of_65_billion(&dir);
+    let begun = Instant::now();
+    let found = run([
+        "inspect",
+        "--model",
+        dir.to_str().unwrap(),
+        "--quant",
+        "nf4",
+        "--target-modules",
+        "all-linear",
+        "--per-device-train-batch-size",
+        "1",
+        "--max-length",
+        "2048",
+        "--gradient-checkpointing",
+        "--device",
+        "cpu",
+        "--roofline",
+        "--json",
+    ])
+    .json();
+    let seconds = begun.elapsed().as_secs_f64();
+    // A plan, and a step on a card; nothing here is optimised but the ops.
+    assert!(seconds < 2.0, "{seconds} s");
+    // A half byte a weight, and with double quantisation 0.127 bits more.
+    let matrices = 80u64 * (4 * 8192 * 8192 + 3 * 8192 * 22016);
+    let planned = found["plan"]["frozen_matrices"].as_f64().unwrap() - 2.0 * 32000.0 * 8192.0;
+    assert!((planned / (matrices as f64 * (0.5 + 1.0 / 64.0)) - 1.0).abs() < 0.001, "{planned}");
+    assert!((38e9..43e9).contains(&found["planned_bytes"].as_f64().unwrap()));
+    // Products forward, and backward through the base and once more forward: 2 operations a weight and token each.
+    let lines = found["roofline"]["lines"].as_array().unwrap();
+    let of_layers = lines.iter().filter(|it| it["op"] == "lora_linear");
+    let operations: f64 = of_layers.map(|it| it["operations"].as_f64().unwrap()).sum();
+    let products = 3.0 * 2.0 * 2048.0 * matrices as f64;
+    assert!((1.0..1.05).contains(&(operations / products)), "{operations} of {products}");
+    assert_eq!(found["roofline"]["synchronisations"], 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_that_this_machine_cannot_hold_is_refused_before_loading() {
+    let work = Work::new();
+    let dir = work.path("65b");
+    headers_of_65_billion(&dir);
+    let run = Finetune::new(&dir, &work.rows(), &work.path("out")).flags("--quant none --method lora --device cpu");
+    run.run().user_error(&["of memory are free", "this run needs about", "for the weights", "fit"]);
+    assert!(!run.folder().join("metrics.jsonl").exists());
+}
