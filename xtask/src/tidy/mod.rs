@@ -9,6 +9,7 @@ use crate::workspace;
 mod layers;
 mod lexer;
 mod paths;
+mod seams;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -41,7 +42,10 @@ fn check(root: &Path, metadata: &serde_json::Value) -> Result<Vec<Violation>> {
         let text =
             || std::fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {}", file.display()));
         match file.extension().and_then(|e| e.to_str()) {
-            Some("rs") => sources::check_rust(file, &text()?, &mut violations),
+            Some("rs") => {
+                sources::check_rust(file, &text()?, &mut violations);
+                seams::check(file, &text()?, &mut violations);
+            }
             Some("cu") => sources::check_length(file, &text()?, &mut violations),
             Some("md") if paths::is_documentation(file) => paths::check(root, file, &text()?, &mut violations),
             _ => {}
