@@ -10,7 +10,7 @@ use serde::{
 };
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// QLoRA fine-tuning of language models, on a CPU, without Python.
+/// QLoRA fine-tuning of language models, on a CPU or an NVIDIA GPU, without Python.
 #[derive(Debug, Parser)]
 #[command(name = "halfbyte", version, about, max_term_width = 110)]
 pub struct Cli {
