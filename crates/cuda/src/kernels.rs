@@ -235,11 +235,7 @@ macro_rules! kernels {
         const $source: $crate::Source = $crate::Source { name: $name, text: include_str!($file) };
         const _: () = $crate::signature::check_all($source.text, &[$(stringify!($kernel)),+]);
         $(
-            const _: () = $crate::signature::check(
-                $source.text,
-                stringify!($kernel),
-                &[$((<$type as $crate::Parameter<$memory>>::CUDA, stringify!($field))),+],
-            );
+            const _: () = $crate::signature::check($source.text, $launch::SIGNATURE);
 
             $(#[$doc])*
             struct $launch<'a> {
@@ -247,6 +243,12 @@ macro_rules! kernels {
             }
 
             impl $launch<'_> {
+                /// The kernel's name, and the types and names of its parameters.
+                const SIGNATURE: (&'static str, &'static [(&'static str, &'static str)]) = (
+                    stringify!($kernel),
+                    &[$((<$type as $crate::Parameter<$memory>>::CUDA, stringify!($field))),+],
+                );
+
                 /// Starts the kernel.
                 ///
                 /// # Safety
@@ -260,11 +262,29 @@ macro_rules! kernels {
                     element: $crate::Number,
                     launch: $crate::Launch,
                 ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
+                    // SAFETY: as the caller vouches.
+                    unsafe { self.launch_from(&$source, (gpu, element), launch) }
+                }
+
+                /// Starts the kernel of this name and these parameters in another file, whose author compared it with
+                /// [`Self::SIGNATURE`].
+                ///
+                /// # Safety
+                /// As above, and the other file's kernel must have this signature.
+                ///
+                /// # Errors
+                /// As above.
+                unsafe fn launch_from(
+                    self,
+                    source: &$crate::Source,
+                    (gpu, element): (&$crate::Gpu, $crate::Number),
+                    launch: $crate::Launch,
+                ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
                     let target = $crate::Target { element, device: gpu.info().ordinal };
                     let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
                     // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
                     // the caller vouches for the sizes.
-                    unsafe { gpu.launch((&$source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                    unsafe { gpu.launch((source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
                 }
             }
         )+

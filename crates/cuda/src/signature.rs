@@ -18,7 +18,7 @@ pub enum Mismatch {
 
 /// # Panics
 /// Unless the kernel has these parameters (type, name) in this order.
-pub const fn check(text: &str, kernel: &str, parameters: &[(&str, &str)]) {
+pub const fn check(text: &str, (kernel, parameters): (&str, &[(&str, &str)])) {
     match compare(text.as_bytes(), kernel.as_bytes(), parameters) {
         Ok(()) => {}
         Err(Mismatch::NoKernel) => panic!("the file of kernels has no kernel of this name"),

@@ -1,12 +1,32 @@
 use super::{AttentionShape, Saved};
 use crate::layout::Layout;
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{DType, Error, Result, Tensor, cuda};
+use halfbyte_cuda::{Gpu, Launch, Source, T, kernels, signature};
+use halfbyte_tensor::{DType, Error, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "attention", text: include_str!("kernel.cu") };
-/// The three kernels of `SOURCE` once more, with tensor cores.
+kernels! {
+    const SOURCE = "attention", "kernel.cu", over Tensor;
+    forward as Forward {
+        q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
+        window: i32, scale: f32,
+    }
+    products as Products { dy: *const T, y: *const T, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
+    query_gradient as QueryGradient {
+        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32, dq: *mut T,
+        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
+    }
+    key_value_gradient as KeyValueGradient {
+        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
+        dk: Option<*mut T>, dv: Option<*mut T>, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
+    }
+}
+
+/// Three kernels of `SOURCE` once more, with tensor cores.
 const TENSOR_CORES: Source = Source { name: "tensor_cores", text: include_str!("tensor_cores/kernel.cu") };
+const _: () = signature::check(TENSOR_CORES.text, Forward::SIGNATURE);
+const _: () = signature::check(TENSOR_CORES.text, QueryGradient::SIGNATURE);
+const _: () = signature::check(TENSOR_CORES.text, KeyValueGradient::SIGNATURE);
+
 /// Rows that a block takes, rows of a tile, threads of a block: as in the kernels.
 const ROWS: usize = 16;
 const TENSOR_CORE_ROWS: usize = 64;
@@ -40,11 +60,6 @@ fn launch(
     Ok((&SOURCE, Launch { grid: grid(ROWS), block: (THREADS, 1, 1), shared: shared as u32 }))
 }
 
-fn with_shape<'a>(call: cuda::Call<'a>, shape: &AttentionShape) -> cuda::Call<'a> {
-    let call = call.int(shape.heads).int(shape.kv_heads).int(shape.head_dim);
-    call.int(shape.window.unwrap_or(0)).float(shape.scale)
-}
-
 /// Writes `y`, and the logarithm of every row's sum.
 pub(super) fn forward(
     gpu: &Arc<Gpu>,
@@ -53,10 +68,11 @@ pub(super) fn forward(
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     let (source, launch) = launch((shape, layout), q.dtype(), (shape.heads, 1))?;
-    let call = cuda::Call::new(gpu, source, q.dtype()).read(q).read(k).read(v).read(layout.segments_on(gpu)?);
-    let call = with_shape(call.write(y).write(lse), shape);
-    // SAFETY: the caller checked the operands against the layout.
-    unsafe { call.run("forward", launch) }
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
+    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
+    // SAFETY: the caller checked the operands against the layout; both files' signatures are compared above.
+    unsafe { kernel.launch_from(source, (gpu, number(q.dtype())), launch) }
 }
 
 /// Writes the gradients of queries, keys and values that are wanted.
@@ -68,27 +84,25 @@ pub(super) fn backward(
 ) -> Result<()> {
     let ([q, k, v], segments) = (saved.inputs, layout.segments_on(gpu)?);
     let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
-    let call = cuda::Call::new(gpu, &SOURCE, q.dtype()).read(saved.dy).read(saved.y).read(segments).write(&mut d);
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let (dy, lse, window, on) = (saved.dy, saved.lse, window.unwrap_or(0), (&**gpu, number(q.dtype())));
     let grid = (layout.longest().div_ceil(8) as u32, shape.heads as u32, layout.sequences() as u32);
+    let kernel = Products { dy, y: saved.y, segments, d: &mut d, heads, dim };
     // SAFETY: a warp a row and head of every sequence.
-    unsafe {
-        call.int(shape.heads).int(shape.head_dim).run("products", Launch { grid, block: (256, 1, 1), shared: 0 })
-    }?;
+    unsafe { kernel.launch(on.0, on.1, Launch { grid, block: (256, 1, 1), shared: 0 }) }?;
     let (source, launch_queries) = launch((shape, layout), q.dtype(), (shape.heads, 2))?;
     let (_, launch_keys) = launch((shape, layout), q.dtype(), (shape.kv_heads, 2))?;
-    let call = || {
-        let call = cuda::Call::new(gpu, source, q.dtype()).read(q).read(k).read(v).read(saved.dy).read(saved.lse);
-        call.read(&d).read(segments)
-    };
-    let [dq, dk, dv] = grads;
+    let (d, [dq, dk, dv]) = (&d, grads);
     if let Some(dq) = dq {
-        // SAFETY: gradients have the shapes of what they belong to.
-        unsafe { with_shape(call().write(dq), shape).run("query_gradient", launch_queries) }?;
+        let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
+        // SAFETY: gradients have the shapes of what they belong to; both files' signatures are compared above.
+        unsafe { kernel.launch_from(source, on, launch_queries) }?;
     }
     if dk.is_some() || dv.is_some() {
-        let call = with_shape(call().write_or_null(dk.as_mut()).write_or_null(dv.as_mut()), shape);
+        let (dk, dv) = (dk.as_mut(), dv.as_mut());
+        let kernel = KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale };
         // SAFETY: as above; the kernel leaves out what leads nowhere.
-        unsafe { call.run("key_value_gradient", launch_keys) }?;
+        unsafe { kernel.launch_from(source, on, launch_keys) }?;
     }
     Ok(())
 }

@@ -18,7 +18,6 @@ struct Shape {
 struct Segment {
     unsigned first, count, first_key, past;
 };
-#define SHAPE int heads, int kv_heads, int dim, int window, float scale
 #define AS_SHAPE {heads, kv_heads, dim, window, scale}
 
 __device__ __forceinline__ int first_key(const Shape& s, int position) {
@@ -55,7 +54,8 @@ __device__ __forceinline__ void add_weighted(float* acc, float weight, const flo
 
 // grid: (ceil(longest / ROWS), heads, sequences).
 // lse holds, for each sequence, the numbers of one head after the other.
-KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse, SHAPE) {
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
+               int heads, int kv_heads, int dim, int window, float scale) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
@@ -124,7 +124,8 @@ KERNEL products(const T* dy, const T* y, const unsigned* segments, float* d, int
 
 // dq = scale * the sum over keys of p (dp - d) k, with p = exp(score - lse) and dp = dy v. The grid is that of `forward`.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                      const unsigned* segments, T* dq, SHAPE) {
+                      const unsigned* segments, T* dq,
+                      int heads, int kv_heads, int dim, int window, float scale) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
@@ -176,7 +177,8 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
 // dv = the sum over queries of p dy, dk = scale * that of p (dp - d) q; over all query heads that share the key's. Rows are keys here,
 // tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                          const unsigned* segments, T* dk, T* dv, SHAPE) {
+                          const unsigned* segments, T* dk, T* dv,
+                          int heads, int kv_heads, int dim, int window, float scale) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* queries = shared;

@@ -6,7 +6,10 @@ use halfbyte_cuda::{Buffer, Gpu};
 use halfbyte_paged_optim::{
     AdamW, AdamWConfig, Budget, CudaAdamW, CudaParamStep, ParamSpec, ParamStep, StateFormat, sums_of_squares,
 };
-use halfbyte_testkit::{cuda::gpu, noise_vec};
+use halfbyte_testkit::{
+    cuda::{fresh_gpu, gpu},
+    noise_vec,
+};
 
 const LENS: [usize; 5] = [1000, 64, 3000, 1, 777];
 
@@ -144,4 +147,22 @@ fn a_gpu_without_memory_for_the_state_is_an_error() {
     let spec = ParamSpec { name: "huge".into(), len: 1 << 36, decay: true, state: StateFormat::F32 };
     let error = CudaAdamW::new(&gpu, AdamWConfig::default(), &[spec], (None, 1 << 20)).unwrap_err().to_string();
     assert!(error.contains("out of memory"), "{error}");
+}
+
+#[test]
+fn a_step_over_all_parameters_is_one_launch_and_waits_for_nothing() {
+    // Its own, since others would be counted, too.
+    let Some(gpu) = fresh_gpu() else { return };
+    let mut run = Run::new(&gpu, (None, 1 << 20)).steps(&gpu, 0..1);
+    let grads: Vec<Buffer> = grads(1).iter().map(|it| upload(&gpu, it)).collect();
+    let before = gpu.counters();
+    let (sums, _) = sums_of_squares(&gpu, &grads.iter().collect::<Vec<_>>(), None).unwrap();
+    let asked = gpu.counters().since(&before);
+    assert_eq!((sums.len(), asked.launches, asked.synchronisations), (LENS.len(), 1, 1));
+    let before = gpu.counters();
+    let pairs = run.values.iter_mut().zip(&grads);
+    let mut params: Vec<_> = pairs.map(|(value, grad)| CudaParamStep { value, grad }).collect();
+    run.adamw.step(1e-2, 0.5, &mut params).unwrap();
+    let asked = gpu.counters().since(&before);
+    assert_eq!((asked.launches, asked.uploads, asked.synchronisations), (1, 1, 0));
 }

@@ -19,7 +19,6 @@ struct Shape {
 struct Segment {
     unsigned first, count, first_key, past;
 };
-#define SHAPE int heads, int kv_heads, int dim, int window, float scale
 #define AS_SHAPE {heads, kv_heads, dim, window, scale}
 
 #if T_KIND > 0
@@ -179,7 +178,8 @@ __device__ __forceinline__ void store(T* out, const float (*acc)[4], size_t base
 #endif
 
 // grid: (ceil(longest / ROWS), heads, sequences), four warps a block; as in the plain kernel.
-KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse, SHAPE) {
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
+               int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
@@ -244,7 +244,8 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
 }
 
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                      const unsigned* segments, T* dq, SHAPE) {
+                      const unsigned* segments, T* dq,
+                      int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
@@ -291,7 +292,8 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
 
 // Rows are keys, tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                          const unsigned* segments, T* dk, T* dv, SHAPE) {
+                          const unsigned* segments, T* dk, T* dv,
+                          int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(T, shared);
