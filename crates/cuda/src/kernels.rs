@@ -225,14 +225,21 @@ plain! {
 /// unsafe { Forward { x, w, y: &mut y, rstd: &mut rstd, c, eps }.launch(gpu, element, Launch::rows(rows, 256)) }?;
 /// ```
 ///
-/// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`].
+/// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`]. In place of the file's name,
+/// `text "..."` gives the kernels themselves.
 #[macro_export]
 macro_rules! kernels {
+    (const $source:ident = $name:literal, $file:literal, over $($rest:tt)+) => {
+        $crate::kernels! { @ $source $name (include_str!($file)) $($rest)+ }
+    };
+    (const $source:ident = $name:literal, text $text:literal, over $($rest:tt)+) => {
+        $crate::kernels! { @ $source $name ($text) $($rest)+ }
+    };
     (
-        const $source:ident = $name:literal, $file:literal, over $memory:ty;
+        @ $source:ident $name:literal ($text:expr) $memory:ty;
         $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($field:ident : $type:ty),+ $(,)? })+
     ) => {
-        const $source: $crate::Source = $crate::Source { name: $name, text: include_str!($file) };
+        const $source: $crate::Source = $crate::Source { name: $name, text: $text };
         const _: () = $crate::signature::check_all($source.text, &[$(stringify!($kernel)),+]);
         $(
             const _: () = $crate::signature::check($source.text, $launch::SIGNATURE);
@@ -284,7 +291,7 @@ macro_rules! kernels {
                     let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
                     // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
                     // the caller vouches for the sizes.
-                    unsafe { gpu.launch((source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                    unsafe { gpu.launch_untyped((source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
                 }
             }
         )+

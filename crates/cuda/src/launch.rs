@@ -37,7 +37,8 @@ impl Launch {
     }
 }
 
-/// An argument of a kernel.
+/// An argument of a kernel as the driver takes it.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub enum Arg {
     /// An address on the device; 0 is the null pointer.
@@ -72,7 +73,8 @@ struct Function {
 const SHARED_WITHOUT_PERMISSION: u32 = 48 << 10;
 
 impl Gpu {
-    /// Runs a kernel after everything that was asked of the device before. Compiles its file first, if that is new.
+    /// Runs a kernel after everything that was asked of the device before. Compiles its file first, if that is new. What
+    /// [`kernels!`](crate::kernels) makes calls this, and nothing else should: nobody compares the arguments here.
     ///
     /// # Safety
     /// The arguments must be those of the kernel, in number, type and order, and every pointer must lead to live memory of the size
@@ -80,7 +82,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Compile`], [`Error::NoKernel`], [`Error::SharedMemory`], or [`Error::Launch`] if the launch is refused.
-    pub unsafe fn launch(
+    #[doc(hidden)]
+    pub unsafe fn launch_untyped(
         &self,
         (source, element): (&Source, Number),
         kernel: &'static str,

@@ -1,9 +1,12 @@
 //! A device that is not there counts what a real one would be asked for. Needs no driver.
 
-use halfbyte_cuda::{Arg, DeviceInfo, Gemm, Gpu, Launch, Matrix, Number, Pinned, Source, Version};
+use halfbyte_cuda::{DeviceInfo, Gemm, Gpu, Launch, Matrix, Number, Pinned, Slice, Version, kernels};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "nobody", text: "this would not compile" };
+kernels! {
+    const SOURCE = "nobody", text "KERNEL kernel(const float* x, float* y, int n, const float* z) would not compile", over Slice;
+    kernel as Kernel { x: *const f32, y: *mut f32, n: i32, z: Option<*const f32> }
+}
 
 fn card() -> Arc<Gpu> {
     let info = DeviceInfo {
@@ -39,9 +42,9 @@ fn memory_comes_from_the_pool_that_a_real_device_has() {
 fn launches_and_products_are_counted_with_their_bytes() {
     let gpu = card();
     let (x, y) = (gpu.alloc(1000).unwrap(), gpu.alloc(24).unwrap());
-    let args = [Arg::Ptr(x.ptr()), Arg::Ptr(y.ptr()), Arg::I32(7), Arg::Ptr(0)];
+    let kernel = Kernel { x: &Slice(x.ptr()), y: &mut Slice(y.ptr()), n: 7, z: None };
     // SAFETY: nothing is launched.
-    unsafe { gpu.launch((&SOURCE, Number::F32), "kernel", Launch::elements(6), &args) }.unwrap();
+    unsafe { kernel.launch(&gpu, Number::F32, Launch::elements(6)) }.unwrap();
     assert_eq!((gpu.counters().launches, gpu.counters().bytes), (1, 1024));
     let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
     let gemm = Gemm {

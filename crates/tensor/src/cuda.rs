@@ -1,7 +1,7 @@
-//! Tensors on a GPU: making, moving and converting them. Ops of their own have kernels of their own; [`Call`] runs those.
+//! Tensors on a GPU: making, moving and converting them, and what kernels may be given. Ops have kernels of their own.
 
 use crate::{DType, Result, Tensor};
-use halfbyte_cuda::{Any, Arg, Gpu, Holds, Kind, Launch, Memory, Number, Source, T, kernels};
+use halfbyte_cuda::{Any, Gpu, Holds, Kind, Launch, Memory, Number, T, kernels};
 use std::sync::Arc;
 
 kernels! {
@@ -36,101 +36,6 @@ impl Memory for Tensor {
     }
 }
 
-/// A kernel's arguments, gathered one by one.
-///
-/// The elements of the kernel's file are of the type given to [`Call::new`].
-pub struct Call<'a> {
-    gpu: &'a Arc<Gpu>,
-    source: &'a Source,
-    element: Number,
-    args: Vec<Arg>,
-}
-
-impl<'a> Call<'a> {
-    /// A call into a file of kernels for elements of `dtype`, which must be floating-point.
-    pub fn new(gpu: &'a Arc<Gpu>, source: &'a Source, dtype: DType) -> Call<'a> {
-        Call { gpu, source, element: number(dtype), args: Vec::new() }
-    }
-
-    /// A tensor that is read.
-    #[must_use]
-    pub fn read(mut self, tensor: &Tensor) -> Self {
-        self.args.push(Arg::Ptr(ptr(tensor)));
-        self
-    }
-
-    /// A tensor that is read, or the null pointer.
-    #[must_use]
-    pub fn read_or_null(mut self, tensor: Option<&Tensor>) -> Self {
-        self.args.push(Arg::Ptr(tensor.map_or(0, ptr)));
-        self
-    }
-
-    /// A tensor that is written; it must not be shared.
-    #[must_use]
-    pub fn write(mut self, tensor: &mut Tensor) -> Self {
-        assert!(!tensor.is_shared(), "a kernel writes what nobody else holds");
-        self.args.push(Arg::Ptr(ptr(tensor)));
-        self
-    }
-
-    /// A tensor that is written, or the null pointer.
-    #[must_use]
-    pub fn write_or_null(mut self, tensor: Option<&mut Tensor>) -> Self {
-        match tensor {
-            Some(tensor) => self.write(tensor),
-            None => {
-                self.args.push(Arg::Ptr(0));
-                self
-            }
-        }
-    }
-
-    /// A whole number, as `int`.
-    ///
-    /// # Panics
-    /// If it does not fit: no extent of a tensor is that large.
-    #[must_use]
-    pub fn int(mut self, value: usize) -> Self {
-        self.args.push(Arg::I32(i32::try_from(value).expect("an extent fits an int")));
-        self
-    }
-
-    /// A number of elements, as `unsigned long long`.
-    #[must_use]
-    pub fn long(mut self, value: u64) -> Self {
-        self.args.push(Arg::U64(value));
-        self
-    }
-
-    /// A `float`.
-    #[must_use]
-    pub fn float(mut self, value: f32) -> Self {
-        self.args.push(Arg::F32(value));
-        self
-    }
-
-    /// The type of a tensor's elements for `load_any`, as `int`.
-    #[must_use]
-    pub fn kind(mut self, dtype: DType) -> Self {
-        self.args.push(Arg::I32(kind(dtype)));
-        self
-    }
-
-    /// Starts the kernel.
-    ///
-    /// # Safety
-    /// The arguments must be those of the kernel in number, type and order, and the tensors as large as it reads and writes.
-    ///
-    /// # Errors
-    /// If the kernel does not compile or cannot be started.
-    pub unsafe fn run(self, kernel: &'static str, launch: Launch) -> Result<()> {
-        // SAFETY: the caller vouches for the arguments; the tensors' memory is used in the order of the device's stream.
-        unsafe { self.gpu.launch((self.source, self.element), kernel, launch, &self.args) }?;
-        Ok(())
-    }
-}
-
 /// Where a tensor's elements lie on its GPU.
 ///
 /// # Panics
@@ -148,11 +53,6 @@ pub fn number(dtype: DType) -> Number {
         DType::F16 => Number::F16,
         other => panic!("a floating-point dtype was expected here, not {other}"),
     }
-}
-
-/// What `load_any` in the kernels calls a dtype.
-pub fn kind(dtype: DType) -> i32 {
-    number(dtype).kind()
 }
 
 /// Token ids or positions on a device.

@@ -1,11 +1,15 @@
 //! What a GPU refuses and does, real or not: the limits that a launch has to keep.
 #![cfg(target_os = "linux")]
 
-use halfbyte_cuda::{Arg, Buffer, Error, Event, Gpu, Launch, Number, Pinned, Source};
+use halfbyte_cuda::{Buffer, Error, Event, Gpu, Launch, Number, Pinned, Slice, kernels};
 use halfbyte_testkit::cuda::fresh_gpu;
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "testkit", text: include_str!("../src/kernel.cu") };
+kernels! {
+    const SOURCE = "testkit", "../src/kernel.cu", over Slice;
+    fill as Fill { x: *mut f32, value: f32, n: usize }
+    sum_in_shared as SumInShared { sum: *mut f32, value: f32, n: i32 }
+}
 
 fn floats(buffer: &Buffer) -> Vec<f32> {
     let mut bytes = vec![0; buffer.bytes()];
@@ -13,15 +17,19 @@ fn floats(buffer: &Buffer) -> Vec<f32> {
     bytes.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]])).collect()
 }
 
-fn launch(gpu: &Arc<Gpu>, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<(), Error> {
-    // SAFETY: each test gives the kernel's arguments, with memory for them.
-    unsafe { gpu.launch((&SOURCE, Number::F32), kernel, launch, args) }
+/// Fills `n` numbers of a buffer, which may be one of another device.
+fn fill(gpu: &Gpu, x: &Buffer, (value, n): (f32, usize), launch: Launch) -> Result<(), Error> {
+    let kernel = Fill { x: &mut Slice(x.ptr()), value, n };
+    // SAFETY: each test has memory for as many numbers, or means to be refused.
+    unsafe { kernel.launch(gpu, Number::F32, launch) }
 }
 
 fn sum_in_shared(gpu: &Arc<Gpu>, bytes: u32) -> Result<f32, Error> {
     let sum = gpu.alloc(4)?;
     let shape = Launch { grid: (1, 1, 1), block: (64, 1, 1), shared: bytes };
-    launch(gpu, "sum_in_shared", shape, &[Arg::Ptr(sum.ptr()), Arg::F32(2.0), Arg::I32((bytes / 4).cast_signed())])?;
+    let kernel = SumInShared { sum: &mut Slice(sum.ptr()), value: 2.0, n: bytes as usize / 4 };
+    // SAFETY: one number is written, and the kernel has as much shared memory as it is told.
+    unsafe { kernel.launch(gpu, Number::F32, shape) }?;
     Ok(floats(&sum)[0])
 }
 
@@ -48,9 +56,7 @@ fn more_shared_memory_than_there_is_is_an_error_that_says_how_much_there_is() {
 fn grids_and_blocks_beyond_the_limits_are_refused() {
     let Some(gpu) = fresh_gpu() else { return };
     let x = gpu.alloc(4).unwrap();
-    let fill = |grid, block| {
-        launch(&gpu, "fill", Launch { grid, block, shared: 0 }, &[Arg::Ptr(x.ptr()), Arg::F32(1.0), Arg::U64(1)])
-    };
+    let fill = |grid, block| fill(&gpu, &x, (1.0, 1), Launch { grid, block, shared: 0 });
     let one = (1, 1, 1);
     let refused = [
         ((0, 1, 1), one),
@@ -94,8 +100,7 @@ fn an_upload_larger_than_the_ring_arrives_whole_behind_what_was_asked_before() {
     let Some(gpu) = fresh_gpu() else { return };
     let n = (37 << 20) / 4 + 3;
     let mut x = gpu.alloc(4 * n).unwrap();
-    let args = [Arg::Ptr(x.ptr()), Arg::F32(-1.0), Arg::U64(n as u64)];
-    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    fill(&gpu, &x, (-1.0, n), Launch::elements(n)).unwrap();
     let values: Vec<u8> = (0..n).flat_map(|it| (it as f32).to_le_bytes()).collect();
     x.upload(&values).unwrap();
     drop(values);
@@ -121,12 +126,11 @@ fn events_tell_the_time_of_the_device_between_them() {
     let Some(gpu) = fresh_gpu() else { return };
     let n = 1 << 22;
     let x = gpu.alloc(4 * n).unwrap();
-    let args = [Arg::Ptr(x.ptr()), Arg::F32(1.0), Arg::U64(n as u64)];
-    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    fill(&gpu, &x, (1.0, n), Launch::elements(n)).unwrap();
     let [first, second, third] = [(); 3].map(|()| Event::timed(&gpu).unwrap());
     let stream = gpu.compute_stream();
     stream.record(&first).unwrap();
-    launch(&gpu, "fill", Launch::elements(n), &args).unwrap();
+    fill(&gpu, &x, (1.0, n), Launch::elements(n)).unwrap();
     stream.record(&second).unwrap();
     stream.record(&third).unwrap();
     gpu.wait(&third).unwrap();
@@ -188,20 +192,18 @@ fn each_device_has_memory_and_an_order_of_its_own() {
     }
     let [first, second] = [0, 1].map(|it| Gpu::open(it).unwrap());
     assert_eq!((first.info().ordinal, second.info().ordinal), (0, 1));
-    let fill = |gpu: &Arc<Gpu>, value: f32| {
+    let filled = |gpu: &Arc<Gpu>, value: f32| {
         let x = gpu.alloc(4 * 1000).unwrap();
-        let args = [Arg::Ptr(x.ptr()), Arg::F32(value), Arg::U64(1000)];
-        launch(gpu, "fill", Launch::elements(1000), &args).unwrap();
+        fill(gpu, &x, (value, 1000), Launch::elements(1000)).unwrap();
         x
     };
     // In turn, so that each has to find its context again.
-    let (a, b, c) = (fill(&first, 1.0), fill(&second, 2.0), fill(&first, 3.0));
+    let (a, b, c) = (filled(&first, 1.0), filled(&second, 2.0), filled(&first, 3.0));
     assert_eq!((floats(&b)[999], floats(&a)[999], floats(&c)[999]), (2.0, 1.0, 3.0));
     assert_eq!(first.stats().live, 2 * second.stats().live);
     assert_eq!((first.counters().launches, second.counters().launches), (2, 1));
     // What fails on one device leaves the other alone.
-    let args = [Arg::Ptr(b.ptr()), Arg::F32(0.0), Arg::U64(1)];
-    launch(&first, "fill", Launch::elements(1), &args).unwrap();
+    fill(&first, &b, (0.0, 1), Launch::elements(1)).unwrap();
     let fault = first.synchronize().unwrap_err().to_string();
     assert!(fault.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{fault}");
     assert_eq!(floats(&b), [2.0; 1000]);

@@ -25,6 +25,9 @@ pub(super) fn check(file: &Path, text: &str, violations: &mut Vec<Violation>) {
         if line.code.contains("tensor::cuda") && !knows_devices(&path) {
             say(i, "only ops and the formats of frozen weights speak to a device; use what a Tensor or an op offers");
         }
+        if line.code.contains("launch_untyped") && !path.starts_with("crates/cuda/src/") {
+            say(i, "declare the kernel with kernels!, which compares the declaration with the kernel's own line");
+        }
     }
     // Where the slices of a batch come in, once.
     let doors = ["crates/ops/src/layout.rs", "crates/ops/src/ids.rs"];
@@ -93,8 +96,15 @@ mod tests {
 
     #[test]
     fn devices_are_spoken_to_by_ops_and_formats() {
-        let speaking = "use halfbyte_tensor::cuda::Call;\n";
+        let speaking = "use halfbyte_tensor::cuda::number;\n";
         assert_eq!(found("crates/models/src/cache.rs", speaking).len(), 1);
         assert!(found("crates/frozen/src/gpu.rs", speaking).is_empty());
+    }
+
+    #[test]
+    fn kernels_are_launched_as_they_are_declared() {
+        let untyped = "unsafe { gpu.launch_untyped(source, \"add\", launch, &args) }\n";
+        assert_eq!(found("crates/ops/src/add/cuda.rs", untyped).len(), 1);
+        assert!(found("crates/cuda/src/kernels.rs", untyped).is_empty());
     }
 }

@@ -1,10 +1,21 @@
 use super::{Block, CodedMatrix, Scales};
-use halfbyte_cuda::{Gpu, Launch, Source};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_ops::gpu_product::{Window, sheet};
-use halfbyte_tensor::{Place, Result, Tensor, cuda::Call};
+use halfbyte_tensor::{Place, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
-const SOURCE: Source = Source { name: "coded", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "coded", "kernel.cu", over Tensor;
+    decode as Decode {
+        codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>, nested: Option<*const f32>,
+        offset: f32, shift: i32, bits: i32, unit: f32, out: *mut T, start: usize, stride: i32, rows: i32, cols: i32,
+    }
+    multiply_few as MultiplyFew {
+        x: *const T, codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>,
+        nested: Option<*const f32>, offset: f32, shift: i32, y: *mut T, m: i32, n: i32, k: i32,
+    }
+}
+
 /// Elements that a thread decodes.
 const TOGETHER: usize = 8;
 /// Rows of the weight that a block of `multiply_few` multiplies, a warp each.
@@ -20,10 +31,26 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
         return Ok(());
     }
     let unit = if scales.is_some() { matrix.code.unit } else { 1.0 };
-    let call = described(Call::new(gpu, &SOURCE, dtype), matrix, scales).int(matrix.code.bits).float(unit);
-    let call = call.write(into.tensor()).long(start as u64).int(stride).int(rows).int(cols);
+    let (bits, out) = (matrix.code.bits, into.tensor());
+    let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, scales);
+    let kernel = Decode {
+        codes,
+        tables,
+        absmax,
+        scale_codes,
+        nested,
+        offset,
+        shift,
+        bits,
+        unit,
+        out,
+        start,
+        stride,
+        rows,
+        cols,
+    };
     // SAFETY: the codes fill the matrix, with a scale for every block of them, and the window lies in its tensor.
-    unsafe { call.run("decode", sheet(rows, cols.div_ceil(TOGETHER))) }
+    unsafe { kernel.launch(gpu, number(dtype), sheet(rows, cols.div_ceil(TOGETHER))) }
 }
 
 /// `x (at most 8 rows, in_features) Wᵀ` in the dtype of `x`, for 4-bit codes.
@@ -34,28 +61,39 @@ pub(super) fn multiply_few(matrix: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
     if m * n == 0 {
         return Ok(y);
     }
-    let call = Call::new(gpu, &SOURCE, x.dtype()).read(x);
-    let call = described(call, matrix, Some(&matrix.scales)).write(&mut y).int(m).int(n).int(k);
+    let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, Some(&matrix.scales));
+    let kernel = MultiplyFew { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, m, n, k };
     // SAFETY: the codes fill the matrix, with a scale for every block of them; a warp a row of them, all of `x` for each.
-    unsafe { call.run("multiply_few", Launch::rows(n.div_ceil(ROWS), 32 * ROWS as u32)) }?;
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(n.div_ceil(ROWS), 32 * ROWS as u32)) }?;
     gpu.count_operations((2 * m * n * k) as u64);
     Ok(y)
 }
 
 /// The arguments that describe a matrix: codes, tables, scales in either form, and how many elements share one.
-fn described<'a>(call: Call<'a>, matrix: &CodedMatrix, scales: Option<&Scales>) -> Call<'a> {
-    let tables = matrix.tables.as_ref().expect("a matrix away from host memory has its tables there");
-    let call = call.read(&matrix.codes).read(tables);
-    let (absmax, codes, nested, offset) = match scales {
-        None => (None, None, None, 0.0),
-        Some(Scales::Plain(absmax)) => (Some(absmax), None, None, 0.0),
-        Some(Scales::Double { codes, nested_absmax, offset }) => (None, Some(codes), Some(nested_absmax), *offset),
-    };
-    let shift = match matrix.block {
-        Block::Elements(size) => size.trailing_zeros() as usize,
-        Block::Row => 0,
-    };
-    call.read_or_null(absmax).read_or_null(codes).read_or_null(nested).float(offset).int(shift)
+struct Parts<'a> {
+    codes: &'a Tensor,
+    tables: &'a Tensor,
+    absmax: Option<&'a Tensor>,
+    scale_codes: Option<&'a Tensor>,
+    nested: Option<&'a Tensor>,
+    offset: f32,
+    shift: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn of(matrix: &'a CodedMatrix, scales: Option<&'a Scales>) -> Parts<'a> {
+        let tables = matrix.tables.as_ref().expect("a matrix away from host memory has its tables there");
+        let (absmax, scale_codes, nested, offset) = match scales {
+            None => (None, None, None, 0.0),
+            Some(Scales::Plain(absmax)) => (Some(absmax), None, None, 0.0),
+            Some(Scales::Double { codes, nested_absmax, offset }) => (None, Some(codes), Some(nested_absmax), *offset),
+        };
+        let shift = match matrix.block {
+            Block::Elements(size) => size.trailing_zeros() as usize,
+            Block::Row => 0,
+        };
+        Parts { codes: &matrix.codes, tables, absmax, scale_codes, nested, offset, shift }
+    }
 }
 
 /// The GPU that runs a kernel on the matrix.

@@ -1,37 +1,37 @@
-use halfbyte_cuda::{Gpu, Launch, Source};
-use halfbyte_tensor::{DType, Result, Tensor, cuda};
-use std::sync::Arc;
+use halfbyte_cuda::{Any, Gpu, Kind, Launch, Number, T, kernels};
+use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 
-const SOURCE: Source = Source { name: "dora", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "dora", "kernel.cu", over Tensor;
+    scale_columns as ScaleColumns {
+        x: *const T, magnitude: *const f32, norm: *const f32, shift: Option<*const Any>, kind: Kind, y: *mut T, cols: i32, n: usize,
+    }
+    sum_of_products as SumOfProducts { a: *const T, b: *const T, norm: *const f32, sums: *mut f32, rows: i32, cols: i32 }
+    row_norms as RowNorms { x: *const T, norms: *mut f32, cols: i32 }
+}
 
 pub(super) fn scale_columns(
-    gpu: &Arc<Gpu>,
+    gpu: &Gpu,
     x: &Tensor,
     [magnitude, norm]: [&Tensor; 2],
     shift: Option<&Tensor>,
     y: &mut Tensor,
 ) -> Result<()> {
-    let call = cuda::Call::new(gpu, &SOURCE, x.dtype()).read(x).read(magnitude).read(norm).read_or_null(shift);
-    let call = call.kind(shift.map_or(DType::F32, Tensor::dtype)).write(y).int(x.cols()).long(x.len() as u64);
+    let (kind, cols, n) = (number(shift.map_or(DType::F32, Tensor::dtype)), x.cols(), x.len());
+    let kernel = ScaleColumns { x, magnitude, norm, shift, kind, y, cols, n };
     // SAFETY: a magnitude, a norm and a shift a column.
-    unsafe { call.run("scale_columns", Launch::elements(x.len())) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(n)) }
 }
 
-pub(super) fn magnitude_gradient(
-    gpu: &Arc<Gpu>,
-    dy: &Tensor,
-    u: &Tensor,
-    norm: &Tensor,
-    sums: &mut Tensor,
-) -> Result<()> {
+pub(super) fn magnitude_gradient(gpu: &Gpu, dy: &Tensor, u: &Tensor, norm: &Tensor, sums: &mut Tensor) -> Result<()> {
     let (rows, cols) = (u.rows(), u.cols());
-    let call = cuda::Call::new(gpu, &SOURCE, u.dtype()).read(dy).read(u).read(norm).write(sums);
+    let kernel = SumOfProducts { a: dy, b: u, norm, sums, rows, cols };
     // SAFETY: a thread a column, each over all rows.
-    unsafe { call.int(rows).int(cols).run("sum_of_products", Launch::elements(cols)) }
+    unsafe { kernel.launch(gpu, number(u.dtype()), Launch::elements(cols)) }
 }
 
-pub(super) fn row_norms(gpu: &Arc<Gpu>, v: &Tensor, norms: &mut Tensor) -> Result<()> {
-    let call = cuda::Call::new(gpu, &SOURCE, DType::F32).read(v).write(norms).int(v.cols());
+pub(super) fn row_norms(gpu: &Gpu, v: &Tensor, norms: &mut Tensor) -> Result<()> {
+    let kernel = RowNorms { x: v, norms, cols: v.cols() };
     // SAFETY: a block a row, a norm a row.
-    unsafe { call.run("row_norms", Launch::rows(v.rows(), 256)) }
+    unsafe { kernel.launch(gpu, Number::F32, Launch::rows(v.rows(), 256)) }
 }

@@ -1,10 +1,10 @@
 // y = x * magnitude / norm + shift, a factor and perhaps a shift a column.
-KERNEL scale_columns(const T* x, const float* magnitude, const float* norm, const void* shift, int type, T* y, int cols,
+KERNEL scale_columns(const T* x, const float* magnitude, const float* norm, const void* shift, int kind, T* y, int cols,
                      unsigned long long n) {
     FOR_EACH(i, n) {
         int j = i % cols;
         float factor = magnitude[j] / norm[j];
-        y[i] = Round<T>::of(to_f32(x[i]) * factor + (shift ? load_any(shift, type, j) : 0.0f));
+        y[i] = Round<T>::of(to_f32(x[i]) * factor + (shift ? load_any(shift, kind, j) : 0.0f));
     }
 }
 

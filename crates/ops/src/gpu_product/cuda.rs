@@ -1,9 +1,19 @@
 use super::window::{Operand, Window};
 use crate::place::on_device;
-use halfbyte_cuda::{Gemm, Gpu, Launch, Source};
-use halfbyte_tensor::{DType, Place, Result, Tensor, cuda};
+use halfbyte_cuda::{Any, Gemm, Gpu, Kind, Launch, T, kernels};
+use halfbyte_tensor::{
+    DType, Place, Result, Tensor,
+    cuda::{self, number},
+};
 
-const SOURCE: Source = Source { name: "gpu_product", text: include_str!("kernel.cu") };
+kernels! {
+    const SOURCE = "gpu_product", "kernel.cu", over Tensor;
+    put as Put {
+        src: *const Any, kind: Kind, scale: f32, cols: i32, before: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
+    }
+    add_bias as AddBias { y: *mut T, bias: *const Any, kind: Kind, cols: i32, n: usize }
+    column_sums as ColumnSums { x: *const T, sums: *mut f32, rows: i32, cols: i32 }
+}
 
 /// `out (m, n) = alpha * a (m, k) b (k, n) + beta * out`; `a` and `b` have one dtype, `out` that dtype or f32.
 ///
@@ -30,10 +40,10 @@ pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, mut 
             k,
             a: a.matrix(),
             b: b.matrix(),
-            input: cuda::number(a.tensor.dtype()),
+            input: number(a.tensor.dtype()),
             c: out.address(),
             c_stride: out.stride(),
-            output: cuda::number(output),
+            output: number(output),
             alpha,
             beta,
         };
@@ -63,12 +73,10 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
     }
     let dtype = into.tensor().dtype();
     on_device(from, |gpu| {
-        let (start, stride) = (into.start(), into.stride());
-        let call =
-            cuda::Call::new(gpu, &SOURCE, dtype).read(from).kind(from.dtype()).float(scale).int(cols).int(before);
-        let call = call.write(into.tensor()).long(start as u64).int(stride).int(rows).int(width);
+        let (kind, start, stride, out) = (number(from.dtype()), into.start(), into.stride(), into.tensor());
+        let kernel = Put { src: from, kind, scale, cols, before, out, start, stride, rows, width };
         // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
-        unsafe { call.run("put", sheet(rows, width)) }
+        unsafe { kernel.launch(gpu, number(dtype), sheet(rows, width)) }
     })
 }
 
@@ -93,16 +101,15 @@ pub(crate) fn add_bias(y: &mut Tensor, bias: Option<&Tensor>) -> Result<()> {
     let (n, cols, dtype) = (y.len(), y.cols(), y.dtype());
     let Some(bias) = bias.filter(|_| n > 0) else { return Ok(()) };
     on_device(bias, |gpu| {
-        let call = cuda::Call::new(gpu, &SOURCE, dtype).write(y).read(bias).kind(bias.dtype()).int(cols).long(n as u64);
+        let kernel = AddBias { y, bias, kind: number(bias.dtype()), cols, n };
         // SAFETY: a bias a column.
-        unsafe { call.run("add_bias", Launch::elements(n)) }
+        unsafe { kernel.launch(gpu, number(dtype), Launch::elements(n)) }
     })
 }
 
 /// The sums of the columns of `x` into `sums`, f32.
-pub(crate) fn column_sums(gpu: &std::sync::Arc<Gpu>, x: &Tensor, sums: &mut Tensor) -> Result<()> {
+pub(crate) fn column_sums(gpu: &Gpu, x: &Tensor, sums: &mut Tensor) -> Result<()> {
     let (rows, cols) = (x.rows(), x.cols());
-    let call = cuda::Call::new(gpu, &SOURCE, x.dtype()).read(x).write(sums).int(rows).int(cols);
     // SAFETY: a thread a column, each over all rows.
-    unsafe { call.run("column_sums", Launch::elements(cols)) }
+    unsafe { ColumnSums { x, sums, rows, cols }.launch(gpu, number(x.dtype()), Launch::elements(cols)) }
 }

@@ -27,8 +27,8 @@ KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out,
     }
 }
 
-KERNEL add_bias(T* y, const void* bias, int type, int cols, unsigned long long n) {
-    FOR_EACH(i, n) y[i] = Round<T>::of(to_f32(y[i]) + load_any(bias, type, i % cols));
+KERNEL add_bias(T* y, const void* bias, int kind, int cols, unsigned long long n) {
+    FOR_EACH(i, n) y[i] = Round<T>::of(to_f32(y[i]) + load_any(bias, kind, i % cols));
 }
 
 // The sums of the columns, rows in order; a thread a column.
