@@ -9,7 +9,10 @@ use halfbyte_ops::{
     gpu_product::Window,
 };
 use halfbyte_tensor::{DType, Device, Tensor};
-use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+use halfbyte_testkit::{
+    cuda::{fresh_gpu, gpu},
+    noise, noise_in,
+};
 use std::sync::Arc;
 
 fn formats() -> Vec<Format> {
@@ -131,6 +134,36 @@ fn few_rows_give_what_many_give() {
                 assert_eq!(got, y(), "the order of the sums is fixed");
                 for (g, w) in got.iter().zip(&many) {
                     assert!((g - w).abs() <= relative * largest, "{format:?} {rows} of {out}x{inner} {dtype}: {g} {w}");
+                }
+            }
+        }
+    }
+}
+
+/// Which columns hold outliers stays on the device: nobody waits to hear of it, be it none of them or all.
+#[test]
+fn outliers_are_left_out_of_the_integers_without_a_wait() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let (device, format) = (Device::Cuda(gpu.clone()), Format { quant: Quant::Int8, ..Format::DENSE });
+    for (rows, inner, out) in [(6, 48, 5), (1, 33, 70), (70, 130, 67), (40, 700, 3)] {
+        let here = format.freeze(noise(&[out, inner], DType::F32, 3)).unwrap();
+        let there = here.to_device(&device).unwrap().unwrap();
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            for outliers in [0, 1, inner / 3, inner] {
+                let mut x = noise(&[rows, inner], dtype, 1).to_f32_vec();
+                // Some in the same row, some in the same column, 7 being no divisor of an extent.
+                (0..outliers).for_each(|i| x[(7 * i % rows) * inner + i * inner / outliers] = 6.0 + i as f32 / 8.0);
+                let x = Tensor::from_vec(&[rows, inner], x).to_dtype(dtype);
+                let on_gpu = x.to_device(&device).unwrap();
+                let before = gpu.counters();
+                let got = there.forward(&on_gpu).unwrap().unwrap();
+                let asked = gpu.counters().since(&before);
+                let what = format!("{outliers} of {rows}x{inner} {dtype}");
+                assert_eq!((asked.synchronisations, asked.downloads), (0, 0), "{what}");
+                let (got, wanted) = (got.to_f32_vec(), here.forward(&x).unwrap().unwrap().to_f32_vec());
+                let largest = wanted.iter().fold(0.0f32, |m, it| m.max(it.abs()));
+                for (g, w) in got.iter().zip(&wanted) {
+                    assert!((g - w).abs() <= 2e-6 * largest, "{what}: {g} {w}");
                 }
             }
         }

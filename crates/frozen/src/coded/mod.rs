@@ -129,9 +129,9 @@ impl CodedMatrix {
         matches!(self.scales, Scales::Double { .. })
     }
 
-    /// The codes, in host memory.
-    pub(crate) fn codes(&self) -> &[u8] {
-        self.codes.data()
+    /// The codes, where they lie.
+    pub(crate) fn codes(&self) -> &Tensor {
+        &self.codes
     }
 
     /// The plain scales, where they lie.
@@ -145,7 +145,7 @@ impl CodedMatrix {
     /// The operand that a CPU product reads.
     pub(crate) fn source(&self) -> Box<dyn matmul::Source + '_> {
         let Block::Elements(block) = self.block else {
-            return Box::new(matmul::Rows8::new(self.dims.0, self.dims.1, self.codes(), self.absmax().data()));
+            return Box::new(matmul::Rows8::new(self.dims.0, self.dims.1, self.codes.data(), self.absmax().data()));
         };
         let scales = match &self.scales {
             Scales::Plain(absmax) => matmul::Scales4::Plain(absmax.data()),
@@ -158,7 +158,7 @@ impl CodedMatrix {
             },
         };
         let values = self.code.values.try_into().expect("blocks are of 4-bit codes, of which there are sixteen");
-        Box::new(matmul::Lut4::new(self.dims, self.codes(), values, scales, block))
+        Box::new(matmul::Lut4::new(self.dims, self.codes.data(), values, scales, block))
     }
 
     /// The matrix elsewhere; `None` if it is there.

@@ -54,7 +54,7 @@ fn in_host_memory(w: &CodedMatrix, x: &Tensor) -> Tensor {
     let codes = Dense::new(m, k, &quantised.codes[..]);
     // An absmax of 127 decodes a code to itself.
     let unit = vec![127.0; n];
-    let weight = halfbyte_matmul::Rows8::new(n, k, w.codes(), &unit);
+    let weight = halfbyte_matmul::Rows8::new(n, k, w.codes().data(), &unit);
     matmul(&Product::new(Operand::new(&codes), Operand::new(&weight).t(), Compute::Bf16), Out::F32(y.data_mut()));
     let rows = y.data_mut::<f32>().par_chunks_mut(n.max(1)).zip(&quantised.absmax);
     rows.with_min_len(8).for_each(|(y, a)| {
@@ -106,7 +106,7 @@ fn add_outliers(w: &CodedMatrix, x: &[f32], outliers: &[usize], y: &mut Tensor) 
     }
     let mut columns = vec![0.0f32; n * few];
     columns.par_chunks_mut(few).enumerate().with_min_len(64).for_each(|(row, out)| {
-        let (codes, absmax) = (&w.codes()[row * k..][..k], w.absmax().data::<f32>()[row]);
+        let (codes, absmax) = (&w.codes().data::<u8>()[row * k..][..k], w.absmax().data::<f32>()[row]);
         for (out, column) in out.iter_mut().zip(outliers) {
             *out = f16::from_f32(f32::from(codes[*column].cast_signed()) * absmax * (1.0 / 127.0)).to_f32();
         }

@@ -2,7 +2,7 @@
 
 use crate::common::{Spoiled, assert_near, config, model_on, one_by_one, rows};
 use halfbyte_cuda::Gpu;
-use halfbyte_frozen::Format;
+use halfbyte_frozen::{Format, Quant};
 use halfbyte_lora::{Adapter, LoraConfig, Routing, attach};
 use halfbyte_models::{Loading, Model, ModelFolder};
 use halfbyte_tensor::{DType, Device};
@@ -77,8 +77,10 @@ fn a_step_waits_for_the_device_once() {
     // One of its own: other tests wait for theirs meanwhile.
     let gpu = Gpu::open(0).unwrap();
     let device = Device::Cuda(gpu.clone());
-    for (fixture, quantised) in [("llama-default", false), ("llama-default", true), ("gpt-neo", true)] {
-        let (model, adapter) = adapted(fixture, quantised, &device);
+    const INT8: Format = Format { quant: Quant::Int8, ..Format::DENSE };
+    let kinds = [None, Some(&Format::QLORA), Some(&INT8), Some(&Format::DENSE)].map(|it| ("llama-default", it));
+    for (fixture, format) in kinds.into_iter().chain([("gpt-neo", Some(&Format::QLORA)), ("gpt-neo", Some(&INT8))]) {
+        let (model, adapter) = adapted(fixture, format, (2, 0.25), &device);
         let trained = parameters(model.as_ref(), adapter.as_deref());
         let mut optim = Optim::new(&device, &trained, &OptimConfig::default()).unwrap();
         let (data, mut scale) = (rows(4), LossScale::new(DType::Bf16));
@@ -89,24 +91,58 @@ fn a_step_waits_for_the_device_once() {
             let before = gpu.counters();
             step.take(&mut optim, &mut scale, &one_by_one(&data)[..batches], 1e-3).unwrap();
             let asked = gpu.counters().since(&before);
-            let what = format!("{fixture}, {batches} micro-batches: {asked:?}");
+            let what = format!("{fixture}, {format:?}, {batches} micro-batches: {asked:?}");
             assert_eq!((asked.synchronisations, asked.downloads), (1, 1), "{what}");
         }
     }
 }
 
-/// A model that trains in full, or one in 4 bits with an adapter that drops out.
-fn adapted(fixture: &str, quantised: bool, device: &Device) -> (Box<dyn Model>, Option<Arc<Adapter>>) {
+/// What QLoRA asks of a device for a batch of one row: a change that asks for more is seen here, and one that asks for less says so.
+#[test]
+fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
+    if gpu().is_none() {
+        return;
+    }
+    let gpu = Gpu::open(0).unwrap();
+    let device = Device::Cuda(gpu.clone());
+    let (model, adapter) = adapted("llama-default", Some(&Format::QLORA), (8, 0.0), &device);
+    let trained = parameters(model.as_ref(), adapter.as_deref());
+    let mut optim = Optim::new(&device, &trained, &OptimConfig::default()).unwrap();
+    let (data, mut scale) = (rows(1), LossScale::new(DType::Bf16));
+    let mut asked = |checkpointing| {
+        let config = StepConfig { checkpointing, compute: DType::Bf16, ..config().step };
+        let routing = &adapter.clone().into();
+        let step = Step { config, routing, ..step(model.as_ref(), &CausalLm) };
+        let before = gpu.counters();
+        step.take(&mut optim, &mut scale, &one_by_one(&data), 1e-3).unwrap();
+        let asked = gpu.counters().since(&before);
+        [asked.launches, asked.products, asked.uploads, asked.downloads, asked.synchronisations]
+    };
+    // The first step brings the table of rotations along.
+    assert_eq!(
+        (asked(false), asked(true)),
+        ([73, 35, 8, 1, 1], [104, 46, 7, 1, 1]),
+        "launches, products, uploads, downloads, waits"
+    );
+}
+
+/// A model that trains in full, or one in a format with an adapter of a rank and a dropout.
+fn adapted(
+    fixture: &str,
+    format: Option<&'static Format>,
+    (rank, lora_dropout): (usize, f32),
+    device: &Device,
+) -> (Box<dyn Model>, Option<Arc<Adapter>>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(fixture);
-    let loading = match quantised {
-        true => Loading::Frozen { format: &Format::QLORA, prepare: None },
-        false => Loading::Trainable,
+    let loading = match format {
+        Some(format) => Loading::Frozen { format, prepare: None },
+        None => Loading::Trainable,
     };
     let mut model = ModelFolder::open(&folder).unwrap().load(loading, device, &mut |_| ()).unwrap();
-    if !quantised {
+    if format.is_none() {
         return (model, None);
     }
-    let config = LoraConfig { rank: 2, lora_dropout: 0.25, ..LoraConfig::default() };
+    let config = LoraConfig { rank, lora_dropout, ..LoraConfig::default() };
     let (adapter, _) = attach(&model.modules(), &config, "mine", 1).unwrap();
     adapter.to_device(device).unwrap();
     (model, Some(Arc::new(adapter)))
