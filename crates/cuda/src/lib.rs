@@ -50,3 +50,8 @@ pub use stream::{Event, Stream};
 
 /// The oldest CUDA version that a driver may support: 11.4 is the first whose interface the bindings know.
 pub const OLDEST_DRIVER: Version = Version { major: 11, minor: 4 };
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
