@@ -16,8 +16,6 @@ use crate::product::{Operand, Out, Product};
 const BLOCK_WORDS: usize = 1 << 20;
 /// Word rows of k that a packed block of the left operand covers at most.
 const DEEP_WORDS: usize = 2048;
-/// Word rows of k that a tile kernel sums at once: a panel of the right operand then stays in a near cache.
-const TILE_WORDS: usize = 384;
 /// Columns of a strip where packing several panels together pays.
 const WIDE_STRIP: usize = 192;
 /// Columns of a block of f32 sums for outputs that cannot hold partial sums.
@@ -186,8 +184,9 @@ fn words(kernel: &Kernel, pieces: &[Piece]) -> usize {
 /// Even pieces of `k` elements, each at most what a tile kernel sums at once; at least one, though it be empty.
 pub(crate) fn spans(kernel: &Kernel, k: usize) -> impl Iterator<Item = Span> {
     let words = kernel.operands.words(k);
-    let count = words.div_ceil(TILE_WORDS).max(1);
-    let each = words.div_ceil(count).max(1) * if words < k { 2 } else { 1 };
+    // Pieces are whole granules. As a tile kernel takes several, none of them is empty.
+    let count = words.div_ceil(kernel.depth).max(1);
+    let each = kernel.operands.elements(words.div_ceil(count).max(1).next_multiple_of(kernel.operands.granule()));
     (0..count).map(move |i| {
         let start = (i * each).min(k);
         Span { start, len: each.min(k - start) }
@@ -224,7 +223,14 @@ impl Grid {
     fn new(job: &Job<'_>, panels: usize, cols: usize) -> Self {
         let nr = job.kernel.nr;
         let across = job.terms.iter().any(|it| it.b.packs_across_panels());
-        let strip_cols = if across { WIDE_STRIP.max(nr) / nr * nr } else { nr };
+        let strip_cols = if job.kernel.strip > nr {
+            // Strips of one width, of whole blocks of a quantised row.
+            cols.div_ceil(cols.div_ceil(job.kernel.strip)).next_multiple_of(2 * nr)
+        } else if across {
+            WIDE_STRIP.max(nr) / nr * nr
+        } else {
+            nr
+        };
         let strips = cols.div_ceil(strip_cols);
         let wanted = 8 * rayon::current_num_threads();
         let groups = wanted.div_ceil(strips).min(panels.div_ceil(8)).max(1);
@@ -279,19 +285,21 @@ impl Shared<'_> {
     }
 
     /// Computes one cell: every panel against its strip of the right operands, piece by piece. The strip is packed
-    /// here, unless it is `ready`: with the columns of tiles that it was packed for.
-    fn cell(&self, cell: Cell, ready: Option<(&[u32], usize)>) {
-        let Kernel { mr, nr, operands, .. } = *self.job.kernel;
+    /// here, unless it is `packed`: with the columns of tiles that it was packed for.
+    fn cell(&self, cell: Cell, packed: Option<(&[u32], usize)>) {
+        let kernel = self.job.kernel;
+        let Kernel { mr, nr, operands, .. } = *kernel;
         let ((c0, c1), (p0, p1)) = (cell.cols, cell.panels);
         let columns = (c1 - c0).div_ceil(nr);
         with_buffers(|own| {
+            let ready = kernel.ready();
             let many = self.pieces.len() > 1;
             // With one piece a tile leaves as soon as it is summed; with several all tiles of the cell wait.
             let tiles = own.tiles.floats(if many { (p1 - p0) * columns * mr * nr } else { mr * nr });
             let mut before = 0;
             for (s, (Piece { term, span }, left)) in self.pieces.iter().zip(&self.lefts).enumerate() {
                 let words = operands.words(span.len);
-                let strip = match ready {
+                let strip = match packed {
                     // A strip at the end has fewer columns, but its pieces lie as far apart.
                     Some((strip, full)) => &strip[before * full * nr..][..columns * words * nr],
                     None => {
@@ -301,18 +309,22 @@ impl Shared<'_> {
                         strip
                     }
                 };
-                for column in 0..columns {
+                let mut multiply = |column: usize, p: usize| {
                     let b = &strip[column * words * nr..][..words * nr];
                     let cols = c1 - (c0 + column * nr).min(c1);
-                    for p in p0..p1 {
-                        let a = &left.words[p * left.stride..][..words * mr];
-                        let slot = if many { (column * (p1 - p0) + p - p0) * mr * nr } else { 0 };
-                        let tile = &mut tiles[slot..slot + mr * nr];
-                        self.job.kernel.multiply(words, a, b, tile, (cols, s > 0));
-                        if s + 1 == self.pieces.len() {
-                            self.store(tile, p, c0 + column * nr, c1);
-                        }
+                    let a = &left.words[p * left.stride..][..words * mr];
+                    let slot = if many { (column * (p1 - p0) + p - p0) * mr * nr } else { 0 };
+                    let tile = &mut tiles[slot..slot + mr * nr];
+                    kernel.multiply(&ready, words, a, b, tile, (cols, s > 0));
+                    if s + 1 == self.pieces.len() {
+                        self.store(tile, p, c0 + column * nr, c1);
                     }
+                };
+                // The inner loop goes over panels of the side that the far caches hold.
+                if kernel.strip > nr {
+                    (p0..p1).for_each(|p| (0..columns).for_each(|column| multiply(column, p)));
+                } else {
+                    (0..columns).for_each(|column| (p0..p1).for_each(|p| multiply(column, p)));
                 }
                 before += words;
             }

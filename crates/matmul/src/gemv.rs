@@ -56,7 +56,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
             let (own, rest) = left.split_at_mut(m * k);
             read_left(&Reader::new(a, kernel.isa), a.trans, (m, k, round), own);
             let by_rows = b.trans == Trans::Yes;
-            let pairs = kernel.isa.dots.filter(|_| by_rows && kernel.operands == Operands::Bf16Pairs).map(|dots| {
+            let pairs = kernel.isa.dots.filter(|_| by_rows && kernel.operands.are_bf16()).map(|dots| {
                 let mut pairs = vec![bf16::ZERO; m * k];
                 kernel.isa.round(own, &mut pairs);
                 (dots, pairs)

@@ -31,7 +31,7 @@ mod product;
 mod reader;
 mod sources;
 
-pub use kernels::{available_kernels, kernel_name, register_peak};
+pub use kernels::{available_kernels, kernel_name, register_peak, register_peaks};
 pub use packed::PackedLeft;
 pub use product::{Compute, Operand, Out, Product, Trans, matmul, operations};
 pub use sources::{Dense, Element, Lut4, Rows8, Scales4, Source, View};

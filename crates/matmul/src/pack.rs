@@ -8,7 +8,7 @@
 use half::bf16;
 
 use crate::buffers::Pieces;
-use crate::kernels::{GROUP, Isa, Kernel, Operands, Slot, WordRow};
+use crate::kernels::{GROUP, Isa, Kernel, Operands, STEP, Slot, WordRow};
 use crate::product::{Operand, Trans};
 use crate::reader::Reader;
 
@@ -25,6 +25,8 @@ pub(crate) struct Side<'a> {
     /// Lanes of a panel.
     pub(crate) width: usize,
     operands: Operands,
+    /// Whether panels are tiles of a left operand, whose lanes lie row by row.
+    laid: bool,
     isa: &'static Isa,
 }
 
@@ -38,7 +40,8 @@ pub(crate) struct Span {
 impl<'a> Side<'a> {
     /// The left operand: lanes are rows of op(a).
     pub(crate) fn left(kernel: &'static Kernel, a: &Operand<'a>) -> Self {
-        Self::new(kernel, a, kernel.mr, a.trans == Trans::No, a.dims().0)
+        let laid = kernel.operands == Operands::Bf16Tiles;
+        Self { laid, ..Self::new(kernel, a, kernel.mr, a.trans == Trans::No, a.dims().0) }
     }
 
     /// The right operand: lanes are columns of op(b).
@@ -48,7 +51,7 @@ impl<'a> Side<'a> {
 
     fn new(kernel: &'static Kernel, o: &Operand<'a>, width: usize, lanes_are_rows: bool, lanes: usize) -> Self {
         let reader = Reader::new(o, kernel.isa);
-        Self { reader, lanes_are_rows, lanes, width, operands: kernel.operands, isa: kernel.isa }
+        Self { reader, lanes_are_rows, lanes, width, operands: kernel.operands, laid: false, isa: kernel.isa }
     }
 
     /// Whether neighbouring panels should be packed together: pieces of rows then are longer.
@@ -64,6 +67,10 @@ impl<'a> Side<'a> {
         if words == 0 {
             return;
         }
+        if self.lanes_are_rows && self.laid {
+            self.lay_rows(first, span, out, &mut pieces.bf16s);
+            return;
+        }
         if self.lanes_are_rows {
             for p in 0..out.count {
                 let panel = &mut out.words[p * out.stride..][..words * self.width];
@@ -71,10 +78,44 @@ impl<'a> Side<'a> {
                     self.transpose_group(first + p * self.width, lane, span, (panel, pieces));
                 }
             }
-        } else if self.operands == Operands::Bf16Pairs {
+        } else if self.operands.are_bf16() {
             self.copy_pairs(first, span, out, &mut pieces.bf16s);
         } else {
             self.copy_rows(first, span, out, &mut pieces.f32s);
+        }
+        if self.operands == Operands::Bf16Tiles {
+            self.finish_steps(span, out);
+        }
+    }
+
+    /// Copies pieces of stored rows into the lanes of left panels of tiles.
+    fn lay_rows(&self, first: usize, span: Span, out: &mut Panels<'_>, space: &mut [bf16]) {
+        for p in 0..out.count {
+            let panel = &mut out.words[p * out.stride..][..self.operands.words(span.len) * self.width];
+            for lane in 0..self.width {
+                let row = first + p * self.width + lane;
+                for from in (0..span.len).step_by(PIECE) {
+                    let len = PIECE.min(span.len - from);
+                    let piece = if row < self.lanes {
+                        self.reader.bf16((row, span.start + from), len, space)
+                    } else {
+                        &ZEROS_BF16[..len]
+                    };
+                    self.isa.lay_pairs(piece, &mut panel[self.operands.words(from) * self.width + lane * STEP..]);
+                }
+            }
+        }
+    }
+
+    /// Fills the last step with zeros, and turns the steps of left panels.
+    fn finish_steps(&self, span: Span, out: &mut Panels<'_>) {
+        for p in 0..out.count {
+            let panel = &mut out.words[p * out.stride..][..self.operands.words(span.len) * self.width];
+            panel[span.len.div_ceil(2) * self.width..].fill(0);
+            if self.laid {
+                let (steps, _) = panel.as_chunks_mut();
+                steps.iter_mut().for_each(|step| self.isa.turn_step(step));
+            }
         }
     }
 
@@ -86,7 +127,7 @@ impl<'a> Side<'a> {
             let (len, col) = (PIECE.min(span.len - from), span.start + from);
             let slot = Slot { panel: &mut panel[self.operands.words(from) * self.width..], width: self.width, lane };
             let at = |i: usize| (first + lane + i, col);
-            if self.operands == Operands::Bf16Pairs {
+            if self.operands.are_bf16() {
                 let mut group = [&ZEROS_BF16[..len]; GROUP];
                 for ((i, g), space) in group.iter_mut().take(rows).enumerate().zip(pieces.bf16s.chunks_mut(PIECE)) {
                     *g = self.reader.bf16(at(i), len, space);

@@ -8,7 +8,7 @@ use super::isa::{GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Target, Tile};
 use super::portable;
 use super::tile::{Lanes, SPIN, spin, tile};
-use super::{Kernel, Operands};
+use super::{DEPTH, Kernel, Operands};
 use crate::sources::Lut4;
 
 /// Whether this machine runs what is in this module.
@@ -83,9 +83,12 @@ pub(super) static F32: Kernel = Kernel {
     name: "avx2",
     mr: 6,
     nr: 16,
+    depth: DEPTH,
+    strip: 16,
     operands: Operands::F32,
     tile: tile_6x16,
     narrow: tile_6x16_narrow,
+    state: None,
     spin: spin_floats,
     spin_work: 16 * SPIN,
     isa: &ISA,
@@ -94,9 +97,12 @@ pub(super) static BF16: Kernel = Kernel {
     name: "avx2",
     mr: 6,
     nr: 16,
+    depth: DEPTH,
+    strip: 16,
     operands: Operands::RoundedF32,
     tile: tile_6x16,
     narrow: tile_6x16_narrow,
+    state: None,
     spin: spin_floats,
     spin_work: 16 * SPIN,
     isa: &ISA,
@@ -105,6 +111,8 @@ pub(super) static BF16: Kernel = Kernel {
 pub(super) static ISA: Isa = Isa {
     transpose_f32,
     transpose_bf16,
+    lay_pairs: portable::lay_pairs,
+    turn_step: portable::turn_step,
     deal_f32,
     deal_pairs,
     lut4_f32,

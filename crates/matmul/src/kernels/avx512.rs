@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Lanes, SPIN, spin, tile};
-use super::{Kernel, Operands, avx2, avx512_isa};
+use super::{DEPTH, Kernel, Operands, avx2, avx512_isa};
 
 /// Whether this machine runs the f32 kernel.
 pub(super) fn detected() -> bool {
@@ -111,9 +111,12 @@ pub(super) static F32: Kernel = Kernel {
     name: "avx512",
     mr: 14,
     nr: 32,
+    depth: DEPTH,
+    strip: 32,
     operands: Operands::F32,
     tile: tile_f32,
     narrow: tile_f32_narrow,
+    state: None,
     spin: spin_f32,
     spin_work: 32 * SPIN,
     isa: &avx2::ISA,
@@ -123,9 +126,12 @@ pub(super) static ROUNDED: Kernel = Kernel {
     name: "avx512",
     mr: 14,
     nr: 32,
+    depth: DEPTH,
+    strip: 32,
     operands: Operands::RoundedF32,
     tile: tile_f32,
     narrow: tile_f32_narrow,
+    state: None,
     spin: spin_f32,
     spin_work: 32 * SPIN,
     isa: &avx2::ISA,
@@ -134,9 +140,12 @@ pub(super) static BF16: Kernel = Kernel {
     name: "avx512bf16",
     mr: 14,
     nr: 32,
+    depth: DEPTH,
+    strip: 32,
     operands: Operands::Bf16Pairs,
     tile: tile_bf16,
     narrow: tile_bf16_narrow,
+    state: None,
     spin: spin_bf16,
     spin_work: 64 * SPIN,
     isa: &avx512_isa::ISA,

@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::isa::{Dots, GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Pointer, Target, Tile};
-use super::{avx2, avx512_dots, portable};
+use super::{STEP, TILE_LANES, avx2, avx512_dots, portable};
 use crate::sources::Lut4;
 
 /// Whether this machine runs what is in this module.
@@ -24,6 +24,8 @@ pub(super) fn detected() -> bool {
 
 pub(super) static ISA: Isa = Isa {
     transpose_bf16,
+    lay_pairs,
+    turn_step,
     deal_pairs,
     lut4_bf16,
     round,
@@ -109,6 +111,38 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
             let at = (q + i) * slot.width + slot.lane;
             // SAFETY: lanes at .. at + lanes lie within the panel by the assertion above.
             unsafe { _mm512_mask_storeu_epi32(slot.panel.as_mut_ptr().add(at).cast(), first(lanes), *column) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn lay_pairs(row: &[bf16], panel: &mut [u32]) {
+    let steps = row.len().div_ceil(2 * STEP);
+    assert!(steps == 0 || (steps - 1) * STEP * TILE_LANES + STEP <= panel.len(), "a lane must fit its panel");
+    for (s, step) in row.chunks(2 * STEP).enumerate() {
+        let mask = if step.len() == 2 * STEP { u32::MAX } else { (1 << step.len()) - 1 };
+        // SAFETY: the mask covers the elements of this piece, and the panel has its words by the assertion above.
+        unsafe {
+            let pairs = _mm512_maskz_loadu_epi16(mask, step.as_ptr().cast());
+            _mm512_storeu_si512(panel.as_mut_ptr().add(s * STEP * TILE_LANES).cast(), pairs);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn turn_step(step: &mut [u32; STEP * TILE_LANES]) {
+    let mut halves = [[_mm512_setzero_si512(); STEP]; 2];
+    for (i, row) in step.chunks_exact(TILE_LANES).enumerate() {
+        // SAFETY: a row is 32 words.
+        unsafe {
+            halves[0][i] = _mm512_loadu_si512(row.as_ptr().cast());
+            halves[1][i] = _mm512_loadu_si512(row.as_ptr().add(STEP).cast());
+        }
+    }
+    for (half, lanes) in halves.iter().zip(step.chunks_exact_mut(STEP * STEP)) {
+        for (lane, column) in lanes.chunks_exact_mut(STEP).zip(transpose16(half)) {
+            // SAFETY: a lane is 16 words.
+            unsafe { _mm512_storeu_si512(lane.as_mut_ptr().cast(), column) };
         }
     }
 }

@@ -6,6 +6,7 @@
 use half::bf16;
 
 use super::output::{Epilogue, Target, Tile};
+use super::{STEP, TILE_LANES};
 use crate::sources::Lut4;
 
 /// Lanes that [`Isa::transpose_f32`] and [`Isa::transpose_bf16`] take at once.
@@ -38,6 +39,8 @@ pub(crate) struct WordRow<'a> {
 pub(crate) struct Isa {
     pub(crate) transpose_f32: unsafe fn(&[&[f32]; GROUP], Slot<'_>),
     pub(crate) transpose_bf16: unsafe fn(&[&[bf16]; GROUP], Slot<'_>),
+    pub(crate) lay_pairs: unsafe fn(&[bf16], &mut [u32]),
+    pub(crate) turn_step: unsafe fn(&mut [u32; STEP * TILE_LANES]),
     pub(crate) deal_f32: unsafe fn(&[f32], WordRow<'_>),
     pub(crate) deal_pairs: unsafe fn((&[bf16], &[bf16]), WordRow<'_>),
     pub(crate) lut4_f32: unsafe fn(&Lut4<'_>, usize, &mut [f32], bool),
@@ -103,6 +106,12 @@ safe_call! {
     transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>);
     /// As `transpose_f32`, a word holding two consecutive elements (the second is zero past an odd end).
     transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>);
+    /// Stores a row as one lane of a left panel of tiles: word `q` of step `s` is `panel[s * STEP * TILE_LANES + q]`. The rest
+    /// of the last step becomes zero.
+    lay_pairs(row: &[bf16], panel: &mut [u32]);
+    /// Turns a step of a panel of 32 lanes from word rows to what left panels of tiles hold: word `q` of lane `i` goes from
+    /// `step[q * TILE_LANES + i]` to `step[i * STEP + q]`.
+    turn_step(step: &mut [u32; STEP * TILE_LANES]);
     /// Deals a row out to the lanes of panels.
     deal_f32(row: &[f32], out: WordRow<'_>);
     /// As `deal_f32`, a word holding (`even[j]`, `odd[j]`).

@@ -1,5 +1,7 @@
-//! The kernels of each instruction set, and the choice among them at run time.
+//! What a kernel is, and the kernels of each instruction set.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -8,6 +10,7 @@ mod avx512;
 mod avx512_dots;
 #[cfg(target_arch = "x86_64")]
 mod avx512_isa;
+mod choice;
 mod isa;
 #[cfg(test)]
 mod model;
@@ -16,12 +19,12 @@ mod portable;
 mod tile;
 pub(crate) mod words;
 
-use std::sync::OnceLock;
-
+#[cfg(test)]
+pub(crate) use choice::all;
+pub(crate) use choice::select;
+pub use choice::{available_kernels, kernel_name, register_peak, register_peaks};
 pub(crate) use isa::{Dots, GROUP, Isa, Slot, Stored, WordRow};
 pub(crate) use output::{Epilogue, Target, Tile};
-
-use crate::product::Compute;
 
 /// How a kernel wants its operands in a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +35,44 @@ pub(crate) enum Operands {
     RoundedF32,
     /// A word is two consecutive elements along k, as bf16, the first in the low half.
     Bf16Pairs,
+    /// Pairs, in steps of 16 word rows of which the last is filled up with zeros. In a left panel the 16 words of a lane
+    /// lie side by side: word `q` of lane `i` of a step is `step[i * 16 + q]`.
+    Bf16Tiles,
 }
 
 impl Operands {
     /// Word rows that `k` elements take.
     pub(crate) fn words(self, k: usize) -> usize {
-        if self == Operands::Bf16Pairs { k.div_ceil(2) } else { k }
+        match self {
+            Operands::F32 | Operands::RoundedF32 => k,
+            Operands::Bf16Pairs => k.div_ceil(2),
+            Operands::Bf16Tiles => k.div_ceil(2 * STEP) * STEP,
+        }
+    }
+
+    /// Elements of `words` word rows.
+    pub(crate) fn elements(self, words: usize) -> usize {
+        if self.are_bf16() { 2 * words } else { words }
+    }
+
+    /// Whether a word is a pair.
+    pub(crate) fn are_bf16(self) -> bool {
+        matches!(self, Operands::Bf16Pairs | Operands::Bf16Tiles)
+    }
+
+    /// k may be cut at multiples of so many word rows.
+    pub(crate) fn granule(self) -> usize {
+        if self == Operands::Bf16Tiles { STEP } else { 1 }
     }
 }
+
+/// Word rows that kernels on vector registers sum at once.
+const DEPTH: usize = 384;
+
+/// Word rows of a step of [`Operands::Bf16Tiles`].
+pub(crate) const STEP: usize = 16;
+/// Lanes of a left panel of [`Operands::Bf16Tiles`].
+pub(crate) const TILE_LANES: usize = 32;
 
 /// Words, panel of a, panel of b, tile of c, and whether to add to c.
 pub(crate) type Multiply = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
@@ -51,10 +84,17 @@ pub(crate) struct Kernel {
     pub(crate) mr: usize,
     /// Columns of a tile: lanes of a packed panel of the right operand.
     pub(crate) nr: usize,
+    /// Word rows of k that are summed at once: a panel of the right operand then stays in a near cache.
+    pub(crate) depth: usize,
+    /// Columns of the right operand that a thread keeps while it goes through the left one. Where this is more than a tile,
+    /// each panel of the left operand meets all of them before the next one does.
+    pub(crate) strip: usize,
     pub(crate) operands: Operands,
     pub(crate) tile: Multiply,
     /// Multiplies for the first half of a tile's columns and leaves the others as they are: for the end of a matrix.
     pub(crate) narrow: Multiply,
+    /// What a thread must do before and after it multiplies, if anything.
+    pub(crate) state: Option<State>,
     /// Multiply-adds on registers alone, to measure the ceiling: see [`tile::spin`].
     pub(crate) spin: unsafe fn(usize) -> f32,
     /// Floating-point operations of one round of `spin`.
@@ -62,110 +102,61 @@ pub(crate) struct Kernel {
     pub(crate) isa: &'static Isa,
 }
 
+/// Registers that a thread sets up for a kernel, and gives back.
+#[derive(Clone, Copy)]
+pub(crate) struct State {
+    pub(super) enter: unsafe fn(),
+    pub(super) leave: unsafe fn(),
+}
+
+/// While this lives, its thread may multiply. It must not wait for other threads meanwhile: the pool would hand it other
+/// work, which ends with the registers given back.
+pub(crate) struct Ready {
+    kernel: &'static Kernel,
+    /// The registers are this thread's.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let Some(state) = self.kernel.state {
+            // SAFETY: made by `Kernel::ready`, so the instruction set is present.
+            unsafe { (state.leave)() }
+        }
+    }
+}
+
 impl Kernel {
+    /// Sets up this thread for [`Kernel::multiply`].
+    pub(crate) fn ready(&'static self) -> Ready {
+        if let Some(state) = self.state {
+            // SAFETY: a kernel is handed out only where its instruction set is present.
+            unsafe { (state.enter)() }
+        }
+        Ready { kernel: self, not_send: std::marker::PhantomData }
+    }
+
     /// c (mr, nr) = \[c +\] a · b over `words` word rows of one panel each. Only the first `cols` columns are needed.
-    pub(crate) fn multiply(&self, words: usize, a: &[u32], b: &[u32], c: &mut [f32], (cols, add): (usize, bool)) {
+    pub(crate) fn multiply(
+        &self,
+        ready: &Ready,
+        words: usize,
+        a: &[u32],
+        b: &[u32],
+        c: &mut [f32],
+        (cols, add): (usize, bool),
+    ) {
         assert!(
-            a.len() >= words * self.mr && b.len() >= words * self.nr && c.len() >= self.mr * self.nr,
+            words.is_multiple_of(self.operands.granule())
+                && a.len() >= words * self.mr
+                && b.len() >= words * self.nr
+                && c.len() >= self.mr * self.nr,
             "a tile kernel was handed panels that are too short"
         );
+        assert!(std::ptr::eq(ready.kernel, self), "a thread must be ready for the kernel that it runs");
         let multiply = if 2 * cols <= self.nr { self.narrow } else { self.tile };
-        // SAFETY: the lengths were just checked, and a kernel is handed out only where its instruction set is present.
+        // SAFETY: the lengths were just checked, the thread is ready, and a kernel is handed out only where its instruction
+        // set is present.
         unsafe { multiply(words, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), add) }
     }
-}
-
-/// The kernels that this machine runs for `compute`, best first.
-pub(crate) fn all(compute: Compute) -> Vec<&'static Kernel> {
-    let mut found: Vec<&'static Kernel> = Vec::new();
-    let f32 = compute == Compute::F32;
-    #[cfg(target_arch = "x86_64")]
-    {
-        if avx512::bf16_detected() && !f32 {
-            found.push(&avx512::BF16);
-        }
-        if avx512::detected() {
-            found.push(if f32 { &avx512::F32 } else { &avx512::ROUNDED });
-        }
-        if avx2::detected() {
-            found.push(if f32 { &avx2::F32 } else { &avx2::BF16 });
-        }
-    }
-    found.push(if f32 { &portable::F32 } else { &portable::BF16 });
-    #[cfg(test)]
-    found.extend(models(compute));
-    found
-}
-
-/// Models of kernels that this machine may lack, with its own vector helpers and with the portable ones.
-#[cfg(test)]
-fn models(compute: Compute) -> Vec<&'static Kernel> {
-    static PORTABLE: [Kernel; 2] = [
-        model::kernel("model of avx512, portable", Operands::F32, &portable::ISA),
-        model::kernel("model of avx512bf16, portable", Operands::Bf16Pairs, &portable::ISA),
-    ];
-    let pick = usize::from(compute == Compute::Bf16);
-    #[cfg(target_arch = "x86_64")]
-    if avx2::detected() {
-        static AVX2: [Kernel; 2] = [
-            model::kernel("model of avx512", Operands::F32, &avx2::ISA),
-            model::kernel("model of avx512bf16", Operands::Bf16Pairs, &avx2::ISA),
-        ];
-        return vec![&AVX2[pick], &PORTABLE[pick]];
-    }
-    vec![&PORTABLE[pick]]
-}
-
-/// Environment variable that names the kernel to use.
-const OVERRIDE: &str = "HALFBYTE_MATMUL_KERNEL";
-
-/// The kernel for `compute`, chosen once.
-pub(crate) fn select(compute: Compute) -> &'static Kernel {
-    static CHOSEN: OnceLock<[&'static Kernel; 2]> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| {
-        let wanted = std::env::var(OVERRIDE).ok();
-        [Compute::F32, Compute::Bf16].map(|c| choose(wanted.as_deref(), c))
-    });
-    chosen[usize::from(compute == Compute::Bf16)]
-}
-
-fn choose(wanted: Option<&str>, compute: Compute) -> &'static Kernel {
-    let kernels = all(compute);
-    let Some(asked) = wanted.filter(|w| !w.is_empty()) else { return kernels[0] };
-    // The bf16 kernel has an f32 sibling of another name on the same machine.
-    let name = if compute == Compute::F32 && asked == "avx512bf16" { "avx512" } else { asked };
-    let found = kernels.iter().find(|k| k.name == name);
-    found.unwrap_or_else(|| {
-        let have: Vec<&str> = all(Compute::Bf16).iter().map(|k| k.name).collect();
-        panic!("{OVERRIDE}={asked}: this machine has no such kernel; it has {}", have.join(", "))
-    })
-}
-
-/// Name of the kernel that products of `compute` use here: `avx512bf16`, `avx512`, `avx2` or `portable`.
-///
-/// The environment variable `HALFBYTE_MATMUL_KERNEL`, read once, overrides the choice.
-///
-/// # Panics
-/// If that variable names a kernel that this machine does not have.
-pub fn kernel_name(compute: Compute) -> &'static str {
-    select(compute).name
-}
-
-/// Names of the kernels that this machine can run for `compute`, best first.
-pub fn available_kernels(compute: Compute) -> Vec<&'static str> {
-    all(compute).iter().map(|k| k.name).collect()
-}
-
-/// Floating-point operations per second of one core when the chosen kernel's multiply-adds run on registers alone: the
-/// ceiling that a product of any shape is measured against. Takes a few tens of milliseconds.
-pub fn register_peak(compute: Compute) -> f64 {
-    let kernel = select(compute);
-    let rounds = 20_000;
-    let best = (0..300).map(|_| {
-        let start = std::time::Instant::now();
-        // SAFETY: a kernel is handed out only where its instruction set is present.
-        std::hint::black_box(unsafe { (kernel.spin)(std::hint::black_box(rounds)) });
-        (rounds * kernel.spin_work) as f64 / start.elapsed().as_secs_f64()
-    });
-    best.fold(0.0, f64::max)
 }

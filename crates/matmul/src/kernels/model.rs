@@ -1,7 +1,7 @@
-//! Software models of the AVX-512 tile kernels, so that tests on any machine run their panel layouts and loops.
+//! Software models of the AVX-512 and AMX tile kernels, so that tests on any machine run their panel layouts and loops.
 
 use super::tile::{Lanes, SPIN, spin, tile};
-use super::{Isa, Kernel, Operands};
+use super::{DEPTH, Isa, Kernel, Operands, STEP, TILE_LANES};
 
 #[derive(Clone, Copy)]
 struct Sixteen<const PAIRS: bool>([f32; 16]);
@@ -64,5 +64,66 @@ pub(super) const fn kernel(name: &'static str, operands: Operands, isa: &'static
     let tile = if matches!(operands, Operands::Bf16Pairs) { tile_14x32::<true> } else { tile_14x32::<false> };
     let narrow =
         if matches!(operands, Operands::Bf16Pairs) { tile_14x32_narrow::<true> } else { tile_14x32_narrow::<false> };
-    Kernel { name, mr: 14, nr: 32, operands, tile, narrow, spin: spin_model, spin_work: 32 * SPIN, isa }
+    Kernel {
+        name,
+        mr: 14,
+        nr: 32,
+        depth: DEPTH,
+        strip: 32,
+        operands,
+        tile,
+        narrow,
+        state: None,
+        spin: spin_model,
+        spin_work: 32 * SPIN,
+        isa,
+    }
+}
+
+/// The matrix unit's order of sums: within a step of 32, even and odd terms are summed apart from zero; their sum is added
+/// to what was there.
+unsafe fn tile_32x32(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    const PANEL: usize = STEP * TILE_LANES;
+    // SAFETY: the caller passes `words` word rows of 32 lanes a panel, and 32 by 32 sums.
+    let (a, b, c) = unsafe {
+        (
+            std::slice::from_raw_parts(a, words * TILE_LANES),
+            std::slice::from_raw_parts(b, words * TILE_LANES),
+            std::slice::from_raw_parts_mut(c, TILE_LANES * TILE_LANES),
+        )
+    };
+    let (even, odd) = (|w: u32| f32::from_bits(w << 16), |w: u32| f32::from_bits(w & 0xffff_0000));
+    for (i, row) in c.chunks_exact_mut(TILE_LANES).enumerate() {
+        for (j, sum) in row.iter_mut().enumerate() {
+            let mut total = if add { *sum } else { 0.0 };
+            for (a, b) in a.chunks_exact(PANEL).zip(b.chunks_exact(PANEL)) {
+                let (mut evens, mut odds) = (0.0f32, 0.0f32);
+                for q in 0..STEP {
+                    let (x, y) = (a[i * STEP + q], b[q * TILE_LANES + j]);
+                    evens += even(x) * even(y);
+                    odds += odd(x) * odd(y);
+                }
+                total += evens + odds;
+            }
+            *sum = total;
+        }
+    }
+}
+
+/// The model of the AMX kernel on top of the vector helpers `isa`.
+pub(super) const fn tiles(name: &'static str, isa: &'static Isa) -> Kernel {
+    Kernel {
+        name,
+        mr: TILE_LANES,
+        nr: TILE_LANES,
+        depth: DEPTH,
+        strip: 2 * TILE_LANES,
+        operands: Operands::Bf16Tiles,
+        tile: tile_32x32,
+        narrow: tile_32x32,
+        state: None,
+        spin: spin_model,
+        spin_work: 32 * SPIN,
+        isa,
+    }
 }

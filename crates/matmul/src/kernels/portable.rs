@@ -5,7 +5,7 @@ use half::bf16;
 use super::isa::{GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Target, Tile};
 use super::tile::{Lanes, SPIN, spin, tile};
-use super::{Kernel, Operands};
+use super::{DEPTH, Kernel, Operands, STEP, TILE_LANES};
 use crate::sources::Lut4;
 
 /// 4 f32 lanes: what the baseline of every 64-bit machine holds in a register.
@@ -69,9 +69,12 @@ pub(crate) static F32: Kernel = Kernel {
     name: "portable",
     mr: 4,
     nr: 8,
+    depth: DEPTH,
+    strip: 8,
     operands: Operands::F32,
     tile: tile_4x8,
     narrow: tile_4x8_narrow,
+    state: None,
     spin: spin_floats,
     spin_work: 8 * SPIN,
     isa: &ISA,
@@ -80,9 +83,12 @@ pub(crate) static BF16: Kernel = Kernel {
     name: "portable",
     mr: 4,
     nr: 8,
+    depth: DEPTH,
+    strip: 8,
     operands: Operands::RoundedF32,
     tile: tile_4x8,
     narrow: tile_4x8_narrow,
+    state: None,
     spin: spin_floats,
     spin_work: 8 * SPIN,
     isa: &ISA,
@@ -91,6 +97,8 @@ pub(crate) static BF16: Kernel = Kernel {
 pub(crate) static ISA: Isa = Isa {
     transpose_f32,
     transpose_bf16,
+    lay_pairs,
+    turn_step,
     deal_f32,
     deal_pairs,
     lut4_f32,
@@ -134,6 +142,25 @@ fn transpose_f32(rows: &[&[f32]; GROUP], slot: Slot<'_>) {
 
 fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
     transpose_bf16_from(0, rows, slot);
+}
+
+pub(super) fn lay_pairs(row: &[bf16], panel: &mut [u32]) {
+    for (s, step) in row.chunks(2 * STEP).enumerate() {
+        let words = &mut panel[s * STEP * TILE_LANES..][..STEP];
+        for (q, word) in words.iter_mut().enumerate() {
+            let at = |i: usize| step.get(2 * q + i).copied().unwrap_or(bf16::ZERO);
+            *word = pair(at(0), at(1));
+        }
+    }
+}
+
+pub(super) fn turn_step(step: &mut [u32; STEP * TILE_LANES]) {
+    let rows = *step;
+    for (i, lane) in step.chunks_exact_mut(STEP).enumerate() {
+        for (q, word) in lane.iter_mut().enumerate() {
+            *word = rows[q * TILE_LANES + i];
+        }
+    }
 }
 
 #[inline(always)]

@@ -59,6 +59,25 @@ fn the_number_of_threads_does_not_change_a_bit() {
 }
 
 #[test]
+fn a_kernel_and_its_model_agree_in_every_bit() {
+    let kernels = kernels::all(Compute::Bf16);
+    let named = |name: &str| kernels.iter().find(|it| it.name == name);
+    // `vdpbf16ps` is absent: it rounds a pair's sum differently from any sequence of f32 operations.
+    let (Some(kernel), Some(model)) = (named("amx"), named("model of amx")) else { return };
+    for dims in [(64, 64, 64), (70, 90, 100), (40, 16, 700), (33, 200, 1300)] {
+        for (trans, accumulate) in [(0, false), (1, true), (2, false), (3, true)] {
+            let lut = Kind::Lut4 { block: 64, double: true };
+            let case = Case::plain(dims, (Kind::Bf16, trans & 1 == 1), (lut, trans & 2 == 2), Compute::Bf16);
+            let case = Case { accumulate, ..case };
+            let (a, b) = case.operands();
+            let (a, b) = (a.source(), b.source());
+            let run = |kernel| bits(&case.run(kernel, a.as_ref(), b.as_ref()));
+            assert!(run(kernel) == run(model), "{case:?}");
+        }
+    }
+}
+
+#[test]
 fn products_inside_a_pool_may_nest() {
     use rayon::prelude::*;
     let case = Case::plain((64, 96, 300), (Kind::F32, false), (Kind::F32, true), Compute::F32);
