@@ -11,7 +11,11 @@ use crate::{
 };
 use crate::{
     frozen::{Coded, OnDevice},
-    gpu_product::{Window, put},
+    gpu_product::{
+        Window,
+        cuda::{side_by_side, stack},
+        put,
+    },
     place::on_gpu,
 };
 use halfbyte_autograd::{Param, Result, Tape, Var};
@@ -239,6 +243,42 @@ fn updates_of_several_layers_lie_beside_each_other() {
                     if used == 3 { add_scaled(tape, &sum, &c, 0.25) } else { Ok(sum) }
                 });
             }
+        }
+    }
+}
+
+/// More pieces than one launch takes, of any dtype, with gaps, in a window that is no multiple of anything: what lies around it stays.
+#[test]
+fn pieces_are_put_below_and_beside_each_other() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    for dtype in FLOATS {
+        for width in [24, 17] {
+            let piece = |rows, dtype, seed| noise(&[rows, width], dtype, seed).to_device(&device).unwrap();
+            let pieces = [
+                Some(piece(3, DType::F32, 1)),
+                None,
+                Some(piece(1, DType::Bf16, 2)),
+                None,
+                Some(piece(2, DType::F16, 3)),
+            ];
+            let rows = [3, 2, 1, 1, 2];
+            let mut out = noise(&[13, width + 6], dtype, 4).to_device(&device).unwrap();
+            let mut expected = out.to_f32_vec();
+            let mut below = pieces.iter().zip(rows).flat_map(|(it, rows)| {
+                it.as_ref().map_or(vec![0.0; rows * width], |it| it.to_dtype(dtype).to_f32_vec())
+            });
+            for row in expected.chunks_mut(width + 6).skip(2).take(10) {
+                row[4..][..width].fill_with(|| below.next().unwrap_or(0.0));
+            }
+            let given: Vec<_> = pieces.iter().zip(rows).map(|(it, rows)| (it.as_ref(), rows)).collect();
+            stack(&given, Window::whole(&mut out).rows(2, 10).columns(4, width)).unwrap();
+            assert_eq!(out.to_f32_vec(), expected, "{dtype} {width}");
+            let (left, right) = (piece(5, dtype, 5), noise(&[5, 8], dtype, 6).to_device(&device).unwrap());
+            let (beside, [left, right]) =
+                (side_by_side(&left, &right).unwrap(), [left, right].map(|it| it.to_f32_vec()));
+            let expected: Vec<f32> =
+                left.chunks(width).zip(right.chunks(8)).flat_map(|(l, r)| [l, r].concat()).collect();
+            assert_eq!(beside.to_f32_vec(), expected, "{dtype} {width}");
         }
     }
 }

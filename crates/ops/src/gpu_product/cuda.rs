@@ -2,7 +2,7 @@ use super::window::{Operand, Window};
 use crate::place::on_device;
 use halfbyte_cuda::{Any, Gemm, Gpu, Kind, Launch, T, kernels};
 use halfbyte_tensor::{
-    DType, Place, Result, Tensor,
+    DType, Device, Place, Result, Tensor,
     cuda::{self, number},
 };
 
@@ -11,6 +11,11 @@ kernels! {
     put as Put {
         src: *const Any, kind: Kind, scale: f32, cols: i32, before: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
     }
+    stack as Stack {
+        a: Option<*const Any>, a_kind: Kind, a_end: i32, b: Option<*const Any>, b_kind: Kind, b_end: i32, c: Option<*const Any>,
+        c_kind: Kind, c_end: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
+    }
+    side_by_side as SideBySide { left: *const T, right: *const T, out: *mut T, rows: i32, k: i32, width: i32 }
     add_bias as AddBias { y: *mut T, bias: *const Any, kind: Kind, cols: i32, n: usize }
     column_sums as ColumnSums { x: *const T, sums: *mut f32, rows: i32, cols: i32 }
 }
@@ -78,6 +83,59 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
         // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
         unsafe { kernel.launch(gpu, number(dtype), sheet(rows, width)) }
     })
+}
+
+/// `[left | right]`, of one dtype and as many rows.
+pub(crate) fn side_by_side(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    let (rows, k, width) = (left.rows(), left.cols(), right.cols());
+    assert_eq!(rows, right.rows(), "what lies side by side has as many rows");
+    let mut out = left.scratch_like(&[rows, k + width], left.dtype());
+    if !out.is_empty() {
+        on_device(left, |gpu| {
+            let kernel = SideBySide { left, right, out: &mut out, rows, k, width };
+            // SAFETY: a row of each lies in a row of the result.
+            unsafe { kernel.launch(gpu, number(left.dtype()), sheet(rows, k + width)) }
+        })?;
+    }
+    Ok(out)
+}
+
+/// So many rows of a matrix as wide as the window that they are put into; zeros where there is none.
+pub(crate) type Rows<'a> = (Option<&'a Tensor>, usize);
+
+/// Writes rows below each other into a window, and zeros into the rows that are left of it.
+pub(crate) fn stack(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
+    let (rows, mut next) = (into.dims().0, 0);
+    let mut chunks = pieces.chunks(3).peekable();
+    while let Some(some) = chunks.next() {
+        let own: usize = some.iter().map(|it| it.1).sum();
+        let count = if chunks.peek().is_some() { own } else { rows - next };
+        stack_three(some, into.reborrow().rows(next, count))?;
+        next += count;
+    }
+    Ok(())
+}
+
+/// As many as one launch takes.
+fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
+    let (rows, width) = into.dims();
+    let mut end = 0;
+    let [(a, a_kind, a_end), (b, b_kind, b_end), (c, c_kind, c_end)] = std::array::from_fn(|i| {
+        let (piece, rows) = pieces.get(i).copied().unwrap_or_default();
+        assert!(piece.is_none_or(|it| (it.rows(), it.cols()) == (rows, width)), "what is stacked fits the window");
+        end += rows;
+        (piece, number(piece.map_or(DType::F32, Tensor::dtype)), end)
+    });
+    assert!(end <= rows, "{end} rows are stacked in a window of {rows}");
+    let (start, stride, out) = (into.start(), into.stride(), into.tensor());
+    let dtype = out.dtype();
+    let Device::Cuda(gpu) = out.device() else { unreachable!("a step of the GPU's half") };
+    if rows * width == 0 {
+        return Ok(());
+    }
+    let kernel = Stack { a, a_kind, a_end, b, b_kind, b_end, c, c_kind, c_end, out, start, stride, rows, width };
+    // SAFETY: the window lies in its tensor, and each matrix has the rows up to its end.
+    unsafe { kernel.launch(&gpu, number(dtype), sheet(rows, width)) }
 }
 
 /// `count` rows of `from`, from row `first` on, as a tensor of their own.

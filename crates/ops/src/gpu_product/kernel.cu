@@ -27,6 +27,36 @@ KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out,
     }
 }
 
+// Up to three matrices below each other, each to its end and zeros where it is null, and zeros below them: in a window as above.
+KERNEL stack(const void* a, int a_kind, int a_end, const void* b, int b_kind, int b_end, const void* c, int c_kind, int c_end,
+             T* out, unsigned long long start, int stride, int rows, int width) {
+    int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+        const void* from = row < a_end ? a : row < b_end ? b : row < c_end ? c : 0;
+        int kind = row < a_end ? a_kind : row < b_end ? b_kind : c_kind, first = row < a_end ? 0 : row < b_end ? a_end : b_end;
+        size_t at = (size_t)(row - first) * width;
+        T* to = out + start + (size_t)row * stride;
+        for (int i = thread; i < width; i += threads) to[i] = Round<T>::of(from ? load_any(from, kind, at + i) : 0.0f);
+    }
+}
+
+// out = [left | right], rows of k and of width elements; where they keep 16 bytes together, so many at a time.
+KERNEL side_by_side(const T* left, const T* right, T* out, int rows, int k, int width) {
+    const int some = 16 / sizeof(T);
+    int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x, all = k + width;
+    bool together = k % some == 0 && width % some == 0;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+        const T *first = left + (size_t)row * k, *second = right + (size_t)row * width;
+        T* to = out + (size_t)row * all;
+        if (together) {
+            for (int c = some * thread; c < all; c += some * threads)
+                *(Sixteen*)(to + c) = *(const Sixteen*)(c < k ? first + c : second + (c - k));
+        } else {
+            for (int c = thread; c < all; c += threads) to[c] = c < k ? first[c] : second[c - k];
+        }
+    }
+}
+
 KERNEL add_bias(T* y, const void* bias, int kind, int cols, unsigned long long n) {
     FOR_EACH(i, n) y[i] = Round<T>::of(to_f32(y[i]) + load_any(bias, kind, i % cols));
 }

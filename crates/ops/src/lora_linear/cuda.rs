@@ -12,7 +12,7 @@ use crate::{
     frozen::{self, FrozenMatrix},
     gpu_product::{
         Operand, Window,
-        cuda::{add_bias, multiply, multiply_into, product, put, take_rows},
+        cuda::{add_bias, multiply, multiply_into, product, put, side_by_side, take_rows},
     },
 };
 use halfbyte_autograd::{Result, Var};
@@ -80,15 +80,6 @@ fn one_product(x: &Tensor, w: &dyn FrozenMatrix, lora: &LowRank<'_>, width: usiz
     frozen::decode_into(w, Window::whole(&mut both).columns(0, k))?;
     put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
     Ok(product(1.0, Operand::new(x), Operand::new(&both).t(), x.dtype())?)
-}
-
-/// `[left | right]`, both with as many rows.
-fn side_by_side(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    let (k, width) = (left.cols(), right.cols());
-    let mut both = left.scratch_like(&[left.rows(), k + width], left.dtype());
-    put(1.0, left, 0, Window::whole(&mut both).columns(0, k))?;
-    put(1.0, right, 0, Window::whole(&mut both).columns(k, width))?;
-    Ok(both)
 }
 
 /// `scale * t` in `dtype`.

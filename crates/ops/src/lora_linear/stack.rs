@@ -1,7 +1,7 @@
 //! How the updates of layers with one input lie beside each other on a GPU, so that one product serves all of them.
 
 use super::saved::SavedLayer;
-use crate::gpu_product::{Window, cuda::put};
+use crate::gpu_product::{Window, cuda::stack};
 use halfbyte_tensor::{DType, Result, Tensor};
 
 /// The columns of the projections, which are the rows of the stacked A.
@@ -42,26 +42,9 @@ impl Stack {
     }
 
     /// Writes the layers' A, `(rank, columns)`, into a window of the stack's rows; rows of layers without one become zero.
-    pub(super) fn put_rows(&self, factors: &[Option<&Tensor>], mut into: Window<'_>) -> Result<()> {
-        // One row of zeros is put as often as nobody has a row.
-        let (columns, dtype) = (into.dims().1, into.tensor().dtype());
-        let device = into.tensor().device();
-        let mut next = 0;
-        let blank = |until: usize, into: &mut Window<'_>, next: usize| -> Result<()> {
-            if until == next {
-                return Ok(());
-            }
-            let zeros = Tensor::zeros_on(&device, &[until - next, columns], dtype);
-            put(1.0, &zeros, 0, into.reborrow().rows(next, until - next))
-        };
-        for (place, a) in self.at.iter().zip(factors) {
-            if let (Some((first, rank)), Some(a)) = (place, a) {
-                blank(*first, &mut into, next)?;
-                put(1.0, a, 0, into.reborrow().rows(*first, *rank))?;
-                next = first + rank;
-            }
-        }
-        blank(self.width, &mut into, next)
+    pub(super) fn put_rows(&self, factors: &[Option<&Tensor>], into: Window<'_>) -> Result<()> {
+        let rows = self.at.iter().zip(factors).filter_map(|(place, a)| place.map(|(_, rank)| (*a, rank)));
+        stack(&rows.collect::<Vec<_>>(), into)
     }
 
     /// The layers' A as one matrix, `(width, columns)` in `dtype`.
