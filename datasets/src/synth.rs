@@ -132,7 +132,7 @@ struct Random {
 enum Fill {
     /// bf16 numbers from a normal distribution.
     Normal,
-    /// The same element all over.
+    /// One element all over.
     Constant(Vec<u8>),
     /// Bytes, each as likely as any other.
     Uniform,

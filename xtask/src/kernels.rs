@@ -24,7 +24,7 @@ pub(crate) fn run(venv: Option<&Path>) -> Result<()> {
     compile(&root, &venv)
 }
 
-/// The same as a step of `ci`: without network or pip it is skipped, and says so.
+/// Compiles the kernels as a step of `ci`: without network or pip it is skipped, and says so.
 pub(crate) fn run_if_possible() -> Result<()> {
     let root = workspace::root();
     match fetch(&workspace::target_dir(&root)?.join("nvrtc")) {

@@ -65,7 +65,7 @@ mod flags {
                 required --model dir: PathBuf
                 /// A parquet file of texts in a column `text`, to train on.
                 required --train file: PathBuf
-                /// The same, to measure losses on.
+                /// A folder of text to measure losses on.
                 required --test file: PathBuf
             }
             /// Compile every CUDA kernel with NVRTC for real architectures; no GPU is needed.

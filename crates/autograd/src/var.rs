@@ -22,7 +22,7 @@ impl Var {
         Var { value, slot: Some(slot), recipe: None }
     }
 
-    /// The same value, which backward passes compute again by `recipe` rather than keep: for the output of a cheap op
+    /// A variable of this value that backward passes compute again by `recipe` rather than keep: for the output of a cheap op
     /// whose inputs its own backward pass keeps anyway. The recipe must give the same bits.
     #[must_use]
     pub fn recomputed_by(self, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {

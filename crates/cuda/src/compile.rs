@@ -70,7 +70,7 @@ pub fn compile(name: &str, text: &str, architecture: &str) -> Result<Vec<u8>, Er
     compile_with(name, text, architecture, &[]).map(|it| it.0)
 }
 
-/// The same, with what the assembler says of registers and spilled memory.
+/// Compiles a whole text for an architecture to a cubin, and gives what the assembler says of registers and spilled memory.
 ///
 /// # Errors
 /// [`Error::Compile`] with the compiler's log.

@@ -178,8 +178,8 @@ impl Gpu {
         Ok(Buffer { gpu: self.clone(), block: Some(block), bytes })
     }
 
-    /// The same for where no error can be returned: if there is no memory, the buffer leads nowhere, and the next thing that
-    /// is asked of the device fails with the reason.
+    /// Memory of so many bytes, for callers that can return no error: if there is none left, the buffer leads nowhere, and the
+    /// next thing that is asked of the device fails with the reason.
     pub fn alloc_or_fault(self: &Arc<Gpu>, bytes: usize) -> Buffer {
         self.alloc(bytes).unwrap_or_else(|error| {
             self.fault(error);

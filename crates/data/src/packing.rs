@@ -74,7 +74,7 @@ impl Rows {
         Self { examples: grouped, ends: next }
     }
 
-    /// The same rows in another order.
+    /// These rows in the order given by their numbers.
     pub(crate) fn reordered(&self, order: &[usize]) -> Self {
         let mut out = Self { examples: Vec::with_capacity(self.examples.len()), ends: Vec::with_capacity(order.len()) };
         for &row in order {

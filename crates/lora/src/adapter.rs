@@ -66,7 +66,7 @@ impl Adapter {
         all
     }
 
-    /// The same without their roles.
+    /// All parameters that train, in the order in which they were made.
     pub fn params(&self) -> Vec<Param> {
         self.trained().into_iter().map(|it| it.param).collect()
     }

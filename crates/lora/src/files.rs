@@ -75,7 +75,8 @@ pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Res
 }
 
 impl AdapterFile {
-    /// The same as [`load_adapter`] for an adapter that began with a part of the base: `takeover` has seen the base's matrices.
+    /// An adapter made of the file, as by [`load_adapter`], which may have begun with a part of the base: `takeover` has then seen the
+    /// base's matrices.
     pub fn load_beside(self, takeover: Option<&Takeover>, modules: &Modules<'_>, name: &str) -> Result<Adapter> {
         if let (Some(init), None) = (&self.config.init_lora_weights, takeover) {
             let message = format!(

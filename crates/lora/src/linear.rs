@@ -146,7 +146,7 @@ impl Linear {
         }
     }
 
-    /// The same for several layers with one input, which is cheaper than one after the other.
+    /// The outputs of several layers with one input, which is cheaper than one after the other.
     pub fn forward_all<'m, const N: usize>(
         layers: [&'m Linear; N],
         tape: &Tape<'m>,

@@ -1,4 +1,4 @@
-//! The same text by the whole sequence, token by token from the cache, and among others: in every architecture.
+//! What a cache gives is what the whole sequence gives, token by token and among other texts: in every architecture.
 
 use halfbyte_autograd::Tape;
 use halfbyte_lora::{Base, Context, Linear, LoraConfig, Role, Weight, attach};

@@ -1,4 +1,4 @@
-//! The same optimizer with values, gradients and resident state on a GPU; pages that do not fit wait in page-locked host
+//! AdamW with values, gradients and resident state on a GPU; pages that do not fit wait in page-locked host
 //! memory, moved by the same policy on a stream of their own while the kernels of other pages run.
 
 use std::{io, sync::Arc};

@@ -25,7 +25,7 @@ pub fn store_f32<T: Float>(src: &[f32], out: &mut [T]) {
 }
 
 impl Tensor {
-    /// The same values in another floating-point dtype, rounded to nearest even. Shares storage if nothing changes.
+    /// The elements converted to another floating-point dtype, rounded to nearest even. Shares storage if nothing changes.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         if self.dtype() == dtype {
             return self.clone();
@@ -54,7 +54,7 @@ impl Tensor {
         })
     }
 
-    /// The same elements on a device; shares storage if they are there already.
+    /// The tensor copied to a device; shares storage if they are there already.
     ///
     /// Fails if the device has no memory left, or something that was asked of it before went wrong.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {

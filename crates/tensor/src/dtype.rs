@@ -91,8 +91,9 @@ pub trait Element: Copy + Default + PartialEq + Send + Sync + fmt::Debug + seale
     fn slice(buffer: &Buffer) -> Option<&[Self]>;
     #[doc(hidden)]
     fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
+    /// The buffer with room for `len` elements of `Self`, whose values are unspecified.
     #[doc(hidden)]
-    fn into_vec(buffer: Buffer) -> Option<Vec<Self>>;
+    fn resized(buffer: Buffer, len: usize) -> Buffer;
 }
 
 /// A floating-point element.
@@ -120,20 +121,24 @@ macro_rules! element {
             fn slice(buffer: &Buffer) -> Option<&[Self]> {
                 match buffer {
                     Buffer::$variant(it) => Some(it),
+                    Buffer::Pages(it) if it.dtype() == Self::DTYPE => Some(it.elements()),
                     _ => None,
                 }
             }
             fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]> {
                 match buffer {
                     Buffer::$variant(it) => Some(it),
+                    Buffer::Pages(it) if it.dtype() == Self::DTYPE => Some(it.elements_mut()),
                     _ => None,
                 }
             }
-            fn into_vec(buffer: Buffer) -> Option<Vec<Self>> {
-                match buffer {
-                    Buffer::$variant(it) => Some(it),
-                    _ => None,
+            fn resized(mut buffer: Buffer, len: usize) -> Buffer {
+                match &mut buffer {
+                    Buffer::$variant(it) => it.resize(len, Self::default()),
+                    Buffer::Pages(it) => it.reuse(Self::DTYPE, len * size_of::<Self>()),
+                    _ => unreachable!("the pool recycles vectors of {} for no other dtype", Self::DTYPE),
                 }
+                buffer
             }
         }
     };

@@ -2,7 +2,7 @@
 //!
 //! A dry run goes through the real code, so what it counts is what the run will do. Only the loops are left out.
 
-use crate::{DType, Effort};
+use crate::{DType, Effort, pages::footprint};
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -83,7 +83,7 @@ pub(crate) struct DryBuffer {
 
 impl DryBuffer {
     pub(crate) fn new(ledger: &Arc<Ledger>, len: usize, dtype: DType) -> DryBuffer {
-        let bytes = len * dtype.size();
+        let bytes = footprint(len * dtype.size());
         let mut books = ledger.books();
         books.live += bytes;
         books.peak = books.peak.max(books.live);

@@ -11,6 +11,7 @@ pub mod cuda;
 mod dtype;
 mod error;
 mod ledger;
+mod pages;
 pub mod philox;
 mod place;
 pub mod pool;

@@ -2,9 +2,13 @@
 //! fault each, recycled ones cost nothing.
 //!
 //! The pool never raises the footprint: what it caches together with what is live stays below the highest live
-//! footprint seen. Buffers that would go beyond are freed.
+//! footprint seen. A buffer that would go beyond is freed, and so are the oldest ones when tensors of other sizes take their place.
 
-use crate::{DType, Element, storage::Buffer};
+use crate::{
+    DType, Element,
+    pages::{deserves_pages, footprint},
+    storage::Buffer,
+};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -19,28 +23,56 @@ pub struct PoolStats {
     pub peak: usize,
     /// Bytes kept for reuse.
     pub cached: usize,
+    /// The most that `live` and `cached` have been together, since the start or the last [`reset_peak`].
+    pub footprint: usize,
 }
 
 #[derive(Default)]
 struct Pool {
     stats: PoolStats,
-    free: BTreeMap<(u8, usize), Vec<Buffer>>,
+    free: BTreeMap<(Kind, usize), Vec<Idle>>,
+    given_back: u64,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { stats: PoolStats { live: 0, peak: 0, cached: 0 }, free: BTreeMap::new() });
+/// A buffer that waits for its next user.
+struct Idle {
+    buffer: Buffer,
+    /// Its number among all that were given back.
+    since: u64,
+}
+
+/// Which buffers can stand for each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Vectors of a dtype.
+    Of(u8),
+    /// Pages, which hold any.
+    Pages,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    stats: PoolStats { live: 0, peak: 0, cached: 0, footprint: 0 },
+    free: BTreeMap::new(),
+    given_back: 0,
+});
 
 /// Smaller buffers are left to the allocator.
 const MIN_POOLED_BYTES: usize = 4096;
+
+/// A buffer may be larger than needed by this part of what is needed: the rest of it is held and unused.
+const SLACK: usize = 8;
 
 /// Bytes held now, at the peak, and cached.
 pub fn stats() -> PoolStats {
     pool().stats
 }
 
-/// Starts a new measurement of the peak.
+/// Starts a new measurement of the peak, with nothing cached.
 pub fn reset_peak() {
+    trim();
     let mut it = pool();
     it.stats.peak = it.stats.live;
+    it.stats.footprint = it.stats.live + it.stats.cached;
 }
 
 /// Frees everything that is kept for reuse.
@@ -53,22 +85,21 @@ pub fn trim() {
 }
 
 /// A buffer of `len` elements with unspecified contents (poisoned in debug builds).
-pub(crate) fn take<T: Element>(len: usize) -> Vec<T> {
-    let bytes = len * T::DTYPE.size();
-    let recycled = if bytes < MIN_POOLED_BYTES { None } else { pool().reuse(T::DTYPE, bytes) };
-    adopt(bytes);
-    let mut data = recycled.and_then(T::into_vec).unwrap_or_default();
-    if data.len() >= len {
-        data.truncate(len);
-    } else if data.is_empty() {
-        data = vec![T::default(); len];
-    } else {
-        data.resize(len, T::default());
-    }
-    if cfg!(debug_assertions) {
+pub(crate) fn take<T: Element>(len: usize) -> Buffer {
+    let bytes = footprint(len * T::DTYPE.size());
+    let mut it = pool();
+    let recycled = if bytes < MIN_POOLED_BYTES { None } else { it.reuse(Kind::of(T::DTYPE, bytes), bytes) };
+    let freed = it.adopt(recycled.as_ref().map_or(bytes, Buffer::held));
+    drop(it);
+    // Before pages are asked for in their place.
+    drop(freed);
+    let mut buffer = recycled.map_or_else(|| Buffer::new::<T>(len), |it| T::resized(it, len));
+    if cfg!(debug_assertions)
+        && let Some(data) = T::slice_mut(&mut buffer)
+    {
         data.fill(T::POISON);
     }
-    data
+    buffer
 }
 
 /// Memory beside the tensors, such as packed operands of products: part of the footprint while this lives.
@@ -89,45 +120,65 @@ impl Drop for Held {
 
 /// Counts bytes that a new tensor took over.
 pub(crate) fn adopt(bytes: usize) {
-    let mut it = pool();
-    it.stats.live += bytes;
-    it.stats.peak = it.stats.peak.max(it.stats.live);
+    let freed = pool().adopt(bytes);
+    drop(freed);
 }
 
 /// Takes back a dropped tensor's buffer: kept for reuse, or freed.
 pub(crate) fn give_back(buffer: Buffer) {
-    let (bytes, capacity) = match &buffer {
-        Buffer::F32(it) => (it.len() * 4, it.capacity() * 4),
-        Buffer::Bf16(it) => (it.len() * 2, it.capacity() * 2),
-        Buffer::F16(it) => (it.len() * 2, it.capacity() * 2),
-        Buffer::U8(it) => (it.len(), it.capacity()),
-        Buffer::U32(it) => (it.len() * 4, it.capacity() * 4),
-    };
+    let held = buffer.held();
     let mut it = pool();
-    it.stats.live -= bytes;
-    if capacity >= MIN_POOLED_BYTES && it.stats.live + it.stats.cached + capacity <= it.stats.peak {
-        it.stats.cached += capacity;
-        it.free.entry((key(buffer.dtype()), capacity)).or_default().push(buffer);
+    it.stats.live -= held;
+    let kind = if let Buffer::Pages(_) = buffer { Kind::Pages } else { Kind::Of(buffer.dtype() as u8) };
+    // A large vector, which came from outside, is nothing that anybody will ask for.
+    let wanted = held >= MIN_POOLED_BYTES && kind == Kind::of(buffer.dtype(), held);
+    if wanted && it.stats.live + it.stats.cached + held <= it.stats.peak {
+        it.stats.cached += held;
+        it.given_back += 1;
+        let since = it.given_back;
+        it.free.entry((kind, held)).or_default().push(Idle { buffer, since });
+    }
+}
+
+impl Kind {
+    /// Of a buffer that takes so many bytes.
+    fn of(dtype: DType, bytes: usize) -> Kind {
+        if deserves_pages(bytes) { Kind::Pages } else { Kind::Of(dtype as u8) }
     }
 }
 
 impl Pool {
-    /// The smallest fitting buffer, unless it is more than twice as large as needed.
-    fn reuse(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
-        let (&at, list) = self.free.range_mut((key(dtype), bytes)..=(key(dtype), bytes * 2)).next()?;
-        let buffer = list.pop();
+    /// The smallest buffer that fits without much to spare, of those the last that was used.
+    fn reuse(&mut self, kind: Kind, bytes: usize) -> Option<Buffer> {
+        let (&at, _) = self.free.range((kind, bytes)..=(kind, bytes + bytes / SLACK)).next()?;
+        self.remove(at, |it| it.pop())
+    }
+
+    /// Counts bytes in use, and gives what is no longer to be cached.
+    fn adopt(&mut self, bytes: usize) -> Vec<Buffer> {
+        self.stats.live += bytes;
+        self.stats.peak = self.stats.peak.max(self.stats.live);
+        let mut freed = Vec::new();
+        while self.stats.live + self.stats.cached > self.stats.peak {
+            let oldest = self.free.iter().min_by_key(|it| it.1.first().map(|it| it.since)).map(|it| *it.0);
+            let Some(buffer) = oldest.and_then(|at| self.remove(at, |it| Some(it.remove(0)))) else { break };
+            freed.push(buffer);
+        }
+        self.stats.footprint = self.stats.footprint.max(self.stats.live + self.stats.cached);
+        freed
+    }
+
+    fn remove(&mut self, at: (Kind, usize), choose: impl FnOnce(&mut Vec<Idle>) -> Option<Idle>) -> Option<Buffer> {
+        let list = self.free.get_mut(&at)?;
+        let found = choose(list)?;
         if list.is_empty() {
             self.free.remove(&at);
         }
         self.stats.cached -= at.1;
-        buffer
+        Some(found.buffer)
     }
 }
 
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn key(dtype: DType) -> u8 {
-    dtype as u8
 }

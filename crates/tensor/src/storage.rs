@@ -1,10 +1,15 @@
-//! The bytes behind a tensor: one vector of the right type, memory of a GPU, or nothing but a count; returned to its pool when the
+//! The bytes behind a tensor: a vector of the right type, pages, memory of a GPU, or nothing but a count; returned to its pool when the
 //! last owner lets go.
 
-use crate::{DType, Element, ledger::DryBuffer, pool};
+use crate::{
+    DType, Element,
+    ledger::DryBuffer,
+    pages::{Pages, deserves_pages},
+    pool,
+};
 use half::{bf16, f16};
 
-/// Elements in host memory, by dtype.
+/// Elements in host memory, by dtype; large buffers as pages.
 #[derive(Debug)]
 #[doc(hidden)]
 pub enum Buffer {
@@ -13,9 +18,20 @@ pub enum Buffer {
     F16(Vec<f16>),
     U8(Vec<u8>),
     U32(Vec<u32>),
+    Pages(Pages),
 }
 
 impl Buffer {
+    /// Room for `len` elements, with zeros in it.
+    pub(crate) fn new<T: Element>(len: usize) -> Buffer {
+        let bytes = len * T::DTYPE.size();
+        if deserves_pages(bytes) {
+            Buffer::Pages(Pages::new(T::DTYPE, bytes))
+        } else {
+            T::buffer(vec![T::default(); len])
+        }
+    }
+
     pub(crate) fn dtype(&self) -> DType {
         match self {
             Buffer::F32(_) => DType::F32,
@@ -23,6 +39,43 @@ impl Buffer {
             Buffer::F16(_) => DType::F16,
             Buffer::U8(_) => DType::U8,
             Buffer::U32(_) => DType::U32,
+            Buffer::Pages(it) => it.dtype(),
+        }
+    }
+
+    /// Bytes that it takes, with those that no element lies in.
+    pub(crate) fn held(&self) -> usize {
+        match self {
+            Buffer::F32(it) => it.capacity() * 4,
+            Buffer::Bf16(it) => it.capacity() * 2,
+            Buffer::F16(it) => it.capacity() * 2,
+            Buffer::U8(it) => it.capacity(),
+            Buffer::U32(it) => it.capacity() * 4,
+            Buffer::Pages(it) => it.held(),
+        }
+    }
+
+    /// The elements, as they lie in memory.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Buffer::F32(it) => bytemuck::cast_slice(it),
+            Buffer::Bf16(it) => bytemuck::cast_slice(it),
+            Buffer::F16(it) => bytemuck::cast_slice(it),
+            Buffer::U8(it) => it,
+            Buffer::U32(it) => bytemuck::cast_slice(it),
+            Buffer::Pages(it) => it.elements(),
+        }
+    }
+
+    /// [`Buffer::bytes`] for writing.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Buffer::F32(it) => bytemuck::cast_slice_mut(it),
+            Buffer::Bf16(it) => bytemuck::cast_slice_mut(it),
+            Buffer::F16(it) => bytemuck::cast_slice_mut(it),
+            Buffer::U8(it) => it,
+            Buffer::U32(it) => bytemuck::cast_slice_mut(it),
+            Buffer::Pages(it) => it.elements_mut(),
         }
     }
 }
@@ -37,12 +90,13 @@ pub(crate) enum Storage {
 
 impl Storage {
     pub(crate) fn new<T: Element>(data: Vec<T>) -> Storage {
-        pool::adopt(data.len() * T::DTYPE.size());
-        Storage::Cpu(T::buffer(data))
+        let buffer = T::buffer(data);
+        pool::adopt(buffer.held());
+        Storage::Cpu(buffer)
     }
 
     pub(crate) fn scratch<T: Element>(len: usize) -> Storage {
-        Storage::Cpu(T::buffer(pool::take::<T>(len)))
+        Storage::Cpu(pool::take::<T>(len))
     }
 }
 

@@ -75,13 +75,7 @@ impl Tensor {
             Device::Dry(ledger) => return Tensor::dry(ledger, shape, dtype),
         }
         let mut it = Tensor::scratch(shape, dtype);
-        match it.buffer_mut() {
-            Buffer::F32(v) => v.fill(0.0),
-            Buffer::Bf16(v) => v.fill(half::bf16::ZERO),
-            Buffer::F16(v) => v.fill(half::f16::ZERO),
-            Buffer::U8(v) => v.fill(0),
-            Buffer::U32(v) => v.fill(0),
-        }
+        it.buffer_mut().bytes_mut().fill(0);
         it
     }
 
@@ -177,7 +171,7 @@ impl Tensor {
         }
     }
 
-    /// The same elements in another shape of the same size, sharing storage.
+    /// A view of the elements in another shape of as many, sharing storage.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
         if shape.iter().product::<usize>() != self.len() {
             return Err(Error::shape("reshape", format!("{} elements in all", self.len()), shape));
@@ -217,14 +211,7 @@ impl Tensor {
             }
         }
         let mut copy = Tensor::scratch(&self.shape, self.dtype());
-        match (copy.buffer_mut(), self.buffer()) {
-            (Buffer::F32(d), Buffer::F32(s)) => d.copy_from_slice(s),
-            (Buffer::Bf16(d), Buffer::Bf16(s)) => d.copy_from_slice(s),
-            (Buffer::F16(d), Buffer::F16(s)) => d.copy_from_slice(s),
-            (Buffer::U8(d), Buffer::U8(s)) => d.copy_from_slice(s),
-            (Buffer::U32(d), Buffer::U32(s)) => d.copy_from_slice(s),
-            _ => unreachable!("a copy has its original's dtype"),
-        }
+        copy.buffer_mut().bytes_mut().copy_from_slice(self.buffer().bytes());
         *self = copy;
     }
 

@@ -38,6 +38,26 @@ fn a_buffer_is_reused_and_the_pool_stays_below_the_peak() {
 }
 
 #[test]
+fn tensors_of_other_sizes_take_the_place_of_what_is_cached() {
+    for kib in [300, 500, 400, 640, 270] {
+        drop([0; 8].map(|_| Tensor::scratch(&[kib << 10], DType::U8)));
+        let it = pool::stats();
+        assert!(it.footprint <= it.peak && it.live + it.cached <= it.peak, "{kib}: {it:?}");
+    }
+}
+
+#[test]
+fn pages_serve_every_dtype_one_after_the_other() {
+    let large = Tensor::from_vec(&[1 << 18], vec![1.5f32; 1 << 18]);
+    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+        let it = large.to_dtype(dtype);
+        assert!(it.to_f32_vec().iter().all(|v| *v == 1.5), "{dtype}");
+        assert!(Tensor::zeros(&[1 << 18], dtype).to_f32_vec().iter().all(|v| *v == 0.0), "{dtype}");
+        assert_eq!(it.clone().into_unique().le_bytes(), it.le_bytes(), "{dtype}");
+    }
+}
+
+#[test]
 fn finiteness_is_seen_in_every_dtype() {
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         assert!(Tensor::from_vec(&[2], vec![1.0f32, -2.0]).to_dtype(dtype).is_finite().unwrap());

@@ -1,4 +1,4 @@
-//! The same folder as bitsandbytes would save it in NF4 with double quantisation: a 65-billion model is then 36 GB on a disk
+//! A synthetic folder as bitsandbytes would save it in NF4 with double quantisation: a 65-billion model is then 36 GB on a disk
 //! instead of 131.
 
 use anyhow::Result;

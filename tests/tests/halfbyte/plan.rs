@@ -42,17 +42,23 @@ fn of(work: &Work, (model, flags): &(TinyModel, &str)) -> Finetune {
     run.flags("--max-steps 2 --per-device-train-batch-size 4").flags(flags)
 }
 
+/// Tensors and what their pool kept for reuse are what a run in host memory was planned to hold.
+#[track_caller]
+fn tensors_as_planned(what: &str, run: &Finetune) {
+    let summary = run.summary();
+    // The optimizer's arena, the token ids and the process are no tensors.
+    let besides = ["optimizer", "data", "runtime"].map(|it| mib(&summary["plan"][it]));
+    let planned = mib(&summary["planned_bytes"]) - besides.iter().sum::<f64>();
+    near(what, planned, summary["peak_tensors_mib"].as_f64().unwrap());
+}
+
 #[test]
 fn a_plan_is_what_tensors_hold_on_a_cpu() {
     for kind in kinds() {
         let work = Work::new();
         let run = of(&work, &kind);
         run.done();
-        let summary = run.summary();
-        // The optimizer's arena, the token ids and the process are no tensors.
-        let besides = ["optimizer", "data", "runtime"].map(|it| mib(&summary["plan"][it]));
-        let planned = mib(&summary["planned_bytes"]) - besides.iter().sum::<f64>();
-        near(kind.1, planned, summary["peak_tensors_mib"].as_f64().unwrap());
+        tensors_as_planned(kind.1, &run);
     }
 }
 
@@ -66,6 +72,21 @@ fn a_plan_is_what_the_driver_gives_on_a_gpu() {
         let summary = run.summary();
         near(kind.1, mib(&summary["planned_bytes"]), summary["peak_gpu_mib"].as_f64().unwrap());
     }
+}
+
+#[test]
+fn a_plan_holds_where_no_two_batches_have_the_same_shapes() {
+    let work = Work::new();
+    let rows = work.path("unequal.jsonl");
+    let words = "the old cat sat on the red mat and then slept all day ".repeat(8);
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let texts: Vec<String> = (0..200).map(|i| words[..2 + i * i % 61].join(" ")).collect();
+    write_jsonl(&rows, &texts.iter().map(|it| Some(&**it)).collect::<Vec<_>>());
+    let run = Finetune::new(&work.model(&TinyModel::llama()), &rows, &work.path("out"))
+        .flags("--packing on --max-length 64 --per-device-train-batch-size 8 --num-train-epochs 1")
+        .without(&["--max-steps"]);
+    run.done();
+    tensors_as_planned("packed rows", &run);
 }
 
 /// LLaMA 65B's shapes in a file that has a header and a hole.

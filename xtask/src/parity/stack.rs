@@ -136,7 +136,7 @@ impl Stack {
         Ok(())
     }
 
-    /// The same most probable continuations.
+    /// Most probable continuations, token for token those of the other stack.
     fn greedy(&self, report: &mut Report) -> Result<()> {
         let prompts: Vec<String> = (0..PROMPTS).map(prompt).collect();
         let path = self.path("prompts.json");

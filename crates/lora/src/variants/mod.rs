@@ -208,7 +208,7 @@ impl Numbers<'_> {
         self.param_among(name, &[name.to_owned()], shape, |seed| Ok(fresh(seed)))
     }
 
-    /// The same for a tensor that may stand in a file under one of several names.
+    /// A parameter whose tensor may stand in a file under one of several names.
     pub(crate) fn param_among(
         &mut self,
         name: &str,
@@ -224,7 +224,7 @@ impl Numbers<'_> {
         Ok(Param::new(name, value))
     }
 
-    /// The same for a tensor that a file holds transposed: `shape` is the parameter's.
+    /// A parameter whose tensor a file holds transposed; `rows` and `cols` are the parameter's.
     pub(crate) fn transposed(
         &mut self,
         name: &str,

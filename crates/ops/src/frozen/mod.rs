@@ -39,7 +39,7 @@ pub trait FrozenMatrix: Send + Sync + Debug {
         None
     }
 
-    /// The same matrix on another device; `None` where it lies there already, or knows no way.
+    /// A copy of the matrix on another device; `None` where it lies there already, or knows no way.
     ///
     /// # Errors
     /// If the device has no memory left, or failed before.

@@ -25,7 +25,6 @@ struct Line {
 
 /// Begins to measure on a device, with the next step.
 pub(super) fn begin(device: &Device) -> anyhow::Result<()> {
-    halfbyte_tensor::pool::reset_peak();
     Ok(profile::start(clock(device, halfbyte_matmul::operations))?)
 }
 

@@ -71,7 +71,7 @@ pub(crate) struct Summary {
     pub(crate) peak_rss_mib: Option<f64>,
     /// On the GPU, if one computed.
     pub(crate) peak_gpu_mib: Option<f64>,
-    /// What tensors held during training: on a GPU with what its pool kept for them, so with everything.
+    /// What tensors held during training, with what their pool kept for reuse.
     pub(crate) peak_tensors_mib: f64,
     pub(crate) planned_bytes: usize,
     pub(crate) plan: crate::plan::Plan,

@@ -263,7 +263,8 @@ fn summary(
         tokens_per_second: totals.tokens_per_second(),
         peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
         peak_gpu_mib: gpu_peak(device),
-        peak_tensors_mib: gpu_peak(device).unwrap_or(halfbyte_tensor::pool::stats().peak as f64 / f64::from(1 << 20)),
+        peak_tensors_mib: gpu_peak(device)
+            .unwrap_or(halfbyte_tensor::pool::stats().footprint as f64 / f64::from(1 << 20)),
         planned_bytes: plan.total(),
         plan: plan.clone(),
         optimizer_pages,
