@@ -159,10 +159,18 @@ impl<'a> Side<'a> {
     fn copy_pairs(&self, first: usize, span: Span, out: &mut Panels<'_>, space: &mut Vec<bf16>) {
         let words = span.len.div_ceil(2);
         let valid = (out.count * self.width).min(self.lanes - first);
+        let blocks = self.reader.lut4().filter(|(blocks, _)| {
+            valid == out.count * self.width && self.width == 32 && self.isa.deals_lut4(blocks, first)
+        });
         space.resize(space.len().max(2 * valid), bf16::ZERO);
         let (space0, space1) = space.split_at_mut(valid);
         for q in 0..words {
             let row = span.start + 2 * q;
+            if let (Some((blocks, start)), true) = (&blocks, 2 * q + 1 < span.len) {
+                let at = [row, row + 1].map(|row| start + row * blocks.cols + first);
+                self.isa.deal_lut4(blocks, at, self.row(out, q, words));
+                continue;
+            }
             let even = self.reader.bf16((row, first), valid, space0);
             let odd = if 2 * q + 1 < span.len {
                 self.reader.bf16((row + 1, first), valid, space1)

@@ -5,7 +5,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{Dots, Isa, Stored};
 use crate::product::Operand;
-use crate::sources::{Source, View};
+use crate::sources::{Lut4, Source, View};
 
 /// A matrix with its view looked up once.
 pub(crate) struct Reader<'a> {
@@ -36,6 +36,12 @@ impl<'a> Reader<'a> {
     /// Whether [`Reader::bf16`] costs no more than [`Reader::f32`], so that a bf16 product should stay in bf16.
     pub(crate) fn cheap_as_bf16(&self) -> bool {
         matches!(self.view, View::Bf16(_) | View::Lut4(_))
+    }
+
+    /// The 4-bit blocks that this reads, and where row 0 begins in them.
+    pub(crate) fn lut4(&self) -> Option<(Lut4<'a>, usize)> {
+        let View::Lut4(blocks) = self.view else { return None };
+        Some((blocks, self.first * self.cols))
     }
 
     /// `len` elements of row `row` from column `col`, rounded to bf16 if `round`; `space` (at least `len` long) is used

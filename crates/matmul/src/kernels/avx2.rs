@@ -125,6 +125,7 @@ pub(super) static ISA: Isa = Isa {
     axpy_f32,
     axpy_bf16,
     store,
+    deal_lut4: None,
     dots: None,
 };
 

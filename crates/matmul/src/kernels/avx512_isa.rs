@@ -30,6 +30,7 @@ pub(super) static ISA: Isa = Isa {
     lut4_bf16,
     round,
     store,
+    deal_lut4: Some(deal_lut4),
     dots: Some(Dots { dense: avx512_dots::dense, lut4: avx512_dots::lut4 }),
     ..avx2::ISA
 };
@@ -294,6 +295,46 @@ pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
         let (piece, rest) = out.split_at_mut(len);
         run_bf16(block_bf16(table, l.scales.get(block)), &l.packed[at / 2..(at + len).div_ceil(2)], piece);
         (at, block, out) = (at + len, block + 1, rest);
+    }
+}
+
+/// Decodes as much of two rows as the panels have lanes and deals them out, by 32 elements of one block each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
+fn deal_lut4(l: &Lut4<'_>, starts: [usize; 2], out: WordRow<'_>) {
+    const LANES: usize = 32;
+    let whole = |n: usize| n.is_multiple_of(LANES);
+    assert!(
+        out.width == LANES && whole(l.block_size) && starts.into_iter().all(whole),
+        "rows of blocks must begin with whole lanes"
+    );
+    assert!(
+        out.count == 0 || (out.count - 1) * out.stride + LANES <= out.words.len(),
+        "a word row must fit its panels"
+    );
+    // SAFETY: the table holds 16 floats, and each order 32 elements.
+    let (values, [low, high]) = unsafe {
+        let orders = [&INTERLEAVE[1], &INTERLEAVE[2]].map(|it| _mm512_loadu_si512(it.as_ptr().cast()));
+        (_mm512_loadu_ps(l.table.as_ptr()), orders)
+    };
+    let mut tables = [_mm512_setzero_si512(); 2];
+    let mut blocks = [usize::MAX; 2];
+    for p in 0..out.count {
+        let mut rows = [_mm512_setzero_si512(); 2];
+        for i in 0..2 {
+            let at = starts[i] + p * LANES;
+            let block = at / l.block_size;
+            if block != blocks[i] {
+                blocks[i] = block;
+                tables[i] = block_bf16(values, l.scales.get(block));
+            }
+            rows[i] = decode32(tables[i], l.packed, at, LANES);
+        }
+        // SAFETY: 32 words from p * stride lie within the panels by the assertion above.
+        unsafe {
+            let to: *mut __m512i = out.words.as_mut_ptr().add(p * out.stride).cast();
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(rows[0], low, rows[1]));
+            _mm512_storeu_si512(to.add(1), _mm512_permutex2var_epi16(rows[0], high, rows[1]));
+        }
     }
 }
 

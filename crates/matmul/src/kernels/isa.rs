@@ -53,9 +53,14 @@ pub(crate) struct Isa {
     pub(crate) axpy_f32: unsafe fn(f32, &[f32], &mut [f32]),
     pub(crate) axpy_bf16: unsafe fn(f32, &[bf16], &mut [f32]),
     pub(crate) store: unsafe fn(&Target<'_>, Tile<'_>, &Epilogue<'_>),
+    /// Decodes two rows of 4-bit blocks from the elements given and deals them out as `deal_pairs` does, all lanes of all
+    /// panels, of 32 each. Rows begin at multiples of 32 and blocks are such multiples.
+    pub(super) deal_lut4: Option<DealLut4>,
     /// Dot products in bf16, where the processor has them.
     pub(crate) dots: Option<Dots>,
 }
+
+type DealLut4 = for<'a> unsafe fn(&Lut4<'a>, [usize; 2], WordRow<'_>);
 
 /// Dot products of one to four rows with a stored row, all in bf16 with sums in f32.
 #[derive(Clone, Copy)]
@@ -86,6 +91,20 @@ impl Dots {
     pub(crate) fn lut4(&self, x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
         // SAFETY: as in `safe_call` below.
         unsafe { (self.lut4)(x, l, at, out) }
+    }
+}
+
+impl Isa {
+    /// Whether [`Isa::deal_lut4`] takes rows of `l` that begin with column `first`.
+    pub(crate) fn deals_lut4(&self, l: &Lut4<'_>, first: usize) -> bool {
+        self.deal_lut4.is_some() && [l.block_size, l.cols, first].into_iter().all(|it| it.is_multiple_of(32))
+    }
+
+    /// Decodes two rows from the elements given and deals them out, where [`Isa::deals_lut4`] says so.
+    pub(crate) fn deal_lut4(&self, l: &Lut4<'_>, starts: [usize; 2], out: WordRow<'_>) {
+        let deal = self.deal_lut4.expect("asked for where it is present");
+        // SAFETY: as in `safe_call` below.
+        unsafe { deal(l, starts, out) }
     }
 }
 

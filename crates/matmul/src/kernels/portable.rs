@@ -111,6 +111,7 @@ pub(crate) static ISA: Isa = Isa {
     axpy_f32,
     axpy_bf16,
     store,
+    deal_lut4: None,
     dots: None,
 };
 

@@ -8,10 +8,16 @@ const PIECE: usize = 256;
 pub(super) fn forward<T: Float>(gate: &[T], up: &[T], y: &mut [T]) {
     y.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((y, g), u)| {
         vectorised!({
-            for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-                let g = g.to_f32();
-                let silu = T::from_f32(g * sigmoid(g)).to_f32();
-                *y = T::from_f32(silu * u.to_f32());
+            for ((y, g), u) in y.chunks_mut(PIECE).zip(g.chunks(PIECE)).zip(u.chunks(PIECE)) {
+                let mut wide = [[0.0; PIECE]; 2];
+                [g, u].into_iter().zip(&mut wide).for_each(|(from, to)| load_f32(from, to));
+                let [g, u] = &mut wide;
+                g.iter_mut().for_each(|g| *g *= sigmoid(*g));
+                // The activation is rounded before it is multiplied, as two modules in sequence do.
+                store_f32(g, y);
+                load_f32(y, g);
+                g.iter_mut().zip(u).for_each(|(g, u)| *g *= *u);
+                store_f32(g, y);
             }
         })
     });
