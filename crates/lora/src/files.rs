@@ -173,7 +173,8 @@ impl Numbers<'_> {
         let own = format!("{}.base_layer.weight", weight.module());
         for key in [own].into_iter().chain(tie.map(Tie::head_weight)) {
             let Some(copy) = self.discard(&key) else { continue };
-            let same = copy.shape() == base.shape() && copy.to_dtype(base.dtype()).to_f32_vec() == base.to_f32_vec();
+            let read = |it: &Tensor| it.read_f32().map_err(|e| format!("{key}: {e}"));
+            let same = copy.shape() == base.shape() && read(&copy.to_dtype(base.dtype()))? == read(&base)?;
             if !same {
                 return Err(format!(
                     "{key} is not the embedding of this model; the adapter was trained on a base with another one, perhaps of another vocabulary size {:?}",

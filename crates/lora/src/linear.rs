@@ -95,7 +95,7 @@ impl Linear {
     /// The norm of every row of the matrix: where DoRA's magnitudes begin.
     pub fn row_norms(&self) -> Result<Vec<f32>> {
         match &self.base {
-            Base::Frozen(matrix) => Ok(row_norms(matrix.as_ref(), None)?.to_device(&Device::Cpu)?.to_f32_vec()),
+            Base::Frozen(matrix) => Ok(row_norms(matrix.as_ref(), None)?.read_f32()?),
             Base::Trainable(_) => unreachable!("{}: a matrix that trains has no adapter", self.path),
         }
     }
@@ -190,7 +190,7 @@ impl Linear {
     pub fn dense(&self, adapter: Option<&Adapter>) -> Result<Tensor> {
         let base = self.base.dense()?;
         Ok(match adapter.and_then(|it| it.update(&self.path)) {
-            Some(update) => update.merge(base),
+            Some(update) => update.merge(base)?,
             None => base,
         })
     }

@@ -17,7 +17,7 @@ pub struct Merged {
 /// Folds an adapter into everything that it changes. `freeze` stores a matrix again (for a 4-bit base: quantises it again);
 /// it gets the module's path. Passes then use the base alone.
 ///
-/// If `freeze` fails, what was folded in is taken out again. Fails, too, where the adapter changes an embedding and leaves a
+/// If `freeze` or a device fails, what was folded in is taken out again. Fails, too, where the adapter changes an embedding and leaves a
 /// head that is tied to it alone, since one tensor cannot be both.
 pub fn merge<E: From<Error>>(
     adapter: &Adapter,
@@ -26,28 +26,13 @@ pub fn merge<E: From<Error>>(
 ) -> Result<Merged, E> {
     check_tied(adapter, modules)?;
     let mut merged = Merged::default();
-    for (at, linear) in modules.linears.iter_mut().enumerate() {
-        if adapter.update(linear.path()).is_none() {
-            continue;
-        }
-        let sum = linear.dense(Some(adapter)).map_err(|e| E::from(Error::from(e)));
-        match sum.and_then(|it| freeze(linear.path(), it)) {
-            Ok(base) => merged.matrices.push((at, linear.replace_base(base))),
-            Err(error) => {
-                merged.undo(modules);
-                return Err(error);
-            }
+    match merged.fold_in(adapter, modules, &mut freeze) {
+        Ok(()) => Ok(merged),
+        Err(error) => {
+            merged.undo(modules);
+            Err(error)
         }
     }
-    for (at, linear) in modules.linears.iter_mut().enumerate() {
-        if let Some(bias) = linear.bias_mut().filter(|it| it.is_changed_by(adapter)) {
-            merged.biases.push((at, bias.replace_value(bias.merged(Some(adapter)))));
-        }
-    }
-    for (at, weight) in modules.weights.iter_mut().enumerate().filter(|it| it.1.is_changed_by(adapter)) {
-        merged.weights.push((at, weight.replace_value(weight.merged(Some(adapter)))));
-    }
-    Ok(merged)
 }
 
 /// Refuses what one tensor for embedding and head cannot hold.
@@ -65,6 +50,33 @@ impl Merged {
     /// How many matrices the adapter was folded into.
     pub fn matrices(&self) -> usize {
         self.matrices.len()
+    }
+
+    /// Notes each base before it is replaced, so that what was done until an error can be undone.
+    fn fold_in<E: From<Error>>(
+        &mut self,
+        adapter: &Adapter,
+        modules: &mut Modules<'_>,
+        freeze: &mut impl FnMut(&str, Tensor) -> Result<Base, E>,
+    ) -> Result<(), E> {
+        let failed = |e: halfbyte_autograd::Error| E::from(Error::from(e));
+        for (at, linear) in modules.linears.iter_mut().enumerate() {
+            if adapter.update(linear.path()).is_some() {
+                let base = freeze(linear.path(), linear.dense(Some(adapter)).map_err(failed)?)?;
+                self.matrices.push((at, linear.replace_base(base)));
+            }
+        }
+        for (at, linear) in modules.linears.iter_mut().enumerate() {
+            if let Some(bias) = linear.bias_mut().filter(|it| it.is_changed_by(adapter)) {
+                let sum = bias.merged(Some(adapter)).map_err(failed)?;
+                self.biases.push((at, bias.replace_value(sum)));
+            }
+        }
+        for (at, weight) in modules.weights.iter_mut().enumerate().filter(|it| it.1.is_changed_by(adapter)) {
+            let sum = weight.merged(Some(adapter)).map_err(failed)?;
+            self.weights.push((at, weight.replace_value(sum)));
+        }
+        Ok(())
     }
 
     /// Puts the base back, bit for bit.

@@ -75,7 +75,7 @@ impl Prepare for Takeover {
     fn replace(&mut self, path: &str, weight: Tensor) -> Result<Tensor> {
         let Some((rank, scaling)) = self.selects(path)? else { return Ok(weight) };
         let (rows, cols) = (weight.rows(), weight.cols());
-        let mut values = weight.to_f32_vec();
+        let mut values = weight.read_f32().map_err(halfbyte_autograd::Error::from)?;
         let name = self.config.init_lora_weights.as_deref().unwrap_or_default();
         let seed = (self.seed, place_of(path));
         let part = (self.how.part)(name, Matrix { values: &values, rows, cols }, (rank, scaling), seed);

@@ -66,9 +66,12 @@ impl Weight {
     }
 
     /// The value with an adapter's update: as it is without one, in f32 with.
-    pub fn merged(&self, adapter: Option<&Adapter>) -> Tensor {
-        let updates = adapter.into_iter().flat_map(|it| it.update(&self.path).into_iter().chain(self.low_rank(it)));
-        updates.fold(self.value(), |value, update| update.merge(value.to_dtype(DType::F32)))
+    ///
+    /// # Errors
+    /// If they lie on a device that failed.
+    pub fn merged(&self, adapter: Option<&Adapter>) -> Result<Tensor> {
+        let mut updates = adapter.into_iter().flat_map(|it| it.update(&self.path).into_iter().chain(self.low_rank(it)));
+        updates.try_fold(self.value(), |value, update| update.merge(value.to_dtype(DType::F32)))
     }
 
     /// Whether an adapter changes it.

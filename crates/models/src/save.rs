@@ -12,13 +12,13 @@ pub fn model_tensors<E>(
 ) -> std::result::Result<(), E> {
     let (linears, weights) = model.parts();
     for weight in weights {
-        each(weight.path(), weight.value().shape(), &|| Ok(weight.merged(adapter)))?;
+        each(weight.path(), weight.value().shape(), &|| weight.merged(adapter))?;
     }
     for linear in linears {
         let (out, inner) = linear.dims();
         each(&format!("{}.weight", linear.path()), &[out, inner], &|| linear.dense(adapter))?;
         if let Some(bias) = linear.bias() {
-            each(bias.path(), bias.value().shape(), &|| Ok(bias.merged(adapter)))?;
+            each(bias.path(), bias.value().shape(), &|| bias.merged(adapter))?;
         }
     }
     Ok(())

@@ -43,10 +43,20 @@ impl Question {
 
 /// For each question the number of the continuation whose own tokens have the highest probability together.
 pub(crate) fn most_probable(
-    (model, ctx): (&dyn Model, &Context),
+    what: (&dyn Model, &Context),
     questions: &[Question],
     compute: DType,
 ) -> anyhow::Result<Vec<usize>> {
+    let best = |sums: Vec<f64>| (0..sums.len()).max_by(|a, b| sums[*a].total_cmp(&sums[*b])).unwrap_or(0);
+    Ok(log_probabilities(what, questions, compute)?.into_iter().map(best).collect())
+}
+
+/// For each question and continuation the log-probability of the continuation's own tokens.
+fn log_probabilities(
+    (model, ctx): (&dyn Model, &Context),
+    questions: &[Question],
+    compute: DType,
+) -> anyhow::Result<Vec<Vec<f64>>> {
     let prefixes: Vec<&[u32]> = questions.iter().map(Question::prefix).collect();
     let mut cache = KvCache::new(model.config(), compute, questions.len());
     if prefixes.iter().any(|it| !it.is_empty()) {
@@ -69,11 +79,7 @@ pub(crate) fn most_probable(
     let scores = scores(model, &hidden, rows, ctx)?;
     let mut each = scores.data::<f32>().chunks(scores.cols()).zip(targets).map(|(row, id)| log_probability(row, id));
     let mut sums = wholes.map(|((ids, shared), _)| each.by_ref().take(ids.len() - shared).sum::<f64>());
-    let best = |it: &Question| {
-        let sums: Vec<f64> = sums.by_ref().take(it.wholes.len()).collect();
-        (0..sums.len()).max_by(|a, b| sums[*a].total_cmp(&sums[*b])).unwrap_or(0)
-    };
-    Ok(questions.iter().map(best).collect())
+    Ok(questions.iter().map(|it| sums.by_ref().take(it.wholes.len()).collect()).collect())
 }
 
 fn log_probability(logits: &[f32], id: u32) -> f64 {
@@ -85,6 +91,43 @@ fn log_probability(logits: &[f32], id: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load;
+    use halfbyte_autograd::Tape;
+    use halfbyte_frozen::Format;
+    use halfbyte_models::Pass;
+    use halfbyte_ops::Layout;
+    use halfbyte_tensor::Device;
+    use std::path::Path;
+
+    /// Without a cache: the whole text, from its beginning.
+    fn alone(model: &dyn Model, (ids, shared): &(Vec<u32>, usize)) -> f64 {
+        let (layout, ctx) = (Layout::new(&[ids.len()]).unwrap(), Context::default());
+        let whole = Ids::new(ids.clone());
+        let mut pass = Pass::new(&whole, &layout, &ctx, DType::F32);
+        let hidden = model.forward(&Tape::disabled(), &mut pass).unwrap().into_value();
+        let scores = scores(model, &hidden, (0..ids.len() as u32).collect(), &ctx).unwrap();
+        let rows: Vec<&[f32]> = scores.data::<f32>().chunks(scores.cols()).collect();
+        (*shared..ids.len()).map(|t| log_probability(rows[t - 1], ids[t])).sum()
+    }
+
+    #[test]
+    fn continuations_of_one_beginning_score_as_the_whole_texts() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models/tiny-llama");
+        let base = load::open(&dir).unwrap();
+        let model = load::load(&base.folder, Format::DENSE, &Device::Cpu, None).unwrap();
+        let labels = ["positive", "negative", "nothing of the kind"].map(str::to_owned);
+        let prompts = ["The film was long and dull. Its label is", "A good story", "x"];
+        let questions = prompts.map(|it| Question::new(&base.tokenizer, it, &labels).unwrap());
+        let found = log_probabilities((model.as_ref(), &Context::default()), &questions, DType::F32).unwrap();
+        for (question, found) in questions.iter().zip(&found) {
+            let expected: Vec<f64> = question.wholes.iter().map(|it| alone(model.as_ref(), it)).collect();
+            for (got, wanted) in found.iter().zip(&expected) {
+                assert!((got - wanted).abs() < 1e-5 * wanted.abs(), "{found:?}, alone {expected:?}");
+            }
+        }
+        let best = most_probable((model.as_ref(), &Context::default()), &questions, DType::F32).unwrap();
+        assert!(best.iter().zip(&found).all(|(best, all)| all.iter().all(|it| *it <= all[*best])), "{best:?}");
+    }
 
     #[test]
     fn a_log_probability_is_that_of_the_softmax() {

@@ -92,10 +92,18 @@ pub(crate) fn predictions(model: &dyn Model, ids: &[u32], ctx: &Context) -> anyh
     Ok(model.head(&tape, ctx).logits(hidden.value())?)
 }
 
-/// Opens a merged folder without loading its matrices.
-pub(crate) fn open_streamed(dir: &Path) -> anyhow::Result<Box<dyn Model>> {
-    let folder = ModelFolder::open(dir)?;
-    Ok(folder.load(Loading::Frozen { format: &Streamed, prepare: None }, &Device::Cpu, &mut |_| {})?)
+/// [`predictions`] of a merged folder, whose matrices stay in their files.
+pub(crate) fn predictions_of_folder(dir: &Path, ids: &[u32]) -> anyhow::Result<Tensor> {
+    let (folder, streamed) = (ModelFolder::open(dir)?, Streamed::default());
+    let model = folder.load(Loading::Frozen { format: &streamed, prepare: None }, &Device::Cpu, &mut |_| {})?;
+    predictions_read(model.as_ref(), ids, &streamed)
+}
+
+/// Logits of a model that reads its matrices from files: an error if a file did not give what it should.
+fn predictions_read(model: &dyn Model, ids: &[u32], streamed: &Streamed) -> anyhow::Result<Tensor> {
+    let logits = predictions(model, ids, &Context::default());
+    streamed.failed().check()?;
+    logits
 }
 
 #[cfg(test)]
@@ -115,6 +123,24 @@ mod tests {
         assert!((found.kl_divergence - expected / 2.0).abs() < 1e-7, "{found:?}");
         assert_eq!((found.tokens, found.top1_agreement), (2, 1.0));
         assert!(!found.is_good());
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_its_model_runs_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models/tiny-llama");
+        for file in std::fs::read_dir(&tiny).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+        let (folder, streamed) = (ModelFolder::open(dir.path()).unwrap(), Streamed::default());
+        let loading = Loading::Frozen { format: &streamed, prepare: None };
+        let model = folder.load(loading, &Device::Cpu, &mut |_| {}).unwrap();
+        let whole = predictions_read(model.as_ref(), &[1, 2, 3], &streamed).unwrap();
+        assert!(whole.is_finite().unwrap());
+        let weights = std::fs::OpenOptions::new().write(true).open(dir.path().join("model.safetensors")).unwrap();
+        weights.set_len(weights.metadata().unwrap().len() / 2).unwrap();
+        let error = predictions_read(model.as_ref(), &[1, 2, 3], &streamed).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors"), "{error}");
     }
 
     #[test]

@@ -6,10 +6,39 @@ use halfbyte_files::{Placed, Reading, TensorFile};
 use halfbyte_matmul as matmul;
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
 use halfbyte_tensor::{DType, Tensor, bf16, f16};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Leaves every matrix of a folder where it is.
-pub(crate) struct Streamed;
+#[derive(Default)]
+pub(crate) struct Streamed {
+    failed: Arc<Failed>,
+}
+
+/// The first read that failed. A product cannot stop halfway: whoever used its result asks here before believing it.
+#[derive(Debug, Default)]
+pub(crate) struct Failed(Mutex<Option<halfbyte_files::Error>>);
+
+impl Failed {
+    /// Fails if a read did, with the file's name.
+    pub(crate) fn check(&self) -> Result<(), halfbyte_files::Error> {
+        self.slot().take().map_or(Ok(()), Err)
+    }
+
+    fn note(&self, error: halfbyte_files::Error) {
+        self.slot().get_or_insert(error);
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<halfbyte_files::Error>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Streamed {
+    /// What failed in reading any of the matrices.
+    pub(crate) fn failed(&self) -> Arc<Failed> {
+        self.failed.clone()
+    }
+}
 
 impl WeightFormat for Streamed {
     fn freeze(&self, _path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
@@ -31,7 +60,8 @@ impl WeightFormat for Streamed {
         if place.shape != [dims.0, dims.1] {
             return Ok(None);
         }
-        Ok(Some(Arc::new(StreamedMatrix { file: file.clone(), place: place.clone(), dims, dtype })))
+        let failed = self.failed.clone();
+        Ok(Some(Arc::new(StreamedMatrix { file: file.clone(), place: place.clone(), dims, dtype, failed })))
     }
 }
 
@@ -41,6 +71,7 @@ struct StreamedMatrix {
     place: Placed,
     dims: (usize, usize),
     dtype: DType,
+    failed: Arc<Failed>,
 }
 
 impl FrozenMatrix for StreamedMatrix {
@@ -73,12 +104,13 @@ impl matmul::Source for Rows<'_> {
         self.0.dims.1
     }
 
-    /// What cannot be read becomes NaN, which whoever uses the product sees.
+    /// What cannot be read becomes NaN, and [`Failed`] knows why.
     fn read_f32(&self, row: usize, col: usize, out: &mut [f32]) {
-        let StreamedMatrix { file, place, dims, dtype } = self.0;
+        let StreamedMatrix { file, place, dims, dtype, failed } = self.0;
         let size = dtype.size();
         let mut bytes = vec![0; out.len() * size];
-        if file.read_part(place, (row * dims.1 + col) * size, &mut bytes).is_err() {
+        if let Err(error) = file.read_part(place, (row * dims.1 + col) * size, &mut bytes) {
+            failed.note(error);
             return out.fill(f32::NAN);
         }
         let numbers = out.iter_mut().zip(bytes.chunks_exact(size));
@@ -102,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_from_the_file_and_nan_where_it_has_lost_them() {
+    fn rows_come_from_the_file_and_an_error_where_it_has_lost_them() {
         let values = Tensor::from_vec(&[3, 4], (0..12).map(|it| it as f32 - 2.5).collect());
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             let dir = tempfile::tempdir().unwrap();
@@ -114,7 +146,8 @@ mod tests {
             writer.finish().unwrap();
             let files = ShardedFiles::open(dir.path()).unwrap();
             let reading = Reading::new(&files);
-            let open = |path: &str, dims| Streamed.stored(path, dims, &reading).unwrap();
+            let streamed = Streamed::default();
+            let open = |path: &str, dims| streamed.stored(path, dims, &reading).unwrap();
             assert!(open("a", (4, 3)).is_none() && open("c", (3, 4)).is_none());
             let matrix = open("b", (3, 4)).unwrap();
             assert_eq!(reading.unused(), [] as [&str; 0]);
@@ -125,7 +158,10 @@ mod tests {
             let shorter = std::fs::metadata(&weights).unwrap().len() - dtype.size() as u64;
             std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(shorter).unwrap();
             assert_eq!(row(matrix.as_ref(), 1, 2, 2), [3.5, 4.5], "what is there is still there");
+            streamed.failed().check().unwrap();
             assert!(row(matrix.as_ref(), 2, 0, 4).iter().all(|it| it.is_nan()));
+            let error = streamed.failed().check().unwrap_err().to_string();
+            assert!(error.contains("model.safetensors"), "{error}");
         }
     }
 }

@@ -63,14 +63,14 @@ impl Update for Dora {
     }
 
     /// `W + scaling * B A` with its rows scaled to their magnitudes.
-    fn merge(&self, base: Tensor) -> Tensor {
+    fn merge(&self, base: Tensor) -> OpResult<Tensor> {
         let inner = base.cols();
-        let merged = self.lora.merge(base);
-        let mut w = merged.to_f32_vec();
-        for (row, m) in w.chunks_mut(inner).zip(self.magnitude.value().to_f32_vec()) {
+        let merged = self.lora.merge(base)?;
+        let mut w = merged.read_f32()?;
+        for (row, m) in w.chunks_mut(inner).zip(self.magnitude.value().read_f32()?) {
             let norm = row.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>().sqrt() as f32;
             row.iter_mut().for_each(|it| *it *= m / norm);
         }
-        Tensor::from_vec(merged.shape(), w)
+        Ok(Tensor::from_vec(merged.shape(), w))
     }
 }

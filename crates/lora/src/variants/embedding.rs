@@ -50,16 +50,16 @@ impl Update for EmbeddingLora {
         vec![self.a.clone(), self.b.clone()]
     }
 
-    fn merge(&self, base: Tensor) -> Tensor {
-        let (a, b) = (self.a.value().to_f32_vec(), self.b.value().to_f32_vec());
+    fn merge(&self, base: Tensor) -> OpResult<Tensor> {
+        let (a, b) = (self.a.value().read_f32()?, self.b.value().read_f32()?);
         let (channels, rank) = (base.cols(), self.a.value().cols());
-        let mut rows = base.to_f32_vec();
+        let mut rows = base.read_f32()?;
         for (row, a) in rows.chunks_mut(channels).zip(a.chunks(rank)) {
             for (x, b) in row.iter_mut().zip(b.chunks(rank)) {
                 *x += self.scaling * a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
             }
         }
-        Tensor::from_vec(base.shape(), rows)
+        Ok(Tensor::from_vec(base.shape(), rows))
     }
 
     fn stored(&self) -> OpResult<Vec<(String, Tensor)>> {

@@ -45,8 +45,8 @@ impl Update for Full {
         vec![self.param.clone()]
     }
 
-    fn merge(&self, _base: Tensor) -> Tensor {
-        self.param.value().to_dtype(DType::F32)
+    fn merge(&self, _base: Tensor) -> OpResult<Tensor> {
+        Ok(self.param.value().to_dtype(DType::F32))
     }
 
     fn stored(&self) -> OpResult<Vec<(String, Tensor)>> {

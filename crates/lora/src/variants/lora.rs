@@ -79,9 +79,9 @@ impl Update for Lora {
     }
 
     /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
-    fn merge(&self, base: Tensor) -> Tensor {
-        let (shape, inner, mut w) = (base.shape().to_vec(), base.cols(), base.to_f32_vec());
-        let (a, b) = (self.a.value().to_f32_vec(), self.b.value().to_f32_vec());
+    fn merge(&self, base: Tensor) -> OpResult<Tensor> {
+        let (shape, inner, mut w) = (base.shape().to_vec(), base.cols(), base.read_f32()?);
+        let (a, b) = (self.a.value().read_f32()?, self.b.value().read_f32()?);
         let rank = a.len() / inner;
         for (row, b) in w.chunks_mut(inner).zip(b.chunks(rank)) {
             let mut update = vec![0.0f32; inner];
@@ -94,6 +94,6 @@ impl Update for Lora {
                 *w += self.scaling * u;
             }
         }
-        Tensor::from_vec(&shape, w)
+        Ok(Tensor::from_vec(&shape, w))
     }
 }

@@ -75,7 +75,10 @@ pub trait Update: Send + Sync + fmt::Debug {
     fn params(&self) -> Vec<Param>;
 
     /// The weight with the update folded in, from the base's in f32; in f32.
-    fn merge(&self, base: Tensor) -> Tensor;
+    ///
+    /// # Errors
+    /// If base or update lie on a device that failed.
+    fn merge(&self, base: Tensor) -> OpResult<Tensor>;
 
     /// What PEFT's file holds of it: names without PEFT's prefix, values in f32 in host memory.
     fn stored(&self) -> OpResult<Vec<(String, Tensor)>> {

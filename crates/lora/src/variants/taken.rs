@@ -76,7 +76,7 @@ impl Update for Taken {
         self.lora.params()
     }
 
-    fn merge(&self, base: Tensor) -> Tensor {
+    fn merge(&self, base: Tensor) -> OpResult<Tensor> {
         self.lora.merge(base)
     }
 

@@ -39,8 +39,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));
         save_model(what, &args.model, draft, args.dtype.dtype(), args.max_shard_size)?;
-        let merged = merge_check::open_streamed(draft)?;
-        let merged = merge_check::predictions(merged.as_ref(), &ids, &Context::default())?;
+        let merged = merge_check::predictions_of_folder(draft, &ids)?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;
     say(&format!("merged model in {}", args.output.display()));

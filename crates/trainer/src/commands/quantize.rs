@@ -67,7 +67,7 @@ struct Measured {
 impl WeightFormat for Measured {
     fn freeze(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
         let matrix = self.format.freeze(weight.clone())?;
-        self.costs.borrow_mut().push(cost(path, &weight, matrix.as_ref()));
+        self.costs.borrow_mut().push(cost(path, &weight, matrix.as_ref())?);
         if let Some(writer) = self.writer.borrow_mut().as_mut() {
             writer.matrix(path, &weight)?;
         }
@@ -96,9 +96,9 @@ fn measure(folder: &ModelFolder, format: Format, draft: Option<&Path>) -> anyhow
     Ok(measured.costs.into_inner())
 }
 
-fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> Cost {
+fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> halfbyte_tensor::Result<Cost> {
     let (out, inner) = matrix.dims();
-    let (original, source) = (weight.to_f32_vec(), matrix.source());
+    let (original, source) = (weight.read_f32()?, matrix.source());
     let mut row = vec![0.0; inner];
     let (mut error, mut power, mut largest) = (0.0f64, 0.0f64, 0.0f32);
     for (i, wanted) in original.chunks(inner).enumerate() {
@@ -110,13 +110,13 @@ fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> Cost {
         }
     }
     let relative_error = if power > 0.0 { (error / power).sqrt() } else { 0.0 };
-    Cost {
+    Ok(Cost {
         path: path.to_owned(),
         parameters: out * inner,
         bytes: matrix.bytes(),
         relative_error,
         largest_error: largest,
-    }
+    })
 }
 
 fn report(args: &QuantizeArgs, costs: &[Cost]) -> anyhow::Result<()> {
