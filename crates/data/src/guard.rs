@@ -3,11 +3,30 @@
 //! `parquet` and `tokenizers` assert or unwrap on some damaged input where they should return an error (tokenizers
 //! 0.23 does on a file that ends inside its decoder section), and a damaged file must not end the program.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
+
+thread_local! {
+    /// Whether a panic of this thread is about to become an error, so that it need not be told as a panic, too.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Runs a parser whose state is thrown away if it fails; the error is its message.
 pub(crate) fn guarded<T, E: ToString>(parse: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(parse)) {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let loud = take_hook();
+        set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                loud(info);
+            }
+        }));
+    });
+    let before = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(parse));
+    GUARDED.set(before);
+    match done {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(payload) => {
             let text = payload.downcast_ref::<String>().map(String::as_str);

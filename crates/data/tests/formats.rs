@@ -111,3 +111,34 @@ fn columns_are_listed_with_their_types() {
     let listed: Vec<_> = columns(&path).unwrap().into_iter().map(|c| (c.name, c.kind)).collect();
     assert_eq!(listed, [("label".into(), "Int64".into()), ("review".to_owned(), "Utf8".to_owned())]);
 }
+
+#[test]
+fn of_a_long_text_the_beginning_is_as_of_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.jsonl");
+    let words = ["the", "good", "oo", "é🙂", "\n\n", "goods", "  the", "x"];
+    // Whatever the cut falls on: words, white space, a word without an end.
+    let texts = [
+        (0..9000)
+            .map(|i| words[(i * i + i / 7) % words.len()].to_owned() + if i % 3 == 0 { "" } else { " " })
+            .collect(),
+        "good".repeat(9000),
+        " ".repeat(40_000) + "the end",
+        "the ".to_owned() + &"🙂".repeat(9000),
+    ];
+    for text in texts {
+        let text: String = text;
+        write_jsonl(&path, &[("text", &[Some(text.clone())])]);
+        let whole = tokenizer().encode(&text).unwrap();
+        for max_length in [2, 12, 100] {
+            let (data, report) = load(&path, &config(max_length));
+            assert_eq!(data.row(0).ids, &whole[..max_length], "{max_length}");
+            let cut = (whole.len() - max_length) as u64;
+            assert!(report.truncated == 1 && report.tokens_cut.abs_diff(cut) <= 4, "{report:?}, {cut} expected");
+        }
+    }
+    let prompt = "the good ".repeat(9000);
+    write_jsonl(&path, &[("instruction", &[Some(prompt)]), ("input", &[None]), ("output", &[Some("good".into())])]);
+    let refused = Dataset::load(&path, &tokenizer(), &instruction_config(50)).unwrap_err();
+    assert!(refused.to_string().contains("no usable rows"), "the answer is beyond the cut: {refused}");
+}

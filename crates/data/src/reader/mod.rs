@@ -68,9 +68,6 @@ enum Format {
 fn detect(path: &Path) -> Result<Format> {
     let wrong = |reason: &str| Err(Error::Format { path: path.into(), reason: reason.into() });
     let mut file = open(path)?;
-    if file.metadata().map_err(|source| Error::Read { path: path.into(), source })?.is_dir() {
-        return wrong("a folder, where one data file is expected");
-    }
     let mut head = Vec::new();
     file.by_ref().take(64).read_to_end(&mut head).map_err(|source| Error::Read { path: path.into(), source })?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
@@ -89,11 +86,18 @@ fn detect(path: &Path) -> Result<Format> {
     }
 }
 
+/// A pipe would be waited for without end, and could not be read twice.
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| match source.kind() {
+    let failed = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => Error::Missing { path: path.into() },
         _ => Error::Read { path: path.into(), source },
-    })
+    };
+    let what = std::fs::metadata(path).map_err(failed)?;
+    if !what.is_file() {
+        let found = if what.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(Error::Format { path: path.into(), reason: format!("{found}, where one data file is expected") });
+    }
+    File::open(path).map_err(failed)
 }
 
 /// `text: Utf8, label: Int64`, for messages.

@@ -35,6 +35,8 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     largest_id: u32,
+    /// Bytes of the longest token, as it stands in the vocabulary.
+    longest_token: usize,
 }
 
 impl Tokenizer {
@@ -71,12 +73,14 @@ impl Tokenizer {
             suffix = token(special.add_eos, special.eos);
         }
         let named = [special.bos, special.eos, special.pad, special.unk].into_iter().flatten();
-        let largest_id =
-            inner.get_vocab(true).into_values().chain(named).max().ok_or_else(|| Error::CorruptTokenizer {
-                path: path.into(),
-                reason: "its vocabulary is empty".into(),
-            })?;
-        Ok(Self { inner, special, prefix, suffix, largest_id })
+        let vocabulary = inner.get_vocab(true);
+        let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(0).max(1);
+        let largest_id = vocabulary
+            .into_values()
+            .chain(named)
+            .max()
+            .ok_or_else(|| Error::CorruptTokenizer { path: path.into(), reason: "its vocabulary is empty".into() })?;
+        Ok(Self { inner, special, prefix, suffix, largest_id, longest_token })
     }
 
     /// The special tokens and where they came from.
@@ -150,7 +154,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(refused)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -159,14 +163,17 @@ impl Tokenizer {
     /// # Errors
     /// A decoder that fails. Ids outside the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|error| Error::Decode { count: ids.len(), reason: error.to_string() })
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(|reason| Error::Decode { count: ids.len(), reason })
     }
 
     /// Starts the text of a generation, token by token.
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream::new(self, skip_special)
+    }
+
+    /// No token stands for more bytes of text than this, unless the tokenizer drops some.
+    pub(crate) fn longest_token(&self) -> usize {
+        self.longest_token
     }
 
     pub(crate) fn prefix(&self) -> &[u32] {
@@ -179,12 +186,12 @@ impl Tokenizer {
 
     /// Ids and, for each, the byte range of the text that it stands for.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
-        self.inner.encode(text, false).map_err(refused)
+        guarded(|| self.inner.encode(text, false)).map_err(refused)
     }
 }
 
-fn refused(error: tokenizers::Error) -> Error {
-    Error::Encode { place: "text".into(), reason: error.to_string() }
+fn refused(reason: String) -> Error {
+    Error::Encode { place: "text".into(), reason }
 }
 
 fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
@@ -205,7 +212,7 @@ fn surroundings(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(Vec<u32>,
     let Some(processor) = inner.get_post_processor() else { return Ok((Vec::new(), Vec::new())) };
     let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
     let probe = Encoding::from_tokens(vec![Token::new(PROBE, "x".into(), (0, 1))], 0);
-    let processed = processor.process(probe, None, true).map_err(|error| corrupt(error.to_string()))?;
+    let processed = guarded(|| processor.process(probe, None, true)).map_err(corrupt)?;
     let ids = processed.get_ids();
     let mut parts = ids.split(|&id| id == PROBE);
     match (parts.next(), parts.next(), parts.next()) {
@@ -216,7 +223,16 @@ fn surroundings(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(Vec<u32>,
 
 /// The bytes of a file, or nothing where there is none.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
+    // A pipe would be waited for without end.
+    let found = match std::fs::metadata(path) {
+        Ok(it) if !it.is_file() => {
+            let reason = "it is no file".into();
+            return Err(Error::CorruptTokenizer { path: path.into(), reason });
+        }
+        Ok(_) => std::fs::read(path),
+        Err(error) => Err(error),
+    };
+    match found {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.into(), source }),
