@@ -35,6 +35,12 @@ pub enum Error {
         /// What was expected, what came, what to do.
         message: String,
     },
+    /// An adapter that is not worth keeping.
+    #[error("{name} holds NaN or infinite values, so the adapter was not saved")]
+    NotFinite {
+        /// The tensor, as files name it.
+        name: String,
+    },
     /// A file of tensors that is damaged, or that could not be read or written.
     #[error(transparent)]
     Files(#[from] halfbyte_files::Error),

@@ -6,7 +6,7 @@ use crate::{
     render_adapter_config,
     variants::{self, Copied, FileNumbers, Numbers, Part, Place, What},
 };
-use halfbyte_files::{TensorFile, TensorSpec, TensorWriter, write_atomic};
+use halfbyte_files::{TensorFile, TensorSpec, TensorWriter, read_text, write_atomic};
 use halfbyte_tensor::{DType, Tensor};
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,11 @@ pub struct AdapterFile {
     tensors: BTreeMap<String, Tensor>,
 }
 
-/// Writes an adapter into `dir`, which must exist: the trained tensors alone, in f32.
+/// Writes an adapter into `dir`, which must exist: the trained tensors alone, in f32. The configuration, by which a folder is
+/// known as an adapter's, is written last.
+///
+/// # Errors
+/// A tensor that holds NaN or infinity ([`Error::NotFinite`]), with which nothing is written; a file that cannot be written.
 pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
     let (mut tensors, mut adapted) = (Vec::new(), Vec::new());
     for (path, update) in adapter.updates() {
@@ -42,6 +46,11 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
         }
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, it) in &tensors {
+        if !it.is_finite().map_err(halfbyte_autograd::Error::from)? {
+            return Err(Error::NotFinite { name: name.clone() });
+        }
+    }
     let config = &adapter.config;
     let written = if config.init_lora_weights.is_some() { config.on_the_whole_base() } else { config.clone() };
     write_tensors(&dir.join(WEIGHTS), &tensors)?;
@@ -51,8 +60,7 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
 /// Reads and checks an adapter's files.
 pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
     let config_path = dir.join(CONFIG);
-    let text =
-        std::fs::read_to_string(&config_path).map_err(|source| Error::Io { path: config_path.clone(), source })?;
+    let text = read_text(&config_path)?;
     let (config, unknown_keys) = parse_adapter_config(&config_path, &text)?;
     let path = dir.join(WEIGHTS);
     if !path.exists() && dir.join("adapter_model.bin").exists() {
@@ -212,6 +220,11 @@ fn read_tensors(file: &TensorFile) -> Result<BTreeMap<String, Tensor>> {
             return Err(Error::File { path: file.path().to_owned(), message });
         };
         let value = Tensor::filled(&it.shape, dtype, |bytes| file.read_part(it, 0, bytes))?;
+        if !value.is_finite().map_err(halfbyte_autograd::Error::from)? {
+            let message =
+                format!("{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run");
+            return Err(Error::File { path: file.path().to_owned(), message });
+        }
         // Old files carry the adapter's name inside the key.
         let key = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.", ".");
         tensors.insert(key, value.to_dtype(DType::F32));

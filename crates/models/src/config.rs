@@ -149,7 +149,7 @@ fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
         architecture: Architecture::GptNeo {
             local: attention_layers(keys.raw, layers)?,
             window_size: keys.size("window_size", Some(256))?,
-            layer_norm_epsilon: keys.float("layer_norm_epsilon", 1e-5)? as f32,
+            layer_norm_epsilon: keys.epsilon("layer_norm_epsilon", 1e-5)?,
         },
         vocab_size: keys.size("vocab_size", Some(50257))?,
         hidden_size: hidden,

@@ -33,6 +33,11 @@ pub enum Error {
     /// An input that the model cannot take.
     #[error("{0}")]
     Input(String),
+    /// A prediction that is none.
+    #[error(
+        "the model's predictions hold NaN or infinite values: the weights, the adapter or the setting of a norm make them overflow; f32 has a wider range than f16"
+    )]
+    NotFinite,
     /// A file of tensors that is damaged, or that could not be read or written.
     #[error(transparent)]
     Files(#[from] halfbyte_files::Error),

@@ -111,7 +111,7 @@ impl Family {
         let positions = keys.size("max_position_embeddings", Some(self.positions))?;
         Ok(ModelConfig {
             architecture: Architecture::Decoder(BlockSpec {
-                norm_eps: keys.float("rms_norm_eps", 1e-6)? as f32,
+                norm_eps: keys.epsilon("rms_norm_eps", 1e-6)?,
                 biases: Biases { qkv: self.qkv_bias.of(keys)?, o: self.o_bias.of(keys)?, mlp: self.mlp_bias.of(keys)? },
                 qk_norm: self.qk_norm,
                 rope: keys.rope(head_dim, positions)?,

@@ -1,7 +1,7 @@
 //! A Hugging Face folder: its configuration and its weights, read tensor by tensor.
 
 use crate::{Error, ModelConfig, Result};
-use halfbyte_files::ShardedFiles;
+use halfbyte_files::{ShardedFiles, read_text};
 use halfbyte_tensor::{DType, Tensor};
 use std::path::Path;
 
@@ -29,8 +29,7 @@ impl ModelFolder {
             };
             return Err(Error::File { path: config_path, message: format!("is missing; {hint}") });
         }
-        let text =
-            std::fs::read_to_string(&config_path).map_err(|source| Error::Io { path: config_path.clone(), source })?;
+        let text = read_text(&config_path)?;
         let config = ModelConfig::parse(&config_path, &text)?;
         Ok(ModelFolder { config, files: ShardedFiles::open(dir)? })
     }

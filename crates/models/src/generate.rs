@@ -209,6 +209,9 @@ pub fn extend(model: &dyn Model, ids: &Ids, layout: &Layout, cache: &mut KvCache
 
 /// The logits in f32, in host memory, after some rows of hidden states: `(rows.len(), vocab_size)`. Where `ctx` gives sequences
 /// adapters of their own, each of these rows is a sequence.
+///
+/// # Errors
+/// Logits that hold NaN or infinity: nothing can be told from them.
 pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context) -> Result<Tensor> {
     let tape = Tape::disabled();
     let all = rows.len() == hidden.rows();
@@ -220,5 +223,9 @@ pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context)
     let [scores] = ctx.by_rows(&tape, &Var::constant(picked), &[&path], |picked, ctx| {
         Ok([Var::constant(logits(picked.value(), model.head(&tape, ctx).as_head())?)])
     })?;
-    Ok(scores.into_value().to_device(&Device::Cpu)?)
+    let scores = scores.into_value().to_device(&Device::Cpu)?;
+    if !scores.is_finite()? {
+        return Err(Error::NotFinite);
+    }
+    Ok(scores)
 }

@@ -38,6 +38,16 @@ impl<'a> Keys<'a> {
         number(self.raw, key)?.map_or(Ok(default), Ok)
     }
 
+    /// What is added to a variance before its root is taken: less than nothing makes NaN of some inputs.
+    pub(crate) fn epsilon(&self, key: &str, default: f64) -> Parsed<f32> {
+        let value = self.float(key, default)?;
+        let narrow = value as f32;
+        if narrow.is_finite() && narrow >= 0.0 {
+            return Ok(narrow);
+        }
+        Err(format!("{key} is {value}, expected a small number that is not negative"))
+    }
+
     pub(crate) fn flag(&self, key: &str, default: bool) -> Parsed<bool> {
         match self.raw.get(key) {
             None | Some(Value::Null) => Ok(default),

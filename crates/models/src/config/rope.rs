@@ -15,9 +15,16 @@ pub(super) fn spec(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Par
         return Err(format!("partial_rotary_factor is {share}; only heads that are rotated whole are supported"));
     }
     let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", 10000.0), Ok)?;
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(format!("rope_theta is {theta}, expected a number above 0"));
+    }
     let kind =
         ["rope_type", "type"].iter().find_map(|key| nested.get(*key).and_then(Value::as_str)).unwrap_or("default");
-    let need = |key: &str| number(nested, key)?.ok_or(format!("rope type {kind} needs {key}"));
+    let need = |key: &str| match number(nested, key)? {
+        None => Err(format!("rope type {kind} needs {key}")),
+        Some(it) if it > 0.0 => Ok(it),
+        Some(it) => Err(format!("rope type {kind}: {key} is {it}, expected a number above 0")),
+    };
     let original = number(nested, "original_max_position_embeddings")?.map_or(max_position, |it| it as usize);
     let scaling = match kind {
         "default" => RopeScaling::None,
