@@ -55,9 +55,10 @@ fn train(folder: &Path, stop: usize) -> Result<(End, Vec<f32>, Vec<Vec<f32>>), B
     let checkpoints = Checkpoints::new(folder);
     let state = match checkpoints.all()?.pop() {
         None => None,
-        Some((step, path)) => {
-            optim.load(&path, step)?;
-            Some(RunState::read(&path)?)
+        Some((_, path)) => {
+            let state = RunState::read(&path)?;
+            optim.load(&path, state.taken())?;
+            Some(state)
         }
     };
     let (interrupt, mut losses, mut beside) = (AtomicBool::new(false), Vec::new(), |_: &Path| Ok(()));

@@ -1,8 +1,8 @@
-//! Files and folders that appear under their names only when they are whole.
+//! Files that appear under their names only when they are whole.
 //!
 //! A draft is written beside its place, synced, renamed, and the folder synced, so that whoever looks, after a loss of power
 //! too, sees what was there before or what is there now. A draft that is dropped is removed; one that a killed process left
-//! begins with `.tmp-`.
+//! begins with `.tmp-` and goes with [`sweep`](crate::sweep).
 
 use crate::{Error, Result};
 use std::{
@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How the name of every draft begins.
-const PREFIX: &str = ".tmp-";
+pub(crate) const PREFIX: &str = ".tmp-";
 
 /// Writes a file so that a reader sees the old contents or the new, never a part.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
@@ -66,65 +66,12 @@ impl Write for Draft {
     }
 }
 
-/// A folder being filled.
-#[derive(Debug)]
-pub struct DraftFolder {
-    path: PathBuf,
-    /// What makes its name, beside [`PREFIX`], tell what it was going to be.
-    kind: String,
-    folder: tempfile::TempDir,
-}
-
-impl DraftFolder {
-    /// Begins a folder that will appear at `path`; until then its name is `.tmp-KIND-` and something. What `path` lies in must
-    /// exist.
-    pub fn create(path: &Path, kind: &str) -> Result<DraftFolder> {
-        let folder = beside(path, kind)?;
-        Ok(DraftFolder { path: path.to_owned(), kind: kind.to_owned(), folder })
-    }
-
-    /// Where to put its files.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Makes it appear. What stood at its place steps aside first and is removed last; if the new one cannot take the
-    /// place, the old one takes it again.
-    pub fn finish(self) -> Result<()> {
-        let DraftFolder { path, kind, folder } = self;
-        let failed = Error::io(&path);
-        sync_folder(folder.path()).map_err(&failed)?;
-        let aside = beside(&path, &kind)?;
-        let old = aside.path().join("old");
-        if path.exists() {
-            std::fs::rename(&path, &old).map_err(&failed)?;
-        }
-        if let Err(e) = std::fs::rename(folder.path(), &path) {
-            if old.exists() && std::fs::rename(&old, &path).is_err() {
-                // Better a folder of an odd name than none.
-                let kept = aside.keep().join("old");
-                let message = format!("cannot be put in its place: {e}; what stood there is {}", kept.display());
-                return Err(Error::file(&path, message));
-            }
-            return Err(failed(e));
-        }
-        // Its name is the result's now, so there is nothing to remove.
-        let _ = folder.keep();
-        sync_folder(parent(&path)).map_err(failed)
-    }
-}
-
-fn beside(path: &Path, kind: &str) -> Result<tempfile::TempDir> {
-    let parent = parent(path);
-    tempfile::Builder::new().prefix(&format!("{PREFIX}{kind}-")).tempdir_in(parent).map_err(Error::io(parent))
-}
-
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes renames in a folder last. Only Unix lets a folder be opened for that.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
@@ -165,21 +112,5 @@ mod tests {
     fn a_file_whose_folder_is_missing_is_named() {
         let error = write_atomic(Path::new("no/such/folder/file"), b"").unwrap_err().to_string();
         assert!(error.contains("no/such/folder/file"), "{error}");
-    }
-
-    #[test]
-    fn a_folder_replaces_another_when_it_is_finished() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("model");
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("a"), "old").unwrap();
-        let draft = DraftFolder::create(&path, "model").unwrap();
-        fs::write(draft.folder().join("b"), "new").unwrap();
-        assert!(draft.folder().file_name().unwrap().to_str().unwrap().starts_with(".tmp-model-"));
-        assert_eq!(names(&path), ["a"]);
-        draft.finish().unwrap();
-        assert_eq!((names(&path), names(dir.path())), (vec!["b".to_owned()], vec!["model".to_owned()]));
-        drop(DraftFolder::create(&path, "model").unwrap());
-        assert_eq!(names(dir.path()), ["model"]);
     }
 }

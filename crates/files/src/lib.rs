@@ -7,15 +7,21 @@
 mod atomic;
 mod dtype;
 mod error;
+mod folder;
 mod header;
+mod lock;
+mod open;
 mod reader;
 mod sharded;
 mod writer;
 
-pub use atomic::{Draft, DraftFolder, write_atomic};
+pub use atomic::{Draft, write_atomic};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use folder::{DraftFolder, make_folder, remove_folder, settle, sweep};
 pub use header::{Placed, TensorSpec};
+pub use lock::Lock;
+pub use open::{open_file, read_text};
 pub use reader::TensorFile;
 pub use sharded::{Reading, ShardedFiles};
 pub use writer::{ShardedWriter, TensorWriter};

@@ -1,4 +1,4 @@
-use crate::{Error, Placed, Result, header};
+use crate::{Error, Placed, Result, header, open_file};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -22,7 +22,7 @@ impl TensorFile {
     /// Opens a file and checks its header against its length; reads no tensor.
     pub fn open(path: &Path) -> Result<TensorFile> {
         let io = Error::io(path);
-        let mut file = File::open(path).map_err(&io)?;
+        let mut file = open_file(path)?;
         let len = file.metadata().map_err(&io)?.len();
         let mut prefix = [0; header::PREFIX_BYTES as usize];
         if let Err(e) = file.read_exact(&mut prefix) {

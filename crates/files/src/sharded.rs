@@ -1,6 +1,6 @@
 //! The weights of a folder: one file, or several with an index.
 
-use crate::{Error, Placed, Result, TensorFile};
+use crate::{Error, Placed, Result, TensorFile, read_text};
 use serde::Deserialize;
 use std::{
     cell::RefCell,
@@ -153,7 +153,7 @@ struct Index {
 /// The files that an index lists, each once, and its map.
 fn read_index(path: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
     let wrong = |message: String| Error::file(path, message);
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read_text(path)?;
     let root: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
     let Index { weight_map } =
         serde_json::from_value(root).map_err(|e| wrong(format!("has no weight_map of names: {e}")))?;

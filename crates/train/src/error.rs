@@ -13,6 +13,25 @@ pub enum Error {
     /// A step's gradient whose norm is no number, and no loss scale to blame; nothing has changed.
     #[error("the norm of the gradient is {0}")]
     GradientNorm(f32),
+    /// A step after which something is no number any more; it is not kept.
+    #[error("{name} holds NaN or infinite values after this step")]
+    NotFinite {
+        /// The parameter, or a part of the optimizer's state for it.
+        name: String,
+    },
+    /// A step after which the loss of what it was taken on is no number; it is not kept.
+    #[error("after this step the loss of its own batch is {0}")]
+    Diverged(f32),
+    /// Examples whose loss is no number.
+    #[error(
+        "the loss of {examples} held-out examples is {loss}: the weights, the adapter or the setting of a norm make it overflow; f32 has a wider range than f16"
+    )]
+    Evaluation {
+        /// What was found.
+        loss: f64,
+        /// How many examples were measured.
+        examples: usize,
+    },
     /// A parameter that the loss does not depend on.
     #[error("{0} got no gradient: it would never be trained")]
     NoGradient(String),
@@ -27,13 +46,21 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
-    /// A run that is to go on, but has ended.
-    #[error("the run of {total} steps has ended already: its checkpoint is of step {step}")]
+    /// A run that is to go on, but is shorter than what was done.
+    #[error("the run has {total} steps, but its checkpoint is of step {step}")]
     Ended {
         /// Where its checkpoint stands.
         step: usize,
         /// Its length.
         total: usize,
+    },
+    /// A state that is not one of this run.
+    #[error("the state of step {step} does not belong to this run: {message}")]
+    State {
+        /// Where it stands.
+        step: usize,
+        /// What was expected and what came.
+        message: String,
     },
     /// A run that changed nothing.
     #[error("no trainable tensor changed, at a learning rate of {learning_rate}: the result would be the start")]

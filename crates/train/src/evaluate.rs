@@ -22,7 +22,7 @@ pub struct EvalLoss {
 /// many examples were measured, and how many there are.
 ///
 /// # Errors
-/// What the model refuses, or what `progress` returns.
+/// What the model refuses, a loss that is no number, or what `progress` returns.
 pub fn evaluate(
     (model, ctx): (&dyn Model, &Context),
     objective: &dyn Objective,
@@ -47,5 +47,8 @@ pub fn evaluate(
         progress(done, data.len()).map_err(Error::Caller)?;
     }
     let loss = sum / counted.max(1) as f64;
+    if !loss.is_finite() {
+        return Err(Error::Evaluation { loss, examples: data.len() });
+    }
     Ok(EvalLoss { loss, perplexity: loss.exp(), tokens: counted })
 }

@@ -1,5 +1,5 @@
-//! Whether a run taught anything: an adapter that did not move, or a tensor that no gradient ever reached, must not look
-//! like a result.
+//! Whether a run taught anything: an adapter that did not move, one that the last step made no numbers of, or a tensor that no
+//! gradient ever reached, must not look like a result.
 
 use crate::{Error, Result};
 use halfbyte_autograd::Param;
@@ -9,17 +9,20 @@ use halfbyte_autograd::Param;
 pub(crate) struct Learned {
     start: Vec<u64>,
     reached: Vec<bool>,
+    /// Whether a step was taken since.
+    stepped: bool,
 }
 
 impl Learned {
     /// The beginning of a run, or of its continuation: `reached` tells which parameters have had a gradient before.
     pub(crate) fn new(params: &[Param], reached: Option<Vec<bool>>) -> Result<Learned> {
         let start = params.iter().map(fingerprint).collect::<Result<Vec<u64>>>()?;
-        Ok(Learned { start, reached: reached.unwrap_or_else(|| vec![false; params.len()]) })
+        Ok(Learned { start, reached: reached.unwrap_or_else(|| vec![false; params.len()]), stepped: false })
     }
 
     /// Takes in which gradients of a step were other than zero.
     pub(crate) fn step(&mut self, nonzero: &[bool]) {
+        self.stepped = true;
         self.reached.iter_mut().zip(nonzero).for_each(|(reached, nonzero)| *reached |= nonzero);
     }
 
@@ -28,14 +31,18 @@ impl Learned {
         &self.reached
     }
 
-    /// Refuses a run that taught nothing. While B is zero, A's gradient is exactly zero, so A proves nothing unless
+    /// Refuses a run that taught nothing, or whose last step diverged. One that goes on at its end, with nothing left but to
+    /// conclude, need not move. While B is zero, A's gradient is exactly zero, so A proves nothing unless
     /// `b_moved_before_the_end`, that is, before the last step.
     pub(crate) fn check(&self, params: &[Param], learning_rate: f64, b_moved_before_the_end: bool) -> Result<()> {
         let mut moved = false;
         for (param, before) in params.iter().zip(&self.start) {
+            if !param.value().is_finite()? {
+                return Err(Error::NotFinite { name: param.name().to_owned() });
+            }
             moved = moved || fingerprint(param)? != *before;
         }
-        if !moved {
+        if !moved && (self.stepped || learning_rate == 0.0) {
             return Err(Error::NothingChanged { learning_rate });
         }
         let excused = |name: &str| !b_moved_before_the_end && name.ends_with("lora_A.weight");
@@ -81,6 +88,23 @@ mod tests {
         assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { learning_rate: 0.5 })));
         moved(&params);
         learned.check(&params, 0.5, true).unwrap();
+    }
+
+    #[test]
+    fn a_last_step_that_left_no_numbers_is_no_result() {
+        let params = pair();
+        let mut learned = Learned::new(&params, None).unwrap();
+        learned.step(&[true, true]);
+        params[1].set(Tensor::from_vec(&[2], vec![0.5, f32::NAN]));
+        let Err(Error::NotFinite { name }) = learned.check(&params, 0.5, true) else { panic!("B is NaN") };
+        assert_eq!(name, params[1].name());
+    }
+
+    #[test]
+    fn one_that_has_only_to_conclude_need_not_move() {
+        let learned = Learned::new(&pair(), Some(vec![true, true])).unwrap();
+        learned.check(&pair(), 0.5, false).unwrap();
+        assert!(matches!(learned.check(&pair(), 0.0, false), Err(Error::NothingChanged { .. })));
     }
 
     #[test]

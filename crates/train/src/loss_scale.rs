@@ -22,6 +22,13 @@ impl LossScale {
         LossScale { value: if dynamic { FIRST_SCALE } else { 1.0 }, good_steps: 0, dynamic }
     }
 
+    /// Whether a run in `compute` can have it.
+    pub(crate) fn is_of(&self, compute: DType) -> bool {
+        let LossScale { value, dynamic, .. } = *self;
+        let power_of_two = value.is_normal() && value > 0.0 && value.to_bits().trailing_zeros() >= 23;
+        power_of_two && dynamic == (compute == DType::F16) && (dynamic || value == 1.0)
+    }
+
     /// The factor: a power of two.
     pub fn value(&self) -> f32 {
         self.value
@@ -65,6 +72,16 @@ mod tests {
             scale.after(f32::NAN).unwrap();
         }
         assert!(scale.after(f32::NAN).is_err(), "nothing is left to halve");
+    }
+
+    #[test]
+    fn a_scale_from_a_file_is_one_that_a_run_can_have() {
+        let scale = |value, dynamic| LossScale { value, good_steps: 0, dynamic };
+        assert!(LossScale::new(DType::F16).is_of(DType::F16) && LossScale::new(DType::Bf16).is_of(DType::Bf16));
+        for value in [0.0, -2.0, 3.0, f32::NAN, f32::INFINITY] {
+            assert!(!scale(value, true).is_of(DType::F16), "{value}");
+        }
+        assert!(!scale(2.0, true).is_of(DType::Bf16) && !scale(1.0, false).is_of(DType::F16));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a run tells: a console, a log, a report and a server listen alike, and the run itself prints nothing.
 
-use crate::{BoxError, EvalLoss};
+use crate::{BoxError, Error, EvalLoss};
 use std::{path::Path, time::Duration};
 
 /// Something that happened in a run, in this order: `Started`; for each step `Begins` and `Step`, then, where they are due,
@@ -43,6 +43,11 @@ pub enum Event<'a> {
         step: usize,
         /// Its folder.
         path: &'a Path,
+    },
+    /// A checkpoint that is one too many could not be removed. The new one is whole, and the run goes on.
+    NotRemoved {
+        /// Why.
+        error: &'a Error,
     },
     /// The run was asked to stop, and did so after a step.
     Interrupted {

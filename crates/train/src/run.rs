@@ -1,9 +1,10 @@
 //! The training loop: steps, evaluation, checkpoints, and an end that is never silent.
 
 use crate::{
-    Alone, BoxError, Checkpoints, Error, Event, LossScale, Objective, Observer, Optim, Ranks, Result, RunState, Step,
-    StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
+    Alone, BoxError, Checkpoints, Error, Event, How, LossScale, Micro, Objective, Observer, Optim, Ranks, Result,
+    RunState, Step, StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
 };
+use halfbyte_autograd::Tape;
 use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Packing, Position};
 use halfbyte_lora::{Adapter, Context, Routing};
 use halfbyte_models::Model;
@@ -158,17 +159,21 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Trains to the end, from the beginning or from the state of a checkpoint, whose tensors were restored.
+    /// Trains to the end, from the beginning or from the state of a checkpoint, whose tensors were restored. Of one that stands
+    /// at the end nothing is left to do.
     ///
     /// # Errors
-    /// A step that fails ([`Error::Step`]), a state at the end of the run, a run that taught nothing, or what evaluation, saving
-    /// and observers return.
+    /// A step that fails or leaves what is no number ([`Error::Step`]), a state that is not one of this run, a run that taught
+    /// nothing, or what evaluation, saving and observers return.
     pub fn train(&mut self, state: Option<RunState>) -> Result<End> {
         let position = state.as_ref().map_or_else(Position::default, RunState::position);
         let mut batches = self.data.batches(&self.config.batches, position)?;
         let first = state.as_ref().map_or(0, |it| it.step);
         let schedule = self.schedule(batches.per_epoch(), first)?;
         let total = schedule.total_steps as usize;
+        if let Some(state) = &state {
+            self.check(state, batches.per_epoch())?;
+        }
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
         let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached))?;
         self.tell(&Event::Started { first, total })?;
@@ -184,14 +189,19 @@ impl<'a> Run<'a> {
                 self.evaluate(n)?;
             }
             let interrupted = self.interrupt.load(Ordering::SeqCst);
+            if n == total || self.saves(n, interrupted) {
+                let sound = self.confirm(&group);
+                sound.map_err(|source| Error::Step { step: n, source: Box::new(source) })?;
+            }
             let checkpoint = self.save(n, at, (learned.reached(), scale), interrupted)?;
             if interrupted && n < total {
                 self.tell(&Event::Interrupted { step: n })?;
                 return Ok(End::Interrupted { step: n, total, checkpoint });
             }
         }
-        let b_moved_before_the_end = (first..total - 1).any(|it| schedule.lr(it as u64) > 0.0);
-        learned.check(self.optim.params(), self.config.learning_rate, b_moved_before_the_end)?;
+        let b_moved_before_the_end = (first..total.saturating_sub(1)).any(|it| schedule.lr(it as u64) > 0.0);
+        let taught = learned.check(self.optim.params(), self.config.learning_rate, b_moved_before_the_end);
+        taught.map_err(|error| diverged(total, error))?;
         self.tell(&Event::Ended { steps: total })?;
         Ok(End::Finished { steps: total })
     }
@@ -200,7 +210,7 @@ impl<'a> Run<'a> {
     fn schedule(&self, batches_per_epoch: usize, first: usize) -> Result<LrSchedule> {
         let config = &self.config;
         let (_, total) = config.length.steps(batches_per_epoch, self.ranks.world());
-        if first >= total {
+        if first > total {
             return Err(Error::Ended { step: first, total });
         }
         Ok(LrSchedule {
@@ -209,6 +219,33 @@ impl<'a> Run<'a> {
             warmup_steps: config.warmup_steps as u64,
             total_steps: total as u64,
         })
+    }
+
+    /// Refuses a state that another run has left, or nobody.
+    fn check(&self, state: &RunState, batches_per_epoch: usize) -> Result<()> {
+        let step = state.step;
+        let wrong = |message: String| Err(Error::State { step, message });
+        let (params, examples) = (self.optim.params().len(), self.data.len());
+        if state.reached.len() != params {
+            return wrong(format!("it is of {} tensors, {params} train", state.reached.len()));
+        }
+        if state.examples != examples {
+            return wrong(format!("its data had {} examples, there are {examples}", state.examples));
+        }
+        let group = self.config.length.accumulation * self.ranks.world();
+        let per_epoch = batches_per_epoch.div_ceil(group);
+        let expected = Position { epoch: (step / per_epoch) as u64, batch: step % per_epoch * group };
+        let position = state.position();
+        if position != expected {
+            return wrong(format!(
+                "its place in the data is batch {} of epoch {}, but that step ends at batch {} of epoch {}",
+                position.batch, position.epoch, expected.batch, expected.epoch
+            ));
+        }
+        match state.loss_scale.filter(|it| !it.is_of(self.config.step.compute)) {
+            None => Ok(()),
+            Some(scale) => wrong(format!("no run in {:?} has the loss scale {scale:?}", self.config.step.compute)),
+        }
     }
 
     /// Takes step `n`; the report lacks the position in the data.
@@ -244,8 +281,26 @@ impl<'a> Run<'a> {
         let observers = &mut self.observers;
         let mut progress = |done, of| tell(observers, &Event::Evaluating { done, of });
         let ctx = Context::new(self.routing.clone());
-        let loss = evaluate((self.model, &ctx), self.objective, rows, how, &mut progress)?;
+        let loss = evaluate((self.model, &ctx), self.objective, rows, how, &mut progress);
+        let loss = loss.map_err(|error| diverged(n, error))?;
         self.tell(&Event::Evaluated { step: n, loss })
+    }
+
+    /// Whether a checkpoint is due after step `n`.
+    fn saves(&self, n: usize, interrupted: bool) -> bool {
+        let due = |it: &Saving<'_>| interrupted || (it.every > 0 && n.is_multiple_of(it.every));
+        self.ranks.rank() == 0 && self.saving.as_ref().is_some_and(due)
+    }
+
+    /// Makes sure, before anything is kept, that what a step has left still gives a loss that is a number: a step too far may
+    /// leave numbers so large that their products are none.
+    fn confirm(&self, group: &[Batch]) -> Result<()> {
+        let Some(batch) = group.iter().find(|it| self.objective.counts(it) > 0) else { return Ok(()) };
+        let ctx = Context::new(self.routing.clone());
+        let (denominator, compute) = (self.objective.counts(batch) as f32, self.config.step.compute);
+        let micro = Micro::new(batch, How { denominator, compute, checkpointing: false, ctx })?;
+        let loss = self.objective.loss(&Tape::disabled(), self.model, &micro)?.into_value().read_f32()?[0];
+        if loss.is_finite() { Ok(()) } else { Err(Error::Diverged(loss)) }
     }
 
     /// Saves if it is due after step `n`, and tells where.
@@ -256,10 +311,13 @@ impl<'a> Run<'a> {
         (reached, scale): (&[bool], LossScale),
         interrupted: bool,
     ) -> Result<Option<PathBuf>> {
-        let due = |it: &Saving<'_>| interrupted || (it.every > 0 && n.is_multiple_of(it.every));
-        let Some(saving) = self.saving.as_mut().filter(|it| due(it) && self.ranks.rank() == 0) else { return Ok(None) };
+        if !self.saves(n, interrupted) {
+            return Ok(None);
+        }
+        let Some(saving) = self.saving.as_mut() else { return Ok(None) };
         let state = RunState {
             step: n,
+            optimizer_steps: Some(self.optim.steps() as usize),
             epoch: at.epoch,
             batch: at.batch,
             examples: self.data.len(),
@@ -269,13 +327,26 @@ impl<'a> Run<'a> {
             notes: saving.notes.clone(),
         };
         let mut beside = |folder: &Path| (saving.beside)(folder).map_err(Error::Caller);
-        let path = saving.checkpoints.save(&state, self.optim, saving.keep, &mut beside)?;
+        let saved = saving.checkpoints.save(&state, self.optim, &mut beside);
+        let path = saved.map_err(|error| diverged(n, error))?;
+        let pruned = saving.checkpoints.prune(saving.keep);
         self.tell(&Event::Saved { step: n, path: &path })?;
+        if let Err(error) = &pruned {
+            self.tell(&Event::NotRemoved { error })?;
+        }
         Ok(Some(path))
     }
 
     fn tell(&mut self, event: &Event<'_>) -> Result<()> {
         tell(&mut self.observers, event).map_err(Error::Caller)
+    }
+}
+
+/// What is no number after a step is that step's failure.
+fn diverged(step: usize, error: Error) -> Error {
+    match error {
+        Error::NotFinite { .. } | Error::Evaluation { .. } => Error::Step { step, source: Box::new(error) },
+        other => other,
     }
 }
 

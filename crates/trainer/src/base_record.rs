@@ -5,9 +5,8 @@ use crate::{
     console,
     failure::user_error,
 };
-use anyhow::Context;
 use clap::ValueEnum;
-use halfbyte_files::write_atomic;
+use halfbyte_files::{read_text, write_atomic};
 use halfbyte_frozen::{Format, Quant, bitsandbytes};
 use halfbyte_models::ModelFolder;
 use serde::{Deserialize, Serialize};
@@ -53,7 +52,7 @@ impl BaseRecord {
         if !path.exists() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let text = read_text(&path)?;
         serde_json::from_str(&text).map(Some).map_err(|e| user_error(format!("{}: {e}", path.display())))
     }
 
@@ -130,6 +129,12 @@ impl BaseRecord {
             return Ok(stored);
         }
         let recorded = adapter.map(BaseRecord::read).transpose()?.flatten();
+        if let (Some(dir), None, None) = (adapter, recorded, flags.quant) {
+            console::warn(&format!(
+                "nothing beside the adapter {} says how its base was quantised; the base is used as loaded (--quant says otherwise)",
+                dir.display()
+            ));
+        }
         let fallback =
             recorded.unwrap_or(BaseRecord { quant: QuantArg::None, double_quant: Switch::On, block_size: 64 });
         Ok(BaseRecord {

@@ -1,7 +1,8 @@
-//! What people see: messages and progress bars on standard error, so that standard output holds results alone.
-#![allow(clippy::print_stderr, reason = "this is the one place that talks to people")]
+//! What people see: messages and progress bars on standard error, so that standard output holds results alone. Where nobody
+//! listens any more, as after `| head` or the loss of a terminal, the work goes on all the same.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{self, Write};
 use tracing_subscriber::EnvFilter;
 
 /// Sets up logging. `HALFBYTE_LOG` overrides the level.
@@ -9,22 +10,28 @@ pub fn init(verbose: bool) {
     let level = if verbose { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HALFBYTE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     // A second initialisation, in tests, changes nothing.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time();
+    let _ = log.log_internal_errors(false).try_init();
 }
 
 /// A line for the user.
 pub fn say(line: &str) {
-    eprintln!("{line}");
+    write(&format!("{line}\n"));
 }
 
 /// Something the user should know, though the work goes on.
 pub fn warn(line: &str) {
-    eprintln!("warning: {line}");
+    write(&format!("warning: {line}\n"));
 }
 
 /// Why the command failed.
 pub fn error(line: &str) {
-    eprintln!("error: {line}");
+    write(&format!("error: {line}\n"));
+}
+
+fn write(text: &str) {
+    // A message that cannot be delivered must not end what it is about.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// A bar over `total` bytes.

@@ -19,12 +19,12 @@ mod quantized_checkpoint;
 mod save_model;
 mod streamed_matrix;
 
-use std::time::Instant;
+use std::{error::Error, time::Instant};
 
 use cli::Command;
 
 pub use cli::Cli;
-pub use failure::{Interrupted, UserError, exit_code};
+pub use failure::{Interrupted, UserError, exit_code, message};
 
 /// Runs a command. What it prints for people goes to standard error, results to standard output.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
@@ -59,7 +59,13 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
         return Err(UserError(format!("--threads must be between 1 and {MAX_THREADS}, got {asked}")).into());
     }
     // This thread is one of the pool: it works on what it hands out instead of falling asleep until others have done it.
-    // The pool may exist already where several commands run in one process.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread().build_global();
-    Ok(())
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
+    match pool.build_global() {
+        Err(error) if error.source().is_some() => {
+            Err(UserError(format!("the threads cannot be started: {error}; --threads with a smaller number may do"))
+                .into())
+        }
+        // There may be a pool already where several commands run in one process.
+        _ => Ok(()),
+    }
 }

@@ -1,14 +1,14 @@
 //! The `halfbyte` binary.
 
 use clap::Parser;
-use halfbyte_trainer::{Cli, exit_code, run};
+use halfbyte_trainer::{Cli, exit_code, message, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            halfbyte_trainer::console::error(&format!("{error:#}"));
+            halfbyte_trainer::console::error(&message(&error));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -1,5 +1,6 @@
 //! Writing a whole model folder: weights, configuration, tokenizer.
 
+use crate::failure::user_error;
 use anyhow::Context;
 use halfbyte_data::TOKENIZER_FILES;
 use halfbyte_files::{ShardedWriter, TensorSpec, write_atomic};
@@ -9,7 +10,8 @@ use halfbyte_tensor::{DType, Device, Tensor};
 use serde_json::json;
 use std::path::Path;
 
-/// Writes a model with an adapter folded in, as a folder that transformers loads.
+/// Writes a model with an adapter folded in, as a folder that transformers loads. The configuration, by which a folder is known
+/// as a model's, is written last.
 pub(crate) fn save_model(
     (model, adapter): (&dyn Model, Option<&Adapter>),
     from: &Path,
@@ -24,9 +26,9 @@ pub(crate) fn save_model(
     config.insert(key.into(), json!(dtype.torch_name()));
     // The base may have been stored quantised; what is written here is not.
     config.remove("quantization_config");
-    write_atomic(&to.join("config.json"), format!("{:#}\n", serde_json::Value::Object(config)).as_bytes())?;
     copy_files(from, to, &["generation_config.json"])?;
-    copy_tokenizer(from, to)
+    copy_tokenizer(from, to)?;
+    Ok(write_atomic(&to.join("config.json"), format!("{:#}\n", serde_json::Value::Object(config)).as_bytes())?)
 }
 
 /// One file, or several of at most so many bytes with an index. Tensors are made and written one at a time.
@@ -47,6 +49,12 @@ fn write_weights(
         adapter,
         |name, _, value: &dyn Fn() -> halfbyte_autograd::Result<Tensor>| -> anyhow::Result<()> {
             let value = value()?.to_device(&Device::Cpu)?.to_dtype(dtype);
+            if !value.is_finite()? {
+                return Err(user_error(format!(
+                    "{name} holds values that are beyond the range of {}; bf16 and f32 reach further than f16",
+                    dtype.torch_name()
+                )));
+            }
             Ok(writer.write(name, &value.le_bytes())?)
         },
     )?;

@@ -104,7 +104,7 @@ fn an_output_folder_that_is_not_empty_is_kept() {
     let folder = work.path("run");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("thesis.txt"), "years of work").unwrap();
-    work.finetune().run().user_error(&["run", "is not empty", "--overwrite", "--resume"]);
+    work.finetune().run().user_error(&["run", "is not empty", "--overwrite"]);
     assert_eq!(work.contents(&folder), [("thesis.txt".into(), b"years of work".to_vec())]);
     work.finetune().flags("--overwrite").done();
     assert_eq!(fs::read(folder.join("thesis.txt")).unwrap(), b"years of work", "what is not ours stays");

@@ -1,25 +1,28 @@
 //! Checkpoints: everything that going on needs, bit for bit. A checkpoint appears whole or not at all.
 
+mod sound;
 mod tensors;
 
 use crate::{LossScale, Optim, Result};
 use halfbyte_data::Position;
-use halfbyte_files::{DraftFolder, Error, write_atomic};
+use halfbyte_files::{DraftFolder, Error, read_text, remove_folder, sweep, write_atomic};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "trainer_state.json";
 const TENSORS: &str = "training_state.safetensors";
-/// What a checkpoint that is being written is called among drafts, and how its name begins.
-const DRAFT_KIND: &str = "checkpoint";
-const DRAFT: &str = ".tmp-checkpoint-";
+/// How the name of a checkpoint's folder begins, before the step.
+const NAME: &str = "checkpoint-";
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Steps taken.
+    /// Steps of the run, those included that were not taken because a gradient overflowed.
     pub step: usize,
+    /// Steps that the optimizer took; absent: as many, as versions had it that did not tell them apart.
+    #[serde(default)]
+    pub optimizer_steps: Option<usize>,
     /// Passes over the data completed.
     pub epoch: u64,
     /// Batches of this pass completed.
@@ -41,11 +44,29 @@ impl RunState {
     /// Reads where a checkpoint stands.
     ///
     /// # Errors
-    /// If the file is missing or damaged.
+    /// If the file is missing or damaged, or of another step than its folder's name says.
     pub fn read(checkpoint: &Path) -> Result<RunState> {
         let file = checkpoint.join(STATE);
-        let text = std::fs::read_to_string(&file).map_err(io(&file))?;
-        Ok(serde_json::from_str(&text).map_err(|e| not_understood(&file, &e))?)
+        let state: RunState = serde_json::from_str(&read_text(&file)?).map_err(|e| not_understood(&file, &e))?;
+        let wrong = |message: String| Err(Error::File { path: file.clone(), message }.into());
+        let RunState { step, optimizer_steps, .. } = state;
+        if let Some(named) = step_of(checkpoint).filter(|it| *it != step) {
+            return wrong(format!(
+                "is of step {step}, but its folder's name says {named}; give the folder the name checkpoint-{step}, or remove it to go on from an earlier one"
+            ));
+        }
+        if optimizer_steps.is_some_and(|it| it > step) {
+            return wrong(format!(
+                "is damaged: of {step} steps the optimizer cannot have taken {}; remove this checkpoint to go on from an earlier one",
+                state.taken()
+            ));
+        }
+        Ok(state)
+    }
+
+    /// Steps that the optimizer took: what [`Optim::load`] wants to know.
+    pub fn taken(&self) -> usize {
+        self.optimizer_steps.unwrap_or(self.step)
     }
 
     /// What the run's owner kept under `key` in this checkpoint.
@@ -82,45 +103,49 @@ impl Checkpoints {
     pub fn all(&self) -> Result<Vec<(usize, PathBuf)>> {
         let mut found = Vec::new();
         for path in self.entries()? {
-            let step = path.file_name().and_then(|it| it.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
-            found.extend(step.map(|it: usize| (it, path)));
+            found.extend(step_of(&path).map(|it| (it, path)));
         }
         found.sort();
         Ok(found)
     }
 
-    /// Clears away what a killed run was writing.
+    /// Clears away what a killed run was writing or removing. Only one run at a time may have a folder.
     ///
     /// # Errors
     /// If something cannot be removed.
     pub fn clear_drafts(&self) -> Result<()> {
-        let is_draft = |path: &PathBuf| path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(DRAFT));
-        self.entries()?.iter().filter(|it| is_draft(it)).try_for_each(|it| remove(it))
+        Ok(sweep(&self.folder)?)
     }
 
     /// Writes `checkpoint-STEP`: the state, the parameters and what the optimizer keeps for them, and what `beside` adds to the folder.
-    /// Then removes the oldest beyond `keep`.
     ///
     /// # Errors
-    /// If something cannot be written; then the earlier checkpoints are as they were.
+    /// If something is not finite ([`Error::NotFinite`](crate::Error::NotFinite)) or cannot be written; then the earlier
+    /// checkpoints are as they were.
     pub fn save(
         &self,
         state: &RunState,
         optim: &mut Optim,
-        keep: usize,
         beside: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let path = self.folder.join(format!("checkpoint-{}", state.step));
-        let draft = DraftFolder::create(&path, DRAFT_KIND)?;
+        let path = self.folder.join(format!("{NAME}{}", state.step));
+        let draft = DraftFolder::create(&path)?;
         tensors::write(&draft.folder().join(TENSORS), optim)?;
         beside(draft.folder())?;
         let text = serde_json::to_string_pretty(state).map_err(|e| io(&path)(e.into()))?;
         write_atomic(&draft.folder().join(STATE), text.as_bytes())?;
         // An earlier one of the same step goes only when the new one is in its place.
         draft.finish()?;
-        let all = self.all()?;
-        all.iter().take(all.len().saturating_sub(keep)).try_for_each(|it| remove(&it.1))?;
         Ok(path)
+    }
+
+    /// Removes the oldest beyond `keep`. Each loses its name first, so that none is ever there in part.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub fn prune(&self, keep: usize) -> Result<()> {
+        let all = self.all()?;
+        Ok(all.iter().take(all.len().saturating_sub(keep)).try_for_each(|it| remove_folder(&it.1))?)
     }
 
     fn entries(&self) -> Result<Vec<PathBuf>> {
@@ -131,12 +156,14 @@ impl Checkpoints {
 }
 
 impl Optim {
-    /// Restores parameters and state as they were in a checkpoint after `step` steps, bit for bit.
+    /// Restores parameters and state as they were in a checkpoint after the optimizer had taken so many steps
+    /// ([`RunState::taken`]), bit for bit.
     ///
     /// # Errors
-    /// A checkpoint that is damaged or belongs to another run; then nothing has changed. A disk or a device that fails halfway.
-    pub fn load(&mut self, checkpoint: &Path, step: usize) -> Result<()> {
-        tensors::read(&checkpoint.join(TENSORS), step, self)
+    /// A checkpoint that is damaged, holds what is no number, or belongs to another run; then nothing has changed. A disk or a
+    /// device that fails halfway.
+    pub fn load(&mut self, checkpoint: &Path, taken: usize) -> Result<()> {
+        tensors::read(&checkpoint.join(TENSORS), taken, self)
     }
 }
 
@@ -148,8 +175,9 @@ fn not_understood(file: &Path, error: &serde_json::Error) -> Error {
     Error::File { path: file.to_owned(), message }
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    Ok(std::fs::remove_dir_all(folder).map_err(io(folder))?)
+/// The step that a checkpoint's name says.
+fn step_of(checkpoint: &Path) -> Option<usize> {
+    checkpoint.file_name()?.to_str()?.strip_prefix(NAME)?.parse().ok()
 }
 
 /// For `map_err` on what the system says about `path`.

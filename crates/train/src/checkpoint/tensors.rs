@@ -1,7 +1,8 @@
 //! Parameters and optimizer state in one safetensors file. What it holds, and in which order, is said once, for writing
 //! and for checking.
 
-use crate::{Optim, Result};
+use super::sound::Sound;
+use crate::{Error as TrainError, Optim, Result};
 use halfbyte_autograd::Param;
 use halfbyte_files::{Dtype, Error, Placed, TensorFile, TensorSpec, TensorWriter};
 use halfbyte_paged_optim::{ParamSpec, StateFormat, StatePart};
@@ -9,15 +10,30 @@ use halfbyte_tensor::{DType, Device, Tensor};
 use std::{io, path::Path};
 
 pub(super) fn write(path: &Path, optim: &mut Optim) -> Result<()> {
+    for param in optim.params() {
+        if !param.value().is_finite()? {
+            return Err(TrainError::NotFinite { name: param.name().to_owned() });
+        }
+    }
     let mut writer = TensorWriter::create(path, announced(optim))?;
     for param in optim.params() {
         writer.write(&value_name(param), &param.value().to_device(&Device::Cpu)?.le_bytes())?;
     }
     // Pieces of a tensor follow each other.
     let specs = optim.specs().to_vec();
-    optim.visit_state(&mut |place, piece| {
-        writer.write(&part_name(place.part, &specs[place.param]), piece).map_err(io::Error::other)
-    })?;
+    let mut diverged = None;
+    let visited = optim.visit_state(&mut |place, piece| {
+        let (part, spec) = (place.part, &specs[place.param]);
+        if Sound::of(part, spec.state).offence(piece).is_some() {
+            diverged = Some(part_name(part, spec));
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        writer.write(&part_name(part, spec), piece).map_err(io::Error::other)
+    });
+    if let Some(name) = diverged {
+        return Err(TrainError::NotFinite { name });
+    }
+    visited?;
     Ok(writer.finish()?)
 }
 
@@ -27,8 +43,8 @@ pub(super) fn read(path: &Path, step: usize, optim: &mut Optim) -> Result<()> {
         Error::File { path, message } => Error::File { path, message: with_remedy(message) },
         other => other,
     })?;
-    for wanted in announced(optim) {
-        find(&file, &wanted)?;
+    for (wanted, sound) in announced(optim).iter().zip(numbers(optim)) {
+        check(&file, find(&file, wanted)?, (&wanted.name, sound))?;
     }
     let place = |name: String| file.get(&name).unwrap_or_else(|| unreachable!("{name} was found just now"));
     for param in optim.params() {
@@ -56,6 +72,23 @@ fn find<'f>(file: &'f TensorFile, wanted: &TensorSpec) -> Result<&'f Placed> {
     Err(wrong(format!("{name} is {} of shape {has:?}, expected {} of {shape:?}", is.name(), dtype.name())).into())
 }
 
+/// Refuses numbers that training cannot have left there.
+fn check(file: &TensorFile, tensor: &Placed, (name, sound): (&str, Sound)) -> Result<()> {
+    let mut piece = vec![0; tensor.bytes().min(1 << 20)];
+    let mut offset = 0;
+    while offset < tensor.bytes() {
+        let piece = &mut piece[..(tensor.bytes() - offset).min(1 << 20)];
+        file.read_part(tensor, offset, piece)?;
+        if let Some((at, value)) = sound.offence(piece) {
+            let at = offset / size_of::<f32>() + at;
+            let message = format!("{name} holds {value} at element {at}, expected {sound}");
+            return Err(Error::File { path: file.path().to_owned(), message: with_remedy(message) }.into());
+        }
+        offset += piece.len();
+    }
+    Ok(())
+}
+
 fn with_remedy(message: String) -> String {
     format!("{message}; remove this checkpoint to go on from an earlier one")
 }
@@ -71,6 +104,13 @@ fn announced(optim: &Optim) -> Vec<TensorSpec> {
         }
     }
     all
+}
+
+/// What numbers each tensor may hold, in the order of the file.
+fn numbers(optim: &Optim) -> Vec<Sound> {
+    let state =
+        optim.specs().iter().flat_map(|spec| StatePart::of(spec.state).iter().map(|it| Sound::of(*it, spec.state)));
+    optim.params().iter().map(|_| Sound::Finite).chain(state).collect()
 }
 
 /// Numbers of an element have its parameter's shape, those of a block stand in a row.

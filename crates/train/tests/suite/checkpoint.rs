@@ -40,6 +40,7 @@ fn take_steps(optim: &mut Optim, count: usize) {
 fn state(step: usize) -> RunState {
     RunState {
         step,
+        optimizer_steps: Some(step),
         epoch: 1,
         batch: 2,
         examples: 3,
@@ -51,7 +52,10 @@ fn state(step: usize) -> RunState {
 }
 
 fn save(folder: &Path, step: usize, optim: &mut Optim) -> std::path::PathBuf {
-    Checkpoints::new(folder).save(&state(step), optim, 2, &mut |_| Ok(())).unwrap()
+    let checkpoints = Checkpoints::new(folder);
+    let path = checkpoints.save(&state(step), optim, &mut |_| Ok(())).unwrap();
+    checkpoints.prune(2).unwrap();
+    path
 }
 
 fn bits(params: &[Param]) -> Vec<u32> {
@@ -134,7 +138,7 @@ fn a_checkpoint_that_cannot_be_finished_leaves_the_others_whole() {
     let path = save(folder.path(), 1, &mut optim);
     let checkpoints = Checkpoints::new(folder.path());
     let mut full = |_: &Path| Err(Error::Caller("disk full".into()));
-    assert_eq!(checkpoints.save(&state(2), &mut optim, 1, &mut full).unwrap_err().to_string(), "disk full");
+    assert_eq!(checkpoints.save(&state(2), &mut optim, &mut full).unwrap_err().to_string(), "disk full");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no draft is left");
     optim.load(&path, 1).unwrap();
 }
@@ -165,6 +169,83 @@ fn the_state_that_the_version_before_wrote_is_read() {
     fs::write(folder.path().join("trainer_state.json"), text).unwrap();
     let state = RunState::read(folder.path()).unwrap();
     assert_eq!((state.step, state.position().batch, state.examples), (3, 3, 8));
+    assert_eq!(state.taken(), 3, "it did not tell skipped steps apart");
     assert_eq!(state.notes["eval_loss_before"], json!(4.25));
     assert_eq!(state.notes["settings"]["lora_dropout"], json!(0.1));
+}
+
+#[test]
+fn what_is_no_number_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = params(1.0);
+    let mut optim = optim(&own);
+    save(folder.path(), 1, &mut optim);
+    own[1].set(Tensor::from_vec(&[64, 96], vec![f32::INFINITY; 64 * 96]));
+    let saved = Checkpoints::new(folder.path()).save(&state(2), &mut optim, &mut |_| Ok(()));
+    assert!(matches!(saved, Err(Error::NotFinite { name }) if name == "large"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "neither a checkpoint nor a draft");
+}
+
+#[test]
+fn moments_that_are_no_numbers_are_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = params(1.0);
+    let mut optim = optim(&own);
+    optim
+        .restore(1, &mut |_, out| {
+            out.fill(0xff);
+            Ok(())
+        })
+        .unwrap();
+    let saved = Checkpoints::new(folder.path()).save(&state(1), &mut optim, &mut |_| Ok(()));
+    assert!(matches!(saved, Err(Error::NotFinite { name }) if name == "exp_avg.small"));
+}
+
+/// Overwrites the first number of a tensor of the checkpoint.
+fn plant(path: &Path, tensor: &str, value: f32) {
+    let file = path.join("training_state.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let entries: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let at = header + entries[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn numbers_that_training_cannot_have_left_are_refused() {
+    let own = params(1.0);
+    for (tensor, value) in [
+        ("value.small", f32::NAN),
+        ("exp_avg.small", f32::NEG_INFINITY),
+        ("exp_avg_sq.small", -1.0),
+        ("exp_avg_sq.small", f32::NAN),
+        ("absmax1.large", -1.0),
+        ("absmax2.large", f32::INFINITY),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut optim = optim(&own);
+        take_steps(&mut optim, 1);
+        let path = save(folder.path(), 1, &mut optim);
+        plant(&path, tensor, value);
+        let message = refusal(&path, &params(2.0));
+        assert!(message.contains(&format!("{tensor} holds {value} at element 0")), "{message}");
+        assert!(message.contains("remove this checkpoint"), "{message}");
+    }
+}
+
+#[test]
+fn a_state_of_another_step_than_its_folder_says_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = save(folder.path(), 2, &mut optim(&params(1.0)));
+    let renamed = folder.path().join("checkpoint-3");
+    fs::rename(path, &renamed).unwrap();
+    let message = RunState::read(&renamed).unwrap_err().to_string();
+    assert!(message.contains("is of step 2") && message.contains("says 3"), "{message}");
+    let elsewhere = folder.path().join("mine");
+    fs::rename(renamed, &elsewhere).unwrap();
+    assert_eq!(RunState::read(&elsewhere).unwrap().step, 2, "a name that says nothing contradicts nothing");
+    fs::write(elsewhere.join("trainer_state.json"), b"\xff").unwrap();
+    let error = RunState::read(&elsewhere).unwrap_err();
+    assert!(matches!(error, Error::Files(halfbyte_files::Error::File { .. })), "{error:?}");
 }

@@ -1,7 +1,9 @@
 use crate::common::{config, model, nothing_beside, optim, rows, values};
 use halfbyte_data::{BatchConfig, Dataset};
 use halfbyte_paged_optim::Schedule;
-use halfbyte_train::{BoxError, Checkpoints, End, Error, Event, Length, Run, RunConfig, RunState, Saving, StepReport};
+use halfbyte_train::{
+    BoxError, Checkpoints, End, Error, Event, Length, LossScale, Run, RunConfig, RunState, Saving, StepReport,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// In file order, two rows a batch.
@@ -151,10 +153,62 @@ fn an_interrupted_run_saves_and_goes_on_with_the_same_bits() {
     assert_eq!(end.unwrap(), End::Finished { steps: 4 });
     assert_eq!(story[..2], ["started 3 of 4", "begins 4"]);
     assert!(values == expected, "the parameters differ");
-    assert!(
-        matches!(told(parts.path(), 0).0, Err(Error::Ended { step: 4, total: 4 })),
-        "there is nothing to go on with"
-    );
+    let (end, story, values) = told(parts.path(), 0);
+    assert_eq!(end.unwrap(), End::Finished { steps: 4 });
+    assert_eq!(story, ["started 4 of 4", "ended 4"], "nothing is left but to conclude");
+    assert!(values == expected, "the parameters differ");
+}
+
+/// Goes on from the checkpoint of step 2 after a change to its state.
+fn resumed(folder: &std::path::Path, change: impl FnOnce(&mut RunState)) -> Result<End, Error> {
+    let (data, model) = (rows(8), model());
+    let mut optim = optim(model.as_ref());
+    let path = folder.join("checkpoint-2");
+    let mut state = RunState::read(&path).unwrap();
+    optim.load(&path, state.taken()).unwrap();
+    change(&mut state);
+    Run::new(small(), (model.as_ref(), None), &mut optim, &data).train(Some(state))
+}
+
+#[test]
+fn a_state_that_is_not_one_of_this_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    told(folder.path(), 0).0.unwrap();
+    resumed(folder.path(), |_| ()).unwrap();
+    let refused = |part: &str, change: fn(&mut RunState)| {
+        let error = resumed(folder.path(), change).unwrap_err();
+        assert!(matches!(error, Error::State { step: 2, .. }) && error.to_string().contains(part), "{error}");
+    };
+    refused("tensors", |it| it.reached.truncate(1));
+    refused("examples", |it| it.examples = 9);
+    refused("place in the data", |it| it.batch += 1);
+    refused("place in the data", |it| it.epoch += 1);
+    refused("loss scale", |it| it.loss_scale = Some(LossScale::new(halfbyte_tensor::DType::F16)));
+    let ended = resumed(folder.path(), |it| (it.step, it.batch, it.epoch) = (6, 2, 1));
+    assert!(matches!(ended, Err(Error::Ended { step: 6, total: 4 })), "{ended:?}");
+}
+
+#[test]
+fn an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    // A name so long that the folder cannot be given a longer one.
+    std::fs::create_dir(folder.path().join(format!("checkpoint-{}1", "0".repeat(240)))).unwrap();
+    let (data, model) = (rows(8), model());
+    let mut optim = optim(model.as_ref());
+    let checkpoints = Checkpoints::new(folder.path());
+    let mut beside = nothing_beside;
+    let mut told = Vec::new();
+    let mut listen = |event: &Event<'_>| {
+        told.push(story(event));
+        Ok(())
+    };
+    let mut run = Run::new(small(), (model.as_ref(), None), &mut optim, &data);
+    run.saving =
+        Some(Saving { checkpoints: &checkpoints, every: 4, keep: 1, notes: Default::default(), beside: &mut beside });
+    run.observers.push(&mut listen);
+    run.train(None).unwrap();
+    assert!(folder.path().join("checkpoint-4").exists());
+    assert!(told[told.len() - 2].contains("NotRemoved"), "{told:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::session::Session;
-use crate::{cli::ChatArgs, console, load::NO_ADAPTER};
+use crate::{cli::ChatArgs, console, failure::message, load::NO_ADAPTER};
 use std::io::{self, BufRead, Write};
 
 const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/reset         forget what was said\n/quit          leave";
@@ -11,8 +11,13 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     session.activate(&first)?;
     console::say(&format!("adapter: {first}. Type a text and the model continues it; /help lists the commands."));
     let (mut text, mut out) = (String::new(), io::stdout().lock());
-    for line in io::stdin().lock().lines() {
-        let line = line?;
+    let (mut from, mut bytes) = (io::stdin().lock(), Vec::new());
+    while from.read_until(b'\n', &mut bytes)? > 0 {
+        let line = String::from_utf8(std::mem::take(&mut bytes));
+        let Ok(line) = line else {
+            console::warn("this line is no UTF-8 text and was left out");
+            continue;
+        };
         match line.trim().split_once(' ').map_or((line.trim(), ""), |it| (it.0, it.1.trim())) {
             ("", _) => {}
             ("/quit" | "/exit", _) => break,
@@ -25,16 +30,27 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 console::warn(&format!("{command} is unknown; /help lists the commands"))
             }
             _ => {
-                if !text.is_empty() {
-                    text.push('\n');
+                if let Err(error) = go_on(&session, &mut text, line.trim_end(), &mut out) {
+                    // Without a place to write to there is nobody to talk with.
+                    if error.is::<io::Error>() {
+                        return Err(error);
+                    }
+                    console::warn(&format!("{}; the line was left out, /reset forgets the others", message(&error)));
                 }
-                text.push_str(line.trim_end());
-                let generated = session.stream(&text, &mut out)?;
-                text += &session.tokenizer.decode(&generated.ids, true)?;
             }
         }
         out.flush()?;
     }
+    Ok(())
+}
+
+/// Appends a line to the text and continues it; if that fails, the text is as it was.
+fn go_on(session: &Session, text: &mut String, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    let between = if text.is_empty() { "" } else { "\n" };
+    let mut longer = format!("{text}{between}{line}");
+    let generated = session.stream(&longer, out)?;
+    longer += &session.tokenizer.decode(&generated.ids, true)?;
+    *text = longer;
     Ok(())
 }
 

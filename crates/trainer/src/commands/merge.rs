@@ -21,11 +21,6 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let base = load::open(&args.model)?;
     let flags = BaseFlags { quant: args.quant, double_quant: args.double_quant, block_size: args.block_size };
     let record = BaseRecord::resolve(&base.folder, &flags, Some(&args.adapter))?;
-    if BaseRecord::read(&args.adapter)?.is_none() && args.quant.is_none() && !base.folder.is_quantized() {
-        warn(
-            "nothing beside the adapter says how its base was quantised; merging onto the base as loaded (--quant says otherwise)",
-        );
-    }
     let named = [("adapter".to_owned(), args.adapter.clone())];
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu, Some(&mut waiting))?;

@@ -2,8 +2,8 @@
 
 use crate::failure::user_error;
 use anyhow::Context;
-use halfbyte_files::DraftFolder;
-use std::path::Path;
+use halfbyte_files::{DraftFolder, Lock, make_folder, settle};
+use std::{ffi::OsString, path::Path};
 
 /// Where a finished model goes.
 pub(super) struct Target<'a> {
@@ -49,14 +49,22 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Fills a new folder, which appears under its name only when it is whole. What stood there is put aside first and
-    /// removed last.
+    /// Fills a new folder, which appears under its name only when it is whole, in exchange for what stood there. What an
+    /// interrupted command left of it is cleared away; nobody else can write it meanwhile.
     pub(super) fn write(&self, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        self.check()?;
         let output = self.output;
+        let refuse = |why: &str| Err(user_error(format!("{}: {why}", output.display())));
+        let Some(name) = output.file_name() else { return refuse("--output names no folder that can be written") };
         let parent = output.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-        let draft = DraftFolder::create(output, "model")?;
+        make_folder(parent)?;
+        let mut lock = OsString::from(".lock-");
+        lock.push(name);
+        let Some(_lock) = Lock::take(&parent.join(lock))? else {
+            return refuse("is being written by another command; wait for its end, or name another folder");
+        };
+        settle(output)?;
+        self.check()?;
+        let draft = DraftFolder::create(output)?;
         fill(draft.folder())?;
         Ok(draft.finish()?)
     }

@@ -101,7 +101,8 @@ fn check_sampling(it: &SamplingArgs) -> anyhow::Result<()> {
     let fine = it.temperature >= 0.0
         && it.temperature.is_finite()
         && (0.0..=1.0).contains(&it.top_p)
-        && it.repetition_penalty > 0.0;
+        && it.repetition_penalty > 0.0
+        && it.repetition_penalty.is_finite();
     if fine {
         return Ok(());
     }

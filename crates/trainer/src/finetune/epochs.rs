@@ -25,6 +25,11 @@ impl Settings {
         Length { accumulation: self.accumulation, epochs: self.epochs, max_steps: self.args.max_steps }
     }
 
+    /// Steps of the run.
+    pub(super) fn total_steps(&self, data: &Dataset) -> anyhow::Result<usize> {
+        Ok(self.steps(data.epoch_size(&self.batch_config())?.batches).1)
+    }
+
     /// Steps of an epoch that has so many batches, and of the run. Every epoch has as many batches as the others, packed or
     /// not.
     fn steps(&self, batches_per_epoch: usize) -> (usize, usize) {

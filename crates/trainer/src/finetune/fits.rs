@@ -7,7 +7,8 @@ use super::{
 use crate::{
     console::mib,
     failure::user_error,
-    plan::{Plan, Rehearsal, available_memory, rehearsal::Stage},
+    memory,
+    plan::{Plan, Rehearsal, rehearsal::Stage},
 };
 use halfbyte_data::{BatchConfig, Dataset};
 use halfbyte_frozen::Format;
@@ -107,7 +108,7 @@ impl Question<'_> {
                 let (free, total) = gpu.memory()?;
                 Some((free, Some(total)))
             }
-            Device::Cpu | Device::Dry(_) => available_memory().map(|it| (it, None)),
+            Device::Cpu | Device::Dry(_) => memory::available().map(|it| (it, None)),
         })
     }
 

@@ -37,7 +37,8 @@ impl Metrics {
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) steps: usize,
-    pub(crate) last_loss: f32,
+    /// Of the last step, if it is known.
+    pub(crate) last_loss: Option<f32>,
     pub(crate) seconds_to_first_step: f64,
     speeds: Vec<f64>,
 }
@@ -47,8 +48,19 @@ impl Totals {
         if self.speeds.is_empty() {
             self.seconds_to_first_step = it.seconds;
         }
-        (self.steps, self.last_loss) = (it.step, it.loss);
+        (self.steps, self.last_loss) = (it.step, Some(it.loss));
         self.speeds.push(it.tokens_per_second);
+    }
+
+    /// What an earlier process logged of a run of `steps`.
+    fn logged(steps: usize, lines: &[Value]) -> Totals {
+        let mut totals = Totals { steps, ..Totals::default() };
+        let numbers = |key: &'static str| lines.iter().filter_map(move |it| it.get(key)?.as_f64());
+        totals.speeds = numbers("tokens_per_second").collect();
+        totals.seconds_to_first_step = numbers("seconds").next().unwrap_or(0.0);
+        let last = lines.last().filter(|it| it.get("step").and_then(Value::as_u64) == Some(steps as u64));
+        totals.last_loss = last.and_then(|it| it.get("loss")?.as_f64()).map(|it| it as f32);
+        totals
     }
 
     /// The median over the steps after the second, which are free of first touches.
@@ -65,7 +77,7 @@ pub(crate) struct Summary {
     pub(crate) eval_loss_after: Option<f64>,
     pub(crate) eval_accuracy_before: Option<f64>,
     pub(crate) eval_accuracy_after: Option<f64>,
-    pub(crate) train_loss_last: f32,
+    pub(crate) train_loss_last: Option<f32>,
     /// Median over the steps after the second.
     pub(crate) tokens_per_second: f64,
     pub(crate) peak_rss_mib: Option<f64>,
@@ -88,24 +100,32 @@ pub(crate) struct Summary {
 pub(crate) struct MetricsLog {
     path: PathBuf,
     file: File,
+    /// What it held of the steps behind.
+    pub(crate) so_far: Totals,
 }
 
 impl MetricsLog {
     /// Opens the log; lines after step `keep` are dropped, since a continued run will write them again.
     pub(crate) fn open(path: &Path, keep: usize) -> anyhow::Result<MetricsLog> {
-        let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+        let mut logged = Vec::new();
         if path.exists() {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            let kept: String = text
-                .lines()
-                .filter(|it| step(it).is_some_and(|n| n as usize <= keep))
-                .map(|it| format!("{it}\n"))
-                .collect();
+            // A line that was cut off by a loss of power is no line.
+            let text =
+                String::from_utf8_lossy(&std::fs::read(path).with_context(|| path.display().to_string())?).into_owned();
+            let mut kept = String::new();
+            for line in text.lines() {
+                let Ok(found) = serde_json::from_str::<Value>(line) else { continue };
+                if found.get("step").and_then(Value::as_u64).is_some_and(|n| n as usize <= keep) {
+                    kept = kept + line + "\n";
+                    logged.push(found);
+                }
+            }
             halfbyte_files::write_atomic(path, kept.as_bytes())?;
         }
+        let so_far = Totals::logged(keep, &logged);
         let file =
             OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
-        Ok(MetricsLog { path: path.to_owned(), file })
+        Ok(MetricsLog { path: path.to_owned(), file, so_far })
     }
 
     /// Appends a line.

@@ -2,6 +2,7 @@
 
 use super::{args::FinetuneArgs, output::RunFolder, settings::Settings};
 use crate::{console::say, failure::user_error};
+use halfbyte_data::Dataset;
 use halfbyte_train::{Optim, RunState};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -41,21 +42,31 @@ pub(super) fn eval_loss_before(state: &RunState) -> Option<f64> {
     state.notes.get("eval_loss_before")?.as_f64()
 }
 
-/// Restores the newest checkpoint, if `--resume` asks for it. `examples` are those of the data.
+/// Restores the newest checkpoint, if `--resume` asks for it and there is one. One at the end of a run that did not come to save
+/// its result goes on, too.
 pub(super) fn resume(
     settings: &Settings,
     folder: &RunFolder,
     optim: &mut Optim,
-    examples: usize,
+    data: &Dataset,
 ) -> anyhow::Result<Option<RunState>> {
     if !settings.args.resume {
         return Ok(None);
     }
     let Some((step, path)) = folder.checkpoints().all()?.pop() else { return Ok(None) };
     let state = RunState::read(&path)?;
-    check(&path, &state, &settings.args, examples)?;
-    optim.load(&path, step)?;
+    check(&path, &state, &settings.args, data.len())?;
+    let total = settings.total_steps(data)?;
+    if step > total || (step == total && folder.is_complete()) {
+        return Err(user_error(format!(
+            "the run of {total} steps has ended already (checkpoint at step {step}); raise --max-steps or --num-train-epochs to go on"
+        )));
+    }
+    optim.load(&path, state.taken())?;
     say(&format!("going on from {} (step {step})", path.display()));
+    if step == total {
+        say("all steps were taken; what is left is to measure and to save");
+    }
     Ok(Some(state))
 }
 

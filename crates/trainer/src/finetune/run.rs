@@ -15,12 +15,13 @@ use crate::{
     cli::QuantArg,
     console::{mib, say, thousands, warn},
     evaluate::{self, Answer},
-    failure::user_error,
+    failure::{Failure, user_error},
     load::{self, BaseModel},
     memory,
     plan::Plan,
     save_model,
 };
+use anyhow::Context as _;
 use halfbyte_autograd::Param;
 use halfbyte_data::{Dataset, Report};
 use halfbyte_files::write_atomic;
@@ -61,7 +62,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), spill_dir: folder.path().to_owned() };
     let mut optim = Optim::new(&device, &parameters(model.as_ref(), adapter.as_deref()), &config)?;
     let ctx = Context::new(adapter.clone());
-    let state = resume(&settings, &folder, &mut optim, data.train.len())?;
+    let state = resume(&settings, &folder, &mut optim, &data.train)?;
     let before = match &state {
         Some(state) => Measured { loss: eval_loss_before(state), ..Measured::default() },
         None if settings.args.no_eval_before => Measured::default(),
@@ -90,14 +91,19 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         profile::conclude(&folder.file("profile.json"), &device)?;
     }
     let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
-    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()))?;
+    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref())).context(NOT_SAVED)?;
     let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
     let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, (begun, &device));
-    write_atomic(&folder.file("summary.json"), format!("{:#}\n", serde_json::to_value(&summary)?).as_bytes())?;
+    // Last of all: it says that the rest is whole.
+    let text = format!("{:#}\n", serde_json::to_value(&summary)?);
+    write_atomic(&folder.file("summary.json"), text.as_bytes()).context(NOT_SAVED)?;
     conclude(&summary, &settings);
     Ok(())
 }
+
+const NOT_SAVED: Failure =
+    Failure("the result could not be saved; --resume goes on from the newest checkpoint, if there is one");
 
 /// The data sets of a run.
 struct Data {
@@ -214,6 +220,7 @@ fn show_samples(n: usize, before: &Measured, after: &Measured) {
     }
 }
 
+/// Writes what the run was for. That by which the folder is taken for it comes last.
 fn save_result(
     settings: &Settings,
     folder: &RunFolder,
@@ -233,9 +240,9 @@ fn save_result(
             "the adapter is saved as an update of the whole base; stored in few bits, that rounds otherwise than what was trained on, so the loss may differ a little",
         );
     }
-    save_adapter(folder.path(), adapter)?;
     settings.base.write(folder.path())?;
-    save_model::copy_tokenizer(&settings.model, folder.path())
+    save_model::copy_tokenizer(&settings.model, folder.path())?;
+    Ok(save_adapter(folder.path(), adapter)?)
 }
 
 /// The most that was taken from the GPU's driver.

@@ -71,6 +71,7 @@ impl Settings {
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
         let given = a.clone();
         let lora = adapter_flags::config(&mut a, &model)?;
+        check_paths(&a)?;
         let settings = Settings {
             model,
             data,
@@ -168,7 +169,12 @@ impl Settings {
         let rules = [
             ("--adam-beta1", beta1, "at least 0 and below 1", (0.0..1.0).contains(&beta1)),
             ("--adam-beta2", beta2, "at least 0 and below 1", (0.0..1.0).contains(&beta2)),
-            ("--adam-epsilon", eps, "above 0", eps > 0.0 && eps.is_finite()),
+            (
+                "--adam-epsilon",
+                eps,
+                "above 0 and within the range of f32",
+                eps as f32 > 0.0 && (eps as f32).is_finite(),
+            ),
             ("--weight-decay", weight_decay, "at least 0", weight_decay >= 0.0 && weight_decay.is_finite()),
             ("--max-grad-norm", clip, "at least 0 (0 leaves gradients as they are)", clip >= 0.0),
             ("--optim-resident-mib", resident, "above 0", resident > 0.0 && resident.is_finite()),
@@ -179,6 +185,24 @@ impl Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// Paths are written into the run's files, which are text.
+fn check_paths(a: &FinetuneArgs) -> anyhow::Result<()> {
+    let paths = [
+        ("--model", &a.model),
+        ("--data", &a.data),
+        ("--eval-data", &a.eval_data),
+        ("--output", &a.output),
+        ("--init-adapter", &a.init_adapter),
+    ];
+    match paths.iter().find_map(|(flag, path)| Some((flag, path.as_ref().filter(|it| it.to_str().is_none())?))) {
+        None => Ok(()),
+        Some((flag, path)) => Err(user_error(format!(
+            "{flag}: the path {} is not UTF-8, and the run's settings are saved as text; give it another name",
+            path.display()
+        ))),
     }
 }
 

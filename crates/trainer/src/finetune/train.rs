@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     console::{self, say},
-    failure::{Interrupted, user_error},
+    failure::{Failure, Interrupted},
 };
 use anyhow::anyhow;
 use halfbyte_data::Dataset;
@@ -21,10 +21,10 @@ use indicatif::ProgressBar;
 use std::{
     path::Path,
     sync::{
-        Arc, Once,
+        Arc, Once, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Everything the loop works on.
@@ -44,7 +44,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trains to the end, from the beginning or from a state.
+    /// Trains to the end, from the beginning or from a state. Of steps that earlier processes took the log tells.
     pub(super) fn train(self, state: Option<RunState>, log: &mut MetricsLog) -> anyhow::Result<Totals> {
         let (settings, folder) = (self.settings, self.folder);
         let checkpoints = folder.checkpoints();
@@ -73,7 +73,9 @@ impl Run<'_> {
         run.observers.push(&mut listener);
         watch_interrupt();
         let end = run.train(state).map_err(|error| explained(error, folder, settings))?;
+        TRAINED.store(true, Ordering::SeqCst);
         match end {
+            End::Finished { .. } if listener.last == listener.first => Ok(std::mem::take(&mut log.so_far)),
             End::Finished { .. } => Ok(listener.totals),
             End::Interrupted { step, total, checkpoint } => {
                 let path = checkpoint.unwrap_or_else(|| folder.path().to_owned());
@@ -113,19 +115,22 @@ struct Listener<'a> {
     pending: Option<Metrics>,
     /// The first step whose time `--profile` takes. The two before it touch their memory for the first time.
     profiled: usize,
+    /// Steps taken before.
+    first: usize,
     last: usize,
 }
 
 impl<'a> Listener<'a> {
     fn new((settings, device): (&'a Settings, Device), log: &'a mut MetricsLog, begun: Instant) -> Listener<'a> {
         let (steps, totals) = (ProgressBar::hidden(), Totals::default());
-        Listener { settings, device, log, begun, totals, steps, evaluation: None, pending: None, profiled: 0, last: 0 }
+        let (evaluation, pending) = (None, None);
+        Listener { settings, device, log, begun, totals, steps, evaluation, pending, profiled: 0, first: 0, last: 0 }
     }
 
     fn take(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
         match *event {
             Event::Started { first, total } => {
-                (self.profiled, self.last) = (total.min(first + 3), total);
+                (self.profiled, self.first, self.last) = (total.min(first + 3), first, total);
                 self.steps = console::step_bar(total as u64, "");
                 self.steps.set_position(first as u64);
             }
@@ -156,6 +161,7 @@ impl<'a> Listener<'a> {
                     self.log.write(&Metrics { eval_loss: Some(loss.loss), ..metrics })?;
                 }
             }
+            Event::NotRemoved { error } => console::warn(&format!("an older checkpoint could not be removed: {error}")),
             Event::Interrupted { .. } => self.steps.abandon(),
             Event::Ended { .. } => self.steps.finish_and_clear(),
             _ => {}
@@ -177,9 +183,6 @@ fn explained(error: Error, folder: &RunFolder, settings: &Settings) -> anyhow::E
             let context = format!("training stopped at step {step}: {}; {}", rescue(folder), advice(&source));
             anyhow::Error::from(*source).context(context)
         }
-        Error::Ended { step, total } => user_error(format!(
-            "the run of {total} steps has ended already (checkpoint at step {step}); raise --max-steps or --num-train-epochs to go on"
-        )),
         Error::NothingChanged { .. } => anyhow!(
             "no trainable tensor changed: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
             settings.learning_rate
@@ -187,6 +190,9 @@ fn explained(error: Error, folder: &RunFolder, settings: &Settings) -> anyhow::E
         Error::Untrained { count, of, first } => anyhow!(
             "{count} of {of} trainable tensors never had a gradient other than zero, {first} among them: nothing was saved, since they would be untrained"
         ),
+        Error::Files(halfbyte_files::Error::Io { .. }) | Error::Caller(_) => {
+            anyhow::Error::from(error).context(Failure("the run stopped, since something could not be written"))
+        }
         other => other.into(),
     }
 }
@@ -204,21 +210,44 @@ fn advice(error: &Error) -> &'static str {
             "activations grow with the batch: a smaller --per-device-train-batch-size or --max-length, --gradient-checkpointing on or a smaller --optim-resident-mib need less"
         }
         Some(_) => "`halfbyte doctor` tries the GPU alone; --resume goes on from a checkpoint",
-        None => "a lower --learning-rate, --warmup-steps or --compute-dtype f32 help against a diverging loss",
+        None => match error {
+            Error::Loss(_)
+            | Error::GradientNorm(_)
+            | Error::Diverged(_)
+            | Error::NotFinite { .. }
+            | Error::Evaluation { .. } => {
+                "a lower --learning-rate, --warmup-steps or --compute-dtype f32 help against a diverging loss"
+            }
+            _ => "--resume goes on from a checkpoint once the cause is put right",
+        },
     }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Whether all steps were taken.
+static TRAINED: AtomicBool = AtomicBool::new(false);
 
-/// The first Ctrl-C ends the run after the current step, the second at once.
+/// A closing terminal sends its signal by several ways at a time; what comes so soon after the first is no second wish.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The first Ctrl-C ends the run after the current step, a later one at once; and so do the signals by which schedulers and
+/// closing terminals end a process.
 fn watch_interrupt() {
     static ONCE: Once = Once::new();
+    static FIRST: OnceLock<Instant> = OnceLock::new();
     ONCE.call_once(|| {
         let set = ctrlc::set_handler(|| {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                if FIRST.get_or_init(Instant::now).elapsed() > AGAIN {
+                    std::process::exit(130);
+                }
+                return;
             }
-            console::say("\nstopping after this step, then saving (press Ctrl-C again to stop at once)");
+            let _ = FIRST.set(Instant::now());
+            console::say(match TRAINED.load(Ordering::SeqCst) {
+                false => "\nstopping after this step, then saving (press Ctrl-C again to stop at once)",
+                true => "\nall steps are taken: measuring and saving first (press Ctrl-C again to stop at once)",
+            });
         });
         if set.is_err() {
             console::warn("Ctrl-C cannot be watched here; it will end the run without saving");

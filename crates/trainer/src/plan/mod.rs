@@ -66,11 +66,3 @@ impl Plan {
         ]
     }
 }
-
-/// Bytes that can be used without swapping, where the system tells (Linux).
-pub(crate) fn available_memory() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|it| it.starts_with("MemAvailable:"))?;
-    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
-}

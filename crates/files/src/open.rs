@@ -1,0 +1,46 @@
+//! Opening what is to be read. A pipe would be waited for without end, and a device has none.
+
+use crate::{Error, Result};
+use std::{fs::File, io::Read, path::Path};
+
+/// Opens a file to be read.
+///
+/// # Errors
+/// One that cannot be opened, or that is a pipe, a device or a folder.
+pub fn open_file(path: &Path) -> Result<File> {
+    let what = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !what.is_file() {
+        let found = if what.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(Error::file(path, format!("is {found}, where a file is expected")));
+    }
+    File::open(path).map_err(Error::io(path))
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// As [`open_file`], and bytes that are no UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes).map_err(Error::io(path))?;
+    String::from_utf8(bytes)
+        .map_err(|e| Error::file(path, format!("is not text: byte {} is no UTF-8", e.utf8_error().valid_up_to())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_of_text_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| read_text(path).unwrap_err().to_string();
+        assert!(refused(dir.path()).contains("a folder"));
+        let path = dir.path().join("file");
+        assert!(refused(&path).contains("file"));
+        std::fs::write(&path, b"ab\xff").unwrap();
+        assert!(refused(&path).contains("byte 2"));
+        #[cfg(target_os = "linux")]
+        assert!(refused(Path::new("/dev/full")).contains("a device"));
+    }
+}

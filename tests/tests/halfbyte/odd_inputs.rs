@@ -1,0 +1,118 @@
+//! What nobody means to give: pipes, names that are no text, settings that no machine has room for. Each gets a sentence.
+
+use e2e::{Finetune, Outcome, TinyModel, Work, halfbyte, run, write_jsonl};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn model(work: &Work, name: &str) -> PathBuf {
+    let path = work.path(name);
+    TinyModel::llama().write(&path);
+    path
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_are_not_waited_for() {
+    let work = Work::new();
+    let pipe = |path: &Path| {
+        let _ = fs::remove_file(path);
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    for file in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let folder = model(&work, file);
+        pipe(&folder.join(file));
+        work.finetune().path("--model", &folder).run().user_error(&[file, "file"]);
+    }
+    let data = work.path("pipe.jsonl");
+    pipe(&data);
+    work.finetune().path("--data", &data).run().user_error(&["pipe.jsonl", "a pipe"]);
+    let adapter = work.finetune().done();
+    for file in ["adapter_config.json", "adapter_model.safetensors", "halfbyte_base.json"] {
+        let whole = fs::read(adapter.join(file)).unwrap();
+        pipe(&adapter.join(file));
+        work.eval(&work.model(&TinyModel::llama()), Some(&adapter), "").user_error(&[file, "a pipe"]);
+        fs::remove_file(adapter.join(file)).unwrap();
+        fs::write(adapter.join(file), whole).unwrap();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_that_are_no_text_are_refused_before_anything_is_loaded() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let work = Work::new();
+    let odd = work.path("").join(OsStr::from_bytes(b"run\xff"));
+    for flag in ["--output", "--model", "--data", "--eval-data", "--init-adapter"] {
+        work.finetune().path(flag, &odd).run().user_error(&[flag, "not UTF-8"]);
+    }
+    assert!(!odd.exists());
+}
+
+/// Runs with a limit on the address space.
+fn within(run: &Finetune, kib: usize) -> Outcome {
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(halfbyte().get_program());
+    Outcome::of(command.args(run.args()).env("CUDA_VISIBLE_DEVICES", ""))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_does_not_fit_is_refused_and_not_aborted() {
+    let work = Work::new();
+    let outcome = within(&work.finetune().flags("--rank 65536 --threads 1"), 1_000_000);
+    outcome.user_error(&["of memory are free", "this run needs"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_refused() {
+    let work = Work::new();
+    within(&work.finetune().flags("--threads 1000"), 1_000_000).user_error(&["threads", "--threads"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_long_line_takes_memory_for_what_is_wanted_of_it() {
+    let work = Work::new();
+    let data = work.path("long.jsonl");
+    write_jsonl(&data, &[Some("the cat sat on the mat"), Some(&"the dog ran over the hill ".repeat(800_000))]);
+    let run = work.finetune().path("--data", &data).flags("--threads 1 --max-length 12");
+    let outcome = within(&run, 1_000_000).success();
+    assert!(outcome.stderr.contains("1 truncated"), "{outcome}");
+}
+
+#[test]
+fn tokenizers_on_which_the_reader_gives_up_are_refused_in_one_sentence() {
+    let work = Work::new();
+    let text = fs::read_to_string(model(&work, "whole").join("tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    tokenizer["model"] = json!({
+        "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": [["a", "b"]],
+        "continuing_subword_prefix": "xxxxxxxxxxxx",
+    });
+    let prefix = tokenizer.to_string();
+    tokenizer["decoder"] = json!("@@");
+    let deep = tokenizer.to_string().replace("\"@@\"", &("[".repeat(5000) + &"]".repeat(5000)));
+    for (name, text) in [("prefix", prefix), ("deep", deep)] {
+        let folder = model(&work, name);
+        fs::write(folder.join("tokenizer.json"), text).unwrap();
+        // That nothing panics is asserted of every outcome.
+        work.eval(&folder, None, "").user_error(&["tokenizer.json", "not a usable tokenizer"]);
+    }
+}
+
+#[test]
+fn a_cause_is_said_once() {
+    let work = Work::new();
+    let missing = work.path("missing");
+    let outcome = work.eval(&work.model(&TinyModel::llama()), Some(&missing), "").user_error(&["missing"]);
+    assert_eq!(outcome.stderr.matches("os error").count(), 1, "{outcome}");
+    let outcome = run(["merge".as_ref(), "--model".as_ref(), missing.as_os_str(), "--adapter".as_ref()]
+        .into_iter()
+        .chain([missing.as_os_str(), "--output".as_ref(), work.path("merged").as_os_str()]));
+    outcome.user_error(&["missing", "not a folder"]);
+}
