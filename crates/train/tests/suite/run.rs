@@ -1,8 +1,12 @@
-use crate::common::{config, model, nothing_beside, optim, rows, values};
-use halfbyte_data::{BatchConfig, Dataset};
+use crate::common::{Spoiled, config, model, nothing_beside, optim, rows, values};
+use halfbyte_autograd::{Tape, Var};
+use halfbyte_data::{Batch, BatchConfig, Dataset};
+use halfbyte_models::Model;
 use halfbyte_paged_optim::Schedule;
+use halfbyte_tensor::DType;
 use halfbyte_train::{
-    BoxError, Checkpoints, End, Error, Event, Length, LossScale, Run, RunConfig, RunState, Saving, StepReport,
+    BoxError, Checkpoints, End, Error, Event, Length, LossScale, Micro, Objective, Run, RunConfig, RunState, Saving,
+    StepConfig, StepReport,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -183,7 +187,7 @@ fn a_state_that_is_not_one_of_this_run_is_refused() {
     refused("examples", |it| it.examples = 9);
     refused("place in the data", |it| it.batch += 1);
     refused("place in the data", |it| it.epoch += 1);
-    refused("loss scale", |it| it.loss_scale = Some(LossScale::new(halfbyte_tensor::DType::F16)));
+    refused("loss scale", |it| it.loss_scale = Some(LossScale::new(DType::F16)));
     let ended = resumed(folder.path(), |it| (it.step, it.batch, it.epoch) = (6, 2, 1));
     assert!(matches!(ended, Err(Error::Ended { step: 6, total: 4 })), "{ended:?}");
 }
@@ -249,4 +253,49 @@ fn a_run_without_effect_is_no_result() {
     let config = RunConfig { learning_rate: 0.0, ..small() };
     let end = Run::new(config, (model.as_ref(), None), &mut optim, &data).train(None);
     assert!(matches!(end, Err(Error::NothingChanged { learning_rate: 0.0 })));
+}
+
+/// Overflows in f16 on the first row.
+struct FirstOverflows;
+
+impl Objective for FirstOverflows {
+    fn counts(&self, batch: &Batch) -> usize {
+        batch.trained
+    }
+
+    fn loss<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model, micro: &Micro<'_>) -> halfbyte_train::Result<Var> {
+        let gradient = if micro.batch.rows.contains(&0) { f32::INFINITY } else { 1.0 };
+        Spoiled { loss: 1.0, gradient }.loss(tape, model, micro)
+    }
+}
+
+#[test]
+fn a_run_whose_loss_scale_left_a_step_out_goes_on_with_the_same_bits() {
+    let trained = |folder: &std::path::Path, stop: usize| {
+        let (data, model, flag) = (rows(8), model(), AtomicBool::new(false));
+        let mut optim = optim(model.as_ref());
+        let checkpoints = Checkpoints::new(folder);
+        let state = checkpoints.all().unwrap().pop().map(|(_, path)| {
+            let state = RunState::read(&path).unwrap();
+            optim.load(&path, state.taken()).unwrap();
+            state
+        });
+        let mut listen = |event: &Event<'_>| {
+            flag.store(matches!(event, Event::Step(it) if it.step == stop), Ordering::SeqCst);
+            Ok(())
+        };
+        let step = StepConfig { compute: DType::F16, ..config().step };
+        let mut run = Run::new(RunConfig { step, ..small() }, (model.as_ref(), None), &mut optim, &data);
+        let (mut beside, every, keep, notes) = (nothing_beside, 0, 1, serde_json::Map::new());
+        run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, notes, beside: &mut beside });
+        (run.interrupt, run.objective) = (&flag, &FirstOverflows);
+        run.observers.push(&mut listen);
+        run.train(state).unwrap();
+        (optim.steps(), values(model.as_ref()))
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let expected = trained(whole.path(), 0);
+    assert_eq!(expected.0, 3, "one of four steps was not taken");
+    assert_eq!(trained(parts.path(), 2).0, 1);
+    assert!(trained(parts.path(), 0) == expected, "the parameters differ");
 }
