@@ -44,7 +44,7 @@ mod flags {
                 /// llama or gpt-neo; both when left out.
                 optional --arch arch: String
             }
-            /// Speed and memory beside the Python stack's, written to docs/benchmarks/cpu.md.
+            /// Speed and memory beside the Python stack's, written to docs/benchmarks, a page a processor.
             cmd bench {
                 /// Folder of SmolLM2-135M.
                 required --model dir: PathBuf

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: Halfbyte's speed and memory beside those of the Python stack at the same work, as a table in
-//! `docs/benchmarks/cpu.md`.
+//! `docs/benchmarks`: a page a processor.
 
 mod kernels;
 mod report;
@@ -47,7 +47,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         scratch: workspace::target_dir(&root)?.join("bench"),
         rounds: options.rounds.max(1),
     };
-    let mut report = Report::new(work.machine());
+    let machine = work.machine();
+    let path = root.join("docs/benchmarks").join(machine.page());
+    let mut report = Report::new(machine.to_string());
     println!("kernels");
     let kernels = Kernels::measure(&root)?;
     training(&work, &kernels, &mut report)?;
@@ -59,7 +61,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             large(&work, (like, limit), dir, &mut report)?;
         }
     }
-    let path = root.join("docs/benchmarks/cpu.md");
     report.write(&path)?;
     println!("\n{}\nwritten to {}", report.table(), path.display());
     Ok(())

@@ -47,13 +47,45 @@ pub(super) struct Work {
     pub(super) rounds: usize,
 }
 
+/// What a page of figures is about.
+pub(super) struct Machine {
+    name: String,
+    kernel: String,
+    threads: usize,
+}
+
+impl Machine {
+    /// The page's name: one a processor and kernel, so that a run leaves those of other machines as they are.
+    pub(super) fn page(&self) -> String {
+        let lower = format!("cpu {} {}", self.name, self.kernel).to_lowercase();
+        let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|it| !it.is_empty()).collect();
+        format!("{}.md", words.join("-"))
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} threads, products in bf16 by {}", self.name, self.threads, self.kernel)
+    }
+}
+
 impl Work {
-    /// The processor, and how many threads it runs.
-    pub(super) fn machine(&self) -> String {
+    /// The processor's name, its kernel for products in bf16, and how many threads it runs.
+    pub(super) fn machine(&self) -> Machine {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let name = cpu.lines().find_map(|it| it.strip_prefix("model name")).and_then(|it| it.split_once(": "));
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        format!("{}, {threads} threads", name.map_or("unknown processor", |it| it.1))
+        let name = name.map_or("unknown processor", |it| it.1).replace("(R)", "").replace("(TM)", "");
+        let kernel = self.kernel().unwrap_or_default();
+        Machine { name, kernel, threads }
+    }
+
+    /// What `halfbyte devices` says of products in bf16.
+    fn kernel(&self) -> Option<String> {
+        let said = Command::new(&self.halfbyte).arg("devices").output().ok()?;
+        let said = String::from_utf8(said.stdout).ok()?;
+        let (_, rest) = said.split_once("products in bf16 by ")?;
+        Some(rest.split([',', '\n']).next()?.to_owned())
     }
 
     /// Rounds of ours and the peer's, one after the other, so that both meet the same moods of the machine.
@@ -160,4 +192,15 @@ fn quietly(cmd: &mut Command) -> Result<String> {
         bail!("`{}` ended with {}: {}", shown(cmd), out.status, said.trim());
     }
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_named_after_the_processor_and_its_kernel() {
+        let machine = Machine { name: "AMD EPYC 9R14 (Zen 4)".into(), kernel: "avx512bf16".into(), threads: 2 };
+        assert_eq!(machine.page(), "cpu-amd-epyc-9r14-zen-4-avx512bf16.md");
+    }
 }
