@@ -109,9 +109,10 @@ fn fastest(candidates: &[(&'static Kernel, f64)]) -> &'static Kernel {
 
 /// Each kernel of this machine with its operations per second on registers.
 fn measured(compute: Compute) -> Vec<(&'static Kernel, f64)> {
-    /// Slices of each kernel, by turns, so that what disturbs this machine for a moment disturbs all.
-    const SLICES: usize = 5;
-    const ROUNDS: usize = 1_000;
+    /// Slices of each kernel, by turns, so that what disturbs this machine for a moment disturbs all, and wide registers that
+    /// must power up first have done so by the second.
+    const SLICES: usize = 8;
+    const ROUNDS: usize = 5_000;
     let mut found: Vec<_> = real(compute).into_iter().map(|kernel| (kernel, 0.0f64)).collect();
     for _ in 0..SLICES {
         for (kernel, rate) in &mut found {
