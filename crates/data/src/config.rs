@@ -1,5 +1,6 @@
 //! What to read from a data file and how to make examples of it.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -32,6 +33,19 @@ impl Columns {
             Self::Text(text) => vec![text],
             Self::Instruction { instruction, input, output } => {
                 [Some(instruction), Some(output), input.as_ref()].into_iter().flatten().map(String::as_str).collect()
+            }
+        }
+    }
+}
+
+/// For people: `column text`, or `columns instruction, input, output`.
+impl fmt::Display for Columns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "column {text}"),
+            Self::Instruction { instruction, input, output } => {
+                let input = input.as_ref().map_or_else(String::new, |it| format!(" {it},"));
+                write!(f, "columns {instruction},{input} {output}")
             }
         }
     }

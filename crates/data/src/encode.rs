@@ -34,6 +34,7 @@ impl<'a> Encoder<'a> {
             false => None,
             true => Some(tokenizer.eos().ok_or(Error::NoSpecialToken { role: "eos", needed_for: "append_eos adds" })?),
         };
+        tokenizer.within(eos.as_slice())?;
         Ok(Self { tokenizer, config, eos })
     }
 

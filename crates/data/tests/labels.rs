@@ -133,16 +133,13 @@ fn a_doubled_beginning_is_reported_and_an_end_is_not_doubled() {
 }
 
 #[test]
-fn explicit_flags_override_what_surrounds_a_text() {
+fn what_surrounds_a_text_is_what_the_post_processor_says() {
     let plain = tokenizer().encode_plain("ab").unwrap();
-    let ids = |add_bos, add_eos| surrounded(SpecialTokens { add_bos, add_eos, ..special() }).encode("ab").unwrap();
-    assert_eq!(ids(None, None), [&[BOS], &plain[..], &[EOS]].concat());
-    assert_eq!(ids(Some(true), None), [&[BOS], &plain[..]].concat());
-    assert_eq!(ids(None, Some(true)), [&plain[..], &[EOS]].concat());
-    assert_eq!(ids(Some(false), Some(false)), plain);
-    let nameless = SpecialTokens { bos: None, add_bos: Some(true), ..special() };
-    assert_eq!(surrounded(nameless).encode("ab").unwrap(), plain);
-    assert_eq!(surrounded(special()).encode_prompt("ab").unwrap(), [&[BOS], &plain[..]].concat());
+    let nameless = SpecialTokens { bos: None, ..special() };
+    for special in [special(), nameless] {
+        assert_eq!(surrounded(special.clone()).encode("ab").unwrap(), [&[BOS], &plain[..], &[EOS]].concat());
+        assert_eq!(surrounded(special).encode_prompt("ab").unwrap(), [&[BOS], &plain[..]].concat());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use halfbyte_data::{Error, Tokenizer};
+use halfbyte_data::{Error, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -36,11 +36,76 @@ fn special_tokens_come_from_the_first_file_that_names_them() {
 }
 
 #[test]
-fn flags_of_the_config_file_are_heard() {
-    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true});
-    let tokenizer = load(&[("tokenizer_config.json", config)]);
-    let plain = tokenizer.encode_plain("ab").unwrap();
-    assert_eq!(tokenizer.encode("ab").unwrap(), [&[BOS], &plain[..]].concat());
+fn a_flag_that_contradicts_tokenizer_json_is_told_and_changes_nothing() {
+    let folder = |post_processor: Value, flags: Value| {
+        let mut json = tokenizer_json();
+        json["post_processor"] = post_processor;
+        let mut config = json!({"bos_token": "<s>", "eos_token": "</s>"});
+        config.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(file(&folder, "tokenizer.json"), json.to_string()).unwrap();
+        std::fs::write(file(&folder, "tokenizer_config.json"), config.to_string()).unwrap();
+        Tokenizer::load(folder.path()).unwrap()
+    };
+    let plain = tokenizer().encode_plain("ab").unwrap();
+    for flags in [json!({}), json!({"add_bos_token": null}), json!({"add_bos_token": true, "add_eos_token": true})] {
+        let around = folder(surrounding(), flags);
+        assert_eq!(around.encode("ab").unwrap(), [&[BOS], &plain[..], &[EOS]].concat());
+        assert_eq!(around.notes(), [] as [&str; 0]);
+    }
+    let around = folder(surrounding(), json!({"add_bos_token": false, "add_eos_token": false}));
+    assert_eq!(around.encode("ab").unwrap(), [&[BOS], &plain[..], &[EOS]].concat());
+    assert!(around.notes()[0].contains("add_bos_token") && around.notes()[1].contains("add_eos_token"));
+    let bare = folder(Value::Null, json!({"add_bos_token": true, "add_eos_token": true}));
+    assert_eq!(bare.encode("ab").unwrap(), plain);
+    assert!(bare.notes()[0].contains("no beginning-of-text") && bare.notes()[1].contains("--append-eos"));
+    assert_eq!(folder(Value::Null, json!({"add_eos_token": false})).notes(), [] as [&str; 0]);
+}
+
+/// The first id that `tokenizer_json` leaves free.
+fn free() -> u32 {
+    tokenizer().vocab_size() as u32
+}
+
+#[test]
+fn tokens_that_only_the_files_beside_know_are_found_whole() {
+    let (next, text) = (free(), "<|a|>the<|b|>");
+    let the = tokenizer().encode_plain("the").unwrap();
+    let wanted = [&[next], &the[..], &[next + 1]].concat();
+    let token = |content: &str| json!({"content": content, "special": true, "normalized": false});
+    let decoder = json!({next.to_string(): token("<|a|>"), (next + 1).to_string(): token("<|b|>"), "0": token("<s>")});
+    let by_map = ("added_tokens.json", json!({"<|b|>": next + 1, "<|a|>": next}));
+    let listed = json!(["<|a|>", {"content": "<|b|>"}]);
+    for files in [
+        vec![("tokenizer_config.json", json!({ "added_tokens_decoder": decoder }))],
+        vec![by_map],
+        vec![("tokenizer_config.json", json!({ "additional_special_tokens": listed }))],
+        vec![("special_tokens_map.json", json!({ "additional_special_tokens": listed }))],
+        vec![("tokenizer_config.json", json!({ "extra_special_tokens": listed }))],
+    ] {
+        let tokenizer = load(&files);
+        assert_eq!(tokenizer.encode_plain(text).unwrap(), wanted, "{files:?}");
+        let special = files[0].0 != "added_tokens.json";
+        assert_eq!(tokenizer.decode(&wanted, true).unwrap(), if special { "the" } else { text }, "{files:?}");
+    }
+    let apart = |id: u32| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(file(&folder, "tokenizer.json"), tokenizer_json().to_string()).unwrap();
+        std::fs::write(file(&folder, "added_tokens.json"), json!({ "<|a|>": id }).to_string()).unwrap();
+        Tokenizer::load(folder.path())
+    };
+    let error = apart(next + 7).unwrap_err().to_string();
+    assert!(error.contains("added_tokens.json") && error.contains(&(next + 7).to_string()), "{error}");
+}
+
+#[test]
+fn a_token_beyond_the_models_vocabulary_is_refused_where_a_text_holds_it() {
+    let mut tokenizer = load(&[("tokenizer_config.json", json!({ "extra_special_tokens": ["<|pad|>"] }))]);
+    tokenizer.check_vocab(free() as usize).unwrap();
+    assert_eq!(tokenizer.encode("the").unwrap(), common::tokenizer().encode("the").unwrap());
+    let error = tokenizer.encode("the <|pad|>").unwrap_err().to_string();
+    assert!(error.contains("<|pad|>") && error.contains(&free().to_string()), "{error}");
+    assert!(tokenizer.check_vocab(free() as usize - 1).is_err(), "a word is not");
 }
 
 #[test]
@@ -57,7 +122,7 @@ fn stored_truncation_and_padding_do_not_touch_the_data() {
 
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
-    let tokenizer = tokenizer();
+    let mut tokenizer = tokenizer();
     let size = tokenizer.vocab_size();
     assert!(tokenizer.check_vocab(size).is_ok());
     assert!(tokenizer.check_vocab(size + 64).is_ok(), "a padded embedding is fine");
@@ -93,6 +158,45 @@ fn literal_replacement_characters_do_not_break_the_next_character() {
     let mut stream = tokenizer.stream(true);
     let streamed: String = tokenizer.encode(text).unwrap().into_iter().map(|id| stream.push(id).unwrap()).collect();
     assert_eq!(streamed + &stream.finish().unwrap(), text);
+}
+
+/// Words that begin with a space, as SentencePiece has them, and bytes for what no word covers.
+fn with_byte_fallback() -> Tokenizer {
+    let words = ["\u{2581}cat", "\u{2581}sat", "<0x0A>", "<0xE5>", "<0xC3>", "<0xA9>"];
+    let vocab: serde_json::Map<String, Value> =
+        words.iter().zip(0..).map(|(it, id)| ((*it).into(), json!(id))).collect();
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [], "pre_tokenizer": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true},
+    });
+    Tokenizer::from_json(json.to_string().as_bytes(), SpecialTokens::default()).unwrap()
+}
+
+#[test]
+fn bytes_that_never_become_a_character_do_not_swallow_what_follows() {
+    let tokenizer = with_byte_fallback();
+    let streamed = |ids: &[u32]| {
+        let mut stream = tokenizer.stream(true);
+        let text: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        text + &stream.finish().unwrap()
+    };
+    assert_eq!(streamed(&[2, 3, 0, 1]), "\n\u{fffd} cat sat", "a whole byte, then one that is not");
+    assert_eq!(streamed(&[0, 2, 3, 0, 1, 4, 5]), "cat\n\u{fffd} cat sat\u{e9}");
+    assert_eq!(streamed(&[4, 5, 3, 1]), "\u{e9}\u{fffd} sat");
+    assert_eq!(streamed(&[3]), "\u{fffd}");
+}
+
+#[test]
+fn a_continuation_begins_with_the_space_of_its_first_word() {
+    let tokenizer = with_byte_fallback();
+    assert_eq!(tokenizer.decode(&[1], true).unwrap(), "sat");
+    assert_eq!(tokenizer.continuation(&[0], &[1]).unwrap(), " sat");
+    assert_eq!(tokenizer.continuation(&[0, 2], &[0]).unwrap(), " cat");
+    assert_eq!(tokenizer.continuation(&[], &[0]).unwrap(), "cat");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use crate::{Error, Placed, Result, header, open_file};
+use crate::{Error, Placed, Result, header, hints, open_file};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -21,6 +21,13 @@ pub struct TensorFile {
 impl TensorFile {
     /// Opens a file and checks its header against its length; reads no tensor.
     pub fn open(path: &Path) -> Result<TensorFile> {
+        TensorFile::checked(path).map_err(|error| match (error, hints::of_file(path)) {
+            (Error::File { path, .. }, Some(hint)) => Error::file(&path, format!("is not a safetensors file: {hint}")),
+            (error, _) => error,
+        })
+    }
+
+    fn checked(path: &Path) -> Result<TensorFile> {
         let io = Error::io(path);
         let mut file = open_file(path)?;
         let len = file.metadata().map_err(&io)?.len();

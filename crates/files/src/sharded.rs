@@ -1,6 +1,6 @@
 //! The weights of a folder: one file, or several with an index.
 
-use crate::{Error, Placed, Result, TensorFile, read_text};
+use crate::{Error, Placed, Result, TensorFile, hints, read_text};
 use serde::Deserialize;
 use std::{
     cell::RefCell,
@@ -19,19 +19,33 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub struct ShardedFiles {
     dir: PathBuf,
     shards: Vec<Arc<TensorFile>>,
-    tensors: BTreeMap<String, usize>,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is: the number of its file, and its name there.
+#[derive(Debug)]
+struct Place {
+    shard: usize,
+    name: String,
 }
 
 impl ShardedFiles {
-    /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors`; without it, the files that `model.safetensors.index.json` lists. An index beside the one file
+    /// is a remnant, which transformers does not look at, either.
     pub fn open(dir: &Path) -> Result<ShardedFiles> {
-        let index = dir.join(INDEX);
-        let (names, map) = if index.exists() { read_index(&index)? } else { (vec![single(dir)?], BTreeMap::new()) };
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let (names, map) = match single.exists() || !index.exists() {
+            false => read_index(&index)?,
+            true if single.exists() => (vec![SINGLE.to_owned()], BTreeMap::new()),
+            true => return Err(Error::file(&single, format!("is missing, and so is {INDEX}{}", hints::instead(dir)))),
+        };
         let mut files = ShardedFiles { dir: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         for name in names {
             let path = dir.join(&name);
             if !path.exists() {
-                return Err(Error::file(&path, format!("is missing, though {INDEX} lists it; fetch the shard again")));
+                let link = hints::dangling(&path).map_or_else(String::new, |it| format!(" ({it})"));
+                let message = format!("is missing, though {INDEX} lists it{link}; fetch the shard again");
+                return Err(Error::file(&path, message));
             }
             files.add(TensorFile::open(&path)?, |tensor| map.get(tensor).map(|it| *it == name))?;
         }
@@ -45,13 +59,26 @@ impl ShardedFiles {
 
     /// All tensors, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Placed)> {
-        self.tensors.iter().map(|(name, shard)| (name.as_str(), &self.shards[*shard].tensors()[name]))
+        self.tensors.iter().map(|(name, it)| (name.as_str(), &self.shards[it.shard].tensors()[&it.name]))
     }
 
     /// The file that holds a tensor, and what and where it is there.
     pub fn get(&self, name: &str) -> Option<(&Arc<TensorFile>, &Placed)> {
-        let shard = &self.shards[*self.tensors.get(name)?];
-        Some((shard, shard.get(name)?))
+        let place = self.tensors.get(name)?;
+        let shard = &self.shards[place.shard];
+        Some((shard, shard.get(&place.name)?))
+    }
+
+    /// Calls tensors by other names from now on: by what `to` makes of theirs, if it makes something of it and no tensor is
+    /// called so.
+    pub fn rename(&mut self, to: impl Fn(&str) -> Option<String>) {
+        for name in self.tensors.keys().cloned().collect::<Vec<_>>() {
+            if let Some(new) = to(&name).filter(|it| !self.tensors.contains_key(it))
+                && let Some(place) = self.tensors.remove(&name)
+            {
+                self.tensors.insert(new, place);
+            }
+        }
     }
 
     /// That there is no tensor of this name, with the names that end most like it: prefixes differ between libraries.
@@ -76,16 +103,17 @@ impl ShardedFiles {
     fn add(&mut self, file: TensorFile, is_indexed: impl Fn(&str) -> Option<bool>) -> Result<()> {
         let at = self.shards.len();
         for name in file.tensors().keys() {
+            let here = || Place { shard: at, name: name.clone() };
             match (self.tensors.entry(name.clone()), is_indexed(name)) {
                 (Entry::Vacant(place), _) => {
-                    place.insert(at);
+                    place.insert(here());
                 }
                 (Entry::Occupied(mut place), Some(true)) => {
-                    place.insert(at);
+                    place.insert(here());
                 }
                 (Entry::Occupied(_), Some(false)) => {}
                 (Entry::Occupied(place), None) => {
-                    let other = self.shards[*place.get()].path().display();
+                    let other = self.shards[place.get().shard].path().display();
                     return Err(Error::file(file.path(), format!("holds {name}, which {other} holds, too")));
                 }
             }
@@ -130,19 +158,6 @@ impl<'a> Reading<'a> {
         let used = self.used.borrow();
         self.files.tensors.keys().map(String::as_str).filter(|it| !used.contains(*it)).collect()
     }
-}
-
-fn single(dir: &Path) -> Result<String> {
-    let path = dir.join(SINGLE);
-    if path.exists() {
-        return Ok(SINGLE.to_owned());
-    }
-    let hint = if dir.join("pytorch_model.bin").exists() {
-        "; pytorch_model.bin can run code when it is read: convert it with transformers' save_pretrained"
-    } else {
-        ""
-    };
-    Err(Error::file(&path, format!("is missing, and so is {INDEX}{hint}")))
 }
 
 #[derive(Deserialize)]

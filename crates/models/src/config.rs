@@ -5,7 +5,7 @@ mod rope;
 
 use crate::{
     BlockSpec, Error, Result,
-    families::Family,
+    families::{Family, is_named},
     registry::{GPT_NEO, SUPPORTED},
 };
 pub(crate) use keys::{Keys, Parsed};
@@ -68,7 +68,7 @@ impl ModelConfig {
         let keys = Keys::new(&raw);
         let name = architecture_name(&raw);
         let config = match name.as_deref() {
-            Some(name) if GPT_NEO.contains(&name) => gpt_neo(&keys),
+            Some(name) if is_named(name, GPT_NEO[0], GPT_NEO[1]) => gpt_neo(&keys),
             Some(name) => match Family::named(name) {
                 Some(family) => family.config(&keys),
                 None => Err(format!("architecture {name} is not supported; supported are {}", SUPPORTED.join(", "))),
@@ -92,6 +92,12 @@ impl ModelConfig {
                 local.iter().map(|it| it.then_some(*window_size)).collect()
             }
         }
+    }
+
+    /// Gives the output head a matrix of its own, whatever the file says.
+    pub(crate) fn untie(&mut self) {
+        self.tie_word_embeddings = false;
+        self.raw.insert("tie_word_embeddings".into(), false.into());
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -138,7 +144,7 @@ fn architecture_name(raw: &Map<String, Value>) -> Option<String> {
 }
 
 fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
-    keys.expect("activation_function", "gelu_new")?;
+    keys.expect("activation_function", &["gelu_new"])?;
     let hidden = keys.size("hidden_size", Some(2048))?;
     let layers = keys.size("num_layers", Some(24))?;
     let heads = keys.size("num_heads", Some(16))?;

@@ -96,25 +96,26 @@ const DEFAULT_WINDOW: usize = 4096;
 const DEFAULT_WINDOW_LAYERS: usize = 28;
 
 impl Family {
-    /// The row of an architecture or model type.
+    /// The row of an architecture, however it is capitalised, of the same without a head (`LlamaModel`), or of a model type.
     pub(crate) fn named(name: &str) -> Option<&'static Family> {
-        FAMILIES.into_iter().find(|it| it.architecture == name || it.model_type == name)
+        FAMILIES.into_iter().find(|it| is_named(name, it.architecture, it.model_type))
     }
 
     /// Reads the family's configuration.
     pub(crate) fn config(&self, keys: &Keys<'_>) -> Parsed<ModelConfig> {
-        keys.expect("hidden_act", "silu")?;
+        keys.expect("hidden_act", &["silu", "swish"])?;
         let hidden = keys.size("hidden_size", None)?;
         let heads = keys.size("num_attention_heads", None)?;
         let layers = keys.size("num_hidden_layers", None)?;
         let head_dim = keys.size("head_dim", Some(self.head_dim.unwrap_or(hidden / heads.max(1))))?;
         let positions = keys.size("max_position_embeddings", Some(self.positions))?;
+        let (rope, notes) = keys.rope(head_dim, positions)?;
         Ok(ModelConfig {
             architecture: Architecture::Decoder(BlockSpec {
                 norm_eps: keys.epsilon("rms_norm_eps", 1e-6)?,
                 biases: Biases { qkv: self.qkv_bias.of(keys)?, o: self.o_bias.of(keys)?, mlp: self.mlp_bias.of(keys)? },
                 qk_norm: self.qk_norm,
-                rope: keys.rope(head_dim, positions)?,
+                rope,
                 windows: self.windows(keys, layers)?,
             }),
             vocab_size: keys.size("vocab_size", None)?,
@@ -127,7 +128,7 @@ impl Family {
             max_position_embeddings: positions,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             eos_token_ids: keys.eos(),
-            notes: keys.dropout_notes(&["attention_dropout"]),
+            notes: [notes, keys.dropout_notes(&["attention_dropout"])].concat(),
             raw: Map::new(),
         })
     }
@@ -159,6 +160,14 @@ impl Family {
         }
         Ok(listed)
     }
+}
+
+/// Whether `name` means the architecture that is called `architecture`, such as `LlamaForCausalLM`.
+pub(crate) fn is_named(name: &str, architecture: &str, model_type: &str) -> bool {
+    let headless = architecture.strip_suffix("ForCausalLM").map(|it| format!("{it}Model"));
+    name.eq_ignore_ascii_case(architecture)
+        || headless.is_some_and(|it| it.eq_ignore_ascii_case(name))
+        || name == model_type
 }
 
 /// The windows that `layer_types` describes.

@@ -1,7 +1,7 @@
 //! A Hugging Face folder: its configuration and its weights, read tensor by tensor.
 
-use crate::{Error, ModelConfig, Result};
-use halfbyte_files::{ShardedFiles, read_text};
+use crate::{Error, ModelConfig, Result, model::HEAD, names, registry::is_value_head};
+use halfbyte_files::{Dtype, ShardedFiles, dangling, oddity, read_text};
 use halfbyte_tensor::{DType, Tensor};
 use std::path::Path;
 
@@ -15,23 +15,65 @@ pub struct ModelFolder {
 impl ModelFolder {
     /// Opens a folder with a `config.json` and one or many safetensors files.
     pub fn open(dir: &Path) -> Result<ModelFolder> {
+        let wrong = |path: &Path, message: String| Error::File { path: path.to_owned(), message };
         if !dir.is_dir() {
-            let message = "is not a folder; --model takes a folder in Hugging Face's layout (config.json, model.safetensors, tokenizer.json)";
-            return Err(Error::File { path: dir.to_owned(), message: message.into() });
+            return Err(wrong(dir, no_folder(dir)));
         }
         let config_path = dir.join("config.json");
         if !config_path.exists() {
-            let adapter = dir.join("adapter_config.json").exists();
-            let hint = if adapter {
-                "this is an adapter: pass it with --adapter, and its base with --model"
-            } else {
-                "a model folder has one beside its weights"
-            };
-            return Err(Error::File { path: config_path, message: format!("is missing; {hint}") });
+            return Err(wrong(&config_path, format!("is missing; {}", no_config(dir))));
         }
         let text = read_text(&config_path)?;
-        let config = ModelConfig::parse(&config_path, &text)?;
-        Ok(ModelFolder { config, files: ShardedFiles::open(dir)? })
+        if let Some(hint) = oddity(text.as_bytes()) {
+            return Err(wrong(&config_path, format!("is no configuration: {hint}")));
+        }
+        let mut config = ModelConfig::parse(&config_path, &text)?;
+        let mut files = ShardedFiles::open(dir)?;
+        files.rename(|name| names::canonical(&config, name));
+        if files.iter().any(|(name, _)| is_value_head(name)) {
+            config.notes.push(
+                "the files hold a value head (v_head), which is no part of a language model and is left out".into(),
+            );
+        }
+        let mut folder = ModelFolder { config, files };
+        folder.settle_tie()?;
+        Ok(folder)
+    }
+
+    /// Whether output head and embedding are one is for the files to say, too, as in transformers 5: of two that differ each counts,
+    /// and of a tied pair either is enough.
+    fn settle_tie(&mut self) -> Result<()> {
+        if !self.config.tie_word_embeddings {
+            return Ok(());
+        }
+        let (embedding, head) = (names::embedding(&self.config), format!("{HEAD}.weight"));
+        match (self.files.get(&embedding), self.files.get(&head)) {
+            (None, Some(_)) => {
+                self.files.rename(|name| (name == head).then(|| embedding.clone()));
+                Ok(())
+            }
+            (Some((_, it)), Some((_, other))) => {
+                let numbers = [it, other].iter().all(|it| loaded_dtype(it.dtype).is_some());
+                if numbers && it.shape == other.shape && self.same(&embedding, &head, &it.shape.clone())? {
+                    return Ok(());
+                }
+                self.config.untie();
+                self.config.notes.push(format!(
+                    "config.json ties the output head to the embedding, but the files hold another {head}, which is used, as in transformers 5"
+                ));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether two tensors of one shape hold the same numbers.
+    fn same(&self, a: &str, b: &str, shape: &[usize]) -> Result<bool> {
+        let (a, b) = (self.read(a, shape)?, self.read(b, shape)?);
+        if a.dtype() == b.dtype() {
+            return Ok(a.le_bytes() == b.le_bytes());
+        }
+        Ok(a.to_dtype(DType::F32).le_bytes() == b.to_dtype(DType::F32).le_bytes())
     }
 
     /// The folder.
@@ -63,7 +105,7 @@ impl ModelFolder {
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (file, it) = self.files.get(name).ok_or_else(|| self.files.missing(name))?;
         let wrong = |message: String| Error::File { path: file.path().to_owned(), message };
-        let Some(dtype) = DType::of_files(it.dtype).filter(|it| it.is_float()) else {
+        let Some(dtype) = loaded_dtype(it.dtype) else {
             return Err(wrong(match self.is_quantized() {
                 true => {
                     format!("{name} is quantised; a matrix that is read as numbers must be stored as F32, F16 or BF16")
@@ -74,7 +116,10 @@ impl ModelFolder {
         if it.shape != shape {
             return Err(wrong(format!("{name} has shape {:?}, config.json asks for {shape:?}", it.shape)));
         }
-        let tensor = Tensor::filled(shape, dtype, |bytes| file.read_part(it, 0, bytes))?;
+        let tensor = match it.dtype {
+            Dtype::F64 => Tensor::from_vec(shape, narrowed(&file.read(it)?)),
+            _ => Tensor::filled(shape, dtype, |bytes| file.read_part(it, 0, bytes))?,
+        };
         if !tensor.is_finite()? {
             return Err(wrong(format!(
                 "{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run"
@@ -82,4 +127,48 @@ impl ModelFolder {
         }
         Ok(tensor)
     }
+}
+
+/// What tensors of a stored dtype are loaded as; none where they are no floating-point numbers. Double precision is narrowed.
+pub fn loaded_dtype(stored: Dtype) -> Option<DType> {
+    match stored {
+        Dtype::F64 => Some(DType::F32),
+        other => DType::of_files(other).filter(|it| it.is_float()),
+    }
+}
+
+fn narrowed(bytes: &[u8]) -> Vec<f32> {
+    let (numbers, _) = bytes.as_chunks::<8>();
+    numbers.iter().map(|it| f64::from_le_bytes(*it) as f32).collect()
+}
+
+/// What is wrong with a path that is no folder.
+fn no_folder(dir: &Path) -> String {
+    if let Some(link) = dangling(dir) {
+        return link;
+    }
+    let mut message = "is not a folder; --model takes a folder in Hugging Face's layout (config.json, model.safetensors, tokenizer.json)".to_owned();
+    let text = dir.to_string_lossy();
+    let is_name = text.split('/').count() == 2 && !text.starts_with(['.', '/', '~']) && !dir.exists();
+    if let Some((_, name)) = text.split_once('/').filter(|it| is_name && !it.1.is_empty()) {
+        message += &format!(
+            ". If it is a name on the hub, fetch it first: `hf download {text} --local-dir {name}`, then --model {name}"
+        );
+    }
+    message
+}
+
+/// What a folder without a `config.json` may be instead.
+fn no_config(dir: &Path) -> String {
+    if let Some(link) = dangling(&dir.join("config.json")) {
+        return link;
+    }
+    if dir.join("adapter_config.json").exists() {
+        return "this is an adapter: pass it with --adapter, and its base with --model".into();
+    }
+    let snapshots = std::fs::read_dir(dir.join("snapshots")).into_iter().flatten().flatten();
+    if let Some(newest) = snapshots.max_by_key(|it| it.metadata().and_then(|it| it.modified()).ok()) {
+        return format!("this is a folder of the hub's cache: the model is in {}", newest.path().display());
+    }
+    "a model folder has one beside its weights".into()
 }

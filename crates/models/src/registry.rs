@@ -47,5 +47,10 @@ impl ModelFolder {
 /// Tensors of older files that hold nothing a model needs.
 fn ignored(name: &str, tied: bool) -> bool {
     let constant = [".attn.attention.bias", ".attn.attention.masked_bias", ".rotary_emb.inv_freq"];
-    constant.iter().any(|it| name.ends_with(it)) || (tied && name == "lm_head.weight")
+    constant.iter().any(|it| name.ends_with(it)) || (tied && name == "lm_head.weight") || is_value_head(name)
+}
+
+/// Whether a tensor belongs to the head with which reinforcement learning estimates a value, beside the language model.
+pub(crate) fn is_value_head(name: &str) -> bool {
+    name.starts_with("v_head.")
 }

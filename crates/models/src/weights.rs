@@ -57,9 +57,13 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         let surplus: Vec<&str> = self.reading.unused().into_iter().filter(|it| !ignored(it)).collect();
         let Some(first) = surplus.first() else { return Ok(()) };
         let more = if surplus.len() > 1 { format!(" and {} more", surplus.len() - 1) } else { String::new() };
-        let message = format!(
-            "holds the tensor {first}{more}, which the architecture in config.json does not have; do weights and config.json belong together?"
-        );
+        let hint = if surplus.iter().any(|it| it.contains(".lora_")) {
+            "it is an adapter's, saved beside its base: merge it with PEFT's merge_and_unload, or save the two apart"
+        } else {
+            "do weights and config.json belong together?"
+        };
+        let message =
+            format!("holds the tensor {first}{more}, which the architecture in config.json does not have; {hint}");
         Err(Error::File { path: self.folder.dir().to_owned(), message })
     }
 

@@ -85,6 +85,61 @@ fn windows_are_on_the_layers_that_the_file_says() {
     assert_eq!(decoder(&parse(&qwen(&five)).unwrap()).rope.theta, 5e5);
 }
 
+fn llama(more: &Value) -> Value {
+    with(&mistral(&json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama" })), more)
+}
+
+#[test]
+fn old_and_mixed_spellings_of_the_rotation_mean_what_they_mean_in_transformers() {
+    use halfbyte_ops::rope::RopeScaling;
+    let rope = |more: Value| {
+        let config = parse(&llama(&more)).unwrap();
+        (decoder(&config).rope.scaling.clone(), config.notes)
+    };
+    let plain = json!({ "rope_type": "default", "rope_theta": 10000.0 });
+    let linear = json!({ "type": "linear", "factor": 2.0 });
+    let both = rope(json!({ "rope_parameters": plain, "rope_scaling": linear }));
+    assert_eq!(both.0, RopeScaling::Linear { factor: 2.0 });
+    assert!(both.1[0].contains("rope_scaling is used"), "{:?}", both.1);
+    for empty in [json!({}), Value::Null] {
+        assert_eq!(
+            rope(json!({ "rope_parameters": linear, "rope_scaling": empty })).0,
+            RopeScaling::Linear { factor: 2.0 }
+        );
+    }
+    let (scaling, notes) = rope(json!({ "rope_scaling": { "factor": 4.0 } }));
+    assert!(scaling == RopeScaling::None && notes[0].contains("not named") && notes[0].contains("factor"), "{notes:?}");
+    let three = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 32 });
+    let outside = rope(json!({ "rope_scaling": three, "original_max_position_embeddings": 16 })).0;
+    assert!(matches!(outside, RopeScaling::Llama3 { original_max_position: 16, .. }), "{outside:?}");
+    let inside = rope(json!({ "rope_scaling": three }));
+    assert!(matches!(inside.0, RopeScaling::Llama3 { original_max_position: 32, .. }) && inside.1.is_empty());
+    let (scaling, notes) = rope(json!({ "partial_rotary_factor": 0.5 }));
+    assert!(scaling == RopeScaling::None && notes[0].contains("not applied"), "{notes:?}");
+    for (wrong, part) in [
+        (json!({ "rope_scaling": "linear" }), "expected an object"),
+        (json!({ "rope_scaling": linear, "partial_rotary_factor": 0.5 }), "partial_rotary_factor is 0.5"),
+    ] {
+        let error = parse(&llama(&wrong)).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn architectures_are_known_by_other_spellings_of_their_names() {
+    for name in ["LLaMAForCausalLM", "LlamaModel", "llama"] {
+        let config = parse(&llama(&json!({ "architectures": [name] }))).unwrap();
+        assert!(matches!(config.architecture, Architecture::Decoder(_)), "{name}");
+    }
+    let neo = json!({ "architectures": ["GPTNeoModel"], "vocab_size": 32, "num_layers": 2 });
+    assert!(matches!(parse(&neo).unwrap().architecture, Architecture::GptNeo { .. }));
+    assert!(parse(&llama(&json!({ "hidden_act": "swish" }))).is_ok());
+    for other in ["LlamaForSequenceClassification", "LlamaForCausalLMs"] {
+        assert!(parse(&llama(&json!({ "architectures": [other] }))).unwrap_err().contains("not supported"), "{other}");
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let kinds = |kind: &str| json!({ "use_sliding_window": true, "sliding_window": 9, "layer_types": vec![kind; 28] });
@@ -94,7 +149,6 @@ fn what_is_not_supported_is_refused_by_name() {
         (qwen(&json!({ "layer_types": ["full_attention"] })), "1 layers"),
         (qwen(&json!({ "hidden_act": "gelu" })), "hidden_act is gelu"),
         (qwen(&json!({ "rope_scaling": { "type": "mrope" } })), "mrope"),
-        (qwen(&json!({ "partial_rotary_factor": 0.5 })), "partial_rotary_factor is 0.5"),
         (mistral(&json!({ "sliding_window": 0 })), "sliding_window is 0"),
         (mistral(&json!({ "sliding_window": 9, "layer_types": vec!["full_attention"; 32] })), "contradict"),
         (json!({ "architectures": ["Qwen3MoeForCausalLM"] }), "Qwen3MoeForCausalLM is not supported"),

@@ -87,7 +87,7 @@ impl BaseRecord {
             .map_err(|e| user_error(format!("{}: {e}", folder.dir().display())))?;
         let Some(format) = format else {
             return Err(user_error(format!(
-                "{}: config.json says that the weights are quantised (quantization_config), but no layer is",
+                "{}: config.json says that the weights are quantised (quantization_config), but every layer is dense; if these are the weights that are meant, remove quantization_config from config.json (--quant nf4 then quantises them), or fetch the quantised ones",
                 folder.dir().display()
             )));
         };

@@ -121,6 +121,9 @@ pub struct GenerateArgs {
     /// The text to continue.
     #[arg(long)]
     pub prompt: String,
+    /// Whether the prompt is continued as it stands (text), or is an instruction, laid out as in training (instruction).
+    #[arg(long, value_enum, default_value_t = LayoutArg::Text)]
+    pub layout: LayoutArg,
     /// Sampling.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -155,6 +158,9 @@ pub struct EvalArgs {
     /// Column of the text [default: text; without such a column: instruction, input and output].
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,
+    /// What a row is: a column of text, or the columns instruction, input and output.
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutArg>,
     /// Only these rows, such as 0..100.
     #[arg(long, value_name = "FROM..TO")]
     pub rows: Option<String>,
@@ -260,6 +266,16 @@ pub struct QuantizeArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a row of data is, or a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayoutArg {
+    /// Text as it stands.
+    Text,
+    /// A task, perhaps an input, and an answer.
+    Instruction,
 }
 
 /// How frozen matrices are kept.

@@ -1,11 +1,19 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
-use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error};
+use crate::{
+    base_record::BaseRecord,
+    cli::{DeviceArg, LayoutArg},
+    console,
+    failure::user_error,
+};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
-use halfbyte_frozen::{Format, bitsandbytes};
+use halfbyte_frozen::{
+    Format,
+    bitsandbytes::{self, Skipped},
+};
 use halfbyte_lora::{Adapter, AdapterFile, Prepare, Role, Takeover, read_adapter};
-use halfbyte_models::{Loading, Model, ModelFolder, spec};
+use halfbyte_models::{Loading, Model, ModelFolder, loaded_dtype, spec};
 use halfbyte_ops::WeightFormat;
 use halfbyte_tensor::{Device, Tensor};
 use std::path::{Path, PathBuf};
@@ -22,9 +30,9 @@ pub(crate) struct BaseModel {
 /// Opens a folder without loading its weights.
 pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
     let folder = ModelFolder::open(dir)?;
-    let tokenizer = Tokenizer::load(dir)?;
+    let mut tokenizer = Tokenizer::load(dir)?;
     tokenizer.check_vocab(folder.config().vocab_size)?;
-    folder.config().notes.iter().for_each(|it| console::warn(it));
+    folder.config().notes.iter().chain(tokenizer.notes()).for_each(|it| console::warn(it));
     Ok(BaseModel { folder, tokenizer })
 }
 
@@ -38,11 +46,34 @@ pub(crate) fn load(
     device: &Device,
     prepare: Option<&mut dyn Prepare>,
 ) -> anyhow::Result<Box<dyn Model>> {
-    let stored = bitsandbytes::Stored(format);
+    let stored = bitsandbytes::Stored { format, skipped: skipped(folder) };
+    if folder.is_quantized() {
+        warn_of_dense(folder, &stored.skipped)?;
+    }
     let format: &dyn WeightFormat = if folder.is_quantized() { &stored } else { &format };
     // Borrowed no longer than the format.
     let prepare = prepare.map(|it| &mut *it as &mut dyn Prepare);
     load_with(folder, Loading::Frozen { format, prepare }, device)
+}
+
+/// The modules that a folder of quantised weights keeps dense.
+pub(crate) fn skipped(folder: &ModelFolder) -> Skipped {
+    folder.config().raw.get("quantization_config").map_or_else(Skipped::default, Skipped::of)
+}
+
+/// Linear layers that are dense in a quantised folder without being named there are quantised: transformers would, too.
+fn warn_of_dense(folder: &ModelFolder, skipped: &Skipped) -> anyhow::Result<()> {
+    let is_dense = |name: &str| folder.files().get(name).is_some_and(|it| loaded_dtype(it.1.dtype).is_some());
+    let linears = spec(folder.config())?.into_iter().filter(|it| it.role == Role::Linear && is_dense(&it.name));
+    let names: Vec<String> = linears.map(|it| it.name.trim_end_matches(".weight").to_owned()).collect();
+    let odd: Vec<&String> = names.iter().filter(|it| !skipped.contains(it)).collect();
+    if let Some(first) = odd.first() {
+        console::warn(&format!(
+            "{} layers of this quantised model are stored dense, {first} among them, and quantization_config does not say so (llm_int8_skip_modules): they are quantised like the others",
+            odd.len()
+        ));
+    }
+    Ok(())
 }
 
 /// Loads the weights for training all of them.
@@ -147,19 +178,33 @@ pub(crate) fn head(folder: &ModelFolder) -> anyhow::Result<Option<String>> {
     Ok(head.map(|it| it.name.trim_end_matches(".weight").to_owned()))
 }
 
-/// The column that was named; else `text` if there is one, else instruction rows. If neither is there, reading fails with
-/// a list of what is.
-pub(crate) fn columns(path: &Path, named: Option<&str>) -> anyhow::Result<Columns> {
-    if let Some(name) = named {
-        return Ok(Columns::Text(name.to_owned()));
+/// What the rows of a data file hold: as the flags say; else text if there is a column `text`, else instruction rows. If neither
+/// is there, reading fails with a list of what is.
+pub(crate) fn columns(path: &Path, named: Option<&str>, layout: Option<LayoutArg>) -> anyhow::Result<Columns> {
+    let text = || Columns::Text(named.unwrap_or("text").to_owned());
+    match (layout, named) {
+        (Some(LayoutArg::Text), _) | (None, Some(_)) => return Ok(text()),
+        (Some(LayoutArg::Instruction), Some(name)) => {
+            return Err(user_error(format!(
+                "--text-column {name} is a column of text, but --layout is instruction; leave one out"
+            )));
+        }
+        _ => {}
     }
     let names: Vec<String> = halfbyte_data::columns(path)?.into_iter().map(|it| it.name).collect();
     let has = |name: &str| names.iter().any(|it| it == name);
-    if !has("text") && has("instruction") && has("output") {
+    let instruction = has("instruction") && has("output");
+    if layout.is_some() || (!has("text") && instruction) {
         let input = has("input").then(|| "input".to_owned());
         return Ok(Columns::Instruction { instruction: "instruction".into(), input, output: "output".into() });
     }
-    Ok(Columns::Text("text".into()))
+    if instruction {
+        console::warn(&format!(
+            "{}: the column text is taken whole, and instruction and output are not looked at, so the prompt is trained, too, and no end; --layout instruction takes those instead, --layout text says that text is meant",
+            path.display()
+        ));
+    }
+    Ok(text())
 }
 
 /// Settles where to compute: on the GPU that was named, or on the first if there is one and it was not refused. Asking for CUDA

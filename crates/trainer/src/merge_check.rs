@@ -71,7 +71,7 @@ pub(crate) fn sample(tokenizer: &Tokenizer, data: Option<&Path>, positions: usiz
     let mut ids = match data {
         None => tokenizer.encode_prompt(TEXT)?,
         Some(path) => {
-            let columns = load::columns(path, None)?;
+            let columns = load::columns(path, None, None)?;
             let config = DataConfig { columns, rows: Some(0..8), max_length: limit, ..DataConfig::default() };
             let (rows, _) = Dataset::load(path, tokenizer, &config)?;
             rows.rows().flat_map(|it| it.ids.to_vec()).collect()

@@ -105,6 +105,30 @@ fn a_chat_switches_adapters_without_loading_again() {
 }
 
 #[test]
+fn the_second_turn_of_a_chat_goes_on_from_what_was_shown() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let args = |command: &str| -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec![command.into(), "--model".into(), base.clone().into()];
+        args.extend(["--max-new-tokens", "4", "--compute-dtype", "f32"].map(OsString::from));
+        args
+    };
+    let mut child = halfbyte()
+        .args(args("chat"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("halfbyte starts");
+    child.stdin.take().expect("a pipe").write_all(b"the cat\nthe dog\n").expect("halfbyte reads");
+    let outcome = Outcome::new("chat".into(), &child.wait_with_output().expect("a child")).success();
+    let [first, second] = outcome.stdout.lines().collect::<Vec<_>>()[..] else { panic!("two answers: {outcome}") };
+    let mut whole = args("generate");
+    whole.extend(["--prompt".into(), format!("the cat {first}\nthe dog").into()]);
+    assert_eq!(run(whole).success().stdout.trim_end(), second, "{outcome}");
+}
+
+#[test]
 fn sampling_repeats_with_its_seed_and_the_repetition_penalty_acts() {
     let work = Work::new();
     let base = work.model(&TinyModel::llama());

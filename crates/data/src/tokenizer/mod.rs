@@ -1,9 +1,10 @@
 //! The tokenizer of a model folder, as `transformers` would apply it.
 //!
-//! `tokenizer.json` alone does not say everything: which special tokens surround a text can be overridden in
-//! `tokenizer_config.json`, the tokens that stop generation stand in `generation_config.json`, and truncation or
-//! padding stored in the file must not touch training data. Here that is resolved once, at loading.
+//! `tokenizer.json` alone does not say everything: tokens that were added later stand in `tokenizer_config.json` or
+//! `added_tokens.json`, the tokens that stop generation in `generation_config.json`, and truncation or padding stored in
+//! the file must not touch training data. Here that is resolved once, at loading.
 
+mod added;
 mod special;
 mod stream;
 
@@ -15,15 +16,22 @@ use tokenizers::{AddedToken, Encoding, PostProcessor, Token};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 
+use special::Settings;
+
 pub use special::SpecialTokens;
 pub use stream::TextStream;
 
 /// Files of a model folder that belong to the tokenizer; those that exist are copied beside an adapter.
-pub const TOKENIZER_FILES: [&str; 5] = [
+pub const TOKENIZER_FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 ];
 
@@ -37,11 +45,14 @@ pub struct Tokenizer {
     largest_id: u32,
     /// Bytes of the longest token, as it stands in the vocabulary.
     longest_token: usize,
+    /// The first id that the model has no embedding for, once that was checked.
+    limit: u32,
+    notes: Vec<String>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a model folder, and beside it, where they exist, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `config.json`.
+    /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
     /// A `tokenizer.json` that is missing, and any of these files that cannot be understood.
@@ -49,8 +60,13 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let json = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
         let mut inner = parse(&json, &path)?;
-        let special = special::read(folder, &mut inner)?;
-        Self::assemble(inner, special, &path)
+        let config = Settings::read(folder.join("tokenizer_config.json"))?;
+        added::add(folder, &config, &mut inner)?;
+        let special = special::read(folder, &config, &mut inner)?;
+        let mut tokenizer = Self::assemble(inner, special, &path)?;
+        let around = [&tokenizer.prefix[..], &tokenizer.suffix];
+        tokenizer.notes = special::contradictions(&config, &tokenizer.special, around)?;
+        Ok(tokenizer)
     }
 
     /// Builds a tokenizer from the text of a `tokenizer.json`, without a folder.
@@ -63,15 +79,7 @@ impl Tokenizer {
     }
 
     fn assemble(inner: tokenizers::Tokenizer, special: SpecialTokens, path: &Path) -> Result<Self> {
-        let (mut prefix, mut suffix) = surroundings(&inner, path)?;
-        if special.add_bos.is_some() || special.add_eos.is_some() {
-            // One explicit flag replaces the whole post-processor in transformers; the other then counts as false,
-            // and a flag for a token that does not exist is dropped.
-            let token =
-                |wanted: Option<bool>, id: Option<u32>| id.filter(|_| wanted == Some(true)).into_iter().collect();
-            prefix = token(special.add_bos, special.bos);
-            suffix = token(special.add_eos, special.eos);
-        }
+        let (prefix, suffix) = surroundings(&inner, path)?;
         let named = [special.bos, special.eos, special.pad, special.unk].into_iter().flatten();
         let vocabulary = inner.get_vocab(true);
         let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(0).max(1);
@@ -80,7 +88,12 @@ impl Tokenizer {
             .chain(named)
             .max()
             .ok_or_else(|| Error::CorruptTokenizer { path: path.into(), reason: "its vocabulary is empty".into() })?;
-        Ok(Self { inner, special, prefix, suffix, largest_id, longest_token })
+        Ok(Self { inner, special, prefix, suffix, largest_id, longest_token, limit: u32::MAX, notes: Vec::new() })
+    }
+
+    /// Things a user should know, such as a flag that has no effect.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The special tokens and where they came from.
@@ -118,15 +131,35 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Makes sure that no text can give an id that the model has no embedding for. A model may have spare rows.
+    /// Makes sure that no text gives an id that the model has no embedding for. A model may have spare rows; a token that was
+    /// added beyond them, such as one for padding, is refused only in a text that holds it.
     ///
     /// # Errors
     /// Names both numbers.
-    pub fn check_vocab(&self, model_vocab: usize) -> Result<()> {
-        match (self.largest_id as usize) < model_vocab {
-            true => Ok(()),
-            false => Err(Error::VocabMismatch { largest_id: self.largest_id, model_vocab }),
+    pub fn check_vocab(&mut self, model_vocab: usize) -> Result<()> {
+        let limit = u32::try_from(model_vocab).unwrap_or(u32::MAX);
+        let largest_of = |ids: &mut dyn Iterator<Item = u32>| ids.max().filter(|it| *it >= limit);
+        if self.largest_id >= limit {
+            let added = self.inner.get_added_vocabulary().get_vocab();
+            let words = self.inner.get_vocab(false);
+            let mut always = words.into_iter().filter(|it| !added.contains_key(&it.0)).map(|it| it.1);
+            let mut around = self.prefix.iter().chain(&self.suffix).copied();
+            if let Some(largest_id) = largest_of(&mut always).or_else(|| largest_of(&mut around)) {
+                return Err(Error::VocabMismatch { largest_id, model_vocab });
+            }
         }
+        self.limit = limit;
+        Ok(())
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    pub(crate) fn within(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|it| **it >= self.limit) else { return Ok(()) };
+        let token = self.id_to_token(*id).unwrap_or_default();
+        Err(refused(
+            format!("it holds {token:?} (id {id}), and the model has no embedding for ids from {} on", self.limit)
+                .into(),
+        ))
     }
 
     /// Ids of a text with the special tokens that this tokenizer puts around every text.
@@ -155,6 +188,7 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(refused)?;
+        self.within(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -164,6 +198,20 @@ impl Tokenizer {
     /// A decoder that fails. Ids outside the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.inner.decode(ids, skip_special)).map_err(|reason| Error::Decode { count: ids.len(), reason })
+    }
+
+    /// Text of ids that go on after others, without special tokens: with what stands between the two, such as the space before a
+    /// word, which a decoder leaves out at the beginning of a text.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn continuation(&self, before: &[u32], ids: &[u32]) -> Result<String> {
+        let prompt = self.decode(before, true)?;
+        let all = self.decode(&[before, ids].concat(), true)?;
+        match all.strip_prefix(&prompt) {
+            Some(rest) => Ok(rest.to_owned()),
+            None => self.decode(ids, true),
+        }
     }
 
     /// Starts the text of a generation, token by token.
@@ -186,7 +234,9 @@ impl Tokenizer {
 
     /// Ids and, for each, the byte range of the text that it stands for.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
-        guarded(|| self.inner.encode(text, false)).map_err(refused)
+        let encoding = guarded(|| self.inner.encode(text, false)).map_err(refused)?;
+        self.within(encoding.get_ids())?;
+        Ok(encoding)
     }
 }
 

@@ -19,16 +19,11 @@ pub struct SpecialTokens {
     pub unk: Option<u32>,
     /// Ids at which generation stops.
     pub stop: Vec<u32>,
-    /// Explicit `add_bos_token`: overrides what `tokenizer.json` puts around a text.
-    pub add_bos: Option<bool>,
-    /// Explicit `add_eos_token`: likewise.
-    pub add_eos: Option<bool>,
 }
 
 /// Names win in this order: `tokenizer_config.json`, `special_tokens_map.json`; then the ids of
 /// `generation_config.json` and `config.json`.
-pub(super) fn read(folder: &Path, inner: &mut tokenizers::Tokenizer) -> Result<SpecialTokens> {
-    let config = Settings::read(folder.join("tokenizer_config.json"))?;
+pub(super) fn read(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<SpecialTokens> {
     let map = Settings::read(folder.join("special_tokens_map.json"))?;
     let generation = Settings::read(folder.join("generation_config.json"))?;
     let model = Settings::read(folder.join("config.json"))?;
@@ -48,18 +43,51 @@ pub(super) fn read(folder: &Path, inner: &mut tokenizers::Tokenizer) -> Result<S
         stop = model.ids("eos_token_id")?;
     }
     stop.extend(eos.filter(|id| !stop.contains(id)));
-    let (add_bos, add_eos) = (config.flag("add_bos_token")?, config.flag("add_eos_token")?);
-    Ok(SpecialTokens { bos, eos, pad, unk, stop, add_bos, add_eos })
+    Ok(SpecialTokens { bos, eos, pad, unk, stop })
+}
+
+/// Where a flag of `tokenizer_config.json` says otherwise than `tokenizer.json` does with `prefix` and `suffix`, which is what
+/// counts in transformers 5.
+pub(super) fn contradictions(
+    config: &Settings,
+    special: &SpecialTokens,
+    [prefix, suffix]: [&[u32]; 2],
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let sides = [
+        ("add_bos_token", "beginning-of-text", "before", special.bos, prefix, ""),
+        (
+            "add_eos_token",
+            "end-of-text",
+            "after",
+            special.eos,
+            suffix,
+            "; --append-eos on ends the rows of a training with it",
+        ),
+    ];
+    for (key, name, place, id, around, remedy) in sides {
+        let Some(id) = id else { continue };
+        match (config.flag(key)?, around.contains(&id)) {
+            (Some(true), false) => notes.push(format!(
+                "tokenizer_config.json says {key} true, but tokenizer.json puts no {name} token {place} a text, and none is put there, as in transformers 5{remedy}"
+            )),
+            (Some(false), true) => notes.push(format!(
+                "tokenizer_config.json says {key} false, but tokenizer.json puts the {name} token {place} every text, and there it is put, as in transformers 5; its post_processor decides"
+            )),
+            _ => {}
+        }
+    }
+    Ok(notes)
 }
 
 /// One JSON object; an absent file is an empty one.
-struct Settings {
-    path: PathBuf,
-    values: Map<String, Value>,
+pub(super) struct Settings {
+    pub(super) path: PathBuf,
+    pub(super) values: Map<String, Value>,
 }
 
 impl Settings {
-    fn read(path: PathBuf) -> Result<Self> {
+    pub(super) fn read(path: PathBuf) -> Result<Self> {
         let Some(bytes) = super::read(&path)? else { return Ok(Self { path, values: Map::new() }) };
         match serde_json::from_slice(&bytes) {
             Ok(values) => Ok(Self { path, values }),
@@ -67,7 +95,7 @@ impl Settings {
         }
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
@@ -92,14 +120,13 @@ impl Settings {
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
-        match self.values.get(key) {
+        match self.get(key) {
             None => Ok(None),
-            Some(Value::Null) => Ok(Some(false)),
             Some(value) => value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false")),
         }
     }
 
-    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
         let reason = format!("{key} is {value} where {expected} is expected");
         Error::CorruptTokenizer { path: self.path.clone(), reason }
     }

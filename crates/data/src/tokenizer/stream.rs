@@ -33,7 +33,8 @@ impl<'t> TextStream<'t> {
         self.window.push(id);
         let text = self.unseen()?;
         let waited = self.window.len() - self.shown;
-        if text.is_empty() || (text.ends_with(char::REPLACEMENT_CHARACTER) && waited < LONGEST_WAIT) {
+        let unfinished = text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER);
+        if unfinished && waited < LONGEST_WAIT {
             return Ok(String::new());
         }
         self.window.drain(..self.shown);
@@ -50,9 +51,19 @@ impl<'t> TextStream<'t> {
     }
 
     fn unseen(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.window[..self.shown], self.skip_special)?;
-        let all = self.tokenizer.decode(&self.window, self.skip_special)?;
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids, self.skip_special);
+        let (before, all) = (decode(&self.window[..self.shown])?, decode(&self.window)?);
+        if let Some(rest) = all.strip_prefix(&before) {
+            return Ok(rest.to_owned());
+        }
+        let broken = |text: &str| text.chars().filter(|it| *it == char::REPLACEMENT_CHARACTER).count();
+        let shown = before.chars().count();
+        let same_place: String = all.chars().take(shown).collect();
+        if broken(&same_place) > broken(&before) {
+            // A byte that does not go on a character broke those before it, too, which are out already as they were.
+            return decode(&self.window[self.shown..]);
+        }
         // A decoder that rewrites earlier text (spaces before punctuation) gives no common start: cut by length.
-        Ok(all.strip_prefix(&before).or_else(|| all.get(before.len()..)).unwrap_or_default().to_owned())
+        Ok(all.chars().skip(shown).collect())
     }
 }

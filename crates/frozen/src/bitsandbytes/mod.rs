@@ -5,11 +5,13 @@
 //! doubly quantised. In eight bits it is `P.weight` (codes), `P.SCB` (a scale a row) and `P.weight_format`.
 
 mod read;
+mod skipped;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use read::stored_format;
+pub use skipped::Skipped;
 pub use write::{Part, parts, quantization_config};
 
 use crate::{Format, FrozenMatrix};
@@ -21,17 +23,26 @@ use std::sync::Arc;
 /// How the name of a 4-bit weight's description goes on after `P.weight.`, up to the code.
 const STATE: &str = "quant_state.bitsandbytes__";
 
-/// A checkpoint whose matrices are quantised already. Those that it leaves dense are kept in the same format.
-#[derive(Clone, Copy, Debug)]
-pub struct Stored(pub Format);
+/// A checkpoint whose matrices are quantised already. Of those that it leaves dense the skipped ones stay so, and the others are
+/// kept in the same format.
+#[derive(Debug)]
+pub struct Stored {
+    /// What most matrices are stored as.
+    pub format: Format,
+    /// What is dense on purpose.
+    pub skipped: Skipped,
+}
 
 impl WeightFormat for Stored {
     fn freeze(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
-        WeightFormat::freeze(&self.0, path, weight)
+        match self.skipped.contains(path) {
+            true => self.keep(path, weight),
+            false => WeightFormat::freeze(&self.format, path, weight),
+        }
     }
 
     fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
-        self.0.keep(path, weight)
+        self.format.keep(path, weight)
     }
 
     fn stored(

@@ -1,4 +1,4 @@
-use super::{Part, Stored, parts, stored_format};
+use super::{Part, Skipped, Stored, parts, stored_format};
 use crate::{Format, Quant};
 use halfbyte_files::{Dtype, Reading, ShardedFiles, ShardedWriter, TensorSpec};
 use halfbyte_ops::WeightFormat;
@@ -48,11 +48,22 @@ fn what_is_written_is_taken_over_bit_for_bit() {
         let found = stored_format(&files).unwrap().unwrap();
         assert_eq!(found.quant, format.quant);
         let reading = Reading::new(&files);
-        let stored = Stored(found).stored(PATH, DIMS, &reading).unwrap().expect("it is quantised");
+        let all = Stored { format: found, skipped: Skipped::default() };
+        let stored = all.stored(PATH, DIMS, &reading).unwrap().expect("it is quantised");
         assert_eq!(values(stored.as_ref()), values(format.freeze(weight()).unwrap().as_ref()), "{format:?}");
         assert_eq!(reading.unused(), ["model.norm.weight"], "all its parts were asked for");
-        assert!(Stored(found).stored("model.norm", (1, 1), &reading).unwrap().is_none(), "dense");
+        assert!(all.stored("model.norm", (1, 1), &reading).unwrap().is_none(), "dense");
     }
+}
+
+#[test]
+fn what_is_dense_on_purpose_stays_dense_and_the_rest_is_quantised() {
+    let skipped = Skipped::of(&serde_json::json!({ "llm_int8_skip_modules": ["lm_head", PATH] }));
+    let stored = Stored { format: Format::QLORA, skipped };
+    let freeze = |path: &str| WeightFormat::freeze(&stored, path, weight()).unwrap();
+    assert_eq!(values(freeze(PATH).as_ref()), weight().to_f32_vec());
+    let other = freeze("model.layers.1.mlp.up_proj");
+    assert_eq!(values(other.as_ref()), values(Format::QLORA.freeze(weight()).unwrap().as_ref()));
 }
 
 #[test]
@@ -64,7 +75,8 @@ fn a_part_that_is_missing_or_of_another_size_is_named() {
             let judge = |changed: &[Part], name: &str| {
                 let dir = folder(changed);
                 let files = ShardedFiles::open(dir.path()).unwrap();
-                let found = Stored(format).stored(PATH, DIMS, &Reading::new(&files));
+                let stored = Stored { format, skipped: Skipped::default() };
+                let found = stored.stored(PATH, DIMS, &Reading::new(&files));
                 match found {
                     Err(e) => assert!(!e.to_string().is_empty()),
                     Ok(None) => assert!(name.contains("bitsandbytes__") || name.ends_with(".SCB"), "{name}"),

@@ -55,7 +55,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(crate) fn rope(&self, head_dim: usize, max_position: usize) -> Parsed<RopeSpec> {
+    /// With what a user should know of it.
+    pub(crate) fn rope(&self, head_dim: usize, max_position: usize) -> Parsed<(RopeSpec, Vec<String>)> {
         super::rope::spec(self, head_dim, max_position)
     }
 
@@ -68,9 +69,10 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(crate) fn expect(&self, key: &str, wanted: &str) -> Parsed<()> {
+    /// Refuses a name that is none of `names`, the first of which is the usual one.
+    pub(crate) fn expect(&self, key: &str, names: &[&str]) -> Parsed<()> {
         match self.raw.get(key).and_then(Value::as_str) {
-            Some(other) if other != wanted => Err(format!("{key} is {other}; only {wanted} is supported")),
+            Some(other) if !names.contains(&other) => Err(format!("{key} is {other}; only {} is supported", names[0])),
             _ => Ok(()),
         }
     }

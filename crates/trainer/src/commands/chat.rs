@@ -48,8 +48,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
 fn go_on(session: &Session, text: &mut String, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
     let between = if text.is_empty() { "" } else { "\n" };
     let mut longer = format!("{text}{between}{line}");
-    let generated = session.stream(&longer, out)?;
-    longer += &session.tokenizer.decode(&generated.ids, true)?;
+    let (_, said) = session.stream(&longer, out)?;
+    longer += &said;
     *text = longer;
     Ok(())
 }

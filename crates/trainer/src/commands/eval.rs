@@ -18,7 +18,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
     let config = DataConfig {
-        columns: load::columns(&args.data, args.text_column.as_deref())?,
+        columns: load::columns(&args.data, args.text_column.as_deref(), args.layout)?,
         rows: args.rows.as_deref().map(parse_rows).transpose()?,
         max_length: args.max_length,
         ..DataConfig::default()

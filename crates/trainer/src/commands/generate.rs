@@ -1,5 +1,10 @@
 use super::session::Session;
-use crate::{cli::GenerateArgs, console, load::NO_ADAPTER};
+use crate::{
+    cli::{GenerateArgs, LayoutArg},
+    console,
+    load::NO_ADAPTER,
+};
+use halfbyte_data::instruction_prompt;
 use std::{io, time::Instant};
 
 /// `halfbyte generate`: the continuation goes to standard output, everything else to standard error.
@@ -12,13 +17,17 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
     if names.is_empty() {
         names.push(NO_ADAPTER.to_owned());
     }
+    let prompt = match args.layout {
+        LayoutArg::Text => args.prompt.clone(),
+        LayoutArg::Instruction => instruction_prompt(&args.prompt, None),
+    };
     for name in &names {
         session.activate(name)?;
         if names.len() > 1 {
             console::say(&format!("[{name}]"));
         }
         let begun = Instant::now();
-        let generated = session.stream(&args.prompt, &mut io::stdout().lock())?;
+        let (generated, _) = session.stream(&prompt, &mut io::stdout().lock())?;
         let seconds = begun.elapsed().as_secs_f64();
         tracing::info!(
             "{} tokens in {seconds:.2} s, {:.1} tokens/s, {:?}",

@@ -13,7 +13,7 @@ use std::{io::Write, sync::Arc};
 
 pub(super) struct Session {
     pub(super) model: Box<dyn Model>,
-    pub(super) tokenizer: Tokenizer,
+    tokenizer: Tokenizer,
     adapters: Vec<Arc<Adapter>>,
     ctx: Context,
     config: GenerateConfig,
@@ -77,9 +77,11 @@ impl Session {
         })
     }
 
-    /// Continues a prompt, writing the text to `out` as it comes.
-    pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<Generated> {
+    /// Continues a prompt, writing the text to `out` as it comes. The text that is returned begins with what stands between
+    /// prompt and continuation, such as the space before a word, so that the two can be put together.
+    pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
         let ids = self.tokenizer.encode_prompt(prompt)?;
+        let asked = ids.clone();
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
         let generated = generate(self.model.as_ref(), &[ids], (&self.config, &self.ctx), &mut |_, id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
@@ -93,7 +95,9 @@ impl Session {
             return Err(error);
         }
         writeln!(out, "{}", text.finish()?)?;
-        Ok(generated.into_iter().next().expect("a text for the prompt"))
+        let generated = generated.into_iter().next().expect("a text for the prompt");
+        let said = self.tokenizer.continuation(&asked, &generated.ids)?;
+        Ok((generated, said))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The flags of `halfbyte finetune`, each of them also a key of `--config FILE.toml`.
 
 use crate::{
-    cli::{ComputeArg, DeviceArg, QuantArg, Switch},
+    cli::{ComputeArg, DeviceArg, LayoutArg, QuantArg, Switch},
     failure::user_error,
 };
 use clap::{Args, ValueEnum};
@@ -113,6 +113,9 @@ pub struct FinetuneArgs {
     /// Column of the text [default: text; without such a column: instruction, input and output].
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
+    /// What a row is: a column of text, or the columns instruction, input and output [default: text if there is that column].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub layout: Option<LayoutArg>,
     /// Only these rows of --data, such as 0..1000.
     #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
     pub rows: Option<String>,

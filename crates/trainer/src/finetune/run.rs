@@ -116,7 +116,7 @@ impl Data {
     fn load(settings: &Settings, base: &BaseModel) -> anyhow::Result<Data> {
         let config = settings.data_config(&settings.data, settings.args.rows.as_deref())?;
         let (train, report) = Dataset::load(&settings.data, &base.tokenizer, &config)?;
-        say(&format!("{}: {report}", settings.data.display()));
+        say(&format!("{}: {report}; {}", settings.data.display(), config.columns));
         report.warnings().iter().for_each(|it| warn(it));
         let mut eval = None;
         if let Some(path) = &settings.args.eval_data {

@@ -117,7 +117,7 @@ impl Settings {
 
     /// What to read from the training data (or, with `rows`, from other files of the same shape).
     pub(crate) fn data_config(&self, path: &Path, rows: Option<&str>) -> anyhow::Result<DataConfig> {
-        let columns = load::columns(path, self.args.text_column.as_deref())?;
+        let columns = load::columns(path, self.args.text_column.as_deref(), self.args.layout)?;
         Ok(DataConfig {
             columns,
             rows: rows.map(parse_rows).transpose()?,

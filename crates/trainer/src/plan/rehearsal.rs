@@ -1,7 +1,7 @@
 //! A step of the run over tensors without contents: the real model, adapters, tape and optimizer, and their books.
 
 use super::{Plan, weights::DryWeights};
-use crate::finetune::ADAPTER;
+use crate::{finetune::ADAPTER, load};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::Batch;
@@ -85,7 +85,8 @@ impl Rehearsal<'_> {
     /// The model and its adapter.
     pub(crate) fn cast(&self, stage: &Stage) -> anyhow::Result<Cast> {
         let device = stage.device();
-        let mut weights = DryWeights { folder: self.folder, format: self.format, device: &device };
+        let skipped = load::skipped(self.folder);
+        let mut weights = DryWeights { folder: self.folder, format: self.format, skipped, device: &device };
         let mut model = build(self.folder.config(), &mut weights)?;
         let adapter = match self.lora {
             Some(config) => Some(Arc::new(attach_dry(&model.modules(), config, ADAPTER, &device)?.0)),

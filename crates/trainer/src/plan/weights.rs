@@ -1,9 +1,9 @@
 //! A model without its weights: what the headers of its files say, on a dry device.
 
 use halfbyte_autograd::Param;
-use halfbyte_frozen::Format;
+use halfbyte_frozen::{Format, bitsandbytes::Skipped};
 use halfbyte_lora::{Base, Linear, Role, Weight};
-use halfbyte_models::{Error, ModelFolder, Result, Weights};
+use halfbyte_models::{Error, ModelFolder, Result, Weights, loaded_dtype};
 use halfbyte_tensor::{DType, Device, Tensor};
 
 /// Gives a model layers of the right sizes.
@@ -11,6 +11,8 @@ pub(crate) struct DryWeights<'a> {
     pub(crate) folder: &'a ModelFolder,
     /// How dense matrices would be frozen; none where everything trains.
     pub(crate) format: Option<Format>,
+    /// What a folder that is quantised keeps dense.
+    pub(crate) skipped: Skipped,
     pub(crate) device: &'a Device,
 }
 
@@ -20,7 +22,7 @@ impl DryWeights<'_> {
         let Some((file, info)) = self.folder.files().get(name) else {
             return Err(self.folder.files().missing(name).into());
         };
-        let Some(dtype) = DType::of_files(info.dtype).filter(|it| it.is_float()) else { return Ok(None) };
+        let Some(dtype) = loaded_dtype(info.dtype) else { return Ok(None) };
         if info.shape != shape {
             let message = format!("{name} has shape {:?}, config.json asks for {shape:?}", info.shape);
             return Err(Error::File { path: file.path().to_owned(), message });
@@ -38,7 +40,8 @@ impl DryWeights<'_> {
         let Some(format) = self.format else {
             return Ok(Base::Trainable(Param::new(name, self.scratch(&shape, DType::F32))));
         };
-        let format = if is_head && stored.is_some() { Format::DENSE } else { format };
+        let dense = stored.is_some() && (is_head || self.skipped.contains(path));
+        let format = if dense { Format::DENSE } else { format };
         // Settings that the format refuses are refused by whatever is frozen, a few elements, too.
         let refused = |e: halfbyte_frozen::Error| Error::Freeze { path: path.to_owned(), source: e.into() };
         format.freeze(Tensor::zeros(&[1, 64], DType::F32)).map_err(refused)?;

@@ -1,0 +1,64 @@
+//! What stands in the place of a file that cannot be used, for messages: people's folders hold pointers, links that lead nowhere
+//! and weights in other formats, and the remedy is another one for each.
+
+use std::{fs::File, io::Read, path::Path};
+
+/// What the beginning of a file tells that is not what it should be.
+pub fn oddity(head: &[u8]) -> Option<&'static str> {
+    let begins = |text: &str| head.starts_with(text.as_bytes());
+    if begins("version https://git-lfs") {
+        Some("it is a Git LFS pointer and not the file itself: `git lfs pull` in the folder fetches it")
+    } else if begins("../") || begins("blobs/") {
+        Some(
+            "it holds the path of a file, as links do that were copied as text: copy the folder with `cp -rL`, or fetch it again",
+        )
+    } else if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
+        Some("it is text in UTF-16: save it as UTF-8")
+    } else if begins("<!DOCTYPE") || begins("<html") {
+        Some("it is a web page: take the link of the file itself, not of the page that shows it")
+    } else if head.starts_with(b"GGUF") {
+        Some("it is a GGUF file, as llama.cpp reads them: take the weights in safetensors that it was made of")
+    } else if head.starts_with(b"PK") || head.starts_with(&[0x80, 2]) {
+        Some("it is a file of torch.save: save it as safetensors with transformers' or PEFT's save_pretrained")
+    } else {
+        None
+    }
+}
+
+/// The same for a file on disk.
+pub(crate) fn of_file(path: &Path) -> Option<&'static str> {
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(64).read_to_end(&mut head).ok()?;
+    oddity(&head)
+}
+
+/// That a path is a link to something that is not there.
+pub fn dangling(path: &Path) -> Option<String> {
+    let target = std::fs::read_link(path).ok().filter(|_| !path.exists())?;
+    Some(format!("it is a link to {}, which does not exist: the download is not complete", target.display()))
+}
+
+/// What a folder holds instead of weights that can be read, and what to do about it.
+pub(crate) fn instead(dir: &Path) -> String {
+    if let Some(link) = dangling(&dir.join(crate::sharded::SINGLE)) {
+        return format!("; {link}");
+    }
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let first = |ends: &str| names.iter().find(|it| it.ends_with(ends));
+    if let Some(shard) = first(".safetensors") {
+        let index = crate::sharded::INDEX;
+        return format!("; there is {shard}: a model in several files needs {index} beside them, so fetch that, too");
+    }
+    if let Some(pickle) = names.iter().find(|it| it.starts_with("pytorch_model") && it.ends_with(".bin")) {
+        return format!(
+            "; {pickle} is a pickle, which can run code when it is read: convert it where you trust it, with transformers' AutoModelForCausalLM.from_pretrained({dir:?}).save_pretrained(FOLDER)"
+        );
+    }
+    first(".gguf").map_or_else(String::new, |gguf| {
+        format!(
+            "; {gguf} is a GGUF file, as llama.cpp reads them: take the weights in safetensors that it was made of, or convert it with transformers' AutoModelForCausalLM.from_pretrained({dir:?}, gguf_file={gguf:?}).save_pretrained(FOLDER)"
+        )
+    })
+}

@@ -1,0 +1,35 @@
+//! What tensors are called. Wrappers put names before those of the model, and a model that was saved without its head lacks the
+//! one that is usual; transformers reads all of these.
+
+use crate::{Architecture, ModelConfig};
+
+/// What PEFT, torch.compile and DistributedDataParallel put before the names of what they wrap.
+const WRAPPERS: [&str; 3] = ["base_model.model.", "_orig_mod.", "module."];
+
+/// The model without its head: its name, and those of what it consists of.
+fn body(config: &ModelConfig) -> (&'static str, [&'static str; 4]) {
+    match config.architecture {
+        Architecture::Decoder(_) => ("model", ["embed_tokens", "layers", "norm", "rotary_emb"]),
+        Architecture::GptNeo { .. } => ("transformer", ["wte", "wpe", "h", "ln_f"]),
+    }
+}
+
+/// The name of the embedding.
+pub(crate) fn embedding(config: &ModelConfig) -> String {
+    let (body, parts) = body(config);
+    format!("{body}.{}.weight", parts[0])
+}
+
+/// What a model asks for instead of `name`; none where it asks for that.
+pub(crate) fn canonical(config: &ModelConfig, name: &str) -> Option<String> {
+    let mut bare = name;
+    while let Some(rest) = WRAPPERS.iter().find_map(|it| bare.strip_prefix(it)) {
+        bare = rest;
+    }
+    let mut found = bare.replace(".base_layer.", ".");
+    let (body, parts) = body(config);
+    if found.split_once('.').is_some_and(|(first, _)| parts.contains(&first)) {
+        found = format!("{body}.{found}");
+    }
+    (found != name).then_some(found)
+}
