@@ -1,6 +1,6 @@
 use crate::{
     Adapter, Error, LoraConfig, Modules, Result, Selection,
-    places::{places, tie_of},
+    places::{head_follows, places, tie_of},
     suggest,
     variants::{self, CopyOf, Numbers, Place, What},
 };
@@ -57,9 +57,9 @@ pub(crate) fn attach_with(
     let mut report = AttachReport::default();
     let mut updates = Vec::new();
     for mut place in places(modules, config, &selection)? {
-        report.add(&place, modules, &selection);
+        report.add(&place, modules, (config, &selection));
         if let What::Copy(copied) = &mut place.what
-            && let Some(tie) = tie_of(modules, &copied.name)
+            && let Some(tie) = tie_of(modules, &copied.name).filter(|it| head_follows(it, config, &selection))
         {
             // PEFT asks for the tied head by its own name, too.
             copied.stored_as.push(tie.head_weight());
@@ -73,7 +73,7 @@ pub(crate) fn attach_with(
 }
 
 impl AttachReport {
-    fn add(&mut self, place: &Place<'_>, modules: &Modules<'_>, selection: &Selection<'_>) {
+    fn add(&mut self, place: &Place<'_>, modules: &Modules<'_>, (config, selection): (&LoraConfig, &Selection<'_>)) {
         match &place.what {
             What::Linear(linear) => {
                 let (out, inner) = linear.dims();
@@ -90,7 +90,8 @@ impl AttachReport {
                 if copied.of == CopyOf::Bias || !selection.saves(module) {
                     return;
                 }
-                self.ties_head |= tie_of(modules, &copied.name).is_some();
+                let tie = tie_of(modules, &copied.name);
+                self.ties_head |= tie.is_some_and(|it| head_follows(it, config, selection));
                 if self.saved.last().is_none_or(|it| it != module) {
                     self.saved.push(module.to_owned());
                 }
@@ -113,7 +114,7 @@ fn check(modules: &Modules<'_>, config: &LoraConfig, report: &AttachReport) -> R
             names.extend(modules.weights.iter().map(|it| it.module().to_owned()));
             names.dedup();
             return Err(Error::Config(format!(
-                "modules_to_save names `{name}`, which this model does not have (a tied output head is part of the embedding); it has {}",
+                "modules_to_save names `{name}`, which this model does not have; it has {}",
                 names.join(", ")
             )));
         }

@@ -19,10 +19,10 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    /// From a command line: `all-linear`, a comma-separated list of names, or (if it has any character that a name
-    /// cannot have) a regular expression.
+    /// From a command line: `all-linear`, a comma-separated list of names (in brackets and quotes, too, as Python and YAML write
+    /// one), or (if it has any other character that a name cannot have) a regular expression.
     pub fn parse(text: &str) -> TargetModules {
-        let text = text.trim();
+        let text = unlisted(text);
         if text.eq_ignore_ascii_case("all-linear") {
             return TargetModules::AllLinear;
         }
@@ -31,9 +31,19 @@ impl TargetModules {
         if names.iter().all(plain) && !text.contains(".*") {
             TargetModules::Names(names)
         } else {
-            TargetModules::Regex(text.to_owned())
+            TargetModules::Regex(text)
         }
     }
+}
+
+/// A list without its brackets and quotes; any other text as it is.
+fn unlisted(text: &str) -> String {
+    let text = text.trim();
+    let inside = [('[', ']'), ('{', '}'), ('(', ')')]
+        .iter()
+        .find_map(|(open, close)| text.strip_prefix(*open)?.strip_suffix(*close));
+    let listed = |it: &&str| it.contains([',', '\'', '"']) && !it.contains(['[', '(', '*', '|', '\\', '^']);
+    inside.filter(listed).map_or_else(|| text.to_owned(), |it| it.replace(['\'', '"'], ""))
 }
 
 impl std::fmt::Display for TargetModules {
@@ -153,5 +163,29 @@ impl LoraConfig {
     pub fn scaling(&self, rank: usize, alpha: f32) -> f32 {
         let rank = rank as f32;
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_python_yaml_and_shells_write_them() {
+        let names = TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]);
+        for text in [
+            "q_proj,v_proj",
+            "q_proj v_proj",
+            "[q_proj,v_proj]",
+            "['q_proj', 'v_proj']",
+            "[\"q_proj\",\"v_proj\"]",
+            "{q_proj,v_proj}",
+        ] {
+            assert_eq!(TargetModules::parse(text), names, "{text}");
+        }
+        for regex in [r".*\.[qv]_proj", "[qv]_proj", "(q|v)_proj", "(a|b,c)"] {
+            assert_eq!(TargetModules::parse(regex), TargetModules::Regex(regex.into()));
+        }
+        assert_eq!(TargetModules::parse("['all-linear']"), TargetModules::AllLinear);
     }
 }

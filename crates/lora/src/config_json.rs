@@ -7,22 +7,22 @@ use std::path::Path;
 /// The version of PEFT whose files these are.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// Keys that change what an adapter computes and that are not understood here, with the value that means "off".
-const MUST_BE_OFF: [&str; 13] = [
-    "alora_invocation_tokens",
-    "arrow_config",
-    "corda_config",
-    "fan_in_fan_out",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
+/// Keys that change what an adapter computes and that are not understood here unless they are off, with what helps.
+const MUST_BE_OFF: [(&str, &str); 11] = [
+    ("alora_invocation_tokens", APART),
+    ("arrow_config", APART),
+    ("corda_config", MERGE),
+    ("kasa_config", MERGE),
+    ("layer_replication", MERGE),
+    ("lora_bias", MERGE),
+    ("monteclora_config", MERGE),
+    ("target_parameters", MERGE),
+    ("use_bdlora", MERGE),
+    ("use_qalora", MERGE),
+    ("velora_config", MERGE),
 ];
+const MERGE: &str = "merge it in PEFT (merge_and_unload, then save_pretrained) and use the merged folder as --model";
+const APART: &str = "it acts on some tokens alone and cannot be merged: run it in PEFT";
 
 /// Keys that do not change what a trained adapter computes.
 const HARMLESS: [&str; 15] = [
@@ -43,7 +43,7 @@ const HARMLESS: [&str; 15] = [
     "base_model_class",
 ];
 
-const UNDERSTOOD: [&str; 16] = [
+const UNDERSTOOD: [&str; 18] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
@@ -60,6 +60,8 @@ const UNDERSTOOD: [&str; 16] = [
     "use_dora",
     "use_rslora",
     "peft_type",
+    "fan_in_fan_out",
+    "trainable_token_indices",
 ];
 
 /// The file's text for a trained adapter: all keys of PEFT, sorted, indented by two. `adapted` are the paths of the
@@ -106,41 +108,99 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     format!("{:#}\n", Value::Object(keys))
 }
 
-/// Reads the file's text. Gives the configuration and the keys that are not known (PEFT ignores those too).
+/// Rows of tables, by the names of the tables; none is the embedding.
+pub type TokenRows = Vec<(Option<String>, Vec<usize>)>;
+
+/// What an `adapter_config.json` says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterConfig {
+    /// The settings.
+    pub lora: LoraConfig,
+    /// Rows of tables that were trained (`trainable_token_indices`), by the name of the table; none is the embedding.
+    pub token_rows: TokenRows,
+    /// Things a user should know, such as keys that are not known (PEFT ignores those too).
+    pub notes: Vec<String>,
+}
+
+/// Reads the file's text.
 ///
 /// `path` is for messages. Only `peft_type` is mandatory; what would change the result and is not understood is an error.
-pub fn parse_adapter_config(path: &Path, text: &str) -> Result<(LoraConfig, Vec<String>)> {
+pub fn parse_adapter_config(path: &Path, text: &str) -> Result<AdapterConfig> {
     let wrong = |message: String| Error::File { path: path.to_owned(), message };
     let root: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
     let Value::Object(keys) = root else { return Err(wrong("expected a JSON object".into())) };
-    match keys.get("peft_type").and_then(Value::as_str) {
-        Some("LORA") => {}
-        Some(other) => return Err(wrong(format!("peft_type is {other}; only LORA adapters can be loaded"))),
-        None => return Err(wrong("peft_type is missing; is this an adapter_config.json?".into())),
-    }
-    for key in MUST_BE_OFF {
+    check_type(&keys).map_err(wrong)?;
+    for (key, help) in MUST_BE_OFF {
         if keys.get(key).is_some_and(|it| !is_off(it)) {
-            return Err(wrong(format!("{key} is {}, which is not supported", keys[key])));
+            return Err(wrong(format!("{key} is {}, which is not supported; {help}", keys[key])));
         }
     }
     let init = keys.get("init_lora_weights").filter(|it| changes_base(it));
     let init = init.map(|it| it.as_str().unwrap_or_default().to_lowercase());
     if let Some(init) = init.as_ref().filter(|it| initialisation(it).is_none()) {
+        let help = match init.as_str() {
+            "loftq" => {
+                "save the base that PEFT trained it on (get_base_model().save_pretrained), use that as --model, and write \"init_lora_weights\": true"
+            }
+            _ => "convert it in PEFT with save_pretrained(path_initial_model_for_weight_conversion=...) first",
+        };
         return Err(wrong(format!(
-            "init_lora_weights is {init}, so the adapter belongs to a base with changed weights; convert it in PEFT with save_pretrained(path_initial_model_for_weight_conversion=...) first"
+            "init_lora_weights is {init}, so the adapter belongs to a base with changed weights; {help}"
         )));
     }
-    let known =
-        |key: &String| [&MUST_BE_OFF[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
-    let unknown = keys.keys().filter(|it| !known(it)).cloned().collect();
-    let config = LoraConfig { init_lora_weights: init, ..read_fields(&keys).map_err(wrong)? };
-    config.validate().map_err(|e| wrong(e.to_string()))?;
-    Ok((config, unknown))
+    let lora = LoraConfig { init_lora_weights: init, ..read_fields(&keys).map_err(wrong)? };
+    lora.validate().map_err(|e| wrong(e.to_string()))?;
+    Ok(AdapterConfig { lora, token_rows: token_rows(&keys).map_err(wrong)?, notes: notes(&keys) })
+}
+
+fn check_type(keys: &Map<String, Value>) -> std::result::Result<(), String> {
+    match keys.get("peft_type").and_then(Value::as_str) {
+        Some("LORA") => Ok(()),
+        Some(other) if other.eq_ignore_ascii_case("lora") => Err(format!("peft_type is {other}, which PEFT does not know, either; write LORA")),
+        Some(other) => {
+            let prompts = ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT"];
+            let help = if prompts.contains(&other) { "it adds to the input and cannot be merged: run it in PEFT" } else { MERGE };
+            Err(format!("peft_type is {other}; only LORA adapters can be loaded; {help}"))
+        }
+        None if ["fine_tune_type", "lora_parameters"].iter().any(|it| keys.contains_key(*it)) => Err(
+            "this is an adapter of MLX, which keeps other names and transposed matrices: fuse it there (mlx_lm.fuse) and use the fused folder as --model".into(),
+        ),
+        None => Err("peft_type is missing; is this an adapter_config.json?".into()),
+    }
+}
+
+fn notes(keys: &Map<String, Value>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if keys.get("fan_in_fan_out").is_some_and(|it| !is_off(it)) {
+        notes.push("fan_in_fan_out is for layers that keep their matrix transposed, and this model has none; it counts as false, as in PEFT".to_owned());
+    }
+    if keys.get("init_lora_weights").and_then(Value::as_str).is_some_and(|it| it.eq_ignore_ascii_case("mica")) {
+        notes.push("init_lora_weights is mica: the adapter is used as it is; trained further, B changes too, which mica holds fixed".to_owned());
+    }
+    let off = MUST_BE_OFF.map(|it| it.0);
+    let known = |key: &String| [&off[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
+    let unknown: Vec<&str> = keys.keys().filter(|it| !known(it)).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        notes.push(format!("unknown keys ignored: {}", unknown.join(", ")));
+    }
+    notes
+}
+
+/// A list of rows of the embedding, or an object of such lists by the names of tables.
+fn token_rows(keys: &Map<String, Value>) -> std::result::Result<TokenRows, String> {
+    match keys.get("trainable_token_indices").filter(|it| !is_off(it)) {
+        None => Ok(Vec::new()),
+        Some(Value::Object(_)) => {
+            let named: Vec<(String, Vec<usize>)> = pairs(keys, "trainable_token_indices")?;
+            Ok(named.into_iter().map(|(name, rows)| (Some(name), rows)).collect())
+        }
+        Some(_) => Ok(vec![(None, field(keys, "trainable_token_indices")?.unwrap_or_default())]),
+    }
 }
 
 /// Whether PEFT derives other base weights from this way of initialising (PiSSA, OLoRA, CorDA, LoftQ), also on loading.
 fn changes_base(init: &Value) -> bool {
-    const KEEP_BASE: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+    const KEEP_BASE: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
     init.as_str().is_some_and(|it| !KEEP_BASE.contains(&it.to_lowercase().as_str()))
 }
 
@@ -246,7 +306,7 @@ fn is_off(value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<(LoraConfig, Vec<String>)> {
+    fn read(text: &str) -> Result<AdapterConfig> {
         parse_adapter_config(Path::new("adapter_config.json"), text)
     }
 
@@ -268,7 +328,7 @@ mod tests {
             ..LoraConfig::default()
         };
         let text = render_adapter_config(&config, &[]);
-        assert_eq!(read(&text).unwrap(), (config, Vec::new()));
+        assert_eq!(read(&text).unwrap(), AdapterConfig { lora: config, ..AdapterConfig::default() });
         let keys: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(keys.as_object().unwrap().len(), 41, "PEFT 0.21.2 writes 41 keys");
         // PEFT takes a dictionary or null here, and refuses false.
@@ -284,15 +344,43 @@ mod tests {
 
     #[test]
     fn four_keys_are_enough_and_unknown_ones_are_reported() {
-        let (config, unknown) =
+        let read =
             read(r#"{"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q"], "new": 1}"#).unwrap();
-        assert_eq!((config.rank, config.lora_alpha, unknown), (3, 6.0, vec!["new".to_owned()]));
+        assert_eq!((read.lora.rank, read.lora.lora_alpha), (3, 6.0));
+        assert_eq!(read.notes, ["unknown keys ignored: new"]);
     }
 
     #[test]
     fn ways_to_initialise_that_leave_the_base_alone_are_read() {
-        for init in ["true", "false", "\"gaussian\"", "\"orthogonal\"", "\"eva\""] {
+        for init in ["true", "false", "\"gaussian\"", "\"orthogonal\"", "\"eva\"", "\"mica\""] {
             read(&format!(r#"{{"peft_type": "LORA", "init_lora_weights": {init}}}"#)).unwrap();
+        }
+    }
+
+    #[test]
+    fn fan_in_fan_out_is_told_and_token_rows_are_read() {
+        let with = |more: &str| read(&format!(r#"{{"peft_type": "LORA", {more}}}"#)).unwrap();
+        assert!(with(r#""fan_in_fan_out": true"#).notes[0].contains("counts as false"));
+        assert!(with(r#""fan_in_fan_out": false, "trainable_token_indices": null"#).notes.is_empty());
+        assert_eq!(with(r#""trainable_token_indices": [3, 1]"#).token_rows, [(None, vec![3, 1])]);
+        let named = with(r#""trainable_token_indices": {"embed_tokens": [2]}"#).token_rows;
+        assert_eq!(named, [(Some("embed_tokens".to_owned()), vec![2])]);
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        for (text, part) in [
+            (r#"{"peft_type": "LORA", "lora_bias": true}"#, "merge_and_unload"),
+            (r#"{"peft_type": "LORA", "alora_invocation_tokens": [1]}"#, "run it in PEFT"),
+            (r#"{"peft_type": "LORA", "init_lora_weights": "loftq"}"#, "get_base_model"),
+            (r#"{"peft_type": "LORA", "init_lora_weights": "corda"}"#, "path_initial_model_for_weight_conversion"),
+            (r#"{"peft_type": "IA3"}"#, "merge_and_unload"),
+            (r#"{"peft_type": "PREFIX_TUNING"}"#, "cannot be merged"),
+            (r#"{"peft_type": "lora"}"#, "write LORA"),
+            (r#"{"fine_tune_type": "lora", "lora_parameters": {}}"#, "MLX"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! Saving and loading adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
 use crate::{
-    Adapter, Error, LoraConfig, Modules, Result, Selection, Takeover, Tie, Weight, parse_adapter_config,
-    places::{copied_bias, copied_weight, place, places, tie_of},
-    render_adapter_config,
+    Adapter, AdapterConfig, Error, LoraConfig, Modules, Result, Selection, Takeover, Tie, TokenRows, Weight, layouts,
+    parse_adapter_config,
+    places::{copied_bias, copied_matrix, copied_weight, place, places, tie_of},
+    render_adapter_config, token_rows,
     variants::{self, Copied, FileNumbers, Numbers, Part, Place, What},
 };
 use halfbyte_files::{TensorFile, TensorSpec, TensorWriter, read_text, write_atomic};
@@ -18,6 +19,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// The name of the configuration.
 const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
+/// How the name of a module's matrix goes on after the module's.
+pub(crate) const WEIGHT: &str = ".weight";
 
 /// An adapter's files, read and checked, before they are put on a model.
 #[derive(Debug)]
@@ -26,8 +29,10 @@ pub struct AdapterFile {
     pub dir: PathBuf,
     /// Its configuration.
     pub config: LoraConfig,
-    /// Keys of the configuration that are not known and were ignored.
-    pub unknown_keys: Vec<String>,
+    /// Things a user should know, such as keys of the configuration that are not known.
+    pub notes: Vec<String>,
+    /// Rows of tables that were trained, by the names of the tables.
+    token_rows: TokenRows,
     /// Tensors (f32) by name, without PEFT's prefix.
     tensors: BTreeMap<String, Tensor>,
 }
@@ -60,15 +65,18 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter) -> Result<()> {
 /// Reads and checks an adapter's files.
 pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
     let config_path = dir.join(CONFIG);
+    if !config_path.exists() {
+        return Err(Error::File { path: config_path, message: layouts::no_config(dir, CONFIG) });
+    }
     let text = read_text(&config_path)?;
-    let (config, unknown_keys) = parse_adapter_config(&config_path, &text)?;
+    let AdapterConfig { lora: config, token_rows, notes } = parse_adapter_config(&config_path, &text)?;
     let path = dir.join(WEIGHTS);
     if !path.exists() && dir.join("adapter_model.bin").exists() {
         let message = "is missing; the adapter is a pickle (adapter_model.bin), which can run code when it is read: save it as safetensors with PEFT".into();
         return Err(Error::File { path, message });
     }
     let tensors = read_tensors(&TensorFile::open(&path)?)?;
-    Ok(AdapterFile { dir: dir.to_owned(), config, unknown_keys, tensors })
+    Ok(AdapterFile { dir: dir.to_owned(), config, notes, token_rows, tensors })
 }
 
 /// A read adapter for a model, under `name`. The model is left as it is, so a file that is refused leaves nothing behind.
@@ -83,6 +91,11 @@ pub fn load_adapter(modules: &Modules<'_>, file: AdapterFile, name: &str) -> Res
 }
 
 impl AdapterFile {
+    /// Whether it was trained on some rows of a table alone, which it would not be if it went on here.
+    pub fn trains_token_rows(&self) -> bool {
+        !self.token_rows.is_empty()
+    }
+
     /// An adapter made of the file, as by [`load_adapter`], which may have begun with a part of the base: `takeover` has then seen the
     /// base's matrices.
     pub fn load_beside(self, takeover: Option<&Takeover>, modules: &Modules<'_>, name: &str) -> Result<Adapter> {
@@ -102,11 +115,13 @@ fn load(
     name: &str,
     parts: Option<&BTreeMap<String, Part>>,
 ) -> Result<Adapter> {
-    let AdapterFile { dir, config, tensors, .. } = file;
+    let AdapterFile { dir, config, token_rows, mut tensors, .. } = file;
     let path = dir.join(WEIGHTS);
     let wrong = |message: String| Error::File { path: path.clone(), message };
+    token_rows::into_tables(modules, &token_rows, &mut tensors).map_err(wrong)?;
     let selection = Selection::new(&config, modules.head.as_deref())?;
     let mut places = places(modules, &config, &selection).map_err(|e| wrong(e.to_string()))?;
+    unlisted_pair(modules, &selection, &mut tensors).map_err(wrong)?;
     surplus_copies(modules, &tensors, (&config, &selection), &mut places);
     // In the model's order, a bias after its matrix.
     places.sort_by_key(Place::order);
@@ -116,8 +131,10 @@ fn load(
         if let What::Copy(copied) = &mut place.what
             && let Some(tie) = tie_of(modules, &copied.name)
         {
-            unties_head |= !config.ensure_weight_tying;
-            if config.ensure_weight_tying {
+            // A copy that the configuration does not name is the base's own tensor, so to speak, and its head follows.
+            let together = config.ensure_weight_tying || !selection.saves(&tie.embedding);
+            unties_head |= !together;
+            if together {
                 copied.stored_as.push(tie.head_weight());
                 numbers.discard(&tie.head_weight());
             }
@@ -159,12 +176,43 @@ fn surplus_copies<'a>(
         }
     };
     for (index, linear) in modules.linears.iter().enumerate() {
+        add(linear.path(), index, copied_matrix(linear));
         if let Some(bias) = linear.bias() {
             add(bias.path(), index, copied_bias(linear, bias, selection.adapts(linear.path())));
         }
     }
     for (index, weight) in modules.weights.iter().enumerate() {
         add(weight.path(), index, copied_weight(weight));
+    }
+}
+
+/// Embedding and head of a tied model may stand in a file without being named in its configuration (PEFT saves both where the
+/// vocabulary may have been resized): they are one tensor, whichever name it has.
+fn unlisted_pair(
+    modules: &Modules<'_>,
+    selection: &Selection<'_>,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> std::result::Result<(), String> {
+    let Some(tie) = modules.tied.as_ref().filter(|it| !selection.saves(&it.head) && !selection.saves(&it.embedding))
+    else {
+        return Ok(());
+    };
+    let (embedding, head) = (format!("{}{WEIGHT}", tie.embedding), tie.head_weight());
+    // Where the embedding has a low-rank update, its own copies are looked at together with that.
+    let wrapped = format!("{}.base_layer{WEIGHT}", tie.embedding);
+    if tensors.contains_key(&wrapped) {
+        return Ok(());
+    }
+    let Some(own) = tensors.remove(&head) else { return Ok(()) };
+    match tensors.get(&embedding) {
+        Some(it) if it.shape() != own.shape() || it.data::<f32>() != own.data::<f32>() => Err(format!(
+            "{head} and {embedding} differ, but this model ties them and modules_to_save names neither; which one is meant? Name it there"
+        )),
+        Some(_) => Ok(()),
+        None => {
+            tensors.insert(embedding, own);
+            Ok(())
+        }
     }
 }
 

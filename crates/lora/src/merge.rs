@@ -37,10 +37,11 @@ pub fn merge<E: From<Error>>(
 
 /// Refuses what one tensor for embedding and head cannot hold.
 pub fn check_tied(adapter: &Adapter, modules: &Modules<'_>) -> Result<(), Error> {
-    let updated = modules.tied.as_ref().is_some_and(|it| adapter.update(&it.embedding).is_some());
+    let apart = |path: &str| adapter.update(path).is_some();
+    let updated = modules.tied.as_ref().is_some_and(|it| apart(&it.embedding) || apart(&it.head));
     if adapter.unties_head() || updated {
         return Err(Error::Config(
-            "the adapter has its own embedding while the output head stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead".into(),
+            "the adapter has an embedding or an output head of its own while the other stays on the base's (ensure_weight_tying is false), and this model keeps one matrix for both; run base and adapter side by side instead".into(),
         ));
     }
     Ok(())

@@ -28,6 +28,7 @@ pub(crate) fn places<'a>(
         };
         all.push(place(path, index, what, (config, selection)));
     }
+    all.extend(tied_head(modules, config, selection)?);
     for (index, weight) in modules.weights.iter().enumerate() {
         let path = weight.module();
         if names_embedding(config, selection, weight)? && !selection.saves(path) {
@@ -49,6 +50,34 @@ pub(crate) fn places<'a>(
     Ok(all)
 }
 
+/// A copy of the head of its own, where the model ties it to the embedding and `modules_to_save` names it, as PEFT has it.
+fn tied_head<'a>(
+    modules: &'a Modules<'_>,
+    config: &'a LoraConfig,
+    selection: &Selection<'_>,
+) -> Result<Option<Place<'a>>> {
+    let Some(tie) = modules.tied.as_ref().filter(|it| selection.saves(&it.head)) else { return Ok(None) };
+    if config.ensure_weight_tying {
+        return match selection.saves(&tie.embedding) {
+            true => Ok(None),
+            false => Err(Error::Config(format!(
+                "ensure_weight_tying is true and modules_to_save names {}, which is {} in this model; name that instead",
+                tie.head, tie.embedding
+            ))),
+        };
+    }
+    let Some(embedding) = modules.weights.iter().find(|it| it.module() == tie.embedding) else { return Ok(None) };
+    let copied = Copied { of: CopyOf::Matrix, role: Role::Head, ..copied_weight(embedding) };
+    let name = tie.head_weight();
+    let copied = Copied { read_as: vec![name.clone()], stored_as: vec![name.clone()], name, ..copied };
+    Ok(Some(place(&tie.head, modules.linears.len(), What::Copy(copied), (config, selection))))
+}
+
+/// Whether a saved copy of a tied embedding is the head, too: unless the head has one of its own.
+pub(crate) fn head_follows(tie: &Tie, config: &LoraConfig, selection: &Selection<'_>) -> bool {
+    config.ensure_weight_tying || !selection.saves(&tie.head)
+}
+
 pub(crate) fn place<'a>(
     path: &str,
     index: usize,
@@ -64,7 +93,7 @@ pub(crate) fn place<'a>(
     Place { path: path.to_owned(), index: index as u64, what, role, rank, scaling, config }
 }
 
-fn copied_matrix(linear: &Linear) -> Copied<'_> {
+pub(crate) fn copied_matrix(linear: &Linear) -> Copied<'_> {
     let (name, (out, inner)) = (format!("{}.weight", linear.path()), linear.dims());
     let value = Box::new(|| linear.dense(None));
     Copied {

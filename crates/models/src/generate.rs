@@ -1,4 +1,4 @@
-use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_path, sampling::pick};
+use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_paths, sampling::pick};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Context, Routing};
 use halfbyte_ops::{Ids, Layout, cross_entropy::logits, embedding};
@@ -219,10 +219,11 @@ pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context)
         true => hidden.clone(),
         false => embedding(&tape, &Var::constant(hidden.clone()), &Ids::new(rows), hidden.dtype())?.into_value(),
     };
-    let path = head_path(model);
-    let [scores] = ctx.by_rows(&tape, &Var::constant(picked), &[&path], |picked, ctx| {
-        Ok([Var::constant(logits(picked.value(), model.head(&tape, ctx).as_head())?)])
-    })?;
+    let paths = head_paths(model);
+    let [scores] =
+        ctx.by_rows(&tape, &Var::constant(picked), &paths.each_ref().map(String::as_str), |picked, ctx| {
+            Ok([Var::constant(logits(picked.value(), model.head(&tape, ctx).as_head())?)])
+        })?;
     let scores = scores.into_value().to_device(&Device::Cpu)?;
     if !scores.is_finite()? {
         return Err(Error::NotFinite);

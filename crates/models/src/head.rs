@@ -1,8 +1,8 @@
 //! The output head: what a pass's adapters make of it, and the loss and the logits behind it.
 
-use crate::Result;
+use crate::{Result, model::HEAD};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Base, Context, Linear, Weight};
+use halfbyte_lora::{Base, Context, Linear, Update, Weight};
 use halfbyte_ops::{
     FrozenMatrix, IGNORE, RowGroups, Targets, add, cross_entropy,
     cross_entropy::{Head, logits},
@@ -23,11 +23,15 @@ pub enum OutputHead<'m> {
 impl<'m> OutputHead<'m> {
     /// The head of a model: the embedding if `linear` is none.
     pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight, ctx: &Context) -> OutputHead<'m> {
-        if let Some((groups, contexts)) = ctx.split(&[linear.map_or(embedding.path(), Linear::path)]) {
+        if let Some((groups, contexts)) = ctx.split(&linear.map_or([embedding.path(), HEAD], |it| [it.path(); 2])) {
             let heads = contexts.iter().map(|it| OutputHead::of(tape, linear, embedding, it)).collect();
             return OutputHead::ByRow(groups, heads);
         }
-        let Some(linear) = linear else { return OutputHead::Var(embedding.head_var(tape, ctx)) };
+        let Some(linear) = linear else {
+            // An adapter may untie it with a copy of its own.
+            let own = ctx.routing.adapter().and_then(|it| it.update(HEAD)).and_then(Update::copy);
+            return OutputHead::Var(own.map_or_else(|| embedding.head_var(tape, ctx), |it| tape.param(it)));
+        };
         match (linear.trained_matrix(ctx), linear.base()) {
             (Some(param), _) | (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
             (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),

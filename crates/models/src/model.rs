@@ -104,12 +104,13 @@ pub trait Model: Send + Sync {
 /// What the published files call the output head, and those that tie it by name.
 pub(crate) const HEAD: &str = "lm_head";
 
-/// The path of the weight that a model's head reads: its own matrix's, or that of the embedding.
-pub(crate) fn head_path(model: &dyn Model) -> String {
+/// The paths of the weights that a model's head may read: its own matrix's, or that of the embedding and the one by which an
+/// adapter unties it.
+pub(crate) fn head_paths(model: &dyn Model) -> [String; 2] {
     let (linears, weights) = model.parts();
     let own = linears.iter().find(|it| it.role() == Role::Head).map(|it| it.path());
     let tied = || weights.iter().find(|it| it.role() == Role::Embedding).map(|it| it.path());
-    own.or_else(tied).unwrap_or_default().to_owned()
+    [own.or_else(tied).unwrap_or_default().to_owned(), HEAD.to_owned()]
 }
 
 /// No parts yet, but what there is to say about the head: a layer of its own, or the embedding.

@@ -131,16 +131,3 @@ mod tests {
         assert_eq!(exit_code(&read(io::ErrorKind::UnexpectedEof).into()), 1);
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let missing = || io::Error::new(io::ErrorKind::NotFound, "no such file");
-        let named = halfbyte_files::Error::Io { path: "a.json".into(), source: missing() };
-        assert_eq!(message(&named.into()), "a.json: no such file");
-        assert_eq!(message(&anyhow::Error::from(missing()).context("a.json")), "a.json: no such file");
-    }
-}

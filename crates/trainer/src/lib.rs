@@ -19,7 +19,7 @@ mod quantized_checkpoint;
 mod save_model;
 mod streamed_matrix;
 
-use std::{error::Error, time::Instant};
+use std::{error::Error, ffi::OsString, time::Instant};
 
 use cli::Command;
 
@@ -49,6 +49,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Devices => commands::devices(),
         Command::Doctor => commands::doctor(),
     }
+}
+
+/// Flags as Python programs spell them, `--lora_alpha` for `--lora-alpha`.
+pub fn dashed(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|it| it.starts_with("--")) else { return arg };
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
 }
 
 /// More than any machine has cores; so many threads would only wait for each other.

@@ -130,9 +130,7 @@ impl Waiting {
             }
             base.compare(dir)?;
             let file = read_adapter(dir)?;
-            if !file.unknown_keys.is_empty() {
-                console::warn(&format!("{}: unknown keys ignored: {}", dir.display(), file.unknown_keys.join(", ")));
-            }
+            file.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", dir.display())));
             let takeover = Takeover::of_file(&file, head(folder)?.as_deref())?;
             if takeover.as_ref().is_some_and(|it| !it.repeats()) {
                 console::warn(&format!(
@@ -143,6 +141,11 @@ impl Waiting {
             found.push(Read { name: name.clone(), file, takeover });
         }
         Ok(Waiting(found))
+    }
+
+    /// One that was trained on some rows of a table alone, if there is one.
+    pub(crate) fn of_token_rows(&self) -> Option<&str> {
+        self.0.iter().find(|it| it.file.trains_token_rows()).map(|it| it.name.as_str())
     }
 
     /// Their settings.

@@ -261,3 +261,158 @@ fn norms_and_dora_on_embeddings_are_refused() {
     run("--target-modules q_proj,input_layernorm").user_error(&["input_layernorm", "norm", "linear layers"]);
     run("--target-modules embed_tokens --use-dora").user_error(&["embed_tokens", "use_dora"]);
 }
+
+/// Shape and values.
+type Table = (Vec<usize>, Vec<f32>);
+
+/// The embedding of a model's folder, and another one of its shape.
+fn tables(base: &Path) -> [Table; 2] {
+    let own = Tensors::read(&base.join("model.safetensors")).0["model.embed_tokens.weight"].clone();
+    let other = (own.0.clone(), own.1.iter().map(|it| 0.5 - it).collect());
+    [own, other]
+}
+
+/// A folder of a tied model with an embedding and a head of its own.
+fn untied(work: &Work, embedding: &[f32], head: &[f32]) -> PathBuf {
+    let (model, path) = (TinyModel { tied: false, ..TinyModel::llama() }, work.path("untied"));
+    let mut tensors = TinyModel::llama().tensors();
+    let at = tensors.iter().position(|it| it.name == "model.embed_tokens.weight").expect("the embedding");
+    tensors[at].values = embedding.to_vec();
+    let mut own = tensors[at].clone();
+    (own.name, own.values) = ("lm_head.weight".into(), head.to_vec());
+    tensors.push(own);
+    model.write_with(&path, &tensors);
+    path
+}
+
+const HEAD_KEY: &str = "base_model.model.lm_head.weight";
+const EMBEDDING_KEY: &str = "base_model.model.model.embed_tokens.weight";
+
+#[test]
+fn a_saved_head_unties_a_tied_base_with_or_without_an_embedding() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let adapter = work.finetune().without(&["--method"]).flags("--quant none --target-modules q_proj").done();
+    let plain = tensors(&adapter);
+    let [own, other] = tables(&base);
+    let turned: Vec<f32> = own.1.iter().map(|it| -it).collect();
+    for (saved, embedding) in [(json!(["lm_head"]), &own.1), (json!(["embed_tokens", "lm_head"]), &turned)] {
+        let untied = untied(&work, embedding, &other.1);
+        plain.write(&adapter.join(WEIGHTS), Dtype::F32);
+        set(&adapter, "modules_to_save", Value::Null);
+        let wanted = work.loss(&untied, Some(&adapter), "");
+        let mut file = plain.clone();
+        file.0.insert(HEAD_KEY.into(), other.clone());
+        if saved.as_array().unwrap().len() > 1 {
+            file.0.insert(EMBEDDING_KEY.into(), (own.0.clone(), embedding.clone()));
+        }
+        file.write(&adapter.join(WEIGHTS), Dtype::F32);
+        set(&adapter, "modules_to_save", saved.clone());
+        assert!((work.loss(&base, Some(&adapter), "") - wanted).abs() < 1e-6, "{saved}");
+    }
+}
+
+#[test]
+fn a_head_that_is_named_trains_apart_from_the_embedding_that_it_is_tied_to() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    for saved in ["lm_head", "embed_tokens,lm_head"] {
+        let flags = format!("--target-modules q_proj --modules-to-save {saved} --overwrite");
+        let (adapter, loss) = trained(&work, &flags);
+        assert!(work.loss(&base, None, "--quant nf4") - loss > 0.3, "{saved}: it learns");
+        assert_eq!(config(&adapter)["ensure_weight_tying"], json!(false));
+        let file = tensors(&adapter);
+        let head = &file.0[HEAD_KEY];
+        assert!(file.0.get(EMBEDDING_KEY).is_none_or(|it| it != head), "{saved}: two matrices");
+        let mut merge = e2e::halfbyte();
+        merge.arg("merge").arg("--model").arg(&base).arg("--adapter").arg(&adapter).arg("--output");
+        e2e::Outcome::of(merge.arg(work.path("merged"))).user_error(&["output head", "side by side"]);
+    }
+}
+
+#[test]
+fn matrices_that_a_file_holds_unlisted_count_as_the_bases_own() {
+    let work = Work::new();
+    for tied in [false, true] {
+        let base = work.model(&TinyModel { tied, ..TinyModel::llama() });
+        let run = Finetune::new(&base, &work.rows(), &work.path(&format!("run-{tied}"))).without(&["--method"]);
+        let adapter = run.flags("--quant none --target-modules q_proj").done();
+        let (plain, loss) = (tensors(&adapter), work.loss(&base, Some(&adapter), ""));
+        let [own, other] = tables(&base);
+        let with = |more: &[(&str, &Table)]| {
+            let mut file = plain.clone();
+            more.iter().for_each(|(key, it)| drop(file.0.insert((*key).to_owned(), (*it).clone())));
+            file.write(&adapter.join(WEIGHTS), Dtype::F32);
+            work.eval(&base, Some(&adapter), "")
+        };
+        let value = |it: e2e::Outcome| it.json()["loss"].as_f64().unwrap();
+        assert_eq!(value(with(&[(EMBEDDING_KEY, &own)])), loss, "the base's own copy says nothing new");
+        let head = value(with(&[(HEAD_KEY, &other)]));
+        let both = value(with(&[(HEAD_KEY, &other), (EMBEDDING_KEY, &other)]));
+        assert_ne!(head, loss);
+        assert_eq!(head == both, tied, "one matrix where they are tied");
+        let shorter = (vec![VOCAB + 2, 32], [&own.1[..], &own.1[..64]].concat());
+        with(&[(EMBEDDING_KEY, &shorter)]).user_error(&["embed_tokens", "resize_token_embeddings(34)"]);
+        if tied {
+            with(&[(HEAD_KEY, &other), (EMBEDDING_KEY, &own)]).user_error(&["differ", "modules_to_save"]);
+        }
+    }
+}
+
+#[test]
+fn rows_that_were_trained_alone_take_the_place_of_the_bases() {
+    let work = Work::new();
+    let rows = [2usize, 3];
+    for tied in [false, true] {
+        let model = TinyModel { tied, ..TinyModel::llama() };
+        let base = work.model(&model);
+        let run = Finetune::new(&base, &work.rows(), &work.path(&format!("run-{tied}"))).without(&["--method"]);
+        let adapter = run.flags("--quant none --target-modules q_proj").done();
+        let [own, other] = tables(&base);
+        let row = |table: &[f32], at: usize| table[at * 32..][..32].to_vec();
+        let mut changed = model.tensors();
+        let table = changed.iter_mut().find(|it| it.name == "model.embed_tokens.weight").unwrap();
+        rows.iter().for_each(|at| table.values[at * 32..][..32].copy_from_slice(&row(&other.1, *at)));
+        let expected = work.path("expected");
+        model.write_with(&expected, &changed);
+        let wanted = work.loss(&expected, Some(&adapter), "");
+        assert_ne!(wanted, work.loss(&base, Some(&adapter), ""));
+        let mut file = tensors(&adapter);
+        let delta = rows.iter().flat_map(|at| row(&other.1, *at)).collect();
+        let key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+        file.0.insert(key.to_owned(), (vec![2, 32], delta));
+        file.write(&adapter.join(WEIGHTS), Dtype::F32);
+        for listed in [json!(rows), json!({ "embed_tokens": rows })] {
+            set(&adapter, "trainable_token_indices", listed);
+            assert!((work.loss(&base, Some(&adapter), "") - wanted).abs() < 1e-6, "tied {tied}");
+        }
+        let merged = work.path(&format!("merged-{tied}"));
+        let mut merge = e2e::halfbyte();
+        merge.arg("merge").arg("--model").arg(&base).arg("--adapter").arg(&adapter).arg("--output").arg(&merged);
+        e2e::Outcome::of(merge.args(["--dtype", "f32"])).success();
+        assert!((work.loss(&merged, None, "") - wanted).abs() < 1e-4, "tied {tied}");
+        let again = work.finetune().path("--model", &base).path("--init-adapter", &adapter).without(&["--method"]);
+        again.flags("--quant none --overwrite").run().user_error(&["trainable_token_indices", "halfbyte merge"]);
+        set(&adapter, "trainable_token_indices", json!([2, VOCAB]));
+        work.eval(&base, Some(&adapter), "").user_error(&["trainable_tokens_delta", "does not fit"]);
+        assert_eq!(own.0, other.0);
+    }
+}
+
+#[test]
+fn an_adapter_that_lies_elsewhere_is_pointed_out() {
+    let work = Work::new();
+    let base = work.model(&TinyModel::llama());
+    let eval = |dir: &Path| work.eval(&base, Some(dir), "");
+    let run = work.path("elsewhere");
+    for name in ["checkpoint-9", "checkpoint-10", "other"] {
+        fs::create_dir_all(run.join(name)).unwrap();
+    }
+    eval(&run).user_error(&["adapter_config.json", "is missing"]);
+    for name in ["checkpoint-9", "checkpoint-10"] {
+        fs::write(run.join(name).join("adapter_config.json"), "{}").unwrap();
+    }
+    eval(&run).user_error(&["elsewhere", "checkpoint-10", "name that folder"]);
+    eval(&base).user_error(&["whole model", "--model"]);
+    eval(&work.path("nowhere")).user_error(&["nowhere", "no such folder"]);
+}

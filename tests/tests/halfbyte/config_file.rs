@@ -79,3 +79,39 @@ fn a_file_that_is_missing_is_named() {
     let work = Work::new();
     work.finetune().path("--config", work.path("nowhere.toml")).run().user_error(&["nowhere.toml"]);
 }
+
+#[test]
+fn lists_tables_and_the_other_names_of_flags_are_keys_too() {
+    let work = Work::new();
+    let with_flags =
+        work.finetune().without(&["--per-device-train-batch-size", "--rank", "--lora-alpha", "--learning-rate"]);
+    let flags =
+        "--batch-size 3 --lora-r 2 --lora_alpha 4 --lr 1e-2 --target-modules q_proj,v_proj --rank-pattern v_proj=1";
+    let first = with_flags.clone().flags(flags);
+    first.done();
+    let file = work.path("run.toml");
+    let keys = "batch_size = 3\nlora-r = 2\nlora-alpha = 4\nlr = 1e-2\ntarget_modules = [\"q_proj\", \"v_proj\"]\n[rank_pattern]\nv_proj = 1\n";
+    fs::write(&file, keys).unwrap();
+    let second = with_flags.without(&["--target-modules"]).path("--config", &file).output(&work.path("other"));
+    second.done();
+    assert_eq!(first.adapter_bytes(), second.adapter_bytes());
+    let overruled = second.flags("--batch-size 2 --overwrite");
+    overruled.done();
+    assert_ne!(first.adapter_bytes(), overruled.adapter_bytes(), "a flag wins over another name of its key");
+}
+
+#[test]
+fn a_share_of_the_steps_to_warm_up_is_rounded_up() {
+    let work = Work::new();
+    let steps = work.finetune().flags("--max-steps 8 --warmup-steps 3");
+    let ratio = work.finetune().flags("--max-steps 8 --warmup-ratio 0.3").output(&work.path("other"));
+    steps.done();
+    ratio.done();
+    assert_eq!(steps.adapter_bytes(), ratio.adapter_bytes());
+    let written = work.path("third");
+    let config = ratio.folder().join("config.toml");
+    let args = ["finetune".as_ref(), "--config".as_ref(), config.as_os_str(), "--output".as_ref(), written.as_os_str()];
+    run(args).success();
+    ratio.clone().flags("--warmup-ratio 1.5 --overwrite").run().user_error(&["--warmup-ratio", "between 0 and 1"]);
+    ratio.flags("--warmup-steps 1 --overwrite").run().user_error(&["--warmup-ratio", "--warmup-steps"]);
+}

@@ -252,8 +252,16 @@ impl FileNumbers<'_> {
         if value.shape() == shape {
             return Ok(value);
         }
-        let message =
-            format!("{name} has shape {:?}, this model and adapter_config.json ask for {shape:?}", value.shape());
+        let resized = match (value.shape(), shape) {
+            ([rows, cols], [wanted, same]) if cols == same && rows != wanted && !name.contains("lora_") => format!(
+                "; was the vocabulary resized to {rows} for the training? Then resize the base, too: in transformers resize_token_embeddings({rows}), then save_pretrained"
+            ),
+            _ => String::new(),
+        };
+        let message = format!(
+            "{name} has shape {:?}, this model and adapter_config.json ask for {shape:?}{resized}",
+            value.shape()
+        );
         Err(Error::File { path: self.path.clone(), message })
     }
 }

@@ -18,5 +18,5 @@ fn the_example_is_short_and_leaves_an_adapter() {
     train_adapter::train(&base, &rows, &adapter, RunConfig { length, ..RunConfig::default() }).unwrap();
     let file = read_adapter(&adapter).unwrap();
     assert_eq!((file.config.rank, file.config.lora_alpha), (8, 16.0));
-    assert!(file.unknown_keys.is_empty());
+    assert!(file.notes.is_empty());
 }

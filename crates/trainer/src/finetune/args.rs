@@ -67,8 +67,10 @@ pub enum CheckpointingArg {
     /// If the plan does not fit into the free memory otherwise.
     Auto,
     /// Yes.
+    #[value(alias = "true")]
     On,
     /// No.
+    #[value(alias = "false")]
     Off,
 }
 
@@ -97,6 +99,7 @@ pub struct FinetuneArgs {
     pub eval_data: Option<PathBuf>,
     /// Folder for the adapter, logs and checkpoints.
     #[arg(long, value_name = "DIR", visible_alias = "output-dir", help_heading = "Files")]
+    #[serde(alias = "output_dir")]
     pub output: Option<PathBuf>,
     /// Replace what an earlier run left in the output folder.
     #[arg(long, help_heading = "Files")]
@@ -124,6 +127,7 @@ pub struct FinetuneArgs {
     pub eval_rows: Option<String>,
     /// Tokens a row at most; the rest is cut off [default: 512].
     #[arg(long, value_name = "N", visible_alias = "max-seq-length", help_heading = "Data")]
+    #[serde(alias = "max_seq_length")]
     pub max_length: Option<usize>,
     /// Whether rows end with the end-of-text token [default: off for text, on for instructions].
     #[arg(long, value_enum, help_heading = "Data")]
@@ -146,6 +150,7 @@ pub struct FinetuneArgs {
     pub drop_last: bool,
     /// Texts that held-out rows end in, such as `positive,negative`: accuracy is measured before and after.
     #[arg(long, value_name = "A,B", help_heading = "Data")]
+    #[serde(deserialize_with = "joined")]
     pub eval_labels: Option<String>,
     /// How many held-out rows are shown with the model's answers, before and after [default: 0].
     #[arg(long, value_name = "N", help_heading = "Data")]
@@ -175,7 +180,7 @@ pub struct FinetuneArgs {
     #[serde(skip_serializing_if = "is_false")]
     pub fp16: bool,
     /// Recompute blocks in the backward pass instead of keeping them [default: auto].
-    #[arg(long, value_enum, help_heading = "Model")]
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = "Model")]
     pub gradient_checkpointing: Option<CheckpointingArg>,
     /// Where to compute: auto, cpu, cuda (the first GPU) or cuda:N [default: auto].
     #[arg(long, help_heading = "Model")]
@@ -183,6 +188,7 @@ pub struct FinetuneArgs {
 
     /// Rank of the adapter [default: 16].
     #[arg(long, short = 'r', visible_alias = "lora-r", value_name = "N", help_heading = "Adapter")]
+    #[serde(alias = "lora_r")]
     pub rank: Option<usize>,
     /// The adapter's update is scaled by lora_alpha / rank [default: 16].
     #[arg(long, value_name = "X", help_heading = "Adapter")]
@@ -192,12 +198,15 @@ pub struct FinetuneArgs {
     pub lora_dropout: Option<f32>,
     /// Which linear layers get an adapter: names (`q_proj,v_proj`), a regular expression, or all-linear [default: all-linear].
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
     pub target_modules: Option<String>,
     /// Which of them are left out again.
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
     pub exclude_modules: Option<String>,
     /// Modules that train in full and are saved with the adapter.
     #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
     pub modules_to_save: Option<String>,
     /// Which biases train along [default: none].
     #[arg(long, value_enum, help_heading = "Adapter")]
@@ -216,25 +225,31 @@ pub struct FinetuneArgs {
     pub init_lora_weights: Option<String>,
     /// Ranks that differ, such as `q_proj=4,down_proj=32`.
     #[arg(long, value_name = "NAME=N,..", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
     pub rank_pattern: Option<String>,
     /// Alphas that differ.
     #[arg(long, value_name = "NAME=X,..", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
     pub alpha_pattern: Option<String>,
 
     /// Rows a batch; with --packing on, packed rows [default: 4].
     #[arg(long, value_name = "N", visible_alias = "batch-size", help_heading = "Training")]
+    #[serde(alias = "batch_size")]
     pub per_device_train_batch_size: Option<usize>,
     /// Batches a step [default: 1].
     #[arg(long, value_name = "N", visible_alias = "grad-accum", help_heading = "Training")]
+    #[serde(alias = "grad_accum")]
     pub gradient_accumulation_steps: Option<usize>,
     /// Passes over the data [default: 1].
     #[arg(long, value_name = "X", visible_alias = "epochs", help_heading = "Training")]
+    #[serde(alias = "epochs")]
     pub num_train_epochs: Option<f64>,
     /// Steps, whatever the number of epochs.
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub max_steps: Option<usize>,
     /// Largest learning rate [default: 2e-4].
     #[arg(long, value_name = "X", visible_alias = "lr", help_heading = "Training")]
+    #[serde(alias = "lr")]
     pub learning_rate: Option<f64>,
     /// How the learning rate falls [default: linear].
     #[arg(long, value_enum, help_heading = "Training")]
@@ -242,6 +257,10 @@ pub struct FinetuneArgs {
     /// Steps over which it rises first [default: 0].
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub warmup_steps: Option<usize>,
+    /// The same as a share of all steps.
+    #[arg(long, value_name = "X", conflicts_with = "warmup_steps", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
     /// Decoupled weight decay [default: 0].
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub weight_decay: Option<f64>,
@@ -310,9 +329,48 @@ impl FinetuneArgs {
     }
 }
 
+/// The keys of a file by their own names, whichever spelling the file has.
 fn read_table(path: &Path) -> anyhow::Result<toml::Table> {
-    let text = std::fs::read_to_string(path).map_err(|e| user_error(format!("{}: {e}", path.display())))?;
-    // Parsed as flags first, so that an unknown or ill-typed key is shown with its line.
-    toml::from_str::<FinetuneArgs>(&text).map_err(|e| user_error(format!("{}: {e}", path.display())))?;
-    toml::from_str(&text).map_err(|e| user_error(format!("{}: {e}", path.display())))
+    let wrong = |e: String| user_error(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    // Parsed as flags, so that an unknown or ill-typed key is shown with its line.
+    let flags: FinetuneArgs = toml::from_str(&underscored(&text)).map_err(|e| wrong(e.to_string()))?;
+    toml::Table::try_from(flags).map_err(|e| wrong(e.to_string()))
+}
+
+/// Keys with `-` for `_`, as flags have it, are the same keys. Line by line, so that messages count them rightly; what is in a
+/// table has names of its own.
+fn underscored(text: &str) -> String {
+    let mut in_table = false;
+    let line = |line: &str| {
+        in_table |= line.trim_start().starts_with('[');
+        match line
+            .split_once('=')
+            .filter(|it| !in_table && it.0.trim().chars().all(|c| c.is_alphanumeric() || "-_".contains(c)))
+        {
+            Some((key, value)) => format!("{}={value}\n", key.replace('-', "_")),
+            None => format!("{line}\n"),
+        }
+    };
+    text.lines().map(line).collect()
+}
+
+/// A text, or as a file can also say it: a list of texts, a table of numbers.
+fn joined<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    use serde_json::Value;
+    let plain = |it: Value| match it {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let found = match Value::deserialize(from)? {
+        Value::Null => return Ok(None),
+        Value::Array(items) => items.into_iter().map(plain).collect::<Option<Vec<_>>>().map(|it| it.join(",")),
+        Value::Object(pairs) => {
+            let pair = |(name, value): (String, Value)| Some(format!("{name}={}", plain(value)?));
+            pairs.into_iter().map(pair).collect::<Option<Vec<_>>>().map(|it| it.join(","))
+        }
+        one => plain(one),
+    };
+    found.map(Some).ok_or_else(|| serde::de::Error::custom("expected a text, a list of texts or a table of numbers"))
 }

@@ -3,6 +3,7 @@
 use super::{ADAPTER, adapter_flags, args::Method, settings::Settings};
 use crate::{
     console::{say, warn},
+    failure::user_error,
     load::{self, Waiting},
 };
 use halfbyte_lora::{Adapter, LoraConfig, Prepare, Takeover, attach};
@@ -27,7 +28,14 @@ impl Beginning {
         }
         if let Some(dir) = &settings.args.init_adapter {
             let named = [(ADAPTER.to_owned(), dir.clone())];
-            return Ok(Beginning::File(Waiting::read(&named, folder, settings.base)?));
+            let waiting = Waiting::read(&named, folder, settings.base)?;
+            if waiting.of_token_rows().is_some() {
+                return Err(user_error(format!(
+                    "{}: --init-adapter was trained on some rows of a table alone (trainable_token_indices), which cannot go on here; merge it into the base (halfbyte merge) and begin another",
+                    dir.display()
+                )));
+            }
+            return Ok(Beginning::File(waiting));
         }
         let head = load::head(folder)?;
         Ok(Beginning::Fresh(Takeover::fresh(&settings.lora, head.as_deref(), settings.seed)?.map(Box::new)))

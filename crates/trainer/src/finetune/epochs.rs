@@ -30,6 +30,14 @@ impl Settings {
         Ok(self.steps(data.epoch_size(&self.batch_config())?.batches).1)
     }
 
+    /// Makes steps of `--warmup-ratio`, rounded up as transformers does.
+    pub(super) fn settle_warmup(&mut self, data: &Dataset) -> anyhow::Result<()> {
+        if let Some(ratio) = self.args.warmup_ratio {
+            self.warmup_steps = (ratio * self.total_steps(data)? as f64).ceil() as usize;
+        }
+        Ok(())
+    }
+
     /// Steps of an epoch that has so many batches, and of the run. Every epoch has as many batches as the others, packed or
     /// not.
     fn steps(&self, batches_per_epoch: usize) -> (usize, usize) {

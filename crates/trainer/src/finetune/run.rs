@@ -33,10 +33,11 @@ use std::time::Instant;
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
-    let settings = Settings::resolve(args)?;
+    let mut settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
     let base = load::open(&settings.model)?;
     let data = Data::load(&settings, &base)?;
+    settings.settle_warmup(&data.train)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut beginning = Beginning::of(&settings, &base.folder)?;
     epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));

@@ -99,7 +99,8 @@ impl Settings {
                 SchedulerArg::Cosine => Schedule::Cosine,
             },
             learning_rate: *a.learning_rate.get_or_insert(2e-4),
-            warmup_steps: *a.warmup_steps.get_or_insert(0),
+            // A share of the steps is made a number when the steps are known.
+            warmup_steps: if a.warmup_ratio.is_some() { 0 } else { *a.warmup_steps.get_or_insert(0) },
             max_grad_norm: *a.max_grad_norm.get_or_insert(1.0),
             logging_steps: positive(&mut a.logging_steps, 1, "--logging-steps")?,
             save_dtype: *a.save_dtype.get_or_insert(ComputeArg::Bf16),
@@ -141,6 +142,14 @@ impl Settings {
             return Err(user_error(format!("--num-train-epochs must be above 0, got {}", self.epochs)));
         }
         self.check_optimizer()?;
+        if let Some(ratio) = self.args.warmup_ratio {
+            if self.args.warmup_steps.is_some() {
+                return Err(user_error("--warmup-ratio and --warmup-steps say the same in two ways; leave one out"));
+            }
+            if !(0.0..=1.0).contains(&ratio) {
+                return Err(user_error(format!("--warmup-ratio must be between 0 and 1, got {ratio}")));
+            }
+        }
         if self.args.max_steps == Some(0) {
             return Err(user_error("--max-steps must be at least 1"));
         }
