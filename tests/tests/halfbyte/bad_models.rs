@@ -235,11 +235,3 @@ fn a_tokenizer_that_is_missing_or_broken() {
         refused(&work, &folder, &["tokenizer.json", "not a usable tokenizer"]);
     }
 }
-
-#[test]
-fn a_missing_file_is_said_once() {
-    let work = Work::new();
-    let nowhere = work.path("nowhere");
-    let outcome = work.eval(&work.model(&TinyModel::llama()), Some(&nowhere), "").user_error(&["nowhere"]);
-    assert!(outcome.stderr.matches("os error 2").count() < 2, "{outcome}");
-}

@@ -110,7 +110,7 @@ fn a_cause_is_said_once() {
     let work = Work::new();
     let missing = work.path("missing");
     let outcome = work.eval(&work.model(&TinyModel::llama()), Some(&missing), "").user_error(&["missing"]);
-    assert_eq!(outcome.stderr.matches("os error").count(), 1, "{outcome}");
+    assert_eq!(outcome.stderr.matches("no such folder").count(), 1, "{outcome}");
     let outcome = run(["merge".as_ref(), "--model".as_ref(), missing.as_os_str(), "--adapter".as_ref()]
         .into_iter()
         .chain([missing.as_os_str(), "--output".as_ref(), work.path("merged").as_os_str()]));
