@@ -156,10 +156,10 @@ impl Tokenizer {
     pub(crate) fn within(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|it| **it >= self.limit) else { return Ok(()) };
         let token = self.id_to_token(*id).unwrap_or_default();
-        Err(refused(
-            format!("it holds {token:?} (id {id}), and the model has no embedding for ids from {} on", self.limit)
-                .into(),
-        ))
+        Err(refused(format!(
+            "it holds {token:?} (id {id}), and the model has no embedding for ids from {} on",
+            self.limit
+        )))
     }
 
     /// Ids of a text with the special tokens that this tokenizer puts around every text.

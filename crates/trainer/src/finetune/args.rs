@@ -257,7 +257,7 @@ pub struct FinetuneArgs {
     /// Steps over which it rises first [default: 0].
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub warmup_steps: Option<usize>,
-    /// The same as a share of all steps.
+    /// Steps over which it rises first, as a share of all steps.
     #[arg(long, value_name = "X", conflicts_with = "warmup_steps", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_ratio: Option<f64>,
