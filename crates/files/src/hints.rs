@@ -26,7 +26,7 @@ pub fn oddity(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The same for a file on disk.
+/// What [`oddity`] says of the beginning of a file on disk.
 pub(crate) fn of_file(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
     open_file(path).ok()?.take(64).read_to_end(&mut head).ok()?;
