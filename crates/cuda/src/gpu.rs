@@ -66,40 +66,37 @@ impl Gpu {
         // SAFETY: the device is the driver's own.
         let shared = call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })?;
         let stream = || call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking));
-        Ok(Arc::new(Gpu {
-            info,
-            context,
-            compute: stream()?,
-            copy: stream()?,
-            shared_memory: shared.unsigned_abs(),
-            pool: Mutex::new(Pool::new(keeps_memory())),
-            limit: Mutex::new(None),
-            ring: Mutex::new(None),
-            tally: Tally::default(),
-            modules: Mutex::default(),
-            blas: Mutex::new(None),
-            fault: Mutex::new(None),
-            dry: None,
-        }))
+        Ok(Self::assembled(info, shared.unsigned_abs(), (context, [stream()?, stream()?]), None))
     }
 
     /// A device that is described but not there. Everything that is asked of it succeeds and is counted; nothing is computed, and what is
     /// read back is zero.
     pub fn dry(info: DeviceInfo, shared_memory: u32) -> Arc<Gpu> {
+        let nothing = (std::ptr::null_mut(), [std::ptr::null_mut(); 2]);
+        Self::assembled(info, shared_memory, nothing, Some(Dry::default()))
+    }
+
+    /// Of the driver's handles: a context, and the streams for computing and for copying. A device that is not there has none.
+    fn assembled(
+        info: DeviceInfo,
+        shared_memory: u32,
+        (context, [compute, copy]): (sys::CUcontext, [sys::CUstream; 2]),
+        dry: Option<Dry>,
+    ) -> Arc<Gpu> {
         Arc::new(Gpu {
             info,
-            context: std::ptr::null_mut(),
-            compute: std::ptr::null_mut(),
-            copy: std::ptr::null_mut(),
+            context,
+            compute,
+            copy,
             shared_memory,
-            pool: Mutex::new(Pool::new(true)),
+            pool: Mutex::new(Pool::new(dry.is_some() || keeps_memory())),
             limit: Mutex::new(None),
             ring: Mutex::new(None),
             tally: Tally::default(),
             modules: Mutex::default(),
             blas: Mutex::new(None),
             fault: Mutex::new(None),
-            dry: Some(Dry::default()),
+            dry,
         })
     }
 
