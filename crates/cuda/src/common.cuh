@@ -41,10 +41,15 @@ template <> struct Round<float> {
 };
 template <> struct Round<bf16> {
     static __device__ __forceinline__ bf16 of(float x) {
-        uint32_t bits = (uint32_t)__float_as_int(x);
         bf16 y;
+#if !defined(CUDA_ON_CPU) && __CUDA_ARCH__ >= 800
+        // A NaN has another payload than below.
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else
+        uint32_t bits = (uint32_t)__float_as_int(x);
         y.bits = (bits & 0x7fffffffu) > 0x7f800000u ? (uint16_t)((bits >> 16) | 0x40u)
                                                      : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
         return y;
     }
 };
@@ -70,6 +75,86 @@ __device__ __forceinline__ float load_any(const void* x, int type, size_t i) {
 // Elements i = first, first + stride, ... of a kernel that has a thread an element.
 #define FOR_EACH(i, n) \
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)
+
+// As many elements as a lane reads or writes at once.
+template <class E> struct alignas(16) Pack {
+    static const int N = 16 / sizeof(E);
+    E v[N];
+};
+__device__ __forceinline__ bool on_16(const void* p) { return ((size_t)p & 15) == 0; }
+
+// f(arguments, results) for every element of `in` and `out`, in f32. Of a kernel that has a thread for every pack of elements: it goes by
+// packs where all arrays begin on 16 bytes, and single through what is left.
+template <class E, int IN, int OUT, class F>
+__device__ __forceinline__ void pointwise(const E* const (&in)[IN], E* const (&out)[OUT], size_t n, F f) {
+    bool together = true;
+    for (int k = 0; k < IN; k++) together = together && on_16(in[k]);
+    for (int k = 0; k < OUT; k++) together = together && on_16(out[k]);
+    size_t packs = together ? n / Pack<E>::N : 0;
+    FOR_EACH(p, packs) {
+        Pack<E> from[IN], to[OUT];
+#pragma unroll
+        for (int k = 0; k < IN; k++) from[k] = ((const Pack<E>*)in[k])[p];
+#pragma unroll
+        for (int j = 0; j < Pack<E>::N; j++) {
+            float x[IN], y[OUT];
+#pragma unroll
+            for (int k = 0; k < IN; k++) x[k] = to_f32(from[k].v[j]);
+            f(x, y);
+#pragma unroll
+            for (int k = 0; k < OUT; k++) to[k].v[j] = Round<E>::of(y[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < OUT; k++) ((Pack<E>*)out[k])[p] = to[k];
+    }
+    FOR_EACH(left, n - packs * Pack<E>::N) {
+        size_t i = packs * Pack<E>::N + left;
+        float x[IN], y[OUT];
+#pragma unroll
+        for (int k = 0; k < IN; k++) x[k] = to_f32(in[k][i]);
+        f(x, y);
+#pragma unroll
+        for (int k = 0; k < OUT; k++) out[k][i] = Round<E>::of(y[k]);
+    }
+}
+
+// Elements i.. of a row of n, as many as a pack has: at once where rows keep them together, else those that there are, and zeros.
+template <class E> __device__ __forceinline__ Pack<E> load_pack(const E* row, int i, int n, bool together) {
+    if (together) return *(const Pack<E>*)(row + i);
+    Pack<E> pack;
+#pragma unroll
+    for (int j = 0; j < Pack<E>::N; j++) pack.v[j] = i + j < n ? row[i + j] : Round<E>::of(0.0f);
+    return pack;
+}
+template <class E>
+__device__ __forceinline__ void store_pack(E* row, int i, int n, bool together, const Pack<E>& pack) {
+    if (together) {
+        *(Pack<E>*)(row + i) = pack;
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < Pack<E>::N; j++)
+        if (i + j < n) row[i + j] = pack.v[j];
+}
+// As load_pack, for M floats that go with a pack of another type.
+template <int M>
+__device__ __forceinline__ void load_floats(const float* row, int i, int n, bool together, float (&to)[M]) {
+#pragma unroll
+    for (int j = 0; j < M; j += 4) {
+        Pack<float> four = load_pack(row, i + j, n, together);
+#pragma unroll
+        for (int l = 0; l < 4; l++) to[j + l] = four.v[l];
+    }
+}
+// f(i, k) for the packs of a row of n elements that are this thread's, from element i on: k counts the first KEPT of them, which may stay
+// in registers between passes over the row, and is KEPT for all that follow.
+template <class E, int KEPT, class F> __device__ __forceinline__ void for_packs(int n, F f) {
+    int step = Pack<E>::N * blockDim.x, i = Pack<E>::N * threadIdx.x;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++, i += step)
+        if (i < n) f(i, k);
+    for (; i < n; i += step) f(i, KEPT);
+}
 
 __device__ __forceinline__ float warp_sum(float v) {
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);

@@ -31,6 +31,11 @@ impl Launch {
         Launch { grid: (n.div_ceil(256).clamp(1, 1 << 16) as u32, 1, 1), block: (256, 1, 1), shared: 0 }
     }
 
+    /// As above, with a thread to as many elements as 16 bytes hold: what the kernels' `pointwise` wants.
+    pub fn packs(n: usize, element: Number) -> Launch {
+        Launch::elements(n.div_ceil(16 / element.size()))
+    }
+
     /// One block a row.
     pub fn rows(rows: usize, threads: u32) -> Launch {
         Launch { grid: (rows.max(1) as u32, 1, 1), block: (threads, 1, 1), shared: 0 }

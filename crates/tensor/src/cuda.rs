@@ -140,7 +140,7 @@ pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
     let (n, dtype) = (sum.len(), sum.dtype());
     let kernel = AddAssign { sum, x: rhs, kind: number(rhs.dtype()), n };
     // SAFETY: both have as many elements as the kernel is told.
-    or_fault(&gpu, unsafe { kernel.launch(&gpu, number(dtype), Launch::elements(n)) });
+    or_fault(&gpu, unsafe { kernel.launch(&gpu, number(dtype), Launch::packs(n, number(dtype))) });
 }
 
 pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {

@@ -5,7 +5,11 @@ KERNEL convert(const void* x, int kind, T* y, unsigned long long n) {
 }
 
 KERNEL add_assign(T* sum, const void* x, int kind, unsigned long long n) {
-    FOR_EACH(i, n) sum[i] = Round<T>::of(to_f32(sum[i]) + load_any(x, kind, i));
+    if (kind == T_KIND) {
+        pointwise<T, 2, 1>({sum, (const T*)x}, {sum}, n, [](const float(&a)[2], float(&out)[1]) { out[0] = a[0] + a[1]; });
+    } else {
+        FOR_EACH(i, n) sum[i] = Round<T>::of(to_f32(sum[i]) + load_any(x, kind, i));
+    }
 }
 
 // Leaves `found` at 0 unless an element is NaN or infinite.

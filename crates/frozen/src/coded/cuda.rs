@@ -16,8 +16,10 @@ kernels! {
     }
 }
 
-/// Elements that a thread decodes.
+/// Elements of a row that a thread decodes at once.
 const TOGETHER: usize = 8;
+/// Rows of which it does so together.
+const AT_ONCE: usize = 4;
 /// Rows of the weight that a block of `multiply_few` multiplies, a warp each.
 const ROWS: usize = 8;
 
@@ -50,7 +52,7 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
         cols,
     };
     // SAFETY: the codes fill the matrix, with a scale for every block of them, and the window lies in its tensor.
-    unsafe { kernel.launch(gpu, number(dtype), sheet(rows, cols.div_ceil(TOGETHER))) }
+    unsafe { kernel.launch(gpu, number(dtype), sheet(rows.div_ceil(AT_ONCE), cols.div_ceil(TOGETHER))) }
 }
 
 /// `x (at most 8 rows, in_features) Wᵀ` in the dtype of `x`, for 4-bit codes.

@@ -11,7 +11,7 @@ struct Scales {
 };
 __device__ __forceinline__ float scale_of(const Scales& s, size_t block) {
     if (s.absmax) return s.absmax[block];
-    return s.codes ? s.map[s.codes[block]] * s.nested[block / 256] + s.offset : 1.0f;
+    return s.codes ? s.map[s.codes[block]] * s.nested[block >> 8] + s.offset : 1.0f;
 }
 
 struct alignas(16) Eight {
@@ -21,8 +21,39 @@ struct alignas(16) Eight {
 // Nibble j of a word of eight codes.
 __device__ __forceinline__ int nibble(uint32_t word, int j) { return word >> (j / 2 * 8 + (j & 1 ? 0 : 4)) & 15; }
 
-// Rows of values, `stride` apart from element `start` of out on. A thread decodes eight elements; where rows keep eight together, it
-// reads their codes and writes their values at once, with one scale.
+#define AT_ONCE 4 // rows whose codes a thread asks for before it decodes any
+
+// Eight elements of so many rows, `step` rows apart, in the columns from c on: codes and scales of all are on their way together, and a
+// warp's values go out side by side.
+template <int BITS>
+__device__ __forceinline__ void decode_eights(const unsigned char* codes, const float* values, const Scales& scales, int shift,
+                                              float unit, T* out, int stride, int row, int step, int rows, int cols, int c) {
+    uint32_t low[AT_ONCE], high[AT_ONCE];
+    float scale[AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) {
+        if (row + r * step >= rows) continue;
+        size_t i = (size_t)(row + r * step) * cols + c;
+        const uint32_t* words = (const uint32_t*)codes + (BITS == 4 ? i / 8 : i / 4);
+        low[r] = words[0];
+        if (BITS == 8) high[r] = words[1];
+        scale[r] = scale_of(scales, shift ? i >> shift : row + r * step);
+    }
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) {
+        if (row + r * step >= rows) continue;
+        Eight eight;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int code = BITS == 4 ? nibble(low[r], j) : (j < 4 ? low[r] : high[r]) >> j % 4 * 8 & 255;
+            eight.v[j] = Round<T>::of(values[code] * scale[r] * unit);
+        }
+        *(Eight*)(out + (size_t)(row + r * step) * stride + c) = eight;
+    }
+}
+
+// Rows of values, `stride` apart from element `start` of out on. A thread decodes eight elements of a row at a time; where rows keep
+// eight together, it reads their codes and writes their values at once, with one scale, and goes through several rows together.
 KERNEL decode(const unsigned char* codes, const float* tables, const float* absmax, const unsigned char* scale_codes,
               const float* nested, float offset, int shift, int bits, float unit, T* out, unsigned long long start, int stride,
               int rows, int cols) {
@@ -32,24 +63,16 @@ KERNEL decode(const unsigned char* codes, const float* tables, const float* absm
     Scales scales = {absmax, scale_codes, tables + (1 << bits), nested, offset};
     bool aligned = cols % 8 == 0 && stride % 8 == 0 && start % 8 == 0;
     int first = 8 * (blockIdx.x * blockDim.x + threadIdx.x), step = 8 * gridDim.x * blockDim.x;
-    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+    for (int row = blockIdx.y; row < rows; row += (aligned ? AT_ONCE : 1) * gridDim.y) {
         for (int c = first; c < cols; c += step) {
-            size_t i = (size_t)row * cols + c;
-            T* to = out + start + (size_t)row * stride + c;
-            if (aligned) {
-                float scale = scale_of(scales, shift ? i >> shift : row);
-                const uint32_t* words = (const uint32_t*)codes + (bits == 4 ? i / 8 : i / 4);
-                uint32_t low = words[0], high = bits == 4 ? 0 : words[1];
-                Eight eight;
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    int code = bits == 4 ? nibble(low, j) : (j < 4 ? low : high) >> j % 4 * 8 & 255;
-                    eight.v[j] = Round<T>::of(values[code] * scale * unit);
-                }
-                *(Eight*)to = eight;
+            if (aligned && bits == 4) {
+                decode_eights<4>(codes, values, scales, shift, unit, out + start, stride, row, gridDim.y, rows, cols, c);
+            } else if (aligned) {
+                decode_eights<8>(codes, values, scales, shift, unit, out + start, stride, row, gridDim.y, rows, cols, c);
             } else {
+                T* to = out + start + (size_t)row * stride + c;
                 for (int j = 0; j < 8 && c + j < cols; j++) {
-                    size_t e = i + j;
+                    size_t e = (size_t)row * cols + c + j;
                     int code = bits == 8 ? codes[e] : e & 1 ? codes[e / 2] & 15 : codes[e / 2] >> 4;
                     to[j] = Round<T>::of(values[code] * scale_of(scales, shift ? e >> shift : row) * unit);
                 }

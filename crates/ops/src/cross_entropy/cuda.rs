@@ -24,6 +24,17 @@ kernels! {
 /// Bytes of f32 logits that exist at a time.
 const LOGITS_BYTES: usize = 64 << 20;
 
+/// Rows of logits that exist at a time, a multiple of the tiles of a product where there are so many.
+fn rows_at_once(vocab: usize) -> usize {
+    let rows = LOGITS_BYTES / 4 / vocab;
+    if rows > 128 { rows / 128 * 128 } else { rows }
+}
+
+/// Threads of a row of logits: as many as packs of four, up to 512, which have registers on every device.
+fn row_threads(vocab: usize) -> u32 {
+    vocab.div_ceil(4).next_multiple_of(32).clamp(32, 512) as u32
+}
+
 impl Head<'_, '_> {
     /// The head's matrix in `dtype`, on the GPU.
     fn on_gpu(&self, dtype: DType) -> Result<Tensor> {
@@ -46,21 +57,21 @@ impl Job<'_> {
         let (w, counted) = (self.head.on_gpu(dtype)?, self.targets.rows().len());
         let (places, targets) = self.targets.on(gpu)?;
         let mut losses = self.h.scratch_like(&[counted], DType::F32);
-        let at_once = (LOGITS_BYTES / 4 / vocab).clamp(1, counted);
+        let at_once = rows_at_once(vocab).clamp(1, counted);
         for first in (0..counted).step_by(at_once) {
             let n = at_once.min(counted - first);
             let mut h = self.h.scratch_like(&[n, channels], dtype);
             let elements = n * channels;
             let kernel = GatherRows { x: self.h, rows: places, out: &mut h, cols: channels, first, n: elements };
             // SAFETY: all rows lie in `h`; `n` places from `first` on are there.
-            unsafe { kernel.launch(gpu, number(dtype), Launch::elements(elements)) }?;
+            unsafe { kernel.launch(gpu, number(dtype), Launch::packs(elements, number(dtype))) }?;
             let logits = product(1.0, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
             let wanted = self.want_dh || self.want_dw;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
             let (losses, scale) = (&mut losses, early);
             let kernel = SoftmaxLoss { logits: &logits, targets, losses, grad: grad.as_mut(), vocab, first, scale };
             // SAFETY: a block a row of logits, whose target the caller checked.
-            unsafe { kernel.launch(gpu, number(dtype), Launch::rows(n, 256)) }?;
+            unsafe { kernel.launch(gpu, number(dtype), Launch::rows(n, row_threads(vocab))) }?;
             drop(logits);
             let Some(grad) = grad else { continue };
             if let Some(dw) = &mut dw {
@@ -70,7 +81,7 @@ impl Job<'_> {
                 let part = product(late, Operand::new(&grad), Operand::new(&w), kept)?;
                 let kernel = ScatterRows { x: &part, rows: places, out: dh, cols: channels, first, n: elements };
                 // SAFETY: all rows lie in `dh`.
-                unsafe { kernel.launch(gpu, number(kept), Launch::elements(elements)) }?;
+                unsafe { kernel.launch(gpu, number(kept), Launch::packs(elements, number(kept))) }?;
             }
         }
         let mut loss = self.h.scratch_like(&[1], DType::F32);

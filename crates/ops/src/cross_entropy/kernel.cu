@@ -1,32 +1,83 @@
+// Where rows keep 16 bytes together, so many at a time: whole rows are copied.
+template <bool SCATTER>
+__device__ __forceinline__ void move_rows(const T* x, const unsigned* rows, T* out, int cols, int first, size_t n) {
+    const int N = Pack<T>::N;
+    bool together = cols % N == 0 && on_16(x) && on_16(out);
+    unsigned step = together ? N : 1, packs = cols / step;
+    size_t all = n / step;
+    FOR_EACH(p, all) {
+        size_t i = all >> 32 ? p / packs : (unsigned)p / packs, c = (p - i * packs) * step;
+        size_t here = i * cols + c, there = (size_t)rows[first + i] * cols + c;
+        size_t from = SCATTER ? here : there, to = SCATTER ? there : here;
+        if (together) *(Pack<T>*)(out + to) = *(const Pack<T>*)(x + from);
+        else out[to] = x[from];
+    }
+}
+
+// Four elements of a gradient, beside a pack of logits.
+struct alignas(4 * sizeof(T)) Four {
+    T v[4];
+};
+
 // out[i] = x[rows[first + i]], rows of `cols`.
 KERNEL gather_rows(const T* x, const unsigned* rows, T* out, int cols, int first, unsigned long long n) {
-    FOR_EACH(i, n) out[i] = x[(size_t)rows[first + i / cols] * cols + i % cols];
+    move_rows<false>(x, rows, out, cols, first, n);
 }
 
 // out[rows[first + i]] = x[i].
 KERNEL scatter_rows(const T* x, const unsigned* rows, T* out, int cols, int first, unsigned long long n) {
-    FOR_EACH(i, n) out[(size_t)rows[first + i / cols] * cols + i % cols] = x[i];
+    move_rows<true>(x, rows, out, cols, first, n);
 }
+
+#define KEPT 8 // packs of a row of logits that a thread keeps in registers; what is beyond is read again
 
 // One block a row of logits, the first of which is row `first` of targets and losses: losses[row] = log(sum exp(l)) - l[target], and, if wanted, grad = scale * (softmax - onehot), rounded.
 KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses, T* grad, int vocab, int first,
                     float scale) {
     __shared__ float scratch[32];
     const float* row = logits + (size_t)blockIdx.x * vocab;
+    T* out = grad ? grad + (size_t)blockIdx.x * vocab : nullptr;
     int target = (int)targets[first + blockIdx.x];
-    float largest = -INF;
-    for (int j = threadIdx.x; j < vocab; j += blockDim.x) largest = fmaxf(largest, row[j]);
+    bool together = vocab % 4 == 0 && on_16(logits) && on_16(grad);
+    Pack<float> kept[KEPT + 1];
+    float largest = -INF, sum = 0.0f;
+    for_packs<float, KEPT>(vocab, [&](int i, int k) {
+        kept[k] = load_pack(row, i, vocab, together);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (i + j < vocab) largest = fmaxf(largest, kept[k].v[j]);
+    });
     largest = block_max(largest, scratch);
-    float sum = 0.0f;
-    for (int j = threadIdx.x; j < vocab; j += blockDim.x) sum += expf(row[j] - largest);
+    for_packs<float, KEPT>(vocab, [&](int i, int k) {
+        if (k == KEPT) kept[k] = load_pack(row, i, vocab, together);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            kept[k].v[j] = expf(kept[k].v[j] - largest);
+            if (i + j < vocab) sum += kept[k].v[j];
+        }
+    });
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) losses[first + blockIdx.x] = largest + logf(sum) - row[target];
     if (!grad) return;
     float inverse = 1.0f / sum;
-    for (int j = threadIdx.x; j < vocab; j += blockDim.x) {
-        float p = expf(row[j] - largest) * inverse;
-        grad[(size_t)blockIdx.x * vocab + j] = Round<T>::of(scale * (j == target ? p - 1.0f : p));
-    }
+    for_packs<float, KEPT>(vocab, [&](int i, int k) {
+        if (k == KEPT) {
+            kept[k] = load_pack(row, i, vocab, together);
+#pragma unroll
+            for (int j = 0; j < 4; j++) kept[k].v[j] = expf(kept[k].v[j] - largest);
+        }
+        Four four;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float p = kept[k].v[j] * inverse;
+            four.v[j] = Round<T>::of(scale * (i + j == target ? p - 1.0f : p));
+        }
+        if (together) {
+            *(Four*)(out + i) = four;
+        } else {
+            for (int j = 0; j < 4 && i + j < vocab; j++) out[i + j] = four.v[j];
+        }
+    });
 }
 
 // mean = the sum of all losses / denominator, summed in double: each of the 256 threads its share, then theirs in order. One block.

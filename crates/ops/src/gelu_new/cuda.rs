@@ -11,11 +11,11 @@ kernels! {
 pub(super) fn forward(gpu: &Arc<Gpu>, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let n = x.len();
     // SAFETY: both have as many elements as the kernel is told.
-    unsafe { Forward { x, y, n }.launch(gpu, number(x.dtype()), Launch::elements(n)) }
+    unsafe { Forward { x, y, n }.launch(gpu, number(x.dtype()), Launch::packs(n, number(x.dtype()))) }
 }
 
 pub(super) fn backward(gpu: &Arc<Gpu>, [dy, x]: [&Tensor; 2], dx: &mut Tensor) -> Result<()> {
     let n = x.len();
     // SAFETY: all three have as many elements as the kernel is told.
-    unsafe { Backward { dy, x, dx, n }.launch(gpu, number(x.dtype()), Launch::elements(n)) }
+    unsafe { Backward { dy, x, dx, n }.launch(gpu, number(x.dtype()), Launch::packs(n, number(x.dtype()))) }
 }

@@ -4,17 +4,17 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 #define CUBIC 0.044715f
 
 KERNEL forward(const T* x, T* y, unsigned long long n) {
-    FOR_EACH(i, n) {
-        float v = to_f32(x[i]);
-        y[i] = Round<T>::of(v * sigmoid(SLOPE * (v + CUBIC * v * v * v)));
-    }
+    pointwise<T, 1, 1>({x}, {y}, n, [](const float(&x)[1], float(&out)[1]) {
+        float v = x[0];
+        out[0] = v * sigmoid(SLOPE * (v + CUBIC * v * v * v));
+    });
 }
 
 // With s = sigmoid(v(x)): dx = dy s (1 + x (1 - s) v'(x)).
 KERNEL backward(const T* dy, const T* x, T* dx, unsigned long long n) {
-    FOR_EACH(i, n) {
-        float v = to_f32(x[i]), s = sigmoid(SLOPE * (v + CUBIC * v * v * v));
+    pointwise<T, 2, 1>({dy, x}, {dx}, n, [](const float(&x)[2], float(&out)[1]) {
+        float v = x[1], s = sigmoid(SLOPE * (v + CUBIC * v * v * v));
         float slope = SLOPE * (1.0f + 3.0f * CUBIC * v * v);
-        dx[i] = Round<T>::of(to_f32(dy[i]) * s * (1.0f + v * (1.0f - s) * slope));
-    }
+        out[0] = x[0] * s * (1.0f + v * (1.0f - s) * slope);
+    });
 }

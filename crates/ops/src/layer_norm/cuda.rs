@@ -1,5 +1,5 @@
 use super::Saved;
-use crate::rms_norm::cuda::THREADS;
+use crate::rms_norm::cuda::threads;
 use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(super) fn forward(gpu: &Arc<Gpu>, [x, w, b]: [&Tensor; 3], eps: f32, [y, sta
     }
     let kernel = Forward { x, w, b, y, stats, c, eps };
     // SAFETY: a block a row of `c` channels, a weight and a bias a channel, two numbers a row.
-    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
 
 /// The gradients of `x` and, if wanted, of weight and bias.
@@ -35,7 +35,7 @@ pub(super) fn backward(
     if rows > 0 {
         let kernel = Backward { x, w, stats, dy, dx, c };
         // SAFETY: as in the forward pass; `dy` has the shape of `x`.
-        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }?;
+        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }
     if let Some([dw, db]) = affine {
         let kernel = AffineGradients { x, stats, dy, dw, db, rows, c };

@@ -1,5 +1,5 @@
 use super::Saved;
-use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
@@ -10,8 +10,12 @@ kernels! {
     weight_gradient as WeightGradient { x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32 }
 }
 
-/// Threads of a row.
-pub(crate) const THREADS: u32 = 256;
+/// Threads of a row of `c` channels: so many that each keeps its share of the row in registers, up to 512, which have
+/// registers on every device.
+pub(crate) fn threads(c: usize, element: Number) -> u32 {
+    const KEPT: usize = 2;
+    c.div_ceil(KEPT * 16 / element.size()).next_multiple_of(32).clamp(32, 512) as u32
+}
 
 pub(super) fn forward(gpu: &Arc<Gpu>, (x, w, eps): (&Tensor, &Tensor, f32), [y, rstd]: &mut [Tensor; 2]) -> Result<()> {
     let (rows, c) = (x.len() / w.len(), w.len());
@@ -20,7 +24,7 @@ pub(super) fn forward(gpu: &Arc<Gpu>, (x, w, eps): (&Tensor, &Tensor, f32), [y, 
     }
     let kernel = Forward { x, w, y, rstd, c, eps };
     // SAFETY: a block a row of `c` channels, a weight a channel, a number a row.
-    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
 
 /// The gradients of `x` and, if wanted, of `w`.
@@ -35,7 +39,7 @@ pub(super) fn backward(
     if rows > 0 {
         let kernel = Backward { x, w, rstd, dy, dx, c };
         // SAFETY: as in the forward pass; `dy` has the shape of `x`.
-        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, THREADS)) }?;
+        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }
     if let Some(dw) = dw {
         let kernel = WeightGradient { x, rstd, dy, dw, rows, c };

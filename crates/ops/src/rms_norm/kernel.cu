@@ -1,31 +1,65 @@
-// One block a row.
+// One block a row, whose packs stay in registers between the passes over it, as many as are kept.
+#define KEPT 2
+#define N Pack<T>::N
 
 // y = w * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps).
 KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps) {
     __shared__ float scratch[32];
     const T* row = x + (size_t)blockIdx.x * c;
+    T* to = y + (size_t)blockIdx.x * c;
+    bool together = c % N == 0 && on_16(x) && on_16(y) && on_16(w);
+    Pack<T> kept[KEPT + 1];
     float sum = 0.0f;
-    for (int i = threadIdx.x; i < c; i += blockDim.x) {
-        float v = to_f32(row[i]);
-        sum += v * v;
-    }
+    for_packs<T, KEPT>(c, [&](int i, int k) {
+        kept[k] = load_pack(row, i, c, together);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float v = to_f32(kept[k].v[j]);
+            sum += v * v;
+        }
+    });
     float r = 1.0f / sqrtf(block_sum(sum, scratch) / c + eps);
     if (threadIdx.x == 0) rstd[blockIdx.x] = r;
-    for (int i = threadIdx.x; i < c; i += blockDim.x)
-        y[(size_t)blockIdx.x * c + i] = Round<T>::of(w[i] * rounded<T>(to_f32(row[i]) * r));
+    for_packs<T, KEPT>(c, [&](int i, int k) {
+        if (k == KEPT) kept[k] = load_pack(row, i, c, together);
+        float weights[N];
+        load_floats(w, i, c, together, weights);
+        Pack<T> out;
+#pragma unroll
+        for (int j = 0; j < N; j++) out.v[j] = Round<T>::of(weights[j] * rounded<T>(to_f32(kept[k].v[j]) * r));
+        store_pack(to, i, c, together, out);
+    });
 }
 
 // With h = x rstd and g = dy w: dx = rstd (g - h mean(g h)).
 KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, T* dx, int c) {
     __shared__ float scratch[32];
     size_t at = (size_t)blockIdx.x * c;
-    float r = rstd[blockIdx.x], sum = 0.0f;
-    for (int i = threadIdx.x; i < c; i += blockDim.x) sum += to_f32(dy[at + i]) * w[i] * (to_f32(x[at + i]) * r);
+    bool together = c % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w);
+    Pack<T> xs[KEPT + 1], dys[KEPT + 1];
+    float r = rstd[blockIdx.x], sum = 0.0f, weights[N];
+    for_packs<T, KEPT>(c, [&](int i, int k) {
+        xs[k] = load_pack(x + at, i, c, together);
+        dys[k] = load_pack(dy + at, i, c, together);
+        load_floats(w, i, c, together, weights);
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += to_f32(dys[k].v[j]) * weights[j] * (to_f32(xs[k].v[j]) * r);
+    });
     float mean = block_sum(sum, scratch) / c;
-    for (int i = threadIdx.x; i < c; i += blockDim.x) {
-        float h = to_f32(x[at + i]) * r, g = to_f32(dy[at + i]) * w[i];
-        dx[at + i] = Round<T>::of(r * (g - h * mean));
-    }
+    for_packs<T, KEPT>(c, [&](int i, int k) {
+        if (k == KEPT) {
+            xs[k] = load_pack(x + at, i, c, together);
+            dys[k] = load_pack(dy + at, i, c, together);
+        }
+        load_floats(w, i, c, together, weights);
+        Pack<T> out;
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float h = to_f32(xs[k].v[j]) * r, g = to_f32(dys[k].v[j]) * weights[j];
+            out.v[j] = Round<T>::of(r * (g - h * mean));
+        }
+        store_pack(dx + at, i, c, together, out);
+    });
 }
 
 // dw = the sum over rows of dy round(h): a thread a channel, rows in order, so that the sum is the same in every run.

@@ -27,5 +27,5 @@ pub(super) fn rotate(
     let (half, length) = (table.half, table.length);
     let kernel = Rotate { x, table: &on_gpu, positions, y, heads, half, length, direction, pairs };
     // SAFETY: rows of `heads` heads of `2 half` channels, a position a row, and all positions lie in the table.
-    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(pairs)) }
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::packs(pairs, number(x.dtype()))) }
 }

@@ -1,15 +1,30 @@
 // (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of every head; the sine times `direction`.
-// `table` holds (length, half) cosines and then as many sines. A thread a pair.
+// `table` holds (length, half) cosines and then as many sines. A thread for as many pairs as two packs hold, of one head where heads keep
+// them together.
 KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int heads, int half, int length,
               float direction, unsigned long long pairs) {
-    FOR_EACH(p, pairs) {
-        int i = p % half;
-        size_t head = p / half, row = head / heads;
-        size_t angle = (size_t)positions[row] * half + i;
-        float c = rounded<T>(table[angle]), s = direction * rounded<T>(table[(size_t)length * half + angle]);
-        size_t at = head * 2 * half + i;
-        float a = to_f32(x[at]), b = to_f32(x[at + half]);
-        y[at] = Round<T>::of(rounded<T>(a * c) - rounded<T>(b * s));
-        y[at + half] = Round<T>::of(rounded<T>(b * c) + rounded<T>(a * s));
+    const int N = Pack<T>::N;
+    bool together = half % N == 0 && on_16(x) && on_16(y) && on_16(table);
+    unsigned packs = (half + N - 1) / N;
+    size_t all = pairs / half * packs;
+    FOR_EACH(p, all) {
+        // Divisions of 64 bits take as long as all the rest.
+        size_t head = all >> 32 ? p / packs : (unsigned)p / packs;
+        int i = N * (int)(p - head * packs);
+        const float* angles = table + (size_t)positions[all >> 32 ? head / heads : (unsigned)head / (unsigned)heads] * half;
+        size_t at = head * 2 * half;
+        Pack<T> a = load_pack(x + at, i, half, together), b = load_pack(x + at + half, i, half, together);
+        float c[N], s[N];
+        load_floats(angles, i, half, together, c);
+        load_floats(angles + (size_t)length * half, i, half, together, s);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float left = to_f32(a.v[j]), right = to_f32(b.v[j]);
+            float cosine = rounded<T>(c[j]), sine = direction * rounded<T>(s[j]);
+            a.v[j] = Round<T>::of(rounded<T>(left * cosine) - rounded<T>(right * sine));
+            b.v[j] = Round<T>::of(rounded<T>(right * cosine) + rounded<T>(left * sine));
+        }
+        store_pack(y + at, i, half, together, a);
+        store_pack(y + at + half, i, half, together, b);
     }
 }

@@ -11,12 +11,14 @@ kernels! {
 pub(super) fn forward(gpu: &Arc<Gpu>, [gate, up]: [&Tensor; 2], y: &mut Tensor) -> Result<()> {
     let n = gate.len();
     // SAFETY: all three have as many elements as the kernel is told.
-    unsafe { Forward { gate, up, y, n }.launch(gpu, number(gate.dtype()), Launch::elements(n)) }
+    unsafe { Forward { gate, up, y, n }.launch(gpu, number(gate.dtype()), Launch::packs(n, number(gate.dtype()))) }
 }
 
 /// The gradients of gate and up.
 pub(super) fn backward(gpu: &Arc<Gpu>, [dy, gate, up]: [&Tensor; 3], [dg, du]: &mut [Tensor; 2]) -> Result<()> {
     let n = gate.len();
     // SAFETY: all five have as many elements as the kernel is told.
-    unsafe { Backward { dy, gate, up, dg, du, n }.launch(gpu, number(gate.dtype()), Launch::elements(n)) }
+    unsafe {
+        Backward { dy, gate, up, dg, du, n }.launch(gpu, number(gate.dtype()), Launch::packs(n, number(gate.dtype())))
+    }
 }
