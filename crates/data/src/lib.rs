@@ -45,7 +45,10 @@ pub use reader::{Column, columns};
 pub use render::instruction_prompt;
 pub use report::Report;
 pub use shuffle::permutation;
-pub use tokenizer::{SpecialTokens, TOKENIZER_FILES, TextStream, Tokenizer};
+pub use tokenizer::{
+    Continuation, GENERATION_CONFIG_KEYS, KeyUse, Neutral, SpecialTokens, TOKENIZER_CONFIG_KEYS, TOKENIZER_FILES,
+    TextStream, Tokenizer,
+};
 
 /// Target of a position that has no loss: the last token of a sequence, the prompt of an instruction row.
 pub const IGNORE: u32 = u32::MAX;

@@ -82,6 +82,9 @@ fn tokens_that_only_the_files_beside_know_are_found_whole() {
         vec![("tokenizer_config.json", json!({ "additional_special_tokens": listed }))],
         vec![("special_tokens_map.json", json!({ "additional_special_tokens": listed }))],
         vec![("tokenizer_config.json", json!({ "extra_special_tokens": listed }))],
+        vec![("tokenizer_config.json", json!({ "extra_special_tokens": {"a": "<|a|>", "b": "<|b|>"} }))],
+        vec![("tokenizer_config.json", json!({ "mask_token": "<|b|>", "sep_token": "<|a|>" }))],
+        vec![("tokenizer_config.json", json!({ "image_token": "<|b|>", "pad_token": "<|a|>" }))],
     ] {
         let tokenizer = load(&files);
         assert_eq!(tokenizer.encode_plain(text).unwrap(), wanted, "{files:?}");
@@ -96,6 +99,36 @@ fn tokens_that_only_the_files_beside_know_are_found_whole() {
     };
     let error = apart(next + 7).unwrap_err().to_string();
     assert!(error.contains("added_tokens.json") && error.contains(&(next + 7).to_string()), "{error}");
+}
+
+#[test]
+fn special_tokens_are_cut_like_text_where_the_settings_say_so() {
+    let whole = load(&[("tokenizer_config.json", json!({ "eos_token": "</s>" }))]);
+    assert_eq!(whole.encode_plain("</s>").unwrap(), [EOS]);
+    let config = json!({ "eos_token": "</s>", "split_special_tokens": true });
+    let split = load(&[("tokenizer_config.json", config)]);
+    assert!(!split.encode_plain("</s>").unwrap().contains(&EOS));
+    assert_eq!(split.eos(), Some(EOS));
+}
+
+#[test]
+fn keys_that_nobody_knows_are_named_and_those_without_effect_are_not() {
+    let config = json!({
+        "tokenizer_class": "X", "image_token": "<|i|>", "padding_side": "left", "truncation_side": "left",
+        "auto_map": {"AutoTokenizer": "x.Y"}, "sharpness": 1
+    });
+    let notes = load(&[
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", json!({ "x_token": "x", "y": 1 })),
+        ("generation_config.json", json!({ "top_z": 1, "top_p": 1 })),
+    ]);
+    let notes = notes.notes().join("\n");
+    for part in
+        ["sharpness", "auto_map is not used", "truncation_side is left", "map.json: unknown keys ignored: y", "top_z"]
+    {
+        assert!(notes.contains(part), "{part}: {notes}");
+    }
+    assert_eq!(notes.lines().count(), 5, "{notes}");
 }
 
 #[test]

@@ -1,68 +1,71 @@
 //! `adapter_config.json`, as PEFT writes and reads it.
 
 use crate::{Error, LoraConfig, Result, TargetModules, variants::initialisation};
+use halfbyte_files::{
+    KeyTable,
+    KeyUse::{self, Irrelevant, Read, Refused},
+};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// The version of PEFT whose files these are.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// Keys that change what an adapter computes and that are not understood here unless they are off, with what helps.
-const MUST_BE_OFF: [(&str, &str); 11] = [
-    ("alora_invocation_tokens", APART),
-    ("arrow_config", APART),
-    ("corda_config", MERGE),
-    ("kasa_config", MERGE),
-    ("layer_replication", MERGE),
-    ("lora_bias", MERGE),
-    ("monteclora_config", MERGE),
-    ("target_parameters", MERGE),
-    ("use_bdlora", MERGE),
-    ("use_qalora", MERGE),
-    ("velora_config", MERGE),
-];
 const MERGE: &str = "merge it in PEFT (merge_and_unload, then save_pretrained) and use the merged folder as --model";
 const APART: &str = "it acts on some tokens alone and cannot be merged: run it in PEFT";
+const LAYERS: KeyUse = Irrelevant("it shaped how the adapter was trained; the weights that came of it count");
+const WHO: KeyUse = Irrelevant("it tells where the file is from");
 
-/// Keys that do not change what a trained adapter computes.
-const HARMLESS: [&str; 15] = [
-    "auto_mapping",
-    "eva_config",
-    "inference_mode",
-    "init_lora_weights",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-    "runtime_config",
-    "base_model_class",
-];
-
-const UNDERSTOOD: [&str; 18] = [
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "ensure_weight_tying",
-    "exclude_modules",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_dora",
-    "use_rslora",
-    "peft_type",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-];
+/// The keys of `adapter_config.json`.
+pub const ADAPTER_KEYS: KeyTable = KeyTable {
+    file: "adapter_config.json",
+    keys: &[
+        ("peft_type", Read),
+        ("r", Read),
+        ("lora_alpha", Read),
+        ("lora_dropout", Read),
+        ("target_modules", Read),
+        ("exclude_modules", Read),
+        ("bias", Read),
+        ("use_dora", Read),
+        ("use_rslora", Read),
+        ("modules_to_save", Read),
+        ("rank_pattern", Read),
+        ("alpha_pattern", Read),
+        ("layers_to_transform", Read),
+        ("layers_pattern", Read),
+        ("ensure_weight_tying", Read),
+        ("init_lora_weights", Read),
+        ("trainable_token_indices", Read),
+        ("base_model_name_or_path", Read),
+        // Said to count as false where it is not.
+        ("fan_in_fan_out", Read),
+        ("alora_invocation_tokens", Refused(APART)),
+        ("arrow_config", Refused(APART)),
+        ("corda_config", Refused(MERGE)),
+        ("kasa_config", Refused(MERGE)),
+        ("layer_replication", Refused(MERGE)),
+        ("lora_bias", Refused(MERGE)),
+        ("monteclora_config", Refused(MERGE)),
+        ("target_parameters", Refused(MERGE)),
+        ("use_bdlora", Refused(MERGE)),
+        ("use_qalora", Refused(MERGE)),
+        ("velora_config", Refused(MERGE)),
+        ("eva_config", LAYERS),
+        ("loftq_config", LAYERS),
+        ("lora_ga_config", LAYERS),
+        ("megatron_config", Irrelevant("there are no layers of Megatron in these models")),
+        ("megatron_core", Irrelevant("there are no layers of Megatron in these models")),
+        ("qalora_group_size", Irrelevant("it is for use_qalora, which is refused")),
+        ("inference_mode", Irrelevant("the command says whether the adapter is trained")),
+        ("runtime_config", Irrelevant("it chooses between ways to compute the same")),
+        ("task_type", Irrelevant("the model is one that continues texts, whatever this says")),
+        ("auto_mapping", WHO),
+        ("base_model_class", WHO),
+        ("peft_version", WHO),
+        ("revision", WHO),
+    ],
+};
 
 /// The file's text for a trained adapter: all keys of PEFT, sorted, indented by two. `adapted` are the paths of the
 /// adapted layers, which stand for `all-linear`, as PEFT writes them.
@@ -130,11 +133,7 @@ pub fn parse_adapter_config(path: &Path, text: &str) -> Result<AdapterConfig> {
     let root: Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
     let Value::Object(keys) = root else { return Err(wrong("expected a JSON object".into())) };
     check_type(&keys).map_err(wrong)?;
-    for (key, help) in MUST_BE_OFF {
-        if keys.get(key).is_some_and(|it| !is_off(it)) {
-            return Err(wrong(format!("{key} is {}, which is not supported; {help}", keys[key])));
-        }
-    }
+    let of_keys = ADAPTER_KEYS.check(&keys, "LORA").map_err(wrong)?;
     let init = keys.get("init_lora_weights").filter(|it| changes_base(it));
     let init = init.map(|it| it.as_str().unwrap_or_default().to_lowercase());
     if let Some(init) = init.as_ref().filter(|it| initialisation(it).is_none()) {
@@ -150,7 +149,7 @@ pub fn parse_adapter_config(path: &Path, text: &str) -> Result<AdapterConfig> {
     }
     let lora = LoraConfig { init_lora_weights: init, ..read_fields(&keys).map_err(wrong)? };
     lora.validate().map_err(|e| wrong(e.to_string()))?;
-    Ok(AdapterConfig { lora, token_rows: token_rows(&keys).map_err(wrong)?, notes: notes(&keys) })
+    Ok(AdapterConfig { lora, token_rows: token_rows(&keys).map_err(wrong)?, notes: [notes(&keys), of_keys].concat() })
 }
 
 fn check_type(keys: &Map<String, Value>) -> std::result::Result<(), String> {
@@ -176,12 +175,6 @@ fn notes(keys: &Map<String, Value>) -> Vec<String> {
     }
     if keys.get("init_lora_weights").and_then(Value::as_str).is_some_and(|it| it.eq_ignore_ascii_case("mica")) {
         notes.push("init_lora_weights is mica: the adapter is used as it is; trained further, B changes too, which mica holds fixed".to_owned());
-    }
-    let off = MUST_BE_OFF.map(|it| it.0);
-    let known = |key: &String| [&off[..], &HARMLESS, &UNDERSTOOD].iter().any(|list| list.contains(&key.as_str()));
-    let unknown: Vec<&str> = keys.keys().filter(|it| !known(it)).map(String::as_str).collect();
-    if !unknown.is_empty() {
-        notes.push(format!("unknown keys ignored: {}", unknown.join(", ")));
     }
     notes
 }
@@ -347,7 +340,7 @@ mod tests {
         let read =
             read(r#"{"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q"], "new": 1}"#).unwrap();
         assert_eq!((read.lora.rank, read.lora.lora_alpha), (3, 6.0));
-        assert_eq!(read.notes, ["unknown keys ignored: new"]);
+        assert_eq!(read.notes, ["adapter_config.json: unknown keys ignored: new"]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod weight;
 pub use adapter::Adapter;
 pub use attach::{AttachReport, attach, attach_dry};
 pub use config::{Bias, LoraConfig, TargetModules};
-pub use config_json::{AdapterConfig, TokenRows, parse_adapter_config, render_adapter_config};
+pub use config_json::{ADAPTER_KEYS, AdapterConfig, TokenRows, parse_adapter_config, render_adapter_config};
 pub use context::{Context, Routing};
 pub use error::{Error, Result};
 pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter};

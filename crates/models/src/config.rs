@@ -1,6 +1,7 @@
 //! `config.json`, in the style of today and in that of older versions of transformers.
 
 mod keys;
+mod known;
 mod rope;
 
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     registry::{GPT_NEO, SUPPORTED},
 };
 pub(crate) use keys::{Keys, Parsed};
+pub use known::{CONFIG as CONFIG_KEYS, QUANTIZATION as QUANTIZATION_KEYS};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -67,10 +69,14 @@ impl ModelConfig {
         let Value::Object(raw) = raw else { return Err(wrong("expected a JSON object".into())) };
         let keys = Keys::new(&raw);
         let name = architecture_name(&raw);
+        let mut model_type = GPT_NEO[1];
         let config = match name.as_deref() {
             Some(name) if is_named(name, GPT_NEO[0], GPT_NEO[1]) => gpt_neo(&keys),
             Some(name) => match Family::named(name) {
-                Some(family) => family.config(&keys),
+                Some(family) => {
+                    model_type = family.model_type;
+                    family.config(&keys)
+                }
                 None => Err(format!("architecture {name} is not supported; supported are {}", SUPPORTED.join(", "))),
             },
             None => {
@@ -79,6 +85,7 @@ impl ModelConfig {
         };
         let mut config = config.map_err(wrong)?;
         check_quantization(&raw).map_err(wrong)?;
+        config.notes.extend(known::check(&raw, model_type).map_err(wrong)?);
         config.raw = raw;
         config.check().map_err(wrong)?;
         Ok(config)
@@ -146,8 +153,9 @@ fn architecture_name(raw: &Map<String, Value>) -> Option<String> {
 fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
     keys.expect("activation_function", &["gelu_new"])?;
     let hidden = keys.size("hidden_size", Some(2048))?;
-    let layers = keys.size("num_layers", Some(24))?;
-    let heads = keys.size("num_heads", Some(16))?;
+    // transformers knows these by the names that other models use, too.
+    let layers = keys.size("num_layers", Some(keys.size("num_hidden_layers", Some(24))?))?;
+    let heads = keys.size("num_heads", Some(keys.size("num_attention_heads", Some(16))?))?;
     if heads == 0 || !hidden.is_multiple_of(heads) {
         return Err(format!("hidden_size {hidden} cannot be split into {heads} heads"));
     }

@@ -21,7 +21,7 @@ mod spec;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, CONFIG_KEYS, ModelConfig, QUANTIZATION_KEYS};
 pub use decoder::{Biases, BlockSpec, Decoder};
 pub use error::{Error, Result};
 pub use folder::{ModelFolder, loaded_dtype};

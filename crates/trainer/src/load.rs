@@ -63,7 +63,10 @@ pub(crate) fn skipped(folder: &ModelFolder) -> Skipped {
 
 /// Linear layers that are dense in a quantised folder without being named there are quantised: transformers would, too.
 fn warn_of_dense(folder: &ModelFolder, skipped: &Skipped) -> anyhow::Result<()> {
-    let is_dense = |name: &str| folder.files().get(name).is_some_and(|it| loaded_dtype(it.1.dtype).is_some());
+    let files = folder.files();
+    let is_dense = |name: &str| {
+        files.get(name).is_some_and(|it| loaded_dtype(it.1.dtype).is_some()) && !bitsandbytes::holds_codes(files, name)
+    };
     let linears = spec(folder.config())?.into_iter().filter(|it| it.role == Role::Linear && is_dense(&it.name));
     let names: Vec<String> = linears.map(|it| it.name.trim_end_matches(".weight").to_owned()).collect();
     let odd: Vec<&String> = names.iter().filter(|it| !skipped.contains(it)).collect();

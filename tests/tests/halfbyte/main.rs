@@ -17,6 +17,7 @@ mod formats;
 mod generate;
 mod inspect;
 mod interrupted;
+mod keys;
 mod merge;
 mod nonfinite;
 mod odd_inputs;

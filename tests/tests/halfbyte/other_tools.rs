@@ -146,6 +146,22 @@ fn layers_that_a_quantised_folder_keeps_dense_stay_dense() {
     assert!(line("model.layers.0.self_attn.q_proj").contains("nf4"), "{shown}");
 }
 
+#[test]
+fn packed_codes_are_known_whatever_dtype_they_are_stored_as() {
+    let work = Work::new();
+    let (model, stored) = (work.model(&untied()), work.path("stored"));
+    command("quantize", &model, &[("--output", &stored)], "").success();
+    let loss = work.loss(&stored, None, "");
+    let mut tensors = file(&stored);
+    for (_, entry, bytes) in tensors.iter_mut().filter(|it| it.0.ends_with("_proj.weight")) {
+        (entry["dtype"], entry["shape"]) = (json!("BF16"), json!([bytes.len() / 2, 1]));
+    }
+    write(&stored, tensors);
+    let outcome = work.eval(&stored, None, "").success();
+    assert!(!outcome.stderr.contains("stored dense"), "{outcome}");
+    assert_eq!(outcome.json()["loss"].as_f64(), Some(loss));
+}
+
 type Stored = (String, Value, Vec<u8>);
 
 /// The tensors of a folder: name, entry of the header, bytes.

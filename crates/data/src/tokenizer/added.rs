@@ -6,21 +6,18 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use super::special::Settings;
+use super::special::{ROLES, Settings};
 use crate::error::{Error, Result};
 
-/// Adds the tokens of `added_tokens_decoder` (without it, of `added_tokens.json`) at their ids, then the additional special
-/// tokens that are still unknown at the next ones, as transformers does.
-pub(super) fn add(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+/// Adds the tokens of `added_tokens_decoder` (without it, of `added_tokens.json`) at their ids, as transformers does. Returned are the
+/// additional special tokens, which come last.
+pub(super) fn add(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<Vec<String>> {
     let map = Settings::read(folder.join("special_tokens_map.json"))?;
     let decoder = config.get("added_tokens_decoder");
     let mut extra = Vec::new();
     // With a decoder transformers does not look at the map.
     for settings in [Some(config), decoder.is_none().then_some(&map)].into_iter().flatten() {
-        for key in ["additional_special_tokens", "extra_special_tokens"] {
-            let listed = settings.get(key).and_then(Value::as_array);
-            extra.extend(listed.into_iter().flatten().filter_map(text).map(str::to_owned));
-        }
+        extra.extend(named(settings));
     }
     let (path, mut listed) = match decoder {
         Some(decoder) => (config.path.clone(), of_decoder(config, decoder)?),
@@ -46,12 +43,23 @@ pub(super) fn add(folder: &Path, config: &Settings, inner: &mut tokenizers::Toke
             return Err(Error::CorruptTokenizer { path, reason });
         }
     }
-    for content in extra {
-        if inner.token_to_id(&content).is_none() {
-            put(inner, AddedToken::from(content, true), &path)?;
+    Ok(extra)
+}
+
+/// The special tokens that have no role here, such as those of the masks of other models and those of images: in lists, or by name.
+fn named(settings: &Settings) -> Vec<String> {
+    const LISTS: [&str; 3] = ["additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"];
+    let mut found = Vec::new();
+    for (key, value) in &settings.values {
+        let listed = LISTS.contains(&key.as_str());
+        match value {
+            Value::Array(tokens) if listed => found.extend(tokens.iter().filter_map(text)),
+            Value::Object(tokens) if listed => found.extend(tokens.values().filter_map(text)),
+            token if key.strip_suffix("_token").is_some_and(|it| !ROLES.contains(&it)) => found.extend(text(token)),
+            _ => {}
         }
     }
-    Ok(())
+    found.into_iter().map(str::to_owned).collect()
 }
 
 fn put(inner: &mut tokenizers::Tokenizer, token: AddedToken, path: &Path) -> Result<()> {

@@ -5,6 +5,8 @@
 //! the file must not touch training data. Here that is resolved once, at loading.
 
 mod added;
+mod generation;
+mod known;
 mod special;
 mod stream;
 
@@ -18,6 +20,8 @@ use crate::guard::guarded;
 
 use special::Settings;
 
+pub use generation::Continuation;
+pub use known::{GENERATION_CONFIG_KEYS, KeyUse, Neutral, TOKENIZER_CONFIG_KEYS};
 pub use special::SpecialTokens;
 pub use stream::TextStream;
 
@@ -48,6 +52,7 @@ pub struct Tokenizer {
     /// The first id that the model has no embedding for, once that was checked.
     limit: u32,
     notes: Vec<String>,
+    continuation: Continuation,
 }
 
 impl Tokenizer {
@@ -61,11 +66,19 @@ impl Tokenizer {
         let json = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
         let mut inner = parse(&json, &path)?;
         let config = Settings::read(folder.join("tokenizer_config.json"))?;
-        added::add(folder, &config, &mut inner)?;
+        let extra = added::add(folder, &config, &mut inner)?;
         let special = special::read(folder, &config, &mut inner)?;
+        for token in extra {
+            mark_special(&mut inner, &token, &path)?;
+        }
+        inner.set_encode_special_tokens(config.flag("split_special_tokens")?.unwrap_or(false));
         let mut tokenizer = Self::assemble(inner, special, &path)?;
         let around = [&tokenizer.prefix[..], &tokenizer.suffix];
         tokenizer.notes = special::contradictions(&config, &tokenizer.special, around)?;
+        let map = Settings::read(folder.join("special_tokens_map.json"))?;
+        let generation = Settings::read(folder.join("generation_config.json"))?;
+        tokenizer.notes.extend(known::notes([&config, &map, &generation]));
+        tokenizer.continuation = Continuation::of(&generation);
         Ok(tokenizer)
     }
 
@@ -88,12 +101,27 @@ impl Tokenizer {
             .chain(named)
             .max()
             .ok_or_else(|| Error::CorruptTokenizer { path: path.into(), reason: "its vocabulary is empty".into() })?;
-        Ok(Self { inner, special, prefix, suffix, largest_id, longest_token, limit: u32::MAX, notes: Vec::new() })
+        Ok(Self {
+            inner,
+            special,
+            prefix,
+            suffix,
+            largest_id,
+            longest_token,
+            limit: u32::MAX,
+            notes: Vec::new(),
+            continuation: Continuation::default(),
+        })
     }
 
     /// Things a user should know, such as a flag that has no effect.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// How the folder would have texts continued; nothing here goes by it.
+    pub fn continuation_asked(&self) -> &Continuation {
+        &self.continuation
     }
 
     /// The special tokens and where they came from.

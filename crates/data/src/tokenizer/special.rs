@@ -21,6 +21,9 @@ pub struct SpecialTokens {
     pub stop: Vec<u32>,
 }
 
+/// The roles that special tokens have in transformers, in the order in which it adds the tokens to a vocabulary that lacks them.
+pub(super) const ROLES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+
 /// Names win in this order: `tokenizer_config.json`, `special_tokens_map.json`; then the ids of
 /// `generation_config.json` and `config.json`.
 pub(super) fn read(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<SpecialTokens> {
@@ -38,6 +41,13 @@ pub(super) fn read(folder: &Path, config: &Settings, inner: &mut tokenizers::Tok
         Ok(if ids.is_empty() { model.ids(&key)? } else { ids }.first().copied())
     };
     let (bos, eos, pad, unk) = (role("bos")?, role("eos")?, role("pad")?, role("unk")?);
+    // A token that the vocabulary lacks stands for no id here, but a text that holds it must not be cut into pieces.
+    for name in ROLES {
+        let key = format!("{name}_token");
+        if let Some(token) = config.token(&key)?.or(map.token(&key)?) {
+            super::mark_special(inner, &token, &config.path)?;
+        }
+    }
     let mut stop = generation.ids("eos_token_id")?;
     if stop.is_empty() {
         stop = model.ids("eos_token_id")?;
@@ -119,7 +129,7 @@ impl Settings {
         .ok_or_else(|| self.wrong(key, self.get(key).unwrap_or(&Value::Null), "a token id or a list of them"))
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false")),

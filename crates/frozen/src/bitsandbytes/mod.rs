@@ -10,7 +10,7 @@ mod skipped;
 mod tests;
 mod write;
 
-pub use read::stored_format;
+pub use read::{holds_codes, stored_format};
 pub use skipped::Skipped;
 pub use write::{Part, parts, quantization_config};
 

@@ -45,6 +45,13 @@ pub fn stored_format(files: &ShardedFiles) -> Result<Option<Format>> {
     Ok(None)
 }
 
+/// Whether the tensor `name` holds the codes of a quantised layer. Its dtype does not tell: four-bit codes may be stored as the
+/// bytes of any (`bnb_4bit_quant_storage`).
+pub fn holds_codes(files: &ShardedFiles, name: &str) -> bool {
+    let path = name.trim_end_matches(".weight");
+    files.get(&format!("{name}.absmax")).is_some() || files.get(&format!("{path}.SCB")).is_some()
+}
+
 /// The quantised `(out_features, in_features)` matrix of the linear layer at `path`, or `None` if it is stored dense.
 pub(super) fn matrix(path: &str, dims: (usize, usize), files: &Reading<'_>) -> Result<Option<Arc<dyn FrozenMatrix>>> {
     for code in CODES {

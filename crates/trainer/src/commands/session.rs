@@ -3,10 +3,11 @@
 use crate::{
     base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
+    console,
     failure::user_error,
     load::{self, NO_ADAPTER, Waiting},
 };
-use halfbyte_data::Tokenizer;
+use halfbyte_data::{Continuation, Tokenizer};
 use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, Model, generate};
 use std::{io::Write, sync::Arc};
@@ -25,6 +26,7 @@ impl Session {
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
         let opened = load::open(&base.model)?;
+        differences(opened.tokenizer.continuation_asked(), sampling).iter().for_each(|it| console::warn(it));
         let first = named.first().map(|it| it.1.as_path());
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
         let device = load::device(base.device)?;
@@ -99,6 +101,22 @@ impl Session {
         let said = self.tokenizer.continuation(&asked, &generated.ids)?;
         Ok((generated, said))
     }
+}
+
+/// Where the flags continue texts otherwise than `generation_config.json` would have it.
+fn differences(asked: &Continuation, flags: &SamplingArgs) -> Vec<String> {
+    let given = (flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty);
+    let mut notes = Vec::new();
+    if given != (asked.temperature, asked.top_k, asked.top_p, asked.repetition_penalty) {
+        notes.push(format!(
+            "generation_config.json would have texts continued with --temperature {} --top-k {} --top-p {} --repetition-penalty {}; the flags and their defaults count",
+            asked.temperature, asked.top_k, asked.top_p, asked.repetition_penalty
+        ));
+    }
+    if !asked.others.is_empty() {
+        notes.push(format!("generation_config.json: not applied: {}", asked.others.join(", ")));
+    }
+    notes
 }
 
 fn check_sampling(it: &SamplingArgs) -> anyhow::Result<()> {
