@@ -27,6 +27,18 @@ impl Columns {
         Self::Instruction { instruction: "instruction".into(), input: Some("input".into()), output: "output".into() }
     }
 
+    /// How a row is laid out, with the names of the columns in braces where their texts go.
+    pub fn template(&self) -> String {
+        match self {
+            Self::Text(text) => format!("{{{text}}}"),
+            Self::Instruction { instruction, input, output } => {
+                let braced = |name: &str| format!("{{{name}}}");
+                let input = input.as_deref().map(braced);
+                crate::instruction_prompt(&braced(instruction), input.as_deref()) + &braced(output)
+            }
+        }
+    }
+
     /// Names in the order in which the renderer expects the fields of a row.
     pub(crate) fn names(&self) -> Vec<&str> {
         match self {
@@ -81,7 +93,8 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    pub(crate) fn appends_eos(&self) -> bool {
+    /// Whether the end-of-text token closes each row that was not cut.
+    pub fn appends_eos(&self) -> bool {
         self.append_eos.unwrap_or(matches!(self.columns, Columns::Instruction { .. }))
     }
 

@@ -91,8 +91,14 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// The architecture's name in [`SUPPORTED`](crate::SUPPORTED), however the file spells it.
+    pub fn architecture_name(&self) -> &'static str {
+        let name = architecture_name(&self.raw).unwrap_or_default();
+        Family::named(&name).map_or(GPT_NEO[0], |it| it.architecture)
+    }
+
     /// For every layer, how many keys a query sees; all where there is none.
-    pub(crate) fn windows(&self) -> Vec<Option<usize>> {
+    pub fn windows(&self) -> Vec<Option<usize>> {
         match &self.architecture {
             Architecture::Decoder(spec) => spec.windows.clone(),
             Architecture::GptNeo { local, window_size, .. } => {

@@ -1,7 +1,7 @@
 //! The road itself: rows in, an adapter out.
 
-use e2e::{Finetune, ROWS, Tensors, TinyModel, Work, write_jsonl, write_parquet};
-use serde_json::Value;
+use e2e::{Family, Finetune, ROWS, Tensors, TinyModel, Work, write_jsonl, write_parquet};
+use serde_json::{Value, json};
 use std::fs;
 
 /// Trains for twelve steps with held-out rows that are the training rows, and looks at everything in the folder.
@@ -90,6 +90,34 @@ fn a_logged_step_has_the_keys_that_scripts_read() {
         for key in ["loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"] {
             assert!(line[key].as_f64().is_some_and(|it| it > 0.0), "{key} in {line}");
         }
+    }
+}
+
+#[test]
+fn what_a_run_takes_from_its_files_is_said_and_written_down() {
+    let work = Work::new();
+    let folder = work.model(&TinyModel { tied: false, ..TinyModel::of(Family::Qwen2) });
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["rope_scaling"] = json!({ "rope_type": "linear", "factor": 2.0 });
+    fs::write(&path, config.to_string()).unwrap();
+    fs::write(folder.join("generation_config.json"), json!({ "eos_token_id": [0, 3] }).to_string()).unwrap();
+    let data = work.path("ins.jsonl");
+    fs::write(&data, "{\"instruction\": \"the cat\", \"output\": \"sat on\"}\n".repeat(4)).unwrap();
+    let run = work.finetune().path("--model", &folder).path("--data", &data).flags("--quant nf4");
+    let said = run.run().success();
+    let used = &run.summary()["used"];
+    assert_eq!(used["columns"], "columns instruction, output");
+    assert_eq!(used["template"], "### Instruction:\n{instruction}\n\n### Response:\n{output}");
+    assert_eq!(used["append_eos"], true);
+    assert_eq!((&used["bos"], &used["eos"]), (&json!(null), &json!({ "id": 0, "token": "</s>" })));
+    assert_eq!((&used["end_ids"], &used["before_text"]), (&json!([0, 3]), &json!([])));
+    assert_eq!(used["architecture"], "Qwen2ForCausalLM");
+    assert_eq!((&used["rope"], &used["tied_head"]), (&json!("linear (factor 2), theta 10000"), &json!(false)));
+    assert!(used["windows"][0].is_null() && used["windows"][1].is_u64(), "{used}");
+    assert_eq!(used["kept_dense"], json!(["lm_head"]));
+    for part in ["{instruction}", "eos </s> (0)", "texts end at 0, 3", "linear (factor 2)", "kept dense: lm_head"] {
+        assert!(said.stderr.contains(part), "{part}: {said}");
     }
 }
 

@@ -252,11 +252,13 @@ impl Tokenizer {
         self.longest_token
     }
 
-    pub(crate) fn prefix(&self) -> &[u32] {
+    /// The ids that go before every text.
+    pub fn prefix(&self) -> &[u32] {
         &self.prefix
     }
 
-    pub(crate) fn suffix(&self) -> &[u32] {
+    /// The ids that close every text that is not to be continued.
+    pub fn suffix(&self) -> &[u32] {
         &self.suffix
     }
 

@@ -12,6 +12,7 @@ mod resume;
 mod run;
 mod settings;
 mod train;
+mod used;
 
 pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
 pub(crate) use fits::RUNTIME_BYTES;

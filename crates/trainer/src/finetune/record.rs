@@ -93,6 +93,8 @@ pub(crate) struct Summary {
     pub(crate) seconds_to_first_step: f64,
     pub(crate) wall_seconds: f64,
     pub(crate) data: halfbyte_data::Report,
+    /// What was taken from the files.
+    pub(crate) used: super::used::Used,
 }
 
 /// The growing log.

@@ -10,6 +10,7 @@ use super::{
     resume::{eval_loss_before, resume},
     settings::Settings,
     train::Run,
+    used::Used,
 };
 use crate::{
     cli::QuantArg,
@@ -36,7 +37,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let mut settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
     let base = load::open(&settings.model)?;
-    let data = Data::load(&settings, &base)?;
+    let mut data = Data::load(&settings, &base)?;
     settings.settle_warmup(&data.train)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut beginning = Beginning::of(&settings, &base.folder)?;
@@ -55,6 +56,8 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device, beginning.prepare())?,
     };
+    data.used.loaded(model.as_ref());
+    data.used.dense_line().iter().for_each(|it| say(it));
     let (settings, adapter) = beginning.adapter(settings, model.as_mut(), &device)?;
     let counts = Counts::of(model.as_ref(), adapter.as_deref());
     say(&counts.line());
@@ -95,7 +98,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     save_result(&settings, &folder, (model.as_ref(), adapter.as_deref())).context(NOT_SAVED)?;
     let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
-    let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data.report, (begun, &device));
+    let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data, (begun, &device));
     // Last of all: it says that the rest is whole.
     let text = format!("{:#}\n", serde_json::to_value(&summary)?);
     write_atomic(&folder.file("summary.json"), text.as_bytes()).context(NOT_SAVED)?;
@@ -111,6 +114,7 @@ struct Data {
     train: Dataset,
     eval: Option<Dataset>,
     report: Report,
+    used: Used,
 }
 
 impl Data {
@@ -118,6 +122,8 @@ impl Data {
         let config = settings.data_config(&settings.data, settings.args.rows.as_deref())?;
         let (train, report) = Dataset::load(&settings.data, &base.tokenizer, &config)?;
         say(&format!("{}: {report}; {}", settings.data.display(), config.columns));
+        let used = Used::of(base, &config);
+        used.lines().iter().for_each(|it| say(it));
         report.warnings().iter().for_each(|it| warn(it));
         let mut eval = None;
         if let Some(path) = &settings.args.eval_data {
@@ -135,7 +141,7 @@ impl Data {
                 "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
             )));
         }
-        Ok(Data { train, eval, report })
+        Ok(Data { train, eval, report, used })
     }
 
     fn bytes(&self) -> usize {
@@ -258,7 +264,7 @@ fn summary(
     totals: &Totals,
     optimizer_pages: halfbyte_paged_optim::PageStats,
     (before, after): (&Measured, &Measured),
-    data: &Report,
+    data: &Data,
     (begun, device): (Instant, &Device),
 ) -> Summary {
     Summary {
@@ -280,7 +286,8 @@ fn summary(
         total_parameters: counts.total,
         seconds_to_first_step: totals.seconds_to_first_step,
         wall_seconds: begun.elapsed().as_secs_f64(),
-        data: *data,
+        data: data.report,
+        used: data.used.clone(),
     }
 }
 

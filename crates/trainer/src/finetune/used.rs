@@ -1,0 +1,155 @@
+//! What a run takes from its files where these leave room for guesses: said before an hour of training, and written down.
+
+use crate::load::BaseModel;
+use halfbyte_data::{DataConfig, Tokenizer};
+use halfbyte_models::{Architecture, Model, ModelConfig};
+use halfbyte_ops::rope::{RopeScaling, RopeSpec};
+use serde::Serialize;
+
+/// A token by its id and its name in the vocabulary.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Token {
+    id: u32,
+    token: Option<String>,
+}
+
+/// What was chosen.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Used {
+    /// The columns that were read.
+    columns: String,
+    /// How a row is laid out.
+    template: String,
+    /// Whether the end-of-text token closes each row.
+    append_eos: bool,
+    bos: Option<Token>,
+    eos: Option<Token>,
+    pad: Option<Token>,
+    /// What goes before and after every text that is tokenised.
+    before_text: Vec<Token>,
+    after_text: Vec<Token>,
+    /// At these a continued text ends.
+    end_ids: Vec<u32>,
+    architecture: String,
+    /// How positions are rotated; `None` where they are learned.
+    rope: Option<String>,
+    /// For every layer, how many keys a query sees.
+    windows: Vec<Option<usize>>,
+    tied_head: bool,
+    /// The linear layers that stay dense beside quantised ones.
+    kept_dense: Vec<String>,
+}
+
+impl Used {
+    /// What is known before the weights are loaded.
+    pub(crate) fn of(base: &BaseModel, data: &DataConfig) -> Used {
+        let (tokenizer, config) = (&base.tokenizer, base.folder.config());
+        let special = tokenizer.special();
+        let token = |id: u32| Token { id, token: tokenizer.id_to_token(id) };
+        Used {
+            columns: data.columns.to_string(),
+            template: data.columns.template(),
+            append_eos: data.appends_eos(),
+            bos: special.bos.map(token),
+            eos: special.eos.map(token),
+            pad: special.pad.map(token),
+            before_text: around(tokenizer, true).iter().map(|it| token(*it)).collect(),
+            after_text: around(tokenizer, false).iter().map(|it| token(*it)).collect(),
+            end_ids: tokenizer.stop_ids().to_vec(),
+            architecture: config.architecture_name().to_owned(),
+            rope: rope(config).map(described),
+            windows: config.windows(),
+            tied_head: config.tie_word_embeddings,
+            kept_dense: Vec::new(),
+        }
+    }
+
+    /// Takes down which layers of a loaded model are dense though others are not.
+    pub(crate) fn loaded(&mut self, model: &dyn Model) {
+        let is_dense = |format: &str| ["f32", "f16", "bf16"].contains(&format);
+        let (linears, _) = model.parts();
+        if linears.iter().any(|it| !is_dense(&it.format())) {
+            let dense = linears.iter().filter(|it| is_dense(&it.format()));
+            self.kept_dense = dense.map(|it| it.path().to_owned()).collect();
+        }
+    }
+
+    /// For people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let one = |it: &Token| format!("{} ({})", it.token.as_deref().unwrap_or("no name"), it.id);
+        let some = |it: &Option<Token>| it.as_ref().map_or_else(|| "none".to_owned(), one);
+        let all = |it: &[Token]| match it {
+            [] => "nothing".to_owned(),
+            tokens => tokens.iter().map(one).collect::<Vec<_>>().join(" "),
+        };
+        let ends: Vec<String> = self.end_ids.iter().map(u32::to_string).collect();
+        let tied = if self.tied_head { "the output head is the embedding" } else { "an output head of its own" };
+        vec![
+            format!(
+                "rows as {:?}, {} the end-of-text token after each",
+                self.template,
+                if self.append_eos { "and" } else { "without" }
+            ),
+            format!(
+                "special tokens: bos {}, eos {}, pad {}; before a text {}, after it {}; texts end at {}",
+                some(&self.bos),
+                some(&self.eos),
+                some(&self.pad),
+                all(&self.before_text),
+                all(&self.after_text),
+                if ends.is_empty() { "no id".to_owned() } else { ends.join(", ") }
+            ),
+            format!(
+                "{}: rope {}, windows {}, {tied}",
+                self.architecture,
+                self.rope.as_deref().unwrap_or("none"),
+                windows(&self.windows)
+            ),
+        ]
+    }
+
+    /// For people, once the model is loaded: the layers that are dense among quantised ones.
+    pub(crate) fn dense_line(&self) -> Option<String> {
+        const SHOWN: usize = 4;
+        let names = self.kept_dense.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = self.kept_dense.len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        (!self.kept_dense.is_empty()).then(|| format!("kept dense: {names}{more}"))
+    }
+}
+
+fn around(tokenizer: &Tokenizer, before: bool) -> &[u32] {
+    if before { tokenizer.prefix() } else { tokenizer.suffix() }
+}
+
+fn rope(config: &ModelConfig) -> Option<&RopeSpec> {
+    match &config.architecture {
+        Architecture::Decoder(spec) => Some(&spec.rope),
+        Architecture::GptNeo { .. } => None,
+    }
+}
+
+/// The rope type by transformers' name, with its numbers.
+fn described(rope: &RopeSpec) -> String {
+    let kind = match &rope.scaling {
+        RopeScaling::None => "default".to_owned(),
+        RopeScaling::Linear { factor } => format!("linear (factor {factor})"),
+        RopeScaling::Dynamic { factor } => format!("dynamic (factor {factor})"),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => format!(
+            "llama3 (factor {factor}, low_freq_factor {low_freq_factor}, high_freq_factor {high_freq_factor}, original length {original_max_position})"
+        ),
+        RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, .. } => format!(
+            "yarn (factor {factor}, beta_fast {beta_fast}, beta_slow {beta_slow}, original length {original_max_position})"
+        ),
+    };
+    format!("{kind}, theta {}", rope.theta)
+}
+
+/// `none`, one width for all layers, or one a layer.
+fn windows(widths: &[Option<usize>]) -> String {
+    let one = |it: &Option<usize>| it.map_or_else(|| "none".to_owned(), |it| it.to_string());
+    match widths {
+        [first, rest @ ..] if rest.iter().all(|it| it == first) => one(first),
+        widths => format!("{} by layer", widths.iter().map(one).collect::<Vec<_>>().join(", ")),
+    }
+}
