@@ -269,29 +269,11 @@ macro_rules! kernels {
                     element: $crate::Number,
                     launch: $crate::Launch,
                 ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
-                    // SAFETY: as the caller vouches.
-                    unsafe { self.launch_from(&$source, (gpu, element), launch) }
-                }
-
-                /// Starts the kernel of this name and these parameters in another file, whose author compared it with
-                /// [`Self::SIGNATURE`].
-                ///
-                /// # Safety
-                /// As above, and the other file's kernel must have this signature.
-                ///
-                /// # Errors
-                /// As above.
-                unsafe fn launch_from(
-                    self,
-                    source: &$crate::Source,
-                    (gpu, element): (&$crate::Gpu, $crate::Number),
-                    launch: $crate::Launch,
-                ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
                     let target = $crate::Target { element, device: gpu.info().ordinal };
                     let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
                     // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
                     // the caller vouches for the sizes.
-                    unsafe { gpu.launch_untyped((source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                    unsafe { gpu.launch_untyped((&$source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
                 }
             }
         )+

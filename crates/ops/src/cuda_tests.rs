@@ -346,6 +346,10 @@ fn attention_of_every_kind() {
         (AttentionShape { heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None }, vec![70]),
         (AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37) }, vec![150, 1, 61]),
         (AttentionShape { heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None }, vec![66]),
+        // Several blocks of rows, and of keys that only some of a block's rows see.
+        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 128, scale: 0.1, window: None }, vec![290, 129, 128]),
+        (AttentionShape { heads: 2, kv_heads: 2, head_dim: 80, scale: 0.1, window: Some(100) }, vec![33, 300]),
+        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 48, scale: 0.2, window: Some(17) }, vec![270]),
     ];
     for dtype in FLOATS {
         for (shape, lengths) in &shapes {
@@ -371,6 +375,7 @@ fn attention_over_a_cache() {
             (vec![(35, 29, 0)], Some(11)),
             (vec![(1, 20, 0), (1, 3, 64), (1, 63, 128)], None),
             (vec![(33, 0, 64), (2, 60, 0), (40, 9, 128)], Some(12)),
+            (vec![(140, 50, 2)], None),
         ] {
             let layout = Layout::resumed(&sequences).unwrap();
             let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };

@@ -51,10 +51,19 @@ struct Warp {
     uint32_t alive = 0, arrived = 0, mask = 0;
     unsigned generation = 0;
     // Two slots a lane, used in turn, so that a fast lane does not overwrite what a slow one has yet to read.
-    alignas(16) unsigned char slots[2][32][16];
+    alignas(16) unsigned char slots[2][32][32];
+};
+
+// What cp.async does, as late as it may: when it is waited for.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    bool there;
 };
 
 struct Fiber {
+    std::vector<Copy> copies;
     void* stack_pointer = nullptr;
     State state = State::Done;
     dim3 thread{};
@@ -142,8 +151,11 @@ inline void run(Fiber& f) {
     cuda_on_cpu_switch(&block->scheduler, f.stack_pointer);
 }
 
+[[noreturn]] void fail(const char* what);
+
 inline void begin() {
     (*block->body)();
+    if (!fiber->copies.empty()) fail("a copy to shared memory is never waited for");
     fiber->state = State::Done;
     fiber->warp->alive &= ~(1u << fiber->lane);
     block->alive--;
@@ -151,7 +163,7 @@ inline void begin() {
     abort();
 }
 
-[[noreturn]] inline void fail(const char* what) {
+inline void fail(const char* what) {
     fprintf(stderr, "CUDA on the CPU: %s, in block (%u, %u, %u), thread (%u, %u, %u)\n", what, block->index.x,
             block->index.y, block->index.z, fiber ? fiber->thread.x : 0, fiber ? fiber->thread.y : 0,
             fiber ? fiber->thread.z : 0);
@@ -274,14 +286,26 @@ inline void warp_barrier(uint32_t mask) {
     to_scheduler();
 }
 
-template <class T> T exchange(uint32_t mask, T value, unsigned from) {
-    static_assert(sizeof(T) <= 16);
+// What each lane of the warp holds, by lane; until this lane asks again.
+template <class T> auto lanes(const T& value, uint32_t mask = ~0u) {
+    static_assert(sizeof(T) <= 32);
     Warp* w = fiber->warp;
-    unsigned turn = w->generation & 1;
-    memcpy(w->slots[turn][fiber->lane], &value, sizeof(T));
+    auto slots = w->slots[w->generation & 1];
+    memcpy(slots[fiber->lane], &value, sizeof(T));
     warp_barrier(mask);
-    memcpy(&value, w->slots[turn][from], sizeof(T));
-    return value;
+    return [slots](unsigned lane) -> const T& { return *reinterpret_cast<const T*>(slots[lane]); };
+}
+
+template <class T> T exchange(uint32_t mask, T value, unsigned from) { return lanes(value, mask)(from); }
+
+inline void copy_later(void* to, const void* from, size_t bytes, bool there) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes || (there && reinterpret_cast<uintptr_t>(from) % bytes))
+        fail("a copy to shared memory is not aligned");
+    fiber->copies.push_back({to, from, bytes, there});
+}
+inline void wait_for_copies() {
+    for (const Copy& it : fiber->copies) it.there ? memcpy(it.to, it.from, it.bytes) : memset(it.to, 0, it.bytes);
+    fiber->copies.clear();
 }
 
 // A kernel: what copies its arguments, as a launch does, and gives what runs one thread; and which of them are pointers, with the

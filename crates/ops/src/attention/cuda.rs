@@ -1,6 +1,6 @@
-use super::{AttentionShape, Saved};
+use super::{AttentionShape, Saved, tensor_cores::cuda as tensor_cores};
 use crate::layout::Layout;
-use halfbyte_cuda::{Gpu, Launch, Source, T, kernels, signature};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_tensor::{DType, Error, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
@@ -21,43 +21,22 @@ kernels! {
     }
 }
 
-/// Three kernels of `SOURCE` once more, with tensor cores.
-const TENSOR_CORES: Source = Source { name: "tensor_cores", text: include_str!("tensor_cores/kernel.cu") };
-const _: () = signature::check(TENSOR_CORES.text, Forward::SIGNATURE);
-const _: () = signature::check(TENSOR_CORES.text, QueryGradient::SIGNATURE);
-const _: () = signature::check(TENSOR_CORES.text, KeyValueGradient::SIGNATURE);
-
 /// Rows that a block takes, rows of a tile, threads of a block: as in the kernels.
 const ROWS: usize = 16;
-const TENSOR_CORE_ROWS: usize = 64;
 const TILE: usize = 32;
 const THREADS: u32 = 128;
 /// The channels that a lane sums are in registers, eight at most.
 const MAX_HEAD_DIM: usize = 256;
 
-/// Whether tensor cores can do it: 16-bit numbers and whole tiles of channels. One query would leave them idle.
-fn on_tensor_cores(shape: &AttentionShape, layout: &Layout, dtype: DType) -> bool {
-    dtype != DType::F32 && shape.head_dim.is_multiple_of(16) && shape.head_dim <= 128 && layout.longest() >= TILE
-}
-
-/// The file of kernels, and how one is started that takes so many heads and keeps so many tensors of its block's rows.
-fn launch(
-    (shape, layout): (&AttentionShape, &Layout),
-    dtype: DType,
-    (heads, rows_kept): (usize, usize),
-) -> Result<(&'static Source, Launch)> {
-    let grid = |rows: usize| (layout.longest().div_ceil(rows) as u32, heads as u32, layout.sequences() as u32);
-    if on_tensor_cores(shape, layout, dtype) {
-        let shared = dtype.size() * (rows_kept * TENSOR_CORE_ROWS + 2 * TILE) * (shape.head_dim + 8);
-        let launch = Launch { grid: grid(TENSOR_CORE_ROWS), block: (THREADS, 1, 1), shared: shared as u32 };
-        return Ok((&TENSOR_CORES, launch));
-    }
+/// How a kernel is started that takes so many heads and keeps two tiles and so many tensors of its block's rows.
+fn launch((shape, layout): (&AttentionShape, &Layout), (heads, rows_kept): (usize, usize)) -> Result<Launch> {
     if shape.head_dim > MAX_HEAD_DIM {
         let message = format!("heads of {} channels; at most {MAX_HEAD_DIM} fit on a GPU", shape.head_dim);
         return Err(Error::invalid("attention", message));
     }
+    let grid = (layout.longest().div_ceil(ROWS) as u32, heads as u32, layout.sequences() as u32);
     let shared = 4 * (2 * TILE * (shape.head_dim + 1) + rows_kept * ROWS * shape.head_dim);
-    Ok((&SOURCE, Launch { grid: grid(ROWS), block: (THREADS, 1, 1), shared: shared as u32 }))
+    Ok(Launch { grid, block: (THREADS, 1, 1), shared: shared as u32 })
 }
 
 /// Writes `y`, and the logarithm of every row's sum.
@@ -67,12 +46,15 @@ pub(super) fn forward(
     (shape, layout): (&AttentionShape, &Layout),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
-    let (source, launch) = launch((shape, layout), q.dtype(), (shape.heads, 1))?;
+    if tensor_cores::fit(shape, layout, q.dtype()) {
+        return tensor_cores::forward(gpu, [q, k, v], (shape, layout), (y, lse));
+    }
+    let launch = launch((shape, layout), (shape.heads, 1))?;
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
     let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
-    // SAFETY: the caller checked the operands against the layout; both files' signatures are compared above.
-    unsafe { kernel.launch_from(source, (gpu, number(q.dtype())), launch) }
+    // SAFETY: the caller checked the operands against the layout.
+    unsafe { kernel.launch(gpu, number(q.dtype()), launch) }
 }
 
 /// Writes the gradients of queries, keys and values that are wanted.
@@ -83,6 +65,9 @@ pub(super) fn backward(
     grads: &mut [Option<Tensor>; 3],
 ) -> Result<()> {
     let ([q, k, v], segments) = (saved.inputs, layout.segments_on(gpu)?);
+    if tensor_cores::fit(shape, layout, q.dtype()) {
+        return tensor_cores::backward(gpu, saved, (shape, layout), grads);
+    }
     let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
     let (dy, lse, window, on) = (saved.dy, saved.lse, window.unwrap_or(0), (&**gpu, number(q.dtype())));
@@ -90,19 +75,19 @@ pub(super) fn backward(
     let kernel = Products { dy, y: saved.y, segments, d: &mut d, heads, dim };
     // SAFETY: a warp a row and head of every sequence.
     unsafe { kernel.launch(on.0, on.1, Launch { grid, block: (256, 1, 1), shared: 0 }) }?;
-    let (source, launch_queries) = launch((shape, layout), q.dtype(), (shape.heads, 2))?;
-    let (_, launch_keys) = launch((shape, layout), q.dtype(), (shape.kv_heads, 2))?;
+    let launch_queries = launch((shape, layout), (shape.heads, 2))?;
+    let launch_keys = launch((shape, layout), (shape.kv_heads, 2))?;
     let (d, [dq, dk, dv]) = (&d, grads);
     if let Some(dq) = dq {
         let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
-        // SAFETY: gradients have the shapes of what they belong to; both files' signatures are compared above.
-        unsafe { kernel.launch_from(source, on, launch_queries) }?;
+        // SAFETY: gradients have the shapes of what they belong to.
+        unsafe { kernel.launch(on.0, on.1, launch_queries) }?;
     }
     if dk.is_some() || dv.is_some() {
         let (dk, dv) = (dk.as_mut(), dv.as_mut());
         let kernel = KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale };
         // SAFETY: as above; the kernel leaves out what leads nowhere.
-        unsafe { kernel.launch_from(source, on, launch_keys) }?;
+        unsafe { kernel.launch(on.0, on.1, launch_keys) }?;
     }
     Ok(())
 }

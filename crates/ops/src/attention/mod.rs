@@ -9,6 +9,9 @@ mod blocks;
 mod cpu;
 mod cuda;
 mod decode;
+mod tensor_cores {
+    pub(super) mod cuda;
+}
 #[cfg(test)]
 mod tests;
 

@@ -1,14 +1,19 @@
 // The same attention with tensor cores, for bf16 and f16 and heads of a multiple of 16 channels, at most 128.
 //
-// A warp takes 16 rows; a block has four. Products are mma.m16n8k16: a fragment of the left operand holds rows g and g + 8, one of the right
-// column g, and a result columns 2t and 2t + 1 of rows g and g + 8, where g = lane / 4 and t = lane % 4. Results of two neighbouring
-// products are the left fragment of the next one, so that probabilities never leave the registers.
+// Products are mma.m16n8k16: a fragment of the left operand holds rows g and g + 8, one of the right column g, and a result columns
+// 2t and 2t + 1 of rows g and g + 8, where g = lane / 4 and t = lane % 4. Results of two neighbouring products are the left fragment
+// of the next one, so that probabilities never leave the registers.
 //
-// In f32 the kernels are empty: nobody calls them.
+// Tiles lie in shared memory, 16 bytes a piece, each row's pieces in an order of their own, so that the eight rows that ldmatrix
+// reads at a time meet different banks. The copies of the next tile run while this one is multiplied.
+//
+// Heads are padded with zeros to DIM channels, 64 or 128. In f32 the kernels are empty: nobody calls them.
 
-#define TILE 32
-#define ROWS 64
-#define CHANNEL_TILES 16
+#define ROWS 128     // that a block takes
+#define KEYS 64      // a tile, forward
+#define FEW_KEYS 32  // a tile, for the gradient of queries
+#define QUERIES 64   // a tile, for those of keys and values
+#define LOG2_E 1.44269504f
 
 struct Shape {
     int heads, kv_heads, dim;
@@ -33,23 +38,24 @@ __device__ __forceinline__ bool sees(const Shape& s, int position, int key) {
 // c (16, 8) += a (16, 16) b (16, 8).
 __device__ __forceinline__ void mma(float* c, const unsigned* a, const unsigned* b) {
 #if defined(CUDA_ON_CPU)
+    struct Held {
+        unsigned a[4], b[2];
+    };
+    auto of = cpu::lanes(Held{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
     int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
-    uint4 left = {a[0], a[1], a[2], a[3]}, right = {b[0], b[1], 0, 0};
-    for (int i = 0; i < 4; i++) {
-        // Lane i of the row's four holds k = 2i, 2i + 1 and 2i + 8, 2i + 9.
-        uint4 l = __shfl_sync(0xffffffffu, left, g * 4 + i);
+    for (int i = 0; i < 4; i++)
         for (int j = 0; j < 2; j++) {
-            uint4 r = __shfl_sync(0xffffffffu, right, (2 * t + j) * 4 + i);
-            unsigned rows[2][2] = {{l.x, l.z}, {l.y, l.w}}, cols[2] = {r.x, r.y};
+            // Lane i of the row's four holds k = 2i, 2i + 1 and 2i + 8, 2i + 9.
+            const Held &left = of(g * 4 + i), &right = of((2 * t + j) * 4 + i);
             for (int half = 0; half < 2; half++)
                 for (int row = 0; row < 2; row++) {
+                    unsigned l = left.a[2 * half + row], r = right.b[half];
                     T x[2], y[2];
-                    x[0].bits = (uint16_t)rows[row][half], x[1].bits = (uint16_t)(rows[row][half] >> 16);
-                    y[0].bits = (uint16_t)cols[half], y[1].bits = (uint16_t)(cols[half] >> 16);
+                    x[0].bits = (uint16_t)l, x[1].bits = (uint16_t)(l >> 16);
+                    y[0].bits = (uint16_t)r, y[1].bits = (uint16_t)(r >> 16);
                     c[2 * row + j] += to_f32(x[0]) * to_f32(y[0]) + to_f32(x[1]) * to_f32(y[1]);
                 }
         }
-    }
 #elif T_KIND == 1
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -61,95 +67,154 @@ __device__ __forceinline__ void mma(float* c, const unsigned* a, const unsigned*
 #endif
 }
 
-__device__ __forceinline__ unsigned pair(T low, T high) { return low.bits | ((unsigned)high.bits << 16); }
-// At an even place, so that a single load does it.
-__device__ __forceinline__ unsigned pair_at(const T* x) {
+__device__ __forceinline__ unsigned pack(float low, float high) {
 #if defined(CUDA_ON_CPU)
-    return pair(x[0], x[1]);
+    return Round<T>::of(low).bits | ((unsigned)Round<T>::of(high).bits << 16);
 #else
-    return *(const unsigned*)x;
+    unsigned y;
+#if T_KIND == 1
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+#endif
+    return y;
 #endif
 }
 
-// Rows of a tile are padded by eight elements, so that the lanes of a fragment meet different banks.
-__device__ __forceinline__ int stride_of(const Shape& s) { return s.dim + 8; }
+__device__ __forceinline__ float two_to(float x) {
+#if defined(CUDA_ON_CPU)
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// Four matrices of eight rows of 16 bytes, whose rows' places lanes 8i .. 8i + 8 name for matrix i: lane l gets elements 2t and
+// 2t + 1 of row g of each or, transposed, elements g of rows 2t and 2t + 1.
+template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigned* x, const T* row) {
+#if defined(CUDA_ON_CPU)
+    auto of = cpu::lanes(row);
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
+    for (int i = 0; i < 4; i++) {
+        T low = TRANSPOSED ? of(8 * i + 2 * t)[g] : of(8 * i + g)[2 * t];
+        T high = TRANSPOSED ? of(8 * i + 2 * t + 1)[g] : of(8 * i + g)[2 * t + 1];
+        x[i] = low.bits | ((unsigned)high.bits << 16);
+    }
+#else
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+#endif
+}
+
+// BYTES, 4 or 16, to shared memory, there when the copies are waited for; zeros, and nothing read, where there is nothing to copy.
+template <int BYTES> __device__ __forceinline__ void copy_later(void* to, const void* from, bool there) {
+#if defined(CUDA_ON_CPU)
+    cpu::copy_later(to, from, BYTES, there);
+#else
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(there ? 4 : 0) : "memory");
+#endif
+}
+// Those of this thread; a barrier behind it makes it those of all.
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(CUDA_ON_CPU)
+    cpu::wait_for_copies();
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Where a piece of eight channels lies in a tile.
+template <int DIM> __device__ __forceinline__ int place(int row, int piece) { return row * DIM + ((piece ^ (row & 7)) << 3); }
+
+// COUNT rows from `first` on of a head's channels, by THREADS threads; rows from `limit` on are zero.
+template <int DIM, int COUNT, int THREADS>
+__device__ __forceinline__ void load_rows(T* tile, const T* x, size_t base, int first, int limit, int stride, const Shape& s) {
+    // A thread's rows are a multiple of eight apart, so that its piece is at the same place in each.
+    constexpr int STEP = THREADS / (DIM / 8);
+    static_assert(STEP % 8 == 0 && COUNT % STEP == 0, "whole steps");
+    int row = threadIdx.x / (DIM / 8), piece = threadIdx.x % (DIM / 8);
+    const T* from = x + (base + first + row) * stride + 8 * piece;
+    T* to = tile + place<DIM>(row, piece);
+    int rows = 8 * piece < s.dim ? limit - first - row : 0;
+#pragma unroll
+    for (int j = 0; j < COUNT / STEP; j++, from += STEP * stride)
+        copy_later<16>(to + j * STEP * DIM, from, j * STEP < rows);
+}
 
 // Columns k .. k + 16 of the 16 rows from `row` on.
-__device__ __forceinline__ void left_of(unsigned* a, const T* tile, int stride, int row, int k) {
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
-    const T* x = tile + (row + g) * stride + k + 2 * t;
-    a[0] = pair_at(x);
-    a[1] = pair_at(x + 8 * stride);
-    a[2] = pair_at(x + 8);
-    a[3] = pair_at(x + 8 * stride + 8);
+template <int DIM> __device__ __forceinline__ void left_of(unsigned* a, const T* tile, int row, int k) {
+    int lane = threadIdx.x & 31;
+    load_matrices<false>(a, tile + place<DIM>(row + (lane & 15), k / 8 + (lane >> 4)));
 }
-// The same of a result: products n and n + 1 of a row of eight columns each.
-__device__ __forceinline__ void left_of_result(unsigned* a, const float (*c)[4], int n) {
-    a[0] = pair(Round<T>::of(c[n][0]), Round<T>::of(c[n][1]));
-    a[1] = pair(Round<T>::of(c[n][2]), Round<T>::of(c[n][3]));
-    a[2] = pair(Round<T>::of(c[n + 1][0]), Round<T>::of(c[n + 1][1]));
-    a[3] = pair(Round<T>::of(c[n + 1][2]), Round<T>::of(c[n + 1][3]));
+// Two right operands, whose columns are the tile's rows n .. n + 8 and n + 8 .. n + 16, over channels k .. k + 16.
+template <int DIM> __device__ __forceinline__ void right_of_rows(unsigned* b, const T* tile, int n, int k) {
+    int lane = threadIdx.x & 31;
+    load_matrices<false>(b, tile + place<DIM>(n + (lane & 7) + ((lane & 16) >> 1), k / 8 + ((lane >> 3) & 1)));
 }
-// The right operand whose columns are the tile's rows n .. n + 8, over channels k .. k + 16.
-__device__ __forceinline__ void right_of_rows(unsigned* b, const T* tile, int stride, int n, int k) {
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
-    const T* x = tile + (n + g) * stride + k + 2 * t;
-    b[0] = pair_at(x);
-    b[1] = pair_at(x + 8);
-}
-// The right operand whose rows are the tile's rows k .. k + 16, over channels n .. n + 8.
-__device__ __forceinline__ void right_of_columns(unsigned* b, const T* tile, int stride, int k, int n) {
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
-    const T* x = tile + (k + 2 * t) * stride + n + g;
-    b[0] = pair(x[0], x[stride]);
-    b[1] = pair(x[8 * stride], x[9 * stride]);
+// Two right operands, whose rows are the tile's rows k .. k + 16, over channels n .. n + 8 and n + 8 .. n + 16.
+template <int DIM> __device__ __forceinline__ void right_of_columns(unsigned* b, const T* tile, int k, int n) {
+    int lane = threadIdx.x & 31;
+    load_matrices<true>(b, tile + place<DIM>(k + (lane & 15), n / 8 + (lane >> 4)));
 }
 
-// What a thread moves at a time: 16 bytes. Heads, and padded rows of a tile, are whole numbers of it.
-struct alignas(16) Eight {
-    T of[8];
-};
-
-// `count` rows from `first` on of a head's channels; rows from `limit` on are zero.
-__device__ __forceinline__ void load_rows(T* tile, const T* x, size_t base, int first, int count, int limit, int stride, const Shape& s) {
-    Eight zero;
-    for (int i = 0; i < 8; i++) zero.of[i].bits = 0;
-    for (int i = threadIdx.x, pieces = s.dim / 8; i < count * pieces; i += blockDim.x) {
-        int row = i / pieces, c = i % pieces * 8;
-        Eight* to = (Eight*)(tile + row * stride_of(s) + c);
-        *to = first + row < limit ? *(const Eight*)(x + (base + first + row) * stride + c) : zero;
-    }
-}
-
-// scores (16, TILE) of the warp's rows of `rows` and the tile's.
-__device__ __forceinline__ void multiply_rows(float (*scores)[4], const T* rows, int row, const T* tile, const Shape& s) {
+// scores (16 M, 8 N) = the warp's rows of `rows` times the tile's.
+template <int DIM, int M, int N>
+__device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T* rows, int row, const T* tile) {
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
-        for (int i = 0; i < 4; i++) scores[n][i] = 0.0f;
-    for (int k = 0; k < s.dim; k += 16) {
-        unsigned a[4], b[2];
-        left_of(a, rows, stride_of(s), row, k);
+    for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < TILE / 8; n++) {
-            right_of_rows(b, tile, stride_of(s), 8 * n, k);
-            mma(scores[n], a, b);
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[m][n][i] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < DIM; k += 16) {
+        unsigned a[M][4], b[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) left_of<DIM>(a[m], rows, row + 16 * m, k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            right_of_rows<DIM>(b, tile, 8 * n, k);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(scores[m][n], a[m], b);
+                mma(scores[m][n + 1], a[m], b + 2);
+            }
         }
     }
 }
-// acc (16, dim) += weights (16, TILE) tile (TILE, dim).
-__device__ __forceinline__ void add_weighted(float (*acc)[4], const float (*weights)[4], const T* tile, const Shape& s) {
+// acc (16 M, DIM) += weights (16 M, 8 N) tile (8 N, DIM).
+template <int DIM, int M, int N>
+__device__ __forceinline__ void add_weighted(float (&acc)[M][DIM / 8][4], const float (&weights)[M][N][4], const T* tile) {
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) {
-        unsigned a[4], b[2];
-        left_of_result(a, weights, 2 * k);
+    for (int k = 0; k < N; k += 2) {
+        unsigned a[M][4], b[4];
 #pragma unroll
-        for (int n = 0; n < CHANNEL_TILES; n++) {
-            if (8 * n >= s.dim) break;
-            right_of_columns(b, tile, stride_of(s), 16 * k, 8 * n);
-            mma(acc[n], a, b);
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[m][i] = pack(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n += 2) {
+            right_of_columns<DIM>(b, tile, 8 * k, 8 * n);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(acc[m][n], a[m], b);
+                mma(acc[m][n + 1], a[m], b + 2);
+            }
         }
     }
 }
+
 // Over the four lanes that share a row.
 __device__ __forceinline__ float row_sum(float v) {
     v += __shfl_xor_sync(0xffffffffu, v, 1);
@@ -159,184 +224,294 @@ __device__ __forceinline__ float row_max(float v) {
     v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
     return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }
-// A warp's 16 rows of results, times `factor` of each half, to memory.
-__device__ __forceinline__ void store(T* out, const float (*acc)[4], size_t base, int first, int limit, int stride,
-                                      const float* factor, const Shape& s) {
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
+
+struct alignas(16) Piece {
+    unsigned of[4];
+};
+
+// A warp's 16 M rows of results, each times its factor, to memory by way of rows of a tile that are the warp's own.
+template <int DIM, int M>
+__device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4], const float (&factor)[M][2], T* rows, int own,
+                                      size_t base, int first, int limit, int stride, const Shape& s) {
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
 #pragma unroll
-    for (int n = 0; n < CHANNEL_TILES; n++) {
-        if (8 * n >= s.dim) break;
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float low = acc[m][n][2 * half] * factor[m][half], high = acc[m][n][2 * half + 1] * factor[m][half];
+                *(unsigned*)(rows + place<DIM>(own + 16 * m + 8 * half + g, n) + 2 * t) = pack(low, high);
+            }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < M * DIM / 16; j++) {
+        int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
+        if (first + own + row < limit && 8 * piece < s.dim)
+            *(Piece*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Piece*)(rows + place<DIM>(own + row, piece));
+    }
+}
+
+template <int DIM>
+__device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, float* lse, const Shape& s) {
+    T *rows = shared, *tiles = shared + ROWS * DIM;
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 32, head = blockIdx.x;
+    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    // Blocks with the most keys begin first, so that the last to end are short.
+    int length = of.count, start = of.past, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
+    if (first >= length) return;
+    auto load = [&](int tile, int turn) {
+        T* to = tiles + turn * 2 * KEYS * DIM;
+        int end = start + length;
+        load_rows<DIM, KEYS, 128>(to, k + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
+        load_rows<DIM, KEYS, 128>(to + KEYS * DIM, v + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
+    };
+    float acc[2][DIM / 8][4] = {}, largest[2][2] = {{-INF, -INF}, {-INF, -INF}}, sum[2][2] = {};
+    const float unit = s.scale * LOG2_E;
+    int end = start + min(first + ROWS, length), tile = first_key(s, start + first) / KEYS * KEYS;
+    int lowest = start + first + own, highest = lowest + 31;
+    load_rows<DIM, ROWS, 128>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
+    load(tile, 0);
+    for (int turn = 0; tile < end; tile += KEYS, turn ^= 1) {
+        wait_for_copies();
+        __syncthreads();
+        if (tile + KEYS < end) load(tile + KEYS, turn ^ 1);
+        // No row of the warp sees a key of the tile.
+        if (tile > highest || tile + KEYS <= first_key(s, lowest)) continue;
+        const T* keys = tiles + turn * 2 * KEYS * DIM;
+        float p[2][KEYS / 8][4];
+        multiply_rows<DIM>(p, rows, own, keys);
+        bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int position = lowest + 16 * m + 8 * half + g;
+                float most = largest[m][half], added = 0.0f;
+                if (!all_seen)
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int j = 0; j < 2; j++)
+                            if (!sees(s, position, tile + 8 * n + 2 * t + j)) p[m][n][2 * half + j] = -INF;
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(p[m][n][2 * half], p[m][n][2 * half + 1]));
+                most = row_max(most);
+                // A row that has seen no key yet has nothing to shrink; the difference of infinities would be no number.
+                float measure = most == -INF ? 0.0f : most * unit, shrink = two_to(largest[m][half] * unit - measure);
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        float& x = p[m][n][2 * half + j];
+                        x = two_to(x * unit - measure);
+                        added += x;
+                    }
+                sum[m][half] = sum[m][half] * shrink + added;
+                largest[m][half] = most;
+#pragma unroll
+                for (int n = 0; n < DIM / 8; n++) {
+                    acc[m][n][2 * half] *= shrink;
+                    acc[m][n][2 * half + 1] *= shrink;
+                }
+            }
+        add_weighted<DIM>(acc, p, keys + KEYS * DIM);
+    }
+    float factor[2][2];
+    for (int m = 0; m < 2; m++)
         for (int half = 0; half < 2; half++) {
-            int row = first + g + 8 * half;
-            if (row >= limit) continue;
-            T* x = out + (base + row) * stride + 8 * n + 2 * t;
-            x[0] = Round<T>::of(acc[n][2 * half] * factor[half]);
-            x[1] = Round<T>::of(acc[n][2 * half + 1] * factor[half]);
+            int row = first + own + 16 * m + 8 * half + g;
+            float whole = row_sum(sum[m][half]);
+            factor[m][half] = row < length ? 1.0f / whole : 0.0f;
+            if (t == 0 && row < length)
+                lse[(size_t)s.heads * of.first + (size_t)head * length + row] = largest[m][half] * s.scale + logf(whole);
+        }
+    store<DIM>(y + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s);
+}
+
+template <int DIM>
+__device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
+                                                  const float* d, const Segment& of, T* dq, const Shape& s) {
+    T *rows = shared, *grads = rows + ROWS * DIM, *tiles = grads + ROWS * DIM;
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 32, head = blockIdx.x;
+    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    int length = of.count, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
+    if (first >= length) return;
+    auto load = [&](int tile, int turn) {
+        T* to = tiles + turn * 2 * FEW_KEYS * DIM;
+        load_rows<DIM, FEW_KEYS, 128>(to, k + kv_head * s.dim, of.first, tile, length, kv_stride, s);
+        load_rows<DIM, FEW_KEYS, 128>(to + FEW_KEYS * DIM, v + kv_head * s.dim, of.first, tile, length, kv_stride, s);
+    };
+    const float unit = s.scale * LOG2_E;
+    int end = min(first + ROWS, length), tile = first_key(s, first) / FEW_KEYS * FEW_KEYS, lowest = first + own, highest = lowest + 31;
+    load_rows<DIM, ROWS, 128>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
+    load_rows<DIM, ROWS, 128>(grads, dy + head * s.dim, of.first, first, length, q_stride, s);
+    load(tile, 0);
+    float acc[2][DIM / 8][4] = {}, measure[2][2], along[2][2];
+    for (int m = 0; m < 2; m++)
+        for (int half = 0; half < 2; half++) {
+            int row = lowest + 16 * m + 8 * half + g;
+            size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
+            measure[m][half] = row < length ? lse[at] * LOG2_E : 0.0f;
+            along[m][half] = row < length ? d[at] : 0.0f;
+        }
+    for (int turn = 0; tile < end; tile += FEW_KEYS, turn ^= 1) {
+        wait_for_copies();
+        __syncthreads();
+        if (tile + FEW_KEYS < end) load(tile + FEW_KEYS, turn ^ 1);
+        if (tile > highest || tile + FEW_KEYS <= first_key(s, lowest)) continue;
+        const T* keys = tiles + turn * 2 * FEW_KEYS * DIM;
+        float p[2][FEW_KEYS / 8][4], slope[2][FEW_KEYS / 8][4];
+        multiply_rows<DIM>(p, rows, own, keys);
+        multiply_rows<DIM>(slope, grads, own, keys + FEW_KEYS * DIM);
+        bool all_seen = tile + FEW_KEYS - 1 <= lowest && tile >= first_key(s, highest);
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int n = 0; n < FEW_KEYS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float x = two_to(p[m][n][i] * unit - measure[m][i / 2]) * (slope[m][n][i] - along[m][i / 2]);
+                    bool seen = all_seen || sees(s, lowest + 16 * m + 8 * (i / 2) + g, tile + 8 * n + 2 * t + i % 2);
+                    slope[m][n][i] = seen ? x : 0.0f;
+                }
+        add_weighted<DIM>(acc, slope, keys);
+    }
+    const float factor[2][2] = {{s.scale, s.scale}, {s.scale, s.scale}};
+    store<DIM>(dq + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s);
+}
+
+// Rows are keys, tiles queries.
+template <int DIM>
+__device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
+                                                      const float* d, const Segment& of, T* dk, T* dv, int turns, const Shape& s) {
+    T *keys = shared, *values = keys + ROWS * DIM, *tiles = values + ROWS * DIM;
+    float* numbers = (float*)(tiles + turns * 2 * QUERIES * DIM);
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
+    int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    int length = of.count, first = blockIdx.y * ROWS;
+    if (first >= length) return;
+    int last = s.window > 0 ? min(first + ROWS - 1 + s.window, length) : length;
+    int tiles_a_head = (last - first + QUERIES - 1) / QUERIES, lowest = first + own, highest = lowest + 15;
+    auto load = [&](int i) {
+        int head = kv_head * group + i / tiles_a_head, tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
+        T* to = tiles + turn * 2 * QUERIES * DIM;
+        load_rows<DIM, QUERIES, 256>(to, q + head * s.dim, of.first, tile, length, q_stride, s);
+        load_rows<DIM, QUERIES, 256>(to + QUERIES * DIM, dy + head * s.dim, of.first, tile, length, q_stride, s);
+        // A query that is not there has zeros for everything, and adds nothing.
+        int row = tile + threadIdx.x % QUERIES;
+        const float* from = threadIdx.x < QUERIES ? lse : d;
+        size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
+        if (threadIdx.x < 2 * QUERIES)
+            copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, from + at, row < length);
+    };
+    const float unit = s.scale * LOG2_E;
+    float key_acc[1][DIM / 8][4] = {}, value_acc[1][DIM / 8][4] = {};
+    load_rows<DIM, ROWS, 256>(keys, k + kv_head * s.dim, of.first, first, length, kv_stride, s);
+    load_rows<DIM, ROWS, 256>(values, v + kv_head * s.dim, of.first, first, length, kv_stride, s);
+    int count = group * tiles_a_head;
+    load(0);
+    for (int i = 0; i < count; i++) {
+        wait_for_copies();
+        __syncthreads();
+        if (turns == 2 && i + 1 < count) load(i + 1);
+        int tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
+        // No query of the tile sees a key of the warp.
+        if (tile + QUERIES > lowest && (s.window == 0 || tile < highest + s.window)) {
+            const T* queries = tiles + turn * 2 * QUERIES * DIM;
+            const T* grads = queries + QUERIES * DIM;
+            const float *measure = numbers + turn * 2 * QUERIES, *along = measure + QUERIES;
+            float p[1][QUERIES / 8][4], slope[1][QUERIES / 8][4];
+            multiply_rows<DIM>(p, keys, own, queries);
+            bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
+#pragma unroll
+            for (int n = 0; n < QUERIES / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int query = 8 * n + 2 * t + j % 2;
+                    bool seen = all_seen || sees(s, tile + query, lowest + 8 * (j / 2) + g);
+                    p[0][n][j] = seen ? two_to(p[0][n][j] * unit - measure[query] * LOG2_E) : 0.0f;
+                }
+            add_weighted<DIM>(value_acc, p, grads);
+            multiply_rows<DIM>(slope, values, own, grads);
+#pragma unroll
+            for (int n = 0; n < QUERIES / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) slope[0][n][j] = p[0][n][j] * (slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
+            add_weighted<DIM>(key_acc, slope, queries);
+        }
+        if (turns == 1 && i + 1 < count) {
+            __syncthreads();
+            load(i + 1);
         }
     }
+    const float whole[1][2] = {{1.0f, 1.0f}}, factor[1][2] = {{s.scale, s.scale}};
+    if (dv) store<DIM>(dv + kv_head * s.dim, value_acc, whole, values, own, of.first, first, length, kv_stride, s);
+    if (dk) store<DIM>(dk + kv_head * s.dim, key_acc, factor, keys, own, of.first, first, length, kv_stride, s);
 }
 #endif
 
-// grid: (ceil(longest / ROWS), heads, sequences), four warps a block; as in the plain kernel.
+// grid: (heads, ceil(longest / ROWS), sequences); four warps a block, of 32 rows each.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
                int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
-    SHARED_ARRAY(T, shared);
-    T* rows = shared;
-    T* keys_tile = rows + ROWS * stride_of(s);
-    T* values_tile = keys_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y;
-    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
-    int length = of.count, start = of.past, first = blockIdx.x * ROWS;
-    if (first >= length) return;
-    size_t q_base = of.first, kv_base = of.first_key, numbers = (size_t)s.heads * of.first + (size_t)head * length;
-    load_rows(rows, q + head * s.dim, q_base, first, ROWS, length, q_stride, s);
-    float acc[CHANNEL_TILES][4] = {}, largest[2] = {-INF, -INF}, sum[2] = {0.0f, 0.0f};
-    int end = start + (first + ROWS < length ? first + ROWS : length);
-    for (int tile = first_key(s, start + first) / TILE * TILE; tile < end; tile += TILE) {
-        __syncthreads();
-        load_rows(keys_tile, k + kv_head * s.dim, kv_base, tile, TILE, end, kv_stride, s);
-        load_rows(values_tile, v + kv_head * s.dim, kv_base, tile, TILE, end, kv_stride, s);
-        __syncthreads();
-        float p[TILE / 8][4];
-        multiply_rows(p, rows, 16 * warp, keys_tile, s);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = first + 16 * warp + g + 8 * half;
-            float most = largest[half];
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int j = 0; j < 2; j++) {
-                    float& x = p[n][2 * half + j];
-                    x = row < length && sees(s, start + row, tile + 8 * n + 2 * t + j) ? x * s.scale : -INF;
-                    most = fmaxf(most, x);
-                }
-            most = row_max(most);
-            // A row that has seen no key yet has nothing to shrink; the difference of infinities would be no number.
-            float measure = most == -INF ? 0.0f : most, shrink = expf(largest[half] - measure), added = 0.0f;
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int j = 0; j < 2; j++) {
-                    float& x = p[n][2 * half + j];
-                    x = expf(x - measure);
-                    added += x;
-                }
-            sum[half] = sum[half] * shrink + row_sum(added);
-            largest[half] = most;
-#pragma unroll
-            for (int n = 0; n < CHANNEL_TILES; n++) {
-                acc[n][2 * half] *= shrink;
-                acc[n][2 * half + 1] *= shrink;
-            }
-        }
-        add_weighted(acc, p, values_tile, s);
-    }
-    float factor[2];
-    for (int half = 0; half < 2; half++) {
-        int row = first + 16 * warp + g + 8 * half;
-        factor[half] = row < length ? 1.0f / sum[half] : 0.0f;
-        if (t == 0 && row < length) lse[numbers + row] = largest[half] + logf(sum[half]);
-    }
-    store(y + head * s.dim, acc, q_base, first + 16 * warp, length, q_stride, factor, s);
+    SHARED_ARRAY(T, shared);
+    if (dim <= 64) forward_of<64>(shared, q, k, v, of, y, lse, s);
+    else forward_of<128>(shared, q, k, v, of, y, lse, s);
 #endif
 }
 
+// D = rowsum(dy y), for every row and head. grid and block as forward.
+KERNEL along(const T* dy, const T* y, const unsigned* segments, float* d, int heads, int dim) {
+#if T_KIND > 0
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first);
+    // Sixteen lanes a row, of eight channels each.
+    int piece = threadIdx.x % 16;
+    for (int j = 0; j < ROWS; j += blockDim.x / 16) {
+        int row = j + threadIdx.x / 16;
+        size_t at = (of.first + (size_t)first + row) * heads * dim + head * dim + 8 * piece;
+        float sum = 0.0f;
+        if (row < limit && 8 * piece < dim) {
+            struct alignas(16) Eight {
+                T of[8];
+            };
+            const Eight a = *(const Eight*)(dy + at), b = *(const Eight*)(y + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += to_f32(a.of[i]) * to_f32(b.of[i]);
+        }
+#pragma unroll
+        for (int o = 8; o > 0; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
+        if (piece == 0 && row < limit) d[(size_t)heads * of.first + (size_t)head * length + first + row] = sum;
+    }
+#endif
+}
+
+// grid and block as forward.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                       const unsigned* segments, T* dq,
                       int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
-    SHARED_ARRAY(T, shared);
-    T* rows = shared;
-    T* grads = rows + ROWS * stride_of(s);
-    T* keys_tile = grads + ROWS * stride_of(s);
-    T* values_tile = keys_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, head = blockIdx.y;
-    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
-    int length = of.count, first = blockIdx.x * ROWS;
-    if (first >= length) return;
-    size_t base = of.first, numbers = (size_t)s.heads * of.first + (size_t)head * length;
-    load_rows(rows, q + head * s.dim, base, first, ROWS, length, q_stride, s);
-    load_rows(grads, dy + head * s.dim, base, first, ROWS, length, q_stride, s);
-    float acc[CHANNEL_TILES][4] = {};
-    int end = first + ROWS < length ? first + ROWS : length;
-    for (int tile = first_key(s, first) / TILE * TILE; tile < end; tile += TILE) {
-        __syncthreads();
-        load_rows(keys_tile, k + kv_head * s.dim, base, tile, TILE, end, kv_stride, s);
-        load_rows(values_tile, v + kv_head * s.dim, base, tile, TILE, end, kv_stride, s);
-        __syncthreads();
-        float p[TILE / 8][4], dp[TILE / 8][4];
-        multiply_rows(p, rows, 16 * warp, keys_tile, s);
-        multiply_rows(dp, grads, 16 * warp, values_tile, s);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = first + 16 * warp + g + 8 * half;
-            float measure = row < length ? lse[numbers + row] : 0.0f, own = row < length ? d[numbers + row] : 0.0f;
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int j = 0; j < 2; j++) {
-                    bool visible = row < length && sees(s, row, tile + 8 * n + 2 * t + j);
-                    float& x = p[n][2 * half + j];
-                    x = visible ? expf(x * s.scale - measure) * (dp[n][2 * half + j] - own) : 0.0f;
-                }
-        }
-        add_weighted(acc, p, keys_tile, s);
-    }
-    float factor[2] = {s.scale, s.scale};
-    store(dq + head * s.dim, acc, base, first + 16 * warp, length, q_stride, factor, s);
+    SHARED_ARRAY(T, shared);
+    if (dim <= 64) query_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dq, s);
+    else query_gradient_of<128>(shared, q, k, v, dy, lse, d, of, dq, s);
 #endif
 }
 
-// Rows are keys, tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
+// grid: (kv_heads, ceil(longest / ROWS), sequences); eight warps a block, of 16 rows each. `turns`: tiles of queries that shared
+// memory holds at a time, 2 for copies that run ahead.
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                           const unsigned* segments, T* dk, T* dv,
-                          int heads, int kv_heads, int dim, int window, float scale) {
+                          int heads, int kv_heads, int dim, int window, float scale, int turns) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
-    SHARED_ARRAY(T, shared);
-    T* keys = shared;
-    T* values = keys + ROWS * stride_of(s);
-    T* queries_tile = values + ROWS * stride_of(s);
-    T* grads_tile = queries_tile + TILE * stride_of(s);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3, warp = threadIdx.x >> 5, kv_head = blockIdx.y;
-    int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
-    int length = of.count, first = blockIdx.x * ROWS;
-    if (first >= length) return;
-    size_t base = of.first;
-    load_rows(keys, k + kv_head * s.dim, base, first, ROWS, length, kv_stride, s);
-    load_rows(values, v + kv_head * s.dim, base, first, ROWS, length, kv_stride, s);
-    float key_acc[CHANNEL_TILES][4] = {}, value_acc[CHANNEL_TILES][4] = {};
-    int last = s.window > 0 && first + ROWS - 1 + s.window < length ? first + ROWS - 1 + s.window : length;
-    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        size_t numbers = (size_t)s.heads * of.first + (size_t)head * length;
-        for (int tile = first / TILE * TILE; tile < last; tile += TILE) {
-            __syncthreads();
-            load_rows(queries_tile, q + head * s.dim, base, tile, TILE, length, q_stride, s);
-            load_rows(grads_tile, dy + head * s.dim, base, tile, TILE, length, q_stride, s);
-            __syncthreads();
-            float p[TILE / 8][4], ds[TILE / 8][4];
-            multiply_rows(p, keys, 16 * warp, queries_tile, s);
-            multiply_rows(ds, values, 16 * warp, grads_tile, s);
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int key = first + 16 * warp + g + 8 * (i / 2), position = tile + 8 * n + 2 * t + i % 2;
-                    bool visible = key < length && position < length && sees(s, position, key);
-                    float x = visible ? expf(p[n][i] * s.scale - lse[numbers + position]) : 0.0f;
-                    ds[n][i] = visible ? x * (ds[n][i] - d[numbers + position]) : 0.0f;
-                    p[n][i] = x;
-                }
-            add_weighted(value_acc, p, grads_tile, s);
-            add_weighted(key_acc, ds, queries_tile, s);
-        }
-    }
-    float whole[2] = {1.0f, 1.0f}, factor[2] = {s.scale, s.scale};
-    if (dv) store(dv + kv_head * s.dim, value_acc, base, first + 16 * warp, length, kv_stride, whole, s);
-    if (dk) store(dk + kv_head * s.dim, key_acc, base, first + 16 * warp, length, kv_stride, factor, s);
+    SHARED_ARRAY(T, shared);
+    if (dim <= 64) key_value_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dk, dv, turns, s);
+    else key_value_gradient_of<128>(shared, q, k, v, dy, lse, d, of, dk, dv, turns, s);
 #endif
 }
