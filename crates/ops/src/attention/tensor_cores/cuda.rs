@@ -23,14 +23,28 @@ kernels! {
     }
 }
 
-/// Rows that a block takes; rows of its tiles of keys, forward and for the gradient of queries, and of queries: as in the kernels.
+/// Rows that a block takes, and rows of a tile of queries: as in the kernels.
 const ROWS: usize = 128;
-const KEYS: usize = 64;
-const FEW_KEYS: usize = 32;
 const QUERIES: usize = 64;
-/// Threads of a block, for rows of queries and for rows of keys.
-const THREADS: u32 = 128;
+/// Threads of a block whose rows are keys.
 const KEY_THREADS: u32 = 256;
+
+/// Blocks whose rows are queries, as the kernels of an architecture have them: threads, and keys of a tile in the forward pass and for
+/// the gradient of queries.
+struct QueryBlocks {
+    threads: u32,
+    keys: usize,
+    few_keys: usize,
+}
+
+impl QueryBlocks {
+    fn of(gpu: &Gpu) -> QueryBlocks {
+        match gpu.info().compute_capability.major {
+            9 => QueryBlocks { threads: 256, keys: 128, few_keys: 64 },
+            _ => QueryBlocks { threads: 128, keys: 64, few_keys: 32 },
+        }
+    }
+}
 /// Shorter rows than this would leave most of a block idle.
 const SHORTEST: usize = 32;
 
@@ -58,12 +72,13 @@ pub(in crate::attention) fn forward(
     (shape, layout): (&AttentionShape, &Layout),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
-    let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * KEYS);
+    let blocks = QueryBlocks::of(gpu);
+    let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
     let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
     // SAFETY: the caller checked the operands against the layout.
-    unsafe { kernel.launch(gpu, number(q.dtype()), launch(layout, heads, THREADS, shared)) }
+    unsafe { kernel.launch(gpu, number(q.dtype()), launch(layout, heads, blocks.threads, shared)) }
 }
 
 /// As [`super::super::cuda::backward`].
@@ -75,17 +90,17 @@ pub(in crate::attention) fn backward(
 ) -> Result<()> {
     let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
     let (row, mut d) = (q.dtype().size() * padded(shape), q.scratch_like(saved.lse.shape(), DType::F32));
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let (AttentionShape { heads, kv_heads, head_dim: dim, scale, window }, blocks) = (*shape, QueryBlocks::of(gpu));
     let (dy, lse, window) = (saved.dy, saved.lse, window.unwrap_or(0));
     let kernel = Along { dy, y: saved.y, segments, d: &mut d, heads, dim };
     // SAFETY: a block for every `ROWS` rows and head of every sequence.
-    unsafe { kernel.launch(gpu, element, launch(layout, heads, THREADS, 0)) }?;
+    unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, 0)) }?;
     let d = &d;
     if let Some(dq) = dq {
-        let shared = row * (2 * ROWS + 4 * FEW_KEYS);
+        let shared = row * (2 * ROWS + 4 * blocks.few_keys);
         let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
         // SAFETY: gradients have the shapes of what they belong to.
-        unsafe { kernel.launch(gpu, element, launch(layout, heads, THREADS, shared)) }?;
+        unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, shared)) }?;
     }
     if dk.is_some() || dv.is_some() {
         let numbers = 2 * QUERIES * DType::F32.size();

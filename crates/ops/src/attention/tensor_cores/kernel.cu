@@ -7,13 +7,21 @@
 // Tiles lie in shared memory, 16 bytes a piece, each row's pieces in an order of their own, so that the eight rows that ldmatrix
 // reads at a time meet different banks. The copies of the next tile run while this one is multiplied.
 //
+// A warp takes M times 16 rows, and a block 128: with M of 2 a fragment of the tile serves twice. Hopper multiplies by wgmma instead,
+// for four warps at a time and from shared memory, and needs no more than M of 1. There, products of 64 rows have a fragment of 16 rows
+// in each warp, so that all but the products is the same.
+//
 // Heads are padded with zeros to DIM channels, 64 or 128. In f32 the kernels are empty: nobody calls them.
 
 #define ROWS 128     // that a block takes
-#define KEYS 64      // a tile, forward
-#define FEW_KEYS 32  // a tile, for the gradient of queries
-#define QUERIES 64   // a tile, for those of keys and values
+#define QUERIES 64   // a tile, for the gradients of keys and values
 #define LOG2_E 1.44269504f
+// Keys a tile, forward and for the gradient of queries.
+#define KEYS_OF(M) ((M) == 1 ? 128 : 64)
+#define FEW_KEYS_OF(M) ((M) == 1 ? 64 : 32)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+#endif
 
 struct Shape {
     int heads, kv_heads, dim;
@@ -131,11 +139,17 @@ __device__ __forceinline__ void wait_for_copies() {
     cpu::wait_for_copies();
 #else
     asm volatile("cp.async.wait_all;" ::: "memory");
+#if defined(HOPPER)
+    // wgmma reads by another way than these copies write.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 #endif
 }
 
-// Where a piece of eight channels lies in a tile.
-template <int DIM> __device__ __forceinline__ int place(int row, int piece) { return row * DIM + ((piece ^ (row & 7)) << 3); }
+// Where a piece of eight channels lies in a tile of so many rows: 64 channels of all rows before the next 64.
+template <int COUNT> __device__ __forceinline__ int place(int row, int piece) {
+    return (piece / 8 * COUNT + row) * 64 + (((piece ^ row) & 7) << 3);
+}
 
 // COUNT rows from `first` on of a head's channels, by THREADS threads; rows from `limit` on are zero.
 template <int DIM, int COUNT, int THREADS>
@@ -145,32 +159,97 @@ __device__ __forceinline__ void load_rows(T* tile, const T* x, size_t base, int 
     static_assert(STEP % 8 == 0 && COUNT % STEP == 0, "whole steps");
     int row = threadIdx.x / (DIM / 8), piece = threadIdx.x % (DIM / 8);
     const T* from = x + (base + first + row) * stride + 8 * piece;
-    T* to = tile + place<DIM>(row, piece);
+    T* to = tile + place<COUNT>(row, piece);
     int rows = 8 * piece < s.dim ? limit - first - row : 0;
 #pragma unroll
     for (int j = 0; j < COUNT / STEP; j++, from += STEP * stride)
-        copy_later<16>(to + j * STEP * DIM, from, j * STEP < rows);
+        copy_later<16>(to + j * STEP * 64, j * STEP < rows ? from : x, j * STEP < rows);
 }
 
-// Columns k .. k + 16 of the 16 rows from `row` on.
-template <int DIM> __device__ __forceinline__ void left_of(unsigned* a, const T* tile, int row, int k) {
+#if defined(HOPPER)
+// N eights of columns, for the 64 rows of four warps: c += a b, or c = a b where `more` is 0.
+template <int N> struct Products;
+
+#define SUMS(x, n) "+f"(x[n][0]), "+f"(x[n][1]), "+f"(x[n][2]), "+f"(x[n][3])
+#define SUMS8(x, n) SUMS(x, n), SUMS(x, n + 1), SUMS(x, n + 2), SUMS(x, n + 3), SUMS(x, n + 4), SUMS(x, n + 5), SUMS(x, n + 6), SUMS(x, n + 7)
+#define FIRST_32                                                                                                            \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define NEXT_32                                                                                                             \
+    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60," \
+    "%61,%62,%63"
+#if T_KIND == 1
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
+#else
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "
+#endif
+
+template <> struct Products<8> {
+    static __device__ __forceinline__ void of_rows(float (*c)[4], uint64_t a, uint64_t b, int more) {
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; " WGMMA(64) "{" FIRST_32 "}, %32, %33, p, 1, 1, 0, 0;}"
+                     : SUMS8(c, 0) : "l"(a), "l"(b), "r"(more));
+    }
+    static __device__ __forceinline__ void of_columns(float (*c)[4], const unsigned* a, uint64_t b) {
+        asm volatile("{.reg .pred p; setp.eq.b32 p, 0, 0; " WGMMA(64) "{" FIRST_32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"
+                     : SUMS8(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <> struct Products<16> {
+    static __device__ __forceinline__ void of_rows(float (*c)[4], uint64_t a, uint64_t b, int more) {
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; " WGMMA(128) "{" FIRST_32 NEXT_32 "}, %64, %65, p, 1, 1, 0, 0;}"
+                     : SUMS8(c, 0), SUMS8(c, 8) : "l"(a), "l"(b), "r"(more));
+    }
+    static __device__ __forceinline__ void of_columns(float (*c)[4], const unsigned* a, uint64_t b) {
+        asm volatile("{.reg .pred p; setp.eq.b32 p, 0, 0; " WGMMA(128) "{" FIRST_32 NEXT_32 "}, {%64,%65,%66,%67}, %68, p, 1, 1, 1;}"
+                     : SUMS8(c, 0), SUMS8(c, 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+
+// What wgmma is told of a tile: where it begins, how far apart its halves of 64 channels are (of a tile whose rows are the product's),
+// eight rows in 1024 bytes, pieces in the order of `place`.
+__device__ __forceinline__ uint64_t describe(const T* tile, int between_halves) {
+    uint64_t at = (unsigned)__cvta_generic_to_shared(tile);
+    return (at & 0x3ffff) >> 4 | (uint64_t)(between_halves >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
+}
+#endif
+
+// Around products: their operands in registers are ready, and then their results are.
+__device__ __forceinline__ void begin_products() {
+#if defined(HOPPER)
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void end_products() {
+#if defined(HOPPER)
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+// Columns k .. k + 16 of the 16 rows from `row` on, of a tile of COUNT rows.
+template <int COUNT> __device__ __forceinline__ void left_of(unsigned* a, const T* tile, int row, int k) {
     int lane = threadIdx.x & 31;
-    load_matrices<false>(a, tile + place<DIM>(row + (lane & 15), k / 8 + (lane >> 4)));
+    load_matrices<false>(a, tile + place<COUNT>(row + (lane & 15), k / 8 + (lane >> 4)));
 }
 // Two right operands, whose columns are the tile's rows n .. n + 8 and n + 8 .. n + 16, over channels k .. k + 16.
-template <int DIM> __device__ __forceinline__ void right_of_rows(unsigned* b, const T* tile, int n, int k) {
+template <int COUNT> __device__ __forceinline__ void right_of_rows(unsigned* b, const T* tile, int n, int k) {
     int lane = threadIdx.x & 31;
-    load_matrices<false>(b, tile + place<DIM>(n + (lane & 7) + ((lane & 16) >> 1), k / 8 + ((lane >> 3) & 1)));
+    load_matrices<false>(b, tile + place<COUNT>(n + (lane & 7) + ((lane & 16) >> 1), k / 8 + ((lane >> 3) & 1)));
 }
 // Two right operands, whose rows are the tile's rows k .. k + 16, over channels n .. n + 8 and n + 8 .. n + 16.
-template <int DIM> __device__ __forceinline__ void right_of_columns(unsigned* b, const T* tile, int k, int n) {
+template <int COUNT> __device__ __forceinline__ void right_of_columns(unsigned* b, const T* tile, int k, int n) {
     int lane = threadIdx.x & 31;
-    load_matrices<true>(b, tile + place<DIM>(k + (lane & 15), n / 8 + (lane >> 4)));
+    load_matrices<true>(b, tile + place<COUNT>(k + (lane & 15), n / 8 + (lane >> 4)));
 }
 
-// scores (16 M, 8 N) = the warp's rows of `rows` times the tile's.
+// scores (16 M, 8 N) = the warp's rows of the block's, from `row` on, times the tile's.
 template <int DIM, int M, int N>
 __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T* rows, int row, const T* tile) {
+#if defined(HOPPER)
+#pragma unroll
+    for (int k = 0; k < DIM; k += 16)
+        Products<N>::of_rows(scores[0], describe(rows + (k / 64 * ROWS + row / 64 * 64) * 64 + k % 64, 0),
+                             describe(tile + k / 64 * 8 * N * 64 + k % 64, 0), k > 0);
+#else
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -181,10 +260,10 @@ __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T*
     for (int k = 0; k < DIM; k += 16) {
         unsigned a[M][4], b[4];
 #pragma unroll
-        for (int m = 0; m < M; m++) left_of<DIM>(a[m], rows, row + 16 * m, k);
+        for (int m = 0; m < M; m++) left_of<ROWS>(a[m], rows, row + 16 * m, k);
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
-            right_of_rows<DIM>(b, tile, 8 * n, k);
+            right_of_rows<8 * N>(b, tile, 8 * n, k);
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 mma(scores[m][n], a[m], b);
@@ -192,27 +271,39 @@ __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T*
             }
         }
     }
+#endif
 }
-// acc (16 M, DIM) += weights (16 M, 8 N) tile (8 N, DIM).
-template <int DIM, int M, int N>
-__device__ __forceinline__ void add_weighted(float (&acc)[M][DIM / 8][4], const float (&weights)[M][N][4], const T* tile) {
+// Weights (16 M, 8 N) as left fragments.
+template <int M, int N> __device__ __forceinline__ void as_left(unsigned (&a)[N / 2][M][4], const float (&weights)[M][N][4]) {
 #pragma unroll
-    for (int k = 0; k < N; k += 2) {
-        unsigned a[M][4], b[4];
+    for (int k = 0; k < N; k += 2)
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[m][i] = pack(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
+            for (int i = 0; i < 4; i++)
+                a[k / 2][m][i] = pack(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
+}
+// acc (16 M, DIM) += a (16 M, 16 K) tile (16 K, DIM).
+template <int DIM, int M, int K>
+__device__ __forceinline__ void add_weighted(float (&acc)[M][DIM / 8][4], const unsigned (&a)[K][M][4], const T* tile) {
+#if defined(HOPPER)
+#pragma unroll
+    for (int k = 0; k < K; k++) Products<DIM / 8>::of_columns(acc[0], a[k][0], describe(tile + 16 * k * 64, 16 * K * 128));
+#else
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        unsigned b[4];
 #pragma unroll
         for (int n = 0; n < DIM / 8; n += 2) {
-            right_of_columns<DIM>(b, tile, 8 * k, 8 * n);
+            right_of_columns<16 * K>(b, tile, 16 * k, 8 * n);
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                mma(acc[m][n], a[m], b);
-                mma(acc[m][n + 1], a[m], b + 2);
+                mma(acc[m][n], a[k][m], b);
+                mma(acc[m][n + 1], a[k][m], b + 2);
             }
         }
     }
+#endif
 }
 
 // Over the four lanes that share a row.
@@ -229,7 +320,7 @@ struct alignas(16) Piece {
     unsigned of[4];
 };
 
-// A warp's 16 M rows of results, each times its factor, to memory by way of rows of a tile that are the warp's own.
+// A warp's 16 M rows of results, each times its factor, to memory by way of its rows of a tile that nobody reads any more.
 template <int DIM, int M>
 __device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4], const float (&factor)[M][2], T* rows, int own,
                                       size_t base, int first, int limit, int stride, const Shape& s) {
@@ -241,21 +332,32 @@ __device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4],
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float low = acc[m][n][2 * half] * factor[m][half], high = acc[m][n][2 * half + 1] * factor[m][half];
-                *(unsigned*)(rows + place<DIM>(own + 16 * m + 8 * half + g, n) + 2 * t) = pack(low, high);
+                *(unsigned*)(rows + place<ROWS>(own + 16 * m + 8 * half + g, n) + 2 * t) = pack(low, high);
             }
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < M * DIM / 16; j++) {
         int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
         if (first + own + row < limit && 8 * piece < s.dim)
-            *(Piece*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Piece*)(rows + place<DIM>(own + row, piece));
+            *(Piece*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Piece*)(rows + place<ROWS>(own + row, piece));
     }
 }
 
-template <int DIM>
+// Of rows whose products are one, the warp's or on Hopper those of four warps: how many, and how many of the block's are before them.
+#if defined(HOPPER)
+template <int M> __device__ __forceinline__ int group_rows() { return 64; }
+// The exchange says that lanes agree.
+template <int M> __device__ __forceinline__ int group_start() { return __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) * 64; }
+#else
+template <int M> __device__ __forceinline__ int group_rows() { return 16 * M; }
+template <int M> __device__ __forceinline__ int group_start() { return threadIdx.x / 32 * 16 * M; }
+#endif
+
+template <int DIM, int M>
 __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, float* lse, const Shape& s) {
+    constexpr int KEYS = KEYS_OF(M), THREADS = 256 / M;
     T *rows = shared, *tiles = shared + ROWS * DIM;
-    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 32, head = blockIdx.x;
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16 * M, head = blockIdx.x;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     // Blocks with the most keys begin first, so that the last to end are short.
     int length = of.count, start = of.past, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
@@ -263,27 +365,30 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
     auto load = [&](int tile, int turn) {
         T* to = tiles + turn * 2 * KEYS * DIM;
         int end = start + length;
-        load_rows<DIM, KEYS, 128>(to, k + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
-        load_rows<DIM, KEYS, 128>(to + KEYS * DIM, v + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
+        load_rows<DIM, KEYS, THREADS>(to, k + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
+        load_rows<DIM, KEYS, THREADS>(to + KEYS * DIM, v + kv_head * s.dim, of.first_key, tile, end, kv_stride, s);
     };
-    float acc[2][DIM / 8][4] = {}, largest[2][2] = {{-INF, -INF}, {-INF, -INF}}, sum[2][2] = {};
+    float acc[M][DIM / 8][4] = {}, largest[M][2], sum[M][2] = {};
+    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INF;
     const float unit = s.scale * LOG2_E;
     int end = start + min(first + ROWS, length), tile = first_key(s, start + first) / KEYS * KEYS;
-    int lowest = start + first + own, highest = lowest + 31;
-    load_rows<DIM, ROWS, 128>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
+    int lowest = start + first + own, highest = lowest + 16 * M - 1, group = start + first + group_start<M>();
+    load_rows<DIM, ROWS, THREADS>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
     load(tile, 0);
     for (int turn = 0; tile < end; tile += KEYS, turn ^= 1) {
         wait_for_copies();
         __syncthreads();
         if (tile + KEYS < end) load(tile + KEYS, turn ^ 1);
-        // No row of the warp sees a key of the tile.
-        if (tile > highest || tile + KEYS <= first_key(s, lowest)) continue;
+        // No row of the products sees a key of the tile.
+        if (tile >= group + group_rows<M>() || tile + KEYS <= first_key(s, group)) continue;
         const T* keys = tiles + turn * 2 * KEYS * DIM;
-        float p[2][KEYS / 8][4];
+        float p[M][KEYS / 8][4];
+        begin_products();
         multiply_rows<DIM>(p, rows, own, keys);
+        end_products();
         bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+        for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int position = lowest + 16 * m + 8 * half + g;
@@ -315,10 +420,14 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
                     acc[m][n][2 * half + 1] *= shrink;
                 }
             }
-        add_weighted<DIM>(acc, p, keys + KEYS * DIM);
+        unsigned weights[KEYS / 16][M][4];
+        as_left(weights, p);
+        begin_products();
+        add_weighted<DIM>(acc, weights, keys + KEYS * DIM);
+        end_products();
     }
-    float factor[2][2];
-    for (int m = 0; m < 2; m++)
+    float factor[M][2];
+    for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) {
             int row = first + own + 16 * m + 8 * half + g;
             float whole = row_sum(sum[m][half]);
@@ -326,58 +435,69 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
             if (t == 0 && row < length)
                 lse[(size_t)s.heads * of.first + (size_t)head * length + row] = largest[m][half] * s.scale + logf(whole);
         }
+    __syncthreads();
     store<DIM>(y + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s);
 }
 
-template <int DIM>
+template <int DIM, int M>
 __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
                                                   const float* d, const Segment& of, T* dq, const Shape& s) {
+    constexpr int KEYS = FEW_KEYS_OF(M), THREADS = 256 / M;
     T *rows = shared, *grads = rows + ROWS * DIM, *tiles = grads + ROWS * DIM;
-    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 32, head = blockIdx.x;
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16 * M, head = blockIdx.x;
     int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     int length = of.count, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
     if (first >= length) return;
     auto load = [&](int tile, int turn) {
-        T* to = tiles + turn * 2 * FEW_KEYS * DIM;
-        load_rows<DIM, FEW_KEYS, 128>(to, k + kv_head * s.dim, of.first, tile, length, kv_stride, s);
-        load_rows<DIM, FEW_KEYS, 128>(to + FEW_KEYS * DIM, v + kv_head * s.dim, of.first, tile, length, kv_stride, s);
+        T* to = tiles + turn * 2 * KEYS * DIM;
+        load_rows<DIM, KEYS, THREADS>(to, k + kv_head * s.dim, of.first, tile, length, kv_stride, s);
+        load_rows<DIM, KEYS, THREADS>(to + KEYS * DIM, v + kv_head * s.dim, of.first, tile, length, kv_stride, s);
     };
     const float unit = s.scale * LOG2_E;
-    int end = min(first + ROWS, length), tile = first_key(s, first) / FEW_KEYS * FEW_KEYS, lowest = first + own, highest = lowest + 31;
-    load_rows<DIM, ROWS, 128>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
-    load_rows<DIM, ROWS, 128>(grads, dy + head * s.dim, of.first, first, length, q_stride, s);
+    int end = min(first + ROWS, length), tile = first_key(s, first) / KEYS * KEYS, lowest = first + own, highest = lowest + 16 * M - 1;
+    int group = first + group_start<M>();
+    load_rows<DIM, ROWS, THREADS>(rows, q + head * s.dim, of.first, first, length, q_stride, s);
+    load_rows<DIM, ROWS, THREADS>(grads, dy + head * s.dim, of.first, first, length, q_stride, s);
     load(tile, 0);
-    float acc[2][DIM / 8][4] = {}, measure[2][2], along[2][2];
-    for (int m = 0; m < 2; m++)
+    float acc[M][DIM / 8][4] = {}, measure[M][2], along[M][2];
+    for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) {
             int row = lowest + 16 * m + 8 * half + g;
             size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
             measure[m][half] = row < length ? lse[at] * LOG2_E : 0.0f;
             along[m][half] = row < length ? d[at] : 0.0f;
         }
-    for (int turn = 0; tile < end; tile += FEW_KEYS, turn ^= 1) {
+    for (int turn = 0; tile < end; tile += KEYS, turn ^= 1) {
         wait_for_copies();
         __syncthreads();
-        if (tile + FEW_KEYS < end) load(tile + FEW_KEYS, turn ^ 1);
-        if (tile > highest || tile + FEW_KEYS <= first_key(s, lowest)) continue;
-        const T* keys = tiles + turn * 2 * FEW_KEYS * DIM;
-        float p[2][FEW_KEYS / 8][4], slope[2][FEW_KEYS / 8][4];
+        if (tile + KEYS < end) load(tile + KEYS, turn ^ 1);
+        if (tile >= group + group_rows<M>() || tile + KEYS <= first_key(s, group)) continue;
+        const T* keys = tiles + turn * 2 * KEYS * DIM;
+        float p[M][KEYS / 8][4], slope[M][KEYS / 8][4];
+        begin_products();
         multiply_rows<DIM>(p, rows, own, keys);
-        multiply_rows<DIM>(slope, grads, own, keys + FEW_KEYS * DIM);
-        bool all_seen = tile + FEW_KEYS - 1 <= lowest && tile >= first_key(s, highest);
+        multiply_rows<DIM>(slope, grads, own, keys + KEYS * DIM);
+        end_products();
+        bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+        for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int n = 0; n < FEW_KEYS / 8; n++)
+            for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float x = two_to(p[m][n][i] * unit - measure[m][i / 2]) * (slope[m][n][i] - along[m][i / 2]);
                     bool seen = all_seen || sees(s, lowest + 16 * m + 8 * (i / 2) + g, tile + 8 * n + 2 * t + i % 2);
                     slope[m][n][i] = seen ? x : 0.0f;
                 }
-        add_weighted<DIM>(acc, slope, keys);
+        unsigned weights[KEYS / 16][M][4];
+        as_left(weights, slope);
+        begin_products();
+        add_weighted<DIM>(acc, weights, keys);
+        end_products();
     }
-    const float factor[2][2] = {{s.scale, s.scale}, {s.scale, s.scale}};
+    float factor[M][2];
+    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = s.scale;
+    __syncthreads();
     store<DIM>(dq + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s);
 }
 
@@ -385,6 +505,9 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
 template <int DIM>
 __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
                                                       const float* d, const Segment& of, T* dk, T* dv, int turns, const Shape& s) {
+#if defined(HOPPER)
+    turns = 2;
+#endif
     T *keys = shared, *values = keys + ROWS * DIM, *tiles = values + ROWS * DIM;
     float* numbers = (float*)(tiles + turns * 2 * QUERIES * DIM);
     int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
@@ -393,6 +516,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
     if (first >= length) return;
     int last = s.window > 0 ? min(first + ROWS - 1 + s.window, length) : length;
     int tiles_a_head = (last - first + QUERIES - 1) / QUERIES, lowest = first + own, highest = lowest + 15;
+    int group_first = first + group_start<1>(), group_last = group_first + group_rows<1>() - 1;
     auto load = [&](int i) {
         int head = kv_head * group + i / tiles_a_head, tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
         T* to = tiles + turn * 2 * QUERIES * DIM;
@@ -403,7 +527,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
         const float* from = threadIdx.x < QUERIES ? lse : d;
         size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
         if (threadIdx.x < 2 * QUERIES)
-            copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, from + at, row < length);
+            copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, row < length ? from + at : from, row < length);
     };
     const float unit = s.scale * LOG2_E;
     float key_acc[1][DIM / 8][4] = {}, value_acc[1][DIM / 8][4] = {};
@@ -416,13 +540,16 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
         __syncthreads();
         if (turns == 2 && i + 1 < count) load(i + 1);
         int tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
-        // No query of the tile sees a key of the warp.
-        if (tile + QUERIES > lowest && (s.window == 0 || tile < highest + s.window)) {
+        // Some query of the tile sees a key of the products.
+        if (tile + QUERIES > group_first && (s.window == 0 || tile < group_last + s.window)) {
             const T* queries = tiles + turn * 2 * QUERIES * DIM;
             const T* grads = queries + QUERIES * DIM;
             const float *measure = numbers + turn * 2 * QUERIES, *along = measure + QUERIES;
             float p[1][QUERIES / 8][4], slope[1][QUERIES / 8][4];
+            begin_products();
             multiply_rows<DIM>(p, keys, own, queries);
+            multiply_rows<DIM>(slope, values, own, grads);
+            end_products();
             bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++)
@@ -430,15 +557,17 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
                 for (int j = 0; j < 4; j++) {
                     int query = 8 * n + 2 * t + j % 2;
                     bool seen = all_seen || sees(s, tile + query, lowest + 8 * (j / 2) + g);
-                    p[0][n][j] = seen ? two_to(p[0][n][j] * unit - measure[query] * LOG2_E) : 0.0f;
+                    float& x = p[0][n][j];
+                    x = seen ? two_to(x * unit - measure[query] * LOG2_E) : 0.0f;
+                    slope[0][n][j] = x * (slope[0][n][j] - along[query]);
                 }
-            add_weighted<DIM>(value_acc, p, grads);
-            multiply_rows<DIM>(slope, values, own, grads);
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) slope[0][n][j] = p[0][n][j] * (slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
-            add_weighted<DIM>(key_acc, slope, queries);
+            unsigned weights[QUERIES / 16][1][4], slopes[QUERIES / 16][1][4];
+            as_left(weights, p);
+            as_left(slopes, slope);
+            begin_products();
+            add_weighted<DIM>(value_acc, weights, grads);
+            add_weighted<DIM>(key_acc, slopes, queries);
+            end_products();
         }
         if (turns == 1 && i + 1 < count) {
             __syncthreads();
@@ -446,20 +575,30 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
         }
     }
     const float whole[1][2] = {{1.0f, 1.0f}}, factor[1][2] = {{s.scale, s.scale}};
+    __syncthreads();
     if (dv) store<DIM>(dv + kv_head * s.dim, value_acc, whole, values, own, of.first, first, length, kv_stride, s);
     if (dk) store<DIM>(dk + kv_head * s.dim, key_acc, factor, keys, own, of.first, first, length, kv_stride, s);
 }
+
+// The function for the padded head and, by the block's threads, the warp's rows. Hopper has M of 1, others 2.
+#if defined(CUDA_ON_CPU)
+#define BY_WARP(f, dim, ...) (blockDim.x == 256 ? f<dim, 1>(__VA_ARGS__) : f<dim, 2>(__VA_ARGS__))
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 10 == 90
+#define BY_WARP(f, dim, ...) f<dim, 1>(__VA_ARGS__)
+#else
+#define BY_WARP(f, dim, ...) f<dim, 2>(__VA_ARGS__)
+#endif
+#define BY_SHAPE(f, ...) (s.dim <= 64 ? BY_WARP(f, 64, __VA_ARGS__) : BY_WARP(f, 128, __VA_ARGS__))
 #endif
 
-// grid: (heads, ceil(longest / ROWS), sequences); four warps a block, of 32 rows each.
+// grid: (heads, ceil(longest / ROWS), sequences); 256 threads a block on Hopper, else 128.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
                int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    if (dim <= 64) forward_of<64>(shared, q, k, v, of, y, lse, s);
-    else forward_of<128>(shared, q, k, v, of, y, lse, s);
+    BY_SHAPE(forward_of, shared, q, k, v, of, y, lse, s);
 #endif
 }
 
@@ -497,8 +636,7 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    if (dim <= 64) query_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dq, s);
-    else query_gradient_of<128>(shared, q, k, v, dy, lse, d, of, dq, s);
+    BY_SHAPE(query_gradient_of, shared, q, k, v, dy, lse, d, of, dq, s);
 #endif
 }
 
