@@ -17,7 +17,8 @@ use std::{
 
 struct KernelFile {
     name: String,
-    path: PathBuf,
+    /// `kernel.cu`, and before it what lies beside it for it to share.
+    paths: Vec<PathBuf>,
     text: String,
 }
 
@@ -147,8 +148,16 @@ fn find_kernels(dir: &Path, found: &mut Vec<KernelFile>) -> io::Result<()> {
         } else if path.file_name().is_some_and(|it| it == "kernel.cu") {
             let folder = if dir.ends_with("src") { dir.parent().unwrap_or(dir) } else { dir };
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let text = fs::read_to_string(&path)?;
-            found.push(KernelFile { name, path: path.canonicalize()?, text });
+            let mut paths = Vec::new();
+            for beside in fs::read_dir(dir)? {
+                paths.push(beside?.path());
+            }
+            paths.retain(|it| it.extension().is_some_and(|it| it == "cuh"));
+            paths.sort();
+            paths.push(path);
+            let text = paths.iter().map(fs::read_to_string).collect::<io::Result<String>>()?;
+            let paths = paths.iter().map(|it| it.canonicalize()).collect::<io::Result<Vec<PathBuf>>>()?;
+            found.push(KernelFile { name, paths, text });
         }
     }
     Ok(())
@@ -161,8 +170,11 @@ fn kernels(file: &KernelFile) -> String {
     for element in Number::ALL {
         let name = module_name(&file.name, element);
         let space = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-        let path = file.path.display();
-        let _ = writeln!(text, "namespace {space} {{\n{}#include \"{path}\"\n}}", element_text(element));
+        let _ = writeln!(text, "namespace {space} {{\n{}", element_text(element));
+        for path in &file.paths {
+            let _ = writeln!(text, "#include \"{}\"", path.display());
+        }
+        text.push_str("}\n");
         for kernel in file.text.lines().filter_map(kernel_name) {
             let _ = writeln!(table, "    cpu::kernels()[\"{name}/{kernel}\"] = cpu::kernel({space}::{kernel});");
         }

@@ -1,4 +1,7 @@
-use super::{AttentionShape, Saved, tensor_cores::cuda as tensor_cores};
+use super::{
+    AttentionShape, Saved,
+    tensor_cores::cuda::{self as tensor_cores, Blocks},
+};
 use crate::layout::Layout;
 use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_tensor::{DType, Error, Result, Tensor, cuda::number};
@@ -47,7 +50,7 @@ pub(super) fn forward(
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     if tensor_cores::fit(shape, layout, q.dtype()) {
-        return tensor_cores::forward(gpu, [q, k, v], (shape, layout), (y, lse));
+        return tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout), (y, lse));
     }
     let launch = launch((shape, layout), (shape.heads, 1))?;
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
@@ -66,7 +69,7 @@ pub(super) fn backward(
 ) -> Result<()> {
     let ([q, k, v], segments) = (saved.inputs, layout.segments_on(gpu)?);
     if tensor_cores::fit(shape, layout, q.dtype()) {
-        return tensor_cores::backward(gpu, saved, (shape, layout), grads);
+        return tensor_cores::backward((gpu, Blocks::of(gpu)), saved, (shape, layout), grads);
     }
     let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;

@@ -7,7 +7,7 @@ use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "tensor_cores", "kernel.cu", over Tensor;
+    const SOURCE = "tensor_cores", "products.cuh" + "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32,
@@ -29,20 +29,27 @@ const QUERIES: usize = 64;
 /// Threads of a block whose rows are keys.
 const KEY_THREADS: u32 = 256;
 
-/// Blocks whose rows are queries, as the kernels of an architecture have them: threads, and keys of a tile in the forward pass and for
-/// the gradient of queries.
-struct QueryBlocks {
+/// How the kernels of an architecture divide the work.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::attention) struct Blocks {
+    /// Threads of a block whose rows are queries.
     threads: u32,
+    /// Keys of a tile in the forward pass, and for the gradient of queries.
     keys: usize,
     few_keys: usize,
+    /// Tiles of keys that are in shared memory at a time, for the gradient of queries.
+    key_turns: usize,
+    /// Tiles of queries that are, for the gradients of keys and values, where there is room.
+    turns: usize,
 }
 
-impl QueryBlocks {
-    fn of(gpu: &Gpu) -> QueryBlocks {
-        match gpu.info().compute_capability.major {
-            9 => QueryBlocks { threads: 256, keys: 128, few_keys: 64 },
-            _ => QueryBlocks { threads: 128, keys: 64, few_keys: 32 },
-        }
+/// Products run on while the next tiles are loaded, so that a third has to be there.
+const HOPPER: Blocks = Blocks { threads: 256, keys: 128, few_keys: 64, key_turns: 3, turns: 3 };
+const OTHERS: Blocks = Blocks { threads: 128, keys: 64, few_keys: 32, key_turns: 2, turns: 2 };
+
+impl Blocks {
+    pub(in crate::attention) fn of(gpu: &Gpu) -> Blocks {
+        if gpu.info().compute_capability.major == 9 { HOPPER } else { OTHERS }
     }
 }
 /// Shorter rows than this would leave most of a block idle.
@@ -67,12 +74,11 @@ fn launch(layout: &Layout, heads: usize, threads: u32, shared: usize) -> Launch 
 
 /// As [`super::super::cuda::forward`].
 pub(in crate::attention) fn forward(
-    gpu: &Arc<Gpu>,
+    (gpu, blocks): (&Arc<Gpu>, Blocks),
     [q, k, v]: [&Tensor; 3],
     (shape, layout): (&AttentionShape, &Layout),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
-    let blocks = QueryBlocks::of(gpu);
     let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
@@ -83,21 +89,21 @@ pub(in crate::attention) fn forward(
 
 /// As [`super::super::cuda::backward`].
 pub(in crate::attention) fn backward(
-    gpu: &Arc<Gpu>,
+    (gpu, blocks): (&Arc<Gpu>, Blocks),
     saved: &Saved<'_>,
     (shape, layout): (&AttentionShape, &Layout),
     [dq, dk, dv]: &mut [Option<Tensor>; 3],
 ) -> Result<()> {
     let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
     let (row, mut d) = (q.dtype().size() * padded(shape), q.scratch_like(saved.lse.shape(), DType::F32));
-    let (AttentionShape { heads, kv_heads, head_dim: dim, scale, window }, blocks) = (*shape, QueryBlocks::of(gpu));
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
     let (dy, lse, window) = (saved.dy, saved.lse, window.unwrap_or(0));
     let kernel = Along { dy, y: saved.y, segments, d: &mut d, heads, dim };
     // SAFETY: a block for every `ROWS` rows and head of every sequence.
     unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, 0)) }?;
     let d = &d;
     if let Some(dq) = dq {
-        let shared = row * (2 * ROWS + 4 * blocks.few_keys);
+        let shared = row * (2 * ROWS + (blocks.key_turns + 2) * blocks.few_keys);
         let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
         // SAFETY: gradients have the shapes of what they belong to.
         unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, shared)) }?;
@@ -105,11 +111,56 @@ pub(in crate::attention) fn backward(
     if dk.is_some() || dv.is_some() {
         let numbers = 2 * QUERIES * DType::F32.size();
         let shared = |turns: usize| row * 2 * ROWS + turns * (row * 2 * QUERIES + numbers);
-        let turns = if shared(2) <= gpu.shared_memory_limit() as usize { 2 } else { 1 };
+        let turns = if shared(blocks.turns) <= gpu.shared_memory_limit() as usize { blocks.turns } else { 1 };
         let (dk, dv) = (dk.as_mut(), dv.as_mut());
-        let kernel = KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale, turns };
+        let kernel =
+            KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale, turns };
         // SAFETY: as above; the kernel leaves out what leads nowhere.
         unsafe { kernel.launch(gpu, element, launch(layout, kv_heads, KEY_THREADS, shared(turns))) }?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfbyte_tensor::Device;
+    use halfbyte_testkit::{cuda::gpu, noise_in};
+
+    /// `y`, `lse` and the gradients, as f32.
+    fn run(blocks: Blocks, gpu: &Arc<Gpu>, (shape, layout): (&AttentionShape, &Layout)) -> Vec<Vec<f32>> {
+        let of = |heads: usize, seed| {
+            let it = noise_in(&[layout.tokens(), heads * shape.head_dim], DType::Bf16, seed, -1.0, 1.0);
+            it.to_device(&Device::Cuda(gpu.clone())).unwrap()
+        };
+        let [q, k, v, dy] =
+            [(shape.heads, 1), (shape.kv_heads, 2), (shape.kv_heads, 3), (shape.heads, 4)].map(|(h, s)| of(h, s));
+        let (mut y, mut lse) =
+            (q.scratch_like(q.shape(), q.dtype()), q.scratch_like(&[shape.heads * q.rows()], DType::F32));
+        forward((gpu, blocks), [&q, &k, &v], (shape, layout), (&mut y, &mut lse)).unwrap();
+        let mut grads = [&q, &k, &v].map(|it| Some(it.scratch_like(it.shape(), it.dtype())));
+        let saved = Saved { inputs: [&q, &k, &v], y: &y, dy: &dy, lse: &lse };
+        backward((gpu, blocks), &saved, (shape, layout), &mut grads).unwrap();
+        let all = [y, lse].into_iter().chain(grads.into_iter().flatten());
+        all.map(|it| it.to_device(&Device::Cpu).unwrap().to_f32_vec()).collect()
+    }
+
+    #[test]
+    fn the_blocks_of_every_architecture_agree() {
+        // A real device has the kernels of one.
+        let Some(gpu) = gpu().filter(|it| it.info().name == "CUDA on the CPU") else { return };
+        let layout = Layout::new(&[200, 31, 130]).unwrap();
+        for (head_dim, window) in [(128, None), (64, Some(70))] {
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window };
+            let [hopper, others] = [HOPPER, OTHERS].map(|it| run(it, &gpu, (&shape, &layout)));
+            let alone = run(Blocks { turns: 1, ..OTHERS }, &gpu, (&shape, &layout));
+            assert_eq!(others, alone, "{shape:?}: how far copies run ahead changes no bit");
+            for (i, (a, b)) in hopper.iter().zip(&others).enumerate() {
+                let largest = b.iter().fold(0.0f32, |most, it| most.max(it.abs()));
+                // Sums in another order, each rounded to bf16 in the end.
+                let near = a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2.0f32.powi(-7) * largest);
+                assert!(near, "result {i} of {shape:?}");
+            }
+        }
+    }
 }

@@ -1,0 +1,299 @@
+// What attention is made of on tensor cores, in bf16 and f16: tiles in shared memory, copies to them, and products.
+//
+// Products are mma.m16n8k16: a fragment of the left operand holds rows g and g + 8, one of the right column g, and a result columns
+// 2t and 2t + 1 of rows g and g + 8, where g = lane / 4 and t = lane % 4. Results of two neighbouring products are the left fragment
+// of the next one, so that probabilities never leave the registers.
+//
+// Tiles lie in shared memory, 16 bytes a piece, each row's pieces in an order of their own, so that the eight rows that ldmatrix
+// reads at a time meet different banks. The copies of the next tile run while this one is multiplied.
+//
+// A warp takes M times 16 rows, and a block 128: with M of 2 a fragment of the tile serves twice. Hopper multiplies by wgmma instead,
+// for four warps at a time and from shared memory, and needs no more than M of 1. There, products of 64 rows have a fragment of 16 rows
+// in each warp, so that all but the products is the same.
+
+#define ROWS 128  // that a block takes
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+#endif
+
+#if T_KIND > 0
+
+// c (16, 8) += a (16, 16) b (16, 8).
+__device__ __forceinline__ void mma(float* c, const unsigned* a, const unsigned* b) {
+#if defined(CUDA_ON_CPU)
+    struct Held {
+        unsigned a[4], b[2];
+    };
+    auto of = cpu::lanes(Held{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++) {
+            // Lane i of the row's four holds k = 2i, 2i + 1 and 2i + 8, 2i + 9.
+            const Held &left = of(g * 4 + i), &right = of((2 * t + j) * 4 + i);
+            for (int half = 0; half < 2; half++)
+                for (int row = 0; row < 2; row++) {
+                    unsigned l = left.a[2 * half + row], r = right.b[half];
+                    T x[2], y[2];
+                    x[0].bits = (uint16_t)l, x[1].bits = (uint16_t)(l >> 16);
+                    y[0].bits = (uint16_t)r, y[1].bits = (uint16_t)(r >> 16);
+                    c[2 * row + j] += to_f32(x[0]) * to_f32(y[0]) + to_f32(x[1]) * to_f32(y[1]);
+                }
+        }
+#elif T_KIND == 1
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+#if defined(CUDA_ON_CPU)
+    return Round<T>::of(low).bits | ((unsigned)Round<T>::of(high).bits << 16);
+#else
+    unsigned y;
+#if T_KIND == 1
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+#endif
+    return y;
+#endif
+}
+
+__device__ __forceinline__ float two_to(float x) {
+#if defined(CUDA_ON_CPU)
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// Four matrices of eight rows of 16 bytes, whose rows' places lanes 8i .. 8i + 8 name for matrix i: lane l gets elements 2t and
+// 2t + 1 of row g of each or, transposed, elements g of rows 2t and 2t + 1.
+template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigned* x, const T* row) {
+#if defined(CUDA_ON_CPU)
+    auto of = cpu::lanes(row);
+    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
+    for (int i = 0; i < 4; i++) {
+        T low = TRANSPOSED ? of(8 * i + 2 * t)[g] : of(8 * i + g)[2 * t];
+        T high = TRANSPOSED ? of(8 * i + 2 * t + 1)[g] : of(8 * i + g)[2 * t + 1];
+        x[i] = low.bits | ((unsigned)high.bits << 16);
+    }
+#else
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+#endif
+}
+
+// BYTES, 4 or 16, to shared memory, there when the copies are waited for; zeros, and nothing read, where there is nothing to copy.
+template <int BYTES> __device__ __forceinline__ void copy_later(void* to, const void* from, bool there) {
+#if defined(CUDA_ON_CPU)
+    cpu::copy_later(to, from, BYTES, there);
+#else
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(there ? 4 : 0) : "memory");
+#endif
+}
+// Those of this thread; a barrier behind it makes it those of all.
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(CUDA_ON_CPU)
+    cpu::wait_for_copies();
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#if defined(HOPPER)
+    // wgmma reads by another way than these copies write.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+#endif
+}
+
+// Where a piece of eight channels lies in a tile of so many rows: 64 channels of all rows before the next 64.
+template <int COUNT> __device__ __forceinline__ int place(int row, int piece) {
+    return (piece / 8 * COUNT + row) * 64 + (((piece ^ row) & 7) << 3);
+}
+
+// COUNT rows from `first` on of a head's channels, by THREADS threads; rows from `limit` on are zero.
+template <int DIM, int COUNT, int THREADS>
+__device__ __forceinline__ void load_rows(T* tile, const T* x, size_t base, int first, int limit, int stride, int dim) {
+    // A thread's rows are a multiple of eight apart, so that its piece is at the same place in each.
+    constexpr int STEP = THREADS / (DIM / 8);
+    static_assert(STEP % 8 == 0 && COUNT % STEP == 0, "whole steps");
+    int row = threadIdx.x / (DIM / 8), piece = threadIdx.x % (DIM / 8);
+    const T* from = x + (base + first + row) * stride + 8 * piece;
+    T* to = tile + place<COUNT>(row, piece);
+    int rows = 8 * piece < dim ? limit - first - row : 0;
+#pragma unroll
+    for (int j = 0; j < COUNT / STEP; j++, from += STEP * stride)
+        copy_later<16>(to + j * STEP * 64, j * STEP < rows ? from : x, j * STEP < rows);
+}
+
+#if defined(HOPPER)
+// N eights of columns, for the 64 rows of four warps: c += a b, or c = a b where `more` is 0.
+template <int N> struct Products;
+
+#define SUMS(x, n) "+f"(x[n][0]), "+f"(x[n][1]), "+f"(x[n][2]), "+f"(x[n][3])
+#define SUMS8(x, n) SUMS(x, n), SUMS(x, n + 1), SUMS(x, n + 2), SUMS(x, n + 3), SUMS(x, n + 4), SUMS(x, n + 5), SUMS(x, n + 6), SUMS(x, n + 7)
+#define FIRST_32                                                                                                            \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define NEXT_32                                                                                                             \
+    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60," \
+    "%61,%62,%63"
+#if T_KIND == 1
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
+#else
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "
+#endif
+
+template <> struct Products<8> {
+    static __device__ __forceinline__ void of_rows(float (*c)[4], uint64_t a, uint64_t b, int more) {
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; " WGMMA(64) "{" FIRST_32 "}, %32, %33, p, 1, 1, 0, 0;}"
+                     : SUMS8(c, 0) : "l"(a), "l"(b), "r"(more));
+    }
+    static __device__ __forceinline__ void of_columns(float (*c)[4], const unsigned* a, uint64_t b) {
+        asm volatile("{.reg .pred p; setp.eq.b32 p, 0, 0; " WGMMA(64) "{" FIRST_32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"
+                     : SUMS8(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <> struct Products<16> {
+    static __device__ __forceinline__ void of_rows(float (*c)[4], uint64_t a, uint64_t b, int more) {
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; " WGMMA(128) "{" FIRST_32 NEXT_32 "}, %64, %65, p, 1, 1, 0, 0;}"
+                     : SUMS8(c, 0), SUMS8(c, 8) : "l"(a), "l"(b), "r"(more));
+    }
+    static __device__ __forceinline__ void of_columns(float (*c)[4], const unsigned* a, uint64_t b) {
+        asm volatile("{.reg .pred p; setp.eq.b32 p, 0, 0; " WGMMA(128) "{" FIRST_32 NEXT_32 "}, {%64,%65,%66,%67}, %68, p, 1, 1, 1;}"
+                     : SUMS8(c, 0), SUMS8(c, 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+
+// What wgmma is told of a tile: where it begins, how far apart its halves of 64 channels are (of a tile whose rows are the product's),
+// eight rows in 1024 bytes, pieces in the order of `place`.
+__device__ __forceinline__ uint64_t describe(const T* tile, int between_halves) {
+    uint64_t at = (unsigned)__cvta_generic_to_shared(tile);
+    return (at & 0x3ffff) >> 4 | (uint64_t)(between_halves >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
+}
+#endif
+
+// Hopper's products run on while the warp goes on. Before them: their operands in registers are ready.
+__device__ __forceinline__ void begin_products() {
+#if defined(HOPPER)
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+// Behind those that are waited for together.
+__device__ __forceinline__ void end_products() {
+#if defined(HOPPER)
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Until all but the last so many groups of products are done.
+template <int LEFT> __device__ __forceinline__ void wait_for_products() {
+#if defined(HOPPER)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+// Until then too, and from now on these results may be read.
+template <int LEFT, int M, int N> __device__ __forceinline__ void wait_for(float (&x)[M][N][4]) {
+#if defined(HOPPER)
+    wait_for_products<LEFT>();
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) asm volatile("" : "+f"(x[0][n][i])::"memory");
+#endif
+}
+
+// Columns k .. k + 16 of the 16 rows from `row` on, of a tile of COUNT rows.
+template <int COUNT> __device__ __forceinline__ void left_of(unsigned* a, const T* tile, int row, int k) {
+    int lane = threadIdx.x & 31;
+    load_matrices<false>(a, tile + place<COUNT>(row + (lane & 15), k / 8 + (lane >> 4)));
+}
+// Two right operands, whose columns are the tile's rows n .. n + 8 and n + 8 .. n + 16, over channels k .. k + 16.
+template <int COUNT> __device__ __forceinline__ void right_of_rows(unsigned* b, const T* tile, int n, int k) {
+    int lane = threadIdx.x & 31;
+    load_matrices<false>(b, tile + place<COUNT>(n + (lane & 7) + ((lane & 16) >> 1), k / 8 + ((lane >> 3) & 1)));
+}
+// Two right operands, whose rows are the tile's rows k .. k + 16, over channels n .. n + 8 and n + 8 .. n + 16.
+template <int COUNT> __device__ __forceinline__ void right_of_columns(unsigned* b, const T* tile, int k, int n) {
+    int lane = threadIdx.x & 31;
+    load_matrices<true>(b, tile + place<COUNT>(k + (lane & 15), n / 8 + (lane >> 4)));
+}
+
+// scores (16 M, 8 N) = the warp's rows of the block's, from `row` on, times the tile's.
+template <int DIM, int M, int N>
+__device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T* rows, int row, const T* tile) {
+#if defined(HOPPER)
+#pragma unroll
+    for (int k = 0; k < DIM; k += 16)
+        Products<N>::of_rows(scores[0], describe(rows + (k / 64 * ROWS + row / 64 * 64) * 64 + k % 64, 0),
+                             describe(tile + k / 64 * 8 * N * 64 + k % 64, 0), k > 0);
+#else
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[m][n][i] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < DIM; k += 16) {
+        unsigned a[M][4], b[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) left_of<ROWS>(a[m], rows, row + 16 * m, k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            right_of_rows<8 * N>(b, tile, 8 * n, k);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(scores[m][n], a[m], b);
+                mma(scores[m][n + 1], a[m], b + 2);
+            }
+        }
+    }
+#endif
+}
+// Weights (16 M, 8 N) as left fragments.
+template <int M, int N> __device__ __forceinline__ void as_left(unsigned (&a)[N / 2][M][4], const float (&weights)[M][N][4]) {
+#pragma unroll
+    for (int k = 0; k < N; k += 2)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a[k / 2][m][i] = pack(weights[m][k + i / 2][i % 2 * 2], weights[m][k + i / 2][i % 2 * 2 + 1]);
+}
+// acc (16 M, DIM) += a (16 M, 16 K) tile (16 K, DIM).
+template <int DIM, int M, int K>
+__device__ __forceinline__ void add_weighted(float (&acc)[M][DIM / 8][4], const unsigned (&a)[K][M][4], const T* tile) {
+#if defined(HOPPER)
+#pragma unroll
+    for (int k = 0; k < K; k++) Products<DIM / 8>::of_columns(acc[0], a[k][0], describe(tile + 16 * k * 64, 16 * K * 128));
+#else
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        unsigned b[4];
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n += 2) {
+            right_of_columns<16 * K>(b, tile, 16 * k, 8 * n);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(acc[m][n], a[k][m], b);
+                mma(acc[m][n + 1], a[k][m], b + 2);
+            }
+        }
+    }
+#endif
+}
+#endif
