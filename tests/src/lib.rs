@@ -10,6 +10,7 @@ mod data;
 mod finetune;
 mod model;
 mod tokenizer;
+mod torch;
 mod work;
 
 pub use adapter::Tensors;
@@ -18,4 +19,5 @@ pub use data::{ROWS, write_jsonl, write_parquet};
 pub use finetune::Finetune;
 pub use model::{Family, NamedTensor, TinyModel};
 pub use tokenizer::{VOCAB, tokenizer_json};
+pub use torch::{TorchTensor, write_torch};
 pub use work::Work;

@@ -19,6 +19,10 @@ pub fn oddity(head: &[u8]) -> Option<&'static str> {
         Some("it is a web page: take the link of the file itself, not of the page that shows it")
     } else if head.starts_with(b"GGUF") {
         Some("it is a GGUF file, as llama.cpp reads them: take the weights in safetensors that it was made of")
+    } else if head.starts_with(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46") {
+        Some(
+            "it is a file of torch.save as it was before 1.6: read it with torch.load where you trust it, and save it again",
+        )
     } else if head.starts_with(b"PK\x03\x04") {
         Some("it is a file of torch.save: save it as safetensors with transformers' or PEFT's save_pretrained")
     } else {
@@ -52,10 +56,9 @@ pub(crate) fn instead(dir: &Path) -> String {
         let index = crate::sharded::INDEX;
         return format!("; there is {shard}: a model in several files needs {index} beside them, so fetch that, too");
     }
-    if let Some(pickle) = names.iter().find(|it| it.starts_with("pytorch_model") && it.ends_with(".bin")) {
-        return format!(
-            "; {pickle} is a pickle, which can run code when it is read: convert it where you trust it, with transformers' AutoModelForCausalLM.from_pretrained({dir:?}).save_pretrained(FOLDER)"
-        );
+    if let Some(shard) = names.iter().find(|it| it.starts_with("pytorch_model") && it.ends_with(".bin")) {
+        let index = crate::sharded::TORCH_INDEX;
+        return format!("; there is {shard}: a model in several files needs {index} beside them, so fetch that, too");
     }
     first(".gguf").map_or_else(String::new, |gguf| {
         format!(

@@ -1,7 +1,7 @@
 //! Files of tensors, and files that appear whole or not at all.
 //!
-//! Everything that Halfbyte reads or writes in the safetensors format passes through here, so that a header is checked in
-//! one place, whoever wrote it, and a file that was cut off is never taken for a whole one. Tensors are bytes here: what
+//! Everything that Halfbyte reads or writes in the safetensors format, and what it reads of `torch.save`'s, passes through here, so that
+//! a header is checked in one place, whoever wrote it, and a file that was cut off is never taken for a whole one. Tensors are bytes here: what
 //! they mean is known to those who ask for them.
 
 mod atomic;
@@ -15,6 +15,7 @@ mod lock;
 mod open;
 mod reader;
 mod sharded;
+mod torch;
 mod writer;
 
 pub use atomic::{Draft, write_atomic};

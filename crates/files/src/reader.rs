@@ -1,4 +1,4 @@
-use crate::{Error, Placed, Result, header, hints, open_file};
+use crate::{Error, Placed, Result, header, hints, open_file, torch};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An opened safetensors file whose header was found good: every tensor can be read from its place, whole or in part, by
+/// An opened safetensors file, or one of `torch.save`, whose header was found good: every tensor can be read from its place, whole or in part, by
 /// any number of threads.
 ///
 /// Reads go through the file into a buffer of the caller's. Mapping it would count every touched page as resident memory,
@@ -21,10 +21,28 @@ pub struct TensorFile {
 impl TensorFile {
     /// Opens a file and checks its header against its length; reads no tensor.
     pub fn open(path: &Path) -> Result<TensorFile> {
+        if let Some(file) = TensorFile::of_torch(path)? {
+            return Ok(file);
+        }
         TensorFile::checked(path).map_err(|error| match (error, hints::of_file(path)) {
             (Error::File { path, .. }, Some(hint)) => Error::file(&path, format!("is not a safetensors file: {hint}")),
+            (Error::File { path, .. }, None) if path.extension().is_some_and(|it| it == "bin") => {
+                Error::file(&path, "is not a whole file of torch.save, nor one of safetensors; fetch it again")
+            }
             (error, _) => error,
         })
+    }
+
+    /// A file that begins as those of `torch.save` do.
+    fn of_torch(path: &Path) -> Result<Option<TensorFile>> {
+        let mut file = open_file(path)?;
+        let mut magic = [0; torch::MAGIC.len()];
+        if file.read_exact(&mut magic).is_err() || magic != torch::MAGIC {
+            return Ok(None);
+        }
+        let len = file.metadata().map_err(Error::io(path))?.len();
+        let tensors = torch::tensors(path, &file, len)?;
+        Ok(Some(TensorFile { path: path.to_owned(), file, tensors }))
     }
 
     fn checked(path: &Path) -> Result<TensorFile> {
@@ -77,12 +95,12 @@ impl TensorFile {
 }
 
 #[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
 }
 
 #[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

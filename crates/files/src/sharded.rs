@@ -14,6 +14,11 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 /// The name of what says which tensor is in which of several files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// The name of weights in one file that torch.save wrote.
+const TORCH_SINGLE: &str = "pytorch_model.bin";
+/// See [`INDEX`].
+pub(crate) const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
+
 /// The tensors of a folder, wherever they lie. All headers are checked when it is opened.
 #[derive(Debug)]
 pub struct ShardedFiles {
@@ -30,21 +35,25 @@ struct Place {
 }
 
 impl ShardedFiles {
-    /// Opens `model.safetensors`; without it, the files that `model.safetensors.index.json` lists. An index beside the one file
-    /// is a remnant, which transformers does not look at, either.
+    /// Opens `model.safetensors`; without it, the files that `model.safetensors.index.json` lists; without that, what torch.save wrote
+    /// (`pytorch_model.bin`), in the same way. What comes later in this order is a remnant, which transformers does not look at,
+    /// either.
     pub fn open(dir: &Path) -> Result<ShardedFiles> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        let (names, map) = match single.exists() || !index.exists() {
-            false => read_index(&index)?,
-            true if single.exists() => (vec![SINGLE.to_owned()], BTreeMap::new()),
-            true => return Err(Error::file(&single, format!("is missing, and so is {INDEX}{}", hints::instead(dir)))),
+        let places = [SINGLE, INDEX, TORCH_SINGLE, TORCH_INDEX];
+        let Some(found) = places.into_iter().find(|it| dir.join(it).exists()) else {
+            let missing = format!("is missing, and so is {INDEX}{}", hints::instead(dir));
+            return Err(Error::file(&dir.join(SINGLE), missing));
+        };
+        let (names, map) = match found.ends_with(".json") {
+            true => read_index(&dir.join(found))?,
+            false => (vec![found.to_owned()], BTreeMap::new()),
         };
         let mut files = ShardedFiles { dir: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         for name in names {
             let path = dir.join(&name);
             if !path.exists() {
                 let link = hints::dangling(&path).map_or_else(String::new, |it| format!(" ({it})"));
-                let message = format!("is missing, though {INDEX} lists it{link}; fetch the shard again");
+                let message = format!("is missing, though {found} lists it{link}; fetch the shard again");
                 return Err(Error::file(&path, message));
             }
             files.add(TensorFile::open(&path)?, |tensor| map.get(tensor).map(|it| *it == name))?;
@@ -96,7 +105,7 @@ impl ShardedFiles {
             .find(|it| !it.is_empty())
             .map_or_else(String::new, |it| format!("; there is {}", it.join(", ")));
         let count = self.shards.len();
-        Error::file(&self.dir, format!("the tensor {name} is in none of the {count} safetensors files{near}"))
+        Error::file(&self.dir, format!("the tensor {name} is in none of the {count} files of weights{near}"))
     }
 
     /// Takes a file's tensors in. Of one that is in two files the index says which counts.

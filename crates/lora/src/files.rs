@@ -70,10 +70,11 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
     }
     let text = read_text(&config_path)?;
     let AdapterConfig { lora: config, token_rows, notes } = parse_adapter_config(&config_path, &text)?;
-    let path = dir.join(WEIGHTS);
-    if !path.exists() && dir.join("adapter_model.bin").exists() {
-        let message = "is missing; the adapter is a pickle (adapter_model.bin), which can run code when it is read: save it as safetensors with PEFT".into();
-        return Err(Error::File { path, message });
+    let mut path = dir.join(WEIGHTS);
+    // As PEFT wrote it before safetensors.
+    let older = dir.join("adapter_model.bin");
+    if !path.exists() && older.exists() {
+        path = older;
     }
     let tensors = read_tensors(&TensorFile::open(&path)?)?;
     Ok(AdapterFile { dir: dir.to_owned(), config, notes, token_rows, tensors })

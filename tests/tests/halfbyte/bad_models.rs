@@ -99,7 +99,7 @@ fn weights_that_are_missing() {
     fs::remove_file(folder.join(WEIGHTS)).unwrap();
     refused(&work, &folder, &[WEIGHTS, "is missing"]);
     fs::write(folder.join("pytorch_model.bin"), "pickle").unwrap();
-    refused(&work, &folder, &["pytorch_model.bin", "save_pretrained"]);
+    refused(&work, &folder, &["pytorch_model.bin", "torch.save"]);
 }
 
 #[test]

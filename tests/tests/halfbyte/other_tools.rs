@@ -1,6 +1,6 @@
 //! Model folders as other tools leave them: each is read for what it means, or refused with what helps.
 
-use e2e::{NamedTensor, Outcome, TinyModel, Work, run};
+use e2e::{NamedTensor, Outcome, TinyModel, TorchTensor, Work, run, write_torch};
 use serde_json::{Value, json};
 use std::{
     ffi::OsString,
@@ -229,12 +229,36 @@ fn a_folder_without_usable_weights_says_what_is_there() {
         fs::write(folder.join(name), contents).unwrap();
         command("inspect", &folder, &[], "")
     };
-    inspect("pytorch_model-00001-of-00002.bin", "")
-        .user_error(&["pytorch_model-00001-of-00002.bin", "save_pretrained"]);
+    inspect("pytorch_model-00001-of-00002.bin", "").user_error(&["pytorch_model.bin.index.json", "fetch that, too"]);
+    inspect("pytorch_model.bin", "").user_error(&["pytorch_model.bin", "torch.save"]);
+    inspect("pytorch_model.bin", "\u{80}").user_error(&["pytorch_model.bin"]);
     inspect("model-00001-of-00002.safetensors", "").user_error(&["model.safetensors.index.json", "fetch that, too"]);
     inspect("tiny.Q4_K_M.gguf", "").user_error(&["tiny.Q4_K_M.gguf", "gguf_file", "safetensors"]);
     inspect(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
         .user_error(&["Git LFS", "git lfs pull"]);
+}
+
+#[test]
+fn weights_that_torch_wrote_are_read_in_one_file_or_several() {
+    let work = Work::new();
+    let model = untied();
+    let folder = work.model(&model);
+    let loss = work.loss(&folder, None, "");
+    let tensors: Vec<TorchTensor> = model.tensors().into_iter().map(|it| (it.name, it.shape, it.values)).collect();
+    fs::remove_file(folder.join(WEIGHTS)).unwrap();
+    write_torch(&folder.join("pytorch_model.bin"), &tensors);
+    assert_eq!(work.loss(&folder, None, ""), loss);
+    let quantised = work.path("quantised");
+    command("quantize", &folder, &[("--output", &quantised)], "").success();
+    fs::remove_file(folder.join("pytorch_model.bin")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (i, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let name = format!("pytorch_model-0000{}-of-00002.bin", i + 1);
+        write_torch(&folder.join(&name), part);
+        map.extend(part.iter().map(|it| (it.0.clone(), json!(name))));
+    }
+    fs::write(folder.join("pytorch_model.bin.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+    assert_eq!(work.loss(&folder, None, ""), loss);
 }
 
 #[test]
