@@ -156,6 +156,15 @@ template <class E, int KEPT, class F> __device__ __forceinline__ void for_packs(
     for (; i < n; i += step) f(i, KEPT);
 }
 
+// The sum of what belongs to a pack, by halves, whose roundings stay smallest. Overwrites it.
+template <int M> __device__ __forceinline__ float sum_of(float (&v)[M]) {
+#pragma unroll
+    for (int half = M / 2; half > 0; half /= 2)
+#pragma unroll
+        for (int j = 0; j < half; j++) v[j] += v[j + half];
+    return v[0];
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
     return v;

@@ -1,12 +1,11 @@
 //! Kernels from text to what a device runs: by NVRTC, or from a cache on disk.
 
 use std::ffi::CString;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc;
 
 use crate::Version;
+use crate::cache::CacheEntry;
 use crate::error::Error;
 use crate::matmul::Number;
 
@@ -43,7 +42,9 @@ pub fn full_text(text: &str, element: Number) -> String {
 pub(crate) fn image(source: &Source, element: Number, architecture: &str) -> Result<Vec<u8>, Error> {
     let text = full_text(source.text, element);
     let name = module_name(source.name, element);
-    let entry = CacheEntry::new(&name, &text, architecture)?;
+    let version = nvrtc_version()?;
+    let key = (&text, architecture, version.major, version.minor);
+    let entry = CacheEntry::new("kernels", &format!("{name}-{architecture}"), "cubin", &key);
     if let Some(image) = entry.read() {
         return Ok(image);
     }
@@ -102,61 +103,4 @@ fn compile_with(name: &str, text: &str, architecture: &str, more: &[&str]) -> Re
         let _ = nvrtc::result::destroy_program(program);
         image.map(|it| (it, log))
     }
-}
-
-/// A compiled file on disk: a line that says what it is compiled from, then a checksum, then the image.
-struct CacheEntry {
-    path: Option<PathBuf>,
-    key: u64,
-}
-
-impl CacheEntry {
-    /// By text, architecture and compiler version.
-    fn new(name: &str, text: &str, architecture: &str) -> Result<CacheEntry, Error> {
-        let version = nvrtc_version()?;
-        let key = hash(&(text, architecture, version.major, version.minor));
-        let path = cache_dir().map(|dir| dir.join(format!("{name}-{architecture}-{key:016x}.cubin")));
-        Ok(CacheEntry { path, key })
-    }
-
-    /// The image, if it is there and whole.
-    fn read(&self) -> Option<Vec<u8>> {
-        let bytes = std::fs::read(self.path.as_deref()?).ok()?;
-        let (head, image) = bytes.split_at_checked(16)?;
-        let number = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).ok();
-        let whole = number(0)? == self.key && number(8)? == hash(&image);
-        whole.then(|| image.to_vec())
-    }
-
-    /// A cache that cannot be written costs time, not a run.
-    fn write(&self, image: &[u8]) {
-        let Some(path) = self.path.as_deref() else { return };
-        let mut bytes = self.key.to_le_bytes().to_vec();
-        bytes.extend(hash(&image).to_le_bytes());
-        bytes.extend(image);
-        let _ = write_whole(path, &bytes);
-    }
-}
-
-/// To a name of this process' own first, so that nobody reads half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let draft = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&draft, bytes)?;
-    std::fs::rename(&draft, path)
-}
-
-/// `HALFBYTE_CACHE`, or `halfbyte` in the user's cache folder.
-fn cache_dir() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
-    let user = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|it| it.join(".cache")));
-    var("HALFBYTE_CACHE").or_else(|| user().map(|it| it.join("halfbyte"))).map(|it| it.join("kernels"))
-}
-
-fn hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }

@@ -9,6 +9,8 @@ pub struct Counters {
     pub launches: u64,
     /// Matrix products started.
     pub products: u64,
+    /// Shapes of products for which the library's algorithms were tried out.
+    pub searches: u64,
     /// Floating-point operations of the products: two for each term of a sum.
     pub operations: u64,
     /// Bytes that kernels and products read and write, if each goes once over what it is given; counted on a [dry](crate::Gpu::dry) device.
@@ -28,6 +30,7 @@ impl Counters {
         Counters {
             launches: self.launches - earlier.launches,
             products: self.products - earlier.products,
+            searches: self.searches - earlier.searches,
             operations: self.operations - earlier.operations,
             bytes: self.bytes - earlier.bytes,
             uploads: self.uploads - earlier.uploads,
@@ -42,6 +45,7 @@ impl Counters {
 pub(crate) struct Tally {
     pub(crate) launches: AtomicU64,
     pub(crate) products: AtomicU64,
+    pub(crate) searches: AtomicU64,
     pub(crate) operations: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) uploads: AtomicU64,
@@ -55,6 +59,7 @@ impl Tally {
         Counters {
             launches: of(&self.launches),
             products: of(&self.products),
+            searches: of(&self.searches),
             operations: of(&self.operations),
             bytes: of(&self.bytes),
             uploads: of(&self.uploads),

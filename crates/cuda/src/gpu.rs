@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
+use crate::algorithms::Measuring;
 use crate::buffer::Buffer;
 use crate::counters::{Counters, Tally};
 use crate::dry::Dry;
@@ -32,6 +33,7 @@ pub struct Gpu {
     pub(crate) tally: Tally,
     pub(crate) modules: Mutex<Modules>,
     pub(crate) blas: Mutex<Option<Blas>>,
+    pub(crate) measuring: Mutex<Measuring>,
     fault: Mutex<Option<Error>>,
     /// There is no device behind it.
     pub(crate) dry: Option<Dry>,
@@ -44,6 +46,12 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 impl Gpu {
+    /// Lets the library's algorithms be tried out for products of so many floating-point operations and more, which is otherwise done
+    /// from 2^28 on; and whether what is found out is kept on disk, as it otherwise is.
+    pub fn measure_products(&self, from: u64, kept: bool) {
+        *self.measuring.lock().unwrap_or_else(PoisonError::into_inner) = Measuring { from, kept };
+    }
+
     /// Opens a device by its number in the driver's order. Each opening has streams, memory and loaded kernels of its own.
     ///
     /// # Errors
@@ -93,6 +101,7 @@ impl Gpu {
             limit: Mutex::new(None),
             ring: Mutex::new(None),
             tally: Tally::default(),
+            measuring: Mutex::default(),
             modules: Mutex::default(),
             blas: Mutex::new(None),
             fault: Mutex::new(None),

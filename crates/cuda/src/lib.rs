@@ -13,7 +13,9 @@
 //! println!("{probe}"); // the whole report, one fact a line
 //! ```
 
+mod algorithms;
 mod buffer;
+mod cache;
 mod compile;
 mod counters;
 mod driver;

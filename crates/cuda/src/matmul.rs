@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use cudarc::cublaslt::{result, sys};
 
+use crate::algorithms::{Algorithm, Shape, choose};
 use crate::buffer::Buffer;
 use crate::counters::count;
 use crate::dry::{Dry, product_traffic};
@@ -90,9 +91,6 @@ pub struct Gemm {
     pub beta: f32,
 }
 
-/// The shape of a product and how its matrices are aligned, by which algorithms are remembered.
-type Shape = (usize, usize, usize, bool, bool, Number, Number, [usize; 3], [u32; 3]);
-
 /// The largest power of two, up to what the library takes for granted, of which an address is a multiple.
 fn alignment(ptr: u64) -> u32 {
     1 << ptr.trailing_zeros().min(8)
@@ -101,7 +99,7 @@ fn alignment(ptr: u64) -> u32 {
 pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
-    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+    algorithms: HashMap<Shape, Algorithm>,
 }
 
 /// As NVIDIA advises: 32 MiB from Hopper on, 4 MiB before.
@@ -133,7 +131,7 @@ impl Gpu {
         }
         let Some(blas) = guard.as_mut() else { unreachable!("made above") };
         // SAFETY: the caller vouches for the memory; the descriptors are made from the same numbers.
-        unsafe { blas.run(gemm, self.compute.cast()) }.map_err(|e| failed(gemm, &e))
+        unsafe { blas.run(self, gemm) }.map_err(|e| failed(gemm, &e))
     }
 
     /// Counts what the first product takes for the library. It stays taken, as there.
@@ -156,47 +154,81 @@ impl Blas {
     ///
     /// # Safety
     /// As for [`Gpu::gemm`].
-    unsafe fn run(&mut self, g: &Gemm, stream: sys::cudaStream_t) -> Result<(), result::CublasError> {
-        let left = Layout::of(&g.b, (g.k, g.n), g.input)?;
-        let right = Layout::of(&g.a, (g.m, g.k), g.input)?;
-        let out = Layout::new((g.m, g.n), g.c_stride, g.output)?;
-        let desc = Description::new(g.b.transposed, g.a.transposed)?;
+    unsafe fn run(&mut self, gpu: &Arc<Gpu>, g: &Gemm) -> Result<(), result::CublasError> {
         let strides = [g.a.stride, g.b.stride, g.c_stride];
         // A matrix may begin anywhere in a buffer; the library supposes 256 bytes unless it is told.
         let aligned = [g.b.ptr, g.a.ptr, g.c].map(alignment);
-        let shape = (g.m, g.n, g.k, g.a.transposed, g.b.transposed, g.input, g.output, strides, aligned);
+        let kinds = [g.a.transposed, g.b.transposed, g.beta != 0.0];
+        let shape = (g.m, g.n, g.k, kinds, g.input, g.output, strides, aligned);
+        let call = Call {
+            gemm: g,
+            handle: self.handle,
+            desc: Description::new(g.b.transposed, g.a.transposed)?,
+            left: Layout::of(&g.b, (g.k, g.n), g.input)?,
+            right: Layout::of(&g.a, (g.m, g.k), g.input)?,
+            out: Layout::new((g.m, g.n), g.c_stride, g.output)?,
+            aligned,
+            workspace: &self.workspace,
+            stream: gpu.compute.cast(),
+        };
         let algorithm = match self.algorithms.get(&shape) {
             Some(known) => *known,
             None => {
-                let preference = Preference::new(self.workspace.bytes(), aligned)?;
-                // SAFETY: all descriptors are alive.
-                let found = unsafe {
-                    result::get_matmul_algo_heuristic(self.handle, desc.0, left.0, right.0, out.0, out.0, preference.0)
-                }?;
-                self.algorithms.insert(shape, found.algo);
-                found.algo
+                // SAFETY: as the caller vouches.
+                let chosen = unsafe { choose(gpu, &call, &shape) }?;
+                self.algorithms.insert(shape, chosen);
+                chosen
             }
         };
-        let (alpha, beta) = (std::ptr::from_ref(&g.alpha), std::ptr::from_ref(&g.beta));
+        // SAFETY: as the caller vouches.
+        unsafe { call.start(&algorithm, g.c) }
+    }
+}
+
+/// A product as the library is asked for it.
+pub(crate) struct Call<'a> {
+    pub(crate) gemm: &'a Gemm,
+    pub(crate) handle: sys::cublasLtHandle_t,
+    pub(crate) desc: Description,
+    pub(crate) left: Layout,
+    pub(crate) right: Layout,
+    pub(crate) out: Layout,
+    aligned: [u32; 3],
+    workspace: &'a Buffer,
+    stream: sys::cudaStream_t,
+}
+
+impl Call<'_> {
+    /// What an algorithm may count on.
+    pub(crate) fn preference(&self) -> Result<Preference, result::CublasError> {
+        Preference::new(self.workspace.bytes(), self.aligned)
+    }
+
+    /// Starts it, with the result at `c`.
+    ///
+    /// # Safety
+    /// As for [`Gpu::gemm`], with the result there.
+    pub(crate) unsafe fn start(&self, algorithm: &Algorithm, c: u64) -> Result<(), result::CublasError> {
+        let g = self.gemm;
         // SAFETY: the caller vouches for the memory, everything else lives until the call returns.
         unsafe {
             result::matmul(
                 self.handle,
-                desc.0,
-                alpha.cast(),
-                beta.cast(),
+                self.desc.0,
+                std::ptr::from_ref(&g.alpha).cast(),
+                std::ptr::from_ref(&g.beta).cast(),
                 g.b.ptr as *const c_void,
-                left.0,
+                self.left.0,
                 g.a.ptr as *const c_void,
-                right.0,
-                g.c as *const c_void,
-                out.0,
-                g.c as *mut c_void,
-                out.0,
-                &raw const algorithm,
+                self.right.0,
+                c as *const c_void,
+                self.out.0,
+                c as *mut c_void,
+                self.out.0,
+                std::ptr::from_ref(algorithm),
                 self.workspace.ptr() as *mut c_void,
                 self.workspace.bytes(),
-                stream,
+                self.stream,
             )
         }
     }
@@ -211,7 +243,7 @@ fn data_type(number: Number) -> sys::cudaDataType {
 }
 
 /// A matrix as it is stored.
-struct Layout(sys::cublasLtMatrixLayout_t);
+pub(crate) struct Layout(pub(crate) sys::cublasLtMatrixLayout_t);
 
 impl Layout {
     /// An operand that the product takes as `(rows, cols)`.
@@ -233,7 +265,7 @@ impl Drop for Layout {
     }
 }
 
-struct Description(sys::cublasLtMatmulDesc_t);
+pub(crate) struct Description(pub(crate) sys::cublasLtMatmulDesc_t);
 
 impl Description {
     fn new(turn_left: bool, turn_right: bool) -> Result<Description, result::CublasError> {
@@ -262,7 +294,7 @@ impl Drop for Description {
     }
 }
 
-struct Preference(sys::cublasLtMatmulPreference_t);
+pub(crate) struct Preference(pub(crate) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
     /// For a workspace of so many bytes, and the alignments of the library's A, B and result.

@@ -48,9 +48,10 @@ const NVRTC: [&str; 8] = [
     "nvrtcGetProgramLogSize",
     "nvrtcVersion",
 ];
-const CUBLASLT: [&str; 12] = [
+const CUBLASLT: [&str; 13] = [
     "cublasLtCreate",
     "cublasLtDestroy",
+    "cublasLtGetVersion",
     "cublasLtMatmul",
     "cublasLtMatmulAlgoGetHeuristic",
     "cublasLtMatmulDescCreate",

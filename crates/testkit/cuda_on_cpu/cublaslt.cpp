@@ -1,7 +1,9 @@
 // libcublasLt.so of the same kind: matrix products as the library documents them, column-major, for f32, f16 and bf16 with sums in f32.
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <thread>
 #include <vector>
 
 extern "C" bool cuda_on_cpu_enqueue(void* stream, std::function<void()>* task);
@@ -30,6 +32,8 @@ struct Preference {
 struct Algorithm {
     uint64_t data[8];
 };
+// What the first of several suggestions is called.
+constexpr uint64_t SLOW = 1;
 struct Heuristic {
     Algorithm algorithm;
     size_t workspace;
@@ -83,6 +87,7 @@ static size_t extent(const Layout* l) {
 }
 
 #define API extern "C" __attribute__((visibility("default"))) Status
+extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() { return 130000; }
 API cublasLtCreate(Handle** handle) {
     *handle = new Handle{42};
     return OK;
@@ -138,12 +143,17 @@ API cublasLtMatmulAlgoGetHeuristic(Handle* handle, Desc* d, Layout* a, Layout* b
     if (!handle || handle->magic != 42) return NOT_INITIALIZED;
     if (asked < 1) return INVALID_VALUE;
     if (Status s = check(d, a, b, c, out)) return s;
-    *found = Heuristic{};
-    // An algorithm belongs to the shape and the alignment it was found for.
-    found->algorithm.data[0] = out->rows;
-    found->algorithm.data[1] = out->cols;
-    for (int i = 0; i < 4; i++) found->algorithm.data[2 + i] = preference->alignment[i];
-    *count = 1;
+    // The first of them is slow, and the last not for everybody.
+    *count = asked < 3 ? asked : 3;
+    for (int n = 0; n < *count; n++) {
+        found[n] = Heuristic{};
+        // An algorithm belongs to the shape and the alignment it was found for.
+        found[n].algorithm.data[0] = out->rows;
+        found[n].algorithm.data[1] = out->cols;
+        for (int i = 0; i < 4; i++) found[n].algorithm.data[2 + i] = preference->alignment[i];
+        found[n].algorithm.data[6] = n + (asked > 1);
+        if (n == 2) found[n].state = NOT_SUPPORTED;
+    }
     return OK;
 }
 API cublasLtMatmul(Handle* handle, Desc* d, const float* alpha, const void* a, Layout* la, const void* b, Layout* lb,
@@ -157,7 +167,9 @@ API cublasLtMatmul(Handle* handle, Desc* d, const float* alpha, const void* a, L
         if (algorithm && reinterpret_cast<uintptr_t>(matrices[i]) % algorithm->data[2 + i]) return INVALID_VALUE;
     bool owned = cuda_on_cpu_owns(a, extent(la)) && cuda_on_cpu_owns(b, extent(lb)) && cuda_on_cpu_owns(out, extent(lo));
     if (!owned || (workspace_bytes && !cuda_on_cpu_owns(workspace, workspace_bytes))) return INVALID_VALUE;
-    std::function<void()> task = [d = *d, la = *la, lb = *lb, lo = *lo, a, b, c, out, alpha = *alpha, beta = *beta] {
+    bool slow = algorithm && algorithm->data[6] == SLOW;
+    std::function<void()> task = [slow, d = *d, la = *la, lb = *lb, lo = *lo, a, b, c, out, alpha = *alpha, beta = *beta] {
+        if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(2));
         size_t m = lo.rows, n = lo.cols, k = d.turn_a ? la.rows : la.cols;
         std::vector<float> left(m * k), right(k * n);
         for (size_t i = 0; i < m; i++)

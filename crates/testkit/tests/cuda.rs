@@ -1,9 +1,10 @@
 //! What a GPU refuses and does, real or not: the limits that a launch has to keep.
 #![cfg(target_os = "linux")]
 
-use halfbyte_cuda::{Buffer, Error, Event, Gpu, Launch, Number, Pinned, Slice, kernels};
+use halfbyte_cuda::{Buffer, Error, Event, Gemm, Gpu, Launch, Matrix, Number, Pinned, Slice, kernels};
 use halfbyte_testkit::cuda::fresh_gpu;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 kernels! {
     const SOURCE = "testkit", "../src/kernel.cu", over Slice;
@@ -209,4 +210,52 @@ fn each_device_has_memory_and_an_order_of_its_own() {
     assert_eq!(floats(&b), [2.0; 1000]);
     let missing = Gpu::open(2).unwrap_err().to_string();
     assert!(missing.contains("cuda:2") && missing.contains("cuda:0 (") && missing.contains("cuda:1 ("), "{missing}");
+}
+
+/// `a b` of square matrices, `beta` times what was there added.
+fn product(gpu: &Arc<Gpu>, n: usize, beta: f32) -> Vec<f32> {
+    let fresh = |value: f32| {
+        let mut buffer = gpu.alloc(4 * n * n).unwrap();
+        buffer.upload(&value.to_le_bytes().repeat(n * n)).unwrap();
+        buffer
+    };
+    let [a, b, c] = [0.5, 3.0, 7.0].map(fresh);
+    let of = |it: &Buffer| Matrix { ptr: it.ptr(), stride: n, transposed: false };
+    let (input, output) = (Number::F32, Number::F32);
+    let gemm = Gemm { m: n, n, k: n, a: of(&a), b: of(&b), input, c: c.ptr(), c_stride: n, output, alpha: 1.0, beta };
+    // SAFETY: all three have n rows of n numbers.
+    unsafe { gpu.gemm(&gemm) }.unwrap();
+    floats(&c)
+}
+
+#[test]
+fn algorithms_are_tried_out_once_for_a_shape_and_leave_nothing_behind() {
+    let (Some(gpu), Some(other)) = (fresh_gpu(), fresh_gpu()) else { return };
+    let searches = |gpu: &Gpu| gpu.counters().searches;
+    product(&gpu, 37, 0.0);
+    assert_eq!(searches(&gpu), 0, "a small product is not worth it");
+    for it in [&gpu, &other] {
+        it.measure_products(1, false);
+    }
+    for (done, beta) in [(1, 0.0), (2, 1.0), (2, 0.0), (2, 1.0)] {
+        assert_eq!(product(&gpu, 39, beta), vec![1.5 * 39.0 + 7.0 * beta; 39 * 39], "{beta} times what was there");
+        assert_eq!(searches(&gpu), done, "a sum is another shape, and each is tried out once");
+    }
+    product(&other, 39, 1.0);
+    assert_eq!(searches(&other), 0, "a device that is opened again knows what was found out");
+}
+
+/// The stand-in's first suggestion sleeps for two milliseconds.
+#[test]
+fn the_fastest_algorithm_is_taken() {
+    let Some(gpu) = fresh_gpu() else { return };
+    gpu.measure_products(1, false);
+    product(&gpu, 8, 0.0);
+    let quick = || {
+        let begun = Instant::now();
+        product(&gpu, 8, 0.0);
+        begun.elapsed() < Duration::from_millis(2)
+    };
+    // A busy machine makes any of them slow; none of the slow ones ever gets quick.
+    assert!((0..500).any(|_| quick()));
 }

@@ -12,17 +12,21 @@ KERNEL forward(const T* x, const float* w, const float* b, T* y, float* stats, i
     float sum = 0.0f, squares = 0.0f;
     for_packs<T, KEPT>(c, [&](int i, int k) {
         kept[k] = load_pack(row, i, c, together);
+        float terms[N];
 #pragma unroll
-        for (int j = 0; j < N; j++) sum += to_f32(kept[k].v[j]);
+        for (int j = 0; j < N; j++) terms[j] = to_f32(kept[k].v[j]);
+        sum += sum_of(terms);
     });
     float mean = block_sum(sum, scratch) / c;
     for_packs<T, KEPT>(c, [&](int i, int k) {
         if (k == KEPT) kept[k] = load_pack(row, i, c, together);
+        float terms[N];
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float v = i + j < c ? to_f32(kept[k].v[j]) - mean : 0.0f;
-            squares += v * v;
+            terms[j] = v * v;
         }
+        squares += sum_of(terms);
     });
     float r = 1.0f / sqrtf(block_sum(squares, scratch) / c + eps);
     if (threadIdx.x == 0) {
@@ -52,13 +56,16 @@ KERNEL backward(const T* x, const float* w, const float* stats, const T* dy, T* 
         xs[k] = load_pack(x + at, i, c, together);
         dys[k] = load_pack(dy + at, i, c, together);
         load_floats(w, i, c, together, weights);
+        float levels[N], alongs[N];
 #pragma unroll
         for (int j = 0; j < N; j++) {
             // Zero beyond the row, as dy is there.
             float h = (to_f32(xs[k].v[j]) - mean) * r, g = to_f32(dys[k].v[j]) * weights[j];
-            level += g;
-            along += g * h;
+            levels[j] = g;
+            alongs[j] = g * h;
         }
+        level += sum_of(levels);
+        along += sum_of(alongs);
     });
     level = block_sum(level, scratch) / c;
     along = block_sum(along, scratch) / c;

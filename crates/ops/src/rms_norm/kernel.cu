@@ -12,11 +12,13 @@ KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps) 
     float sum = 0.0f;
     for_packs<T, KEPT>(c, [&](int i, int k) {
         kept[k] = load_pack(row, i, c, together);
+        float terms[N];
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float v = to_f32(kept[k].v[j]);
-            sum += v * v;
+            terms[j] = v * v;
         }
+        sum += sum_of(terms);
     });
     float r = 1.0f / sqrtf(block_sum(sum, scratch) / c + eps);
     if (threadIdx.x == 0) rstd[blockIdx.x] = r;
@@ -42,8 +44,10 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, T* d
         xs[k] = load_pack(x + at, i, c, together);
         dys[k] = load_pack(dy + at, i, c, together);
         load_floats(w, i, c, together, weights);
+        float terms[N];
 #pragma unroll
-        for (int j = 0; j < N; j++) sum += to_f32(dys[k].v[j]) * weights[j] * (to_f32(xs[k].v[j]) * r);
+        for (int j = 0; j < N; j++) terms[j] = to_f32(dys[k].v[j]) * weights[j] * (to_f32(xs[k].v[j]) * r);
+        sum += sum_of(terms);
     });
     float mean = block_sum(sum, scratch) / c;
     for_packs<T, KEPT>(c, [&](int i, int k) {
