@@ -74,7 +74,7 @@ fn folders_without_weights_say_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     refused(dir.path(), &["model.safetensors", "is missing", "model.safetensors.index.json"]);
     fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-    refused(dir.path(), &["pytorch_model.bin", "run code"]);
+    refused(dir.path(), &["pytorch_model.bin", "torch.save"]);
     write(dir.path(), 50);
     fs::remove_file(dir.path().join("model-00002-of-00004.safetensors")).unwrap();
     refused(dir.path(), &["model-00002-of-00004.safetensors", "fetch the shard again"]);
