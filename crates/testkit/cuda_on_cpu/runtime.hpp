@@ -349,6 +349,8 @@ inline void __syncthreads() {
     cpu::to_scheduler();
 }
 inline void __syncwarp(unsigned mask = ~0u) { cpu::warp_barrier(mask); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
 template <class T> T __shfl_sync(unsigned mask, T v, int from) { return cpu::exchange(mask, v, from & 31); }
 template <class T> T __shfl_xor_sync(unsigned mask, T v, int x) { return cpu::exchange(mask, v, cpu::fiber->lane ^ x); }
 template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned d) {

@@ -1,6 +1,6 @@
 use super::window::{Operand, Window};
 use crate::place::on_device;
-use halfbyte_cuda::{Any, Gemm, Gpu, Kind, Launch, T, kernels};
+use halfbyte_cuda::{Any, Gemm, Gpu, Kind, Launch, Number, T, kernels};
 use halfbyte_tensor::{
     DType, Device, Place, Result, Tensor,
     cuda::{self, number},
@@ -94,7 +94,7 @@ pub(crate) fn side_by_side(left: &Tensor, right: &Tensor) -> Result<Tensor> {
         on_device(left, |gpu| {
             let kernel = SideBySide { left, right, out: &mut out, rows, k, width };
             // SAFETY: a row of each lies in a row of the result.
-            unsafe { kernel.launch(gpu, number(left.dtype()), sheet(rows, k + width)) }
+            unsafe { kernel.launch(gpu, number(left.dtype()), packed_rows(rows, k + width, number(left.dtype()))) }
         })?;
     }
     Ok(out)
@@ -152,6 +152,15 @@ pub fn sheet(rows: usize, threads: usize) -> Launch {
     let block = threads.next_multiple_of(32).clamp(32, 256);
     let grid = (threads.div_ceil(block).clamp(1, 1 << 16) as u32, rows.clamp(1, u16::MAX.into()) as u32, 1);
     Launch { grid, block: (block as u32, 1, 1), shared: 0 }
+}
+
+/// A block a row of so many elements, with a thread for each pack of them, or for every second or third where there are more than a
+/// block has threads.
+fn packed_rows(rows: usize, width: usize, element: Number) -> Launch {
+    const MOST: usize = 1024;
+    let packs = width.div_ceil(16 / element.size());
+    let threads = packs.div_ceil(packs.div_ceil(MOST).max(1)).next_multiple_of(32).clamp(32, MOST);
+    Launch { grid: (1, rows.clamp(1, u16::MAX.into()) as u32, 1), block: (threads as u32, 1, 1), shared: 0 }
 }
 
 /// Adds a bias to every row of `y`.
