@@ -8,6 +8,7 @@ use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, DictionaryArray, LargeStringArray, StringArray, StringViewArray};
 use common::*;
 use halfbyte_data::{DataConfig, Dataset, Report, columns};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 
 fn load(path: &std::path::Path, config: &DataConfig) -> (Dataset, Report) {
     Dataset::load(path, &tokenizer(), config).unwrap()
@@ -49,6 +50,29 @@ fn every_string_type_reads_the_same() {
     }
     assert!(seen.iter().all(|other| *other == seen[0]));
     assert_eq!(seen[0].0.len(), texts.iter().flatten().filter(|text| !text.trim().is_empty()).count());
+}
+
+#[test]
+fn every_compression_reads_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = texts(60);
+    let read = |how: Compression| {
+        let path = file(&folder, "a.parquet");
+        write_compressed(&path, vec![("text", Arc::new(StringArray::from_iter(texts.iter())))], 17, how);
+        load(&path, &config(64))
+    };
+    let expected = read(Compression::UNCOMPRESSED);
+    let all = [
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(ZstdLevel::default()),
+    ];
+    for how in all {
+        assert_eq!(read(how), expected, "{how:?}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use halfbyte_data::{Columns, DataConfig, SpecialTokens, Tokenizer};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -82,11 +83,13 @@ pub(crate) fn write_parquet(path: &Path, columns: &[(&str, &[Option<String>])], 
 }
 
 pub(crate) fn write_arrays(path: &Path, arrays: Vec<(&str, ArrayRef)>, group_rows: usize) {
+    write_compressed(path, arrays, group_rows, Compression::SNAPPY);
+}
+
+pub(crate) fn write_compressed(path: &Path, arrays: Vec<(&str, ArrayRef)>, group_rows: usize, how: Compression) {
     let batch = RecordBatch::try_from_iter_with_nullable(arrays.into_iter().map(|(n, a)| (n, a, true))).unwrap();
-    let properties = WriterProperties::builder()
-        .set_max_row_group_row_count(Some(group_rows))
-        .set_compression(parquet::basic::Compression::SNAPPY)
-        .build();
+    let properties =
+        WriterProperties::builder().set_max_row_group_row_count(Some(group_rows)).set_compression(how).build();
     let file = std::fs::File::create(path).unwrap();
     let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
