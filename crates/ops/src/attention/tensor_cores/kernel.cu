@@ -4,7 +4,7 @@
 #define QUERIES 64  // a tile, for the gradients of keys and values
 #define LOG2_E 1.44269504f
 // Keys a tile, forward and for the gradient of queries.
-#define KEYS_OF(M) ((M) == 1 ? 128 : 64)
+#define KEYS_OF(M) ((M) == 1 ? 128 : 32)
 #define FEW_KEYS_OF(M) ((M) == 1 ? 64 : 32)
 
 struct Shape {
