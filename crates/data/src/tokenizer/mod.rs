@@ -7,6 +7,8 @@
 mod added;
 mod generation;
 mod known;
+mod older;
+mod sentencepiece;
 mod special;
 mod stream;
 
@@ -56,16 +58,19 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model folder, and beside it, where they exist, `tokenizer_config.json`,
+    /// Reads `tokenizer.json` of a model folder (without it, `vocab.json` with `merges.txt`, or `tokenizer.model`), and beside it, where they exist, `tokenizer_config.json`,
     /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
     /// A `tokenizer.json` that is missing, and any of these files that cannot be understood.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let json = read(&path)?.ok_or_else(|| Error::Missing { path: path.clone() })?;
+        let mut config = Settings::read(folder.join("tokenizer_config.json"))?;
+        let json = match read(&path)? {
+            Some(json) => json,
+            None => older::json(folder, &mut config)?.ok_or_else(|| Error::Missing { path: path.clone() })?,
+        };
         let mut inner = parse(&json, &path)?;
-        let config = Settings::read(folder.join("tokenizer_config.json"))?;
         let extra = added::add(folder, &config, &mut inner)?;
         let special = special::read(folder, &config, &mut inner)?;
         for token in extra {

@@ -110,7 +110,7 @@ impl Settings {
     }
 
     /// A token is written as a string or as an object with its text under `content`.
-    fn token(&self, key: &str) -> Result<Option<String>> {
+    pub(super) fn token(&self, key: &str) -> Result<Option<String>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
         text.map(|text| Some(text.to_owned())).ok_or_else(|| self.wrong(key, value, "a token"))
