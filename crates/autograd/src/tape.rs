@@ -98,6 +98,25 @@ impl<'m> Tape<'m> {
         vars.pop().unwrap_or_else(|| unreachable!("{name}: one output, one variable"))
     }
 
+    /// [`Tape::record`] for an op that can add what it finds for its first parent to what is there: `backward` also gets the gradient that
+    /// later ops gave that parent, if any did, and answers with the sum of both.
+    pub fn record_onto<const N: usize>(
+        &self,
+        name: &'static str,
+        parents: [&Var; N],
+        y: Tensor,
+        backward: impl FnOnce(Tensor, [bool; N], Option<Tensor>) -> Result<[Option<Tensor>; N]> + 'm,
+    ) -> Var {
+        let run = move |mut dys: Vec<Option<Tensor>>, needs: &[bool], there: Option<Tensor>| {
+            let (Some(Some(dy)), Ok(needs)) = (dys.pop(), needs.try_into()) else {
+                unreachable!("{name}: one output that has a gradient, and {N} parents")
+            };
+            backward(dy, needs, there).map(Vec::from)
+        };
+        let mut vars = self.record_all((name, true), &parents, vec![y], run);
+        vars.pop().unwrap_or_else(|| unreachable!("{name}: one output, one variable"))
+    }
+
     /// Records one op with several outputs `ys`; see [`Tape::record`]. `backward` gets a gradient for each output that anything depends on;
     /// where one is missing, the gradients of parents that only matter to it may be missing as well.
     pub fn record_many(
@@ -106,6 +125,17 @@ impl<'m> Tape<'m> {
         parents: &[&Var],
         ys: Vec<Tensor>,
         backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
+    ) -> Vec<Var> {
+        self.record_all((name, false), parents, ys, move |dys, needs, _| backward(dys, needs))
+    }
+
+    /// `onto` says whether `backward` gets the gradient that the first parent has already.
+    fn record_all(
+        &self,
+        (name, onto): (&'static str, bool),
+        parents: &[&Var],
+        ys: Vec<Tensor>,
+        backward: impl FnOnce(Vec<Option<Tensor>>, &[bool], Option<Tensor>) -> Result<Vec<Option<Tensor>>> + 'm,
     ) -> Vec<Var> {
         profile::charge(name, Phase::Forward);
         let slots: Vec<Option<usize>> = parents.iter().map(|it| it.slot).collect();
@@ -116,7 +146,8 @@ impl<'m> Tape<'m> {
         let shapes: Vec<Vec<usize>> = parents.iter().map(|it| it.value.shape().to_vec()).collect();
         let run = move |dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
             let all = dys.iter().all(Option::is_some);
-            let found = backward(dys, &needs)?;
+            let there = slots[0].filter(|_| onto).and_then(|it| sink.pending[it].take());
+            let found = backward(dys, &needs, there)?;
             assert_eq!(found.len(), slots.len(), "{name}: backward must answer for every parent");
             for ((slot, dx), shape) in slots.into_iter().zip(found).zip(&shapes) {
                 let asked = slot.is_some() == dx.is_some() || (dx.is_none() && !all);

@@ -132,6 +132,34 @@ fn an_op_with_two_outputs_runs_backward_once_with_the_gradients_there_are() {
     }
 }
 
+/// y = 2 x, whose backward adds to what is there: from the op after it, or in a checkpoint, or nothing at all.
+#[test]
+fn an_op_that_adds_gets_what_later_ops_gave_and_answers_with_the_sum() {
+    fn twice(tape: &Tape<'_>, x: &Var, expected: Option<f32>) -> Var {
+        tape.record_onto("twice", [x], map(x.value(), |v| 2.0 * v), move |dy, [needed], there| {
+            assert_eq!((needed, there.as_ref().map(|it| it.data::<f32>()[0])), (true, expected));
+            let dx = map(&dy, |v| 2.0 * v);
+            Ok([Some(there.map_or(dx.clone(), |mut it| {
+                it.add_assign(&dx);
+                it
+            }))])
+        })
+    }
+    let p = Param::new("p", vector(&[1.0, 2.0]));
+    let residual = |tape: &Tape<'_>, x: &Var| mul(tape, &twice(tape, x, Some(2.0)), x);
+    let gradient = |f: &dyn Fn(&Tape<'static>, &Var) -> Var| {
+        let tape = Tape::recording();
+        let x = tape.param(&p);
+        let loss = sum(&tape, &f(&tape, &x));
+        drop(x);
+        tape.backward(loss).unwrap().get(&p).unwrap().data::<f32>()[0]
+    };
+    // 2 x² has the gradient 4 x.
+    assert_eq!(gradient(&|tape, x| residual(tape, x)), 4.0);
+    assert_eq!(gradient(&|tape, x| tape.checkpoint(x, move |tape, x| Ok(residual(tape, x))).unwrap()), 4.0);
+    assert_eq!(gradient(&|tape, x| twice(tape, x, None)), 2.0);
+}
+
 #[test]
 fn a_recipe_is_what_is_kept_and_a_plain_value_is_kept_as_it_is() {
     let value = vector(&[1.0, 2.0]);

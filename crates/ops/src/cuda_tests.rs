@@ -109,6 +109,11 @@ fn norms() {
             let x = noise_in(&[rows, c], dtype, 1, -3.0, 3.0);
             let [w, b] = [noise(&[c], DType::F32, 2), noise(&[c], DType::F32, 3)];
             compare("rms_norm", &[x.clone(), w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
+            // Its gradient is added to that of the sum, which comes first.
+            compare("rms_norm and a residual", &[x.clone(), w.clone()], |tape, p| {
+                let y = rms_norm(tape, &p[0], &p[1], 1e-5)?;
+                add_scaled(tape, &p[0], &y, 0.5)
+            });
             let heads = noise_in(&[rows, 3 * c], dtype, 4, -3.0, 3.0);
             compare("rms_norm of heads", &[heads, w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
             if c > 1 {

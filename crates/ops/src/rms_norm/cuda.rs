@@ -6,7 +6,9 @@ use std::sync::Arc;
 kernels! {
     const SOURCE = "rms_norm", "kernel.cu", over Tensor;
     forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32 }
-    backward as Backward { x: *const T, w: *const f32, rstd: *const f32, dy: *const T, dx: *mut T, c: i32 }
+    backward as Backward {
+        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<*const T>, dx: *mut T, c: i32,
+    }
     weight_gradient as WeightGradient { x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32 }
 }
 
@@ -27,18 +29,18 @@ pub(super) fn forward(gpu: &Arc<Gpu>, (x, w, eps): (&Tensor, &Tensor, f32), [y, 
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
 
-/// The gradients of `x` and, if wanted, of `w`.
+/// The gradients of `x`, added to what is `there`, and, if wanted, of `w`.
 pub(super) fn backward(
     gpu: &Arc<Gpu>,
     saved: &Saved<'_>,
-    dy: &Tensor,
+    (dy, there): (&Tensor, Option<&Tensor>),
     (dx, dw): (&mut Tensor, Option<&mut Tensor>),
 ) -> Result<()> {
     let Saved { x, w, rstd } = *saved;
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
-        let kernel = Backward { x, w, rstd, dy, dx, c };
-        // SAFETY: as in the forward pass; `dy` has the shape of `x`.
+        let kernel = Backward { x, w, rstd, dy, there, dx, c };
+        // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }
     if let Some(dw) = dw {

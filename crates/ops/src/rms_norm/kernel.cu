@@ -33,11 +33,11 @@ KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps) 
     });
 }
 
-// With h = x rstd and g = dy w: dx = rstd (g - h mean(g h)).
-KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, T* dx, int c) {
+// With h = x rstd and g = dy w: dx = rstd (g - h mean(g h)), added to what is there, if anything is.
+KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, T* dx, int c) {
     __shared__ float scratch[32];
     size_t at = (size_t)blockIdx.x * c;
-    bool together = c % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w);
+    bool together = c % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w) && on_16(there);
     Pack<T> xs[KEPT + 1], dys[KEPT + 1];
     float r = rstd[blockIdx.x], sum = 0.0f, weights[N];
     for_packs<T, KEPT>(c, [&](int i, int k) {
@@ -56,11 +56,13 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, T* d
             dys[k] = load_pack(dy + at, i, c, together);
         }
         load_floats(w, i, c, together, weights);
-        Pack<T> out;
+        Pack<T> out, sum;
+        if (there) sum = load_pack(there + at, i, c, together);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float h = to_f32(xs[k].v[j]) * r, g = to_f32(dys[k].v[j]) * weights[j];
             out.v[j] = Round<T>::of(r * (g - h * mean));
+            if (there) out.v[j] = Round<T>::of(to_f32(sum.v[j]) + to_f32(out.v[j]));
         }
         store_pack(dx + at, i, c, together, out);
     });

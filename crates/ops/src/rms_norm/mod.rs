@@ -5,7 +5,7 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::place::{Cost, fill};
+use crate::place::{Cost, fill, on_gpu};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
@@ -24,8 +24,8 @@ pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
             Ok(y)
         }
     };
-    let y = tape.record("rms_norm", [x, w], y, move |dy, [x, w]| {
-        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd }.backward(&dy, w)?;
+    let y = tape.record_onto("rms_norm", [x, w], y, move |dy, [x, w], there| {
+        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd }.backward(&dy, w, there)?;
         Ok([x.then_some(dx), dw])
     });
     Ok(y.recomputed_by(again))
@@ -50,9 +50,13 @@ struct Saved<'a> {
 }
 
 impl Saved<'_> {
-    /// The gradients of `x` and, if it trains, of `w`.
-    fn backward(&self, dy: &Tensor, train: bool) -> Result<(Tensor, Option<Tensor>)> {
+    /// The gradients of `x`, added to what is `there`, and, if it trains, of `w`.
+    fn backward(&self, dy: &Tensor, train: bool, there: Option<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
         let Saved { x, w, rstd } = *self;
+        let (beside, after) = match there {
+            Some(it) if on_gpu(x) && it.dtype() == x.dtype() => (Some(it), None),
+            other => (None, other),
+        };
         let out = (x.scratch_like(x.shape(), x.dtype()), train.then(|| x.scratch_like(w.shape(), DType::F32)));
         let cost = Cost::of(8, &[x, dy, &out.0]);
         let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
@@ -63,7 +67,12 @@ impl Saved<'_> {
             *dw = train.then(|| Tensor::from_vec(w.shape(), sums));
             Ok(())
         };
-        fill(x, cost, out, host, |gpu, (dx, dw)| cuda::backward(gpu, self, dy, (dx, dw.as_mut())))
+        let there = beside.as_ref();
+        let (dx, dw) =
+            fill(x, cost, out, host, |gpu, (dx, dw)| cuda::backward(gpu, self, (dy, there), (dx, dw.as_mut())))?;
+        let Some(mut sum) = after else { return Ok((dx, dw)) };
+        sum.add_assign(&dx);
+        Ok((sum, dw))
     }
 }
 
