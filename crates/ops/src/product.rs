@@ -156,7 +156,7 @@ pub(crate) fn updated_forward(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (dtype, (n, k)) = (x.tensor.dtype(), w.dims());
-    let own = own.map(|it| it.to_dtype(dtype).into_unique());
+    let own = own.map(|it| it.into_dtype(dtype).into_unique());
     let inner = h.cols() + if own.is_some() { 0 } else { k };
     let read = x.tensor.bytes() + w.bytes() + h.bytes() + b.bytes();
     let (y, is_own) = match own {

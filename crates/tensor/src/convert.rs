@@ -25,6 +25,12 @@ pub fn store_f32<T: Float>(src: &[f32], out: &mut [T]) {
 }
 
 impl Tensor {
+    /// [`Tensor::to_dtype`] of a tensor that is no longer needed: who owns it alone still does if nothing changes.
+    #[must_use]
+    pub fn into_dtype(self, dtype: DType) -> Tensor {
+        if self.dtype() == dtype { self } else { self.to_dtype(dtype) }
+    }
+
     /// The elements converted to another floating-point dtype, rounded to nearest even. Shares storage if nothing changes.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         if self.dtype() == dtype {

@@ -84,3 +84,14 @@ proptest! {
         prop_assert_eq!(back.data::<f16>(), half.data::<f16>());
     }
 }
+
+#[test]
+fn what_is_converted_to_its_own_dtype_and_not_shared_is_not_copied() {
+    let x = Tensor::from_vec(&[3], vec![1.0f32, 2.0, 3.0]);
+    let place = x.data::<f32>().as_ptr();
+    let x = x.into_dtype(DType::F32).into_unique();
+    assert_eq!(x.data::<f32>().as_ptr(), place);
+    let shared = x.clone().into_dtype(DType::F32);
+    assert!(shared.is_shared() && shared.into_unique().data::<f32>().as_ptr() != place);
+    assert_eq!(x.into_dtype(DType::Bf16).dtype(), DType::Bf16);
+}

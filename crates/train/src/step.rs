@@ -122,7 +122,7 @@ impl Step<'_> {
 fn in_order(params: &[Param], mut grads: Grads) -> Result<Vec<Tensor>> {
     let take = |param: &Param| {
         let found = grads.take(param).ok_or_else(|| Error::NoGradient(param.name().to_owned()))?;
-        Ok(found.to_dtype(DType::F32).into_unique())
+        Ok(found.into_dtype(DType::F32).into_unique())
     };
     params.iter().map(take).collect()
 }

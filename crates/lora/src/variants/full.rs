@@ -24,7 +24,7 @@ impl Full {
 
 pub(super) fn begin(place: &Place<'_>, numbers: &mut Numbers<'_>) -> Result<Option<Box<dyn Update>>> {
     let What::Copy(it) = &place.what else { return Ok(None) };
-    let fresh = |_| Ok((it.value)()?.to_dtype(DType::F32).into_unique());
+    let fresh = |_| Ok((it.value)()?.into_dtype(DType::F32).into_unique());
     let param = numbers.param_among(&it.name, &it.read_as, &it.shape, fresh)?;
     Ok(Some(Box::new(Full { param, stored_as: it.stored_as.clone() })))
 }

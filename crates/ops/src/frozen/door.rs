@@ -39,7 +39,7 @@ pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue:
         Side::Backward => None,
     };
     let mut y = match own {
-        Some(y) => y.to_dtype(dtype).into_unique(),
+        Some(y) => y.into_dtype(dtype).into_unique(),
         None if on_gpu(x.tensor()) => {
             let (left, w) = (x.tensor(), decoded(w, x.tensor().dtype())?);
             let right = if side == Side::Forward { Operand::new(&w).t() } else { Operand::new(&w) };

@@ -81,7 +81,7 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
         let (kind, start, stride, out) = (number(from.dtype()), into.start(), into.stride(), into.tensor());
         let kernel = Put { src: from, kind, scale, cols, before, out, start, stride, rows, width };
         // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
-        unsafe { kernel.launch(gpu, number(dtype), sheet(rows, width)) }
+        unsafe { kernel.launch(gpu, number(dtype), blocks(rows, width)) }
     })
 }
 
@@ -135,7 +135,7 @@ fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
     }
     let kernel = Stack { a, a_kind, a_end, b, b_kind, b_end, c, c_kind, c_end, out, start, stride, rows, width };
     // SAFETY: the window lies in its tensor, and each matrix has the rows up to its end.
-    unsafe { kernel.launch(&gpu, number(dtype), sheet(rows, width)) }
+    unsafe { kernel.launch(&gpu, number(dtype), blocks(rows, width)) }
 }
 
 /// `count` rows of `from`, from row `first` on, as a tensor of their own.
@@ -152,6 +152,16 @@ pub fn sheet(rows: usize, threads: usize) -> Launch {
     let block = threads.next_multiple_of(32).clamp(32, 256);
     let grid = (threads.div_ceil(block).clamp(1, 1 << 16) as u32, rows.clamp(1, u16::MAX.into()) as u32, 1);
     Launch { grid, block: (block as u32, 1, 1), shared: 0 }
+}
+
+/// A launch over rows of so many elements, a block over several rows where they are narrow.
+fn blocks(rows: usize, width: usize) -> Launch {
+    const THREADS: usize = 256;
+    let across = width.next_power_of_two().clamp(8, THREADS);
+    let down = THREADS / across;
+    let grid =
+        (width.div_ceil(across).clamp(1, 1 << 16) as u32, rows.div_ceil(down).clamp(1, u16::MAX.into()) as u32, 1);
+    Launch { grid, block: (across as u32, down as u32, 1), shared: 0 }
 }
 
 /// A block a row of so many elements, with a thread for each pack of them, or for every second or third where there are more than a

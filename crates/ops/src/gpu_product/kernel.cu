@@ -12,7 +12,7 @@ KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out,
     bool plain = kind == T_KIND && scale == 1.0f && cols == width;
     bool copies = plain && cols % some == 0 && stride % some == 0 && start % some == 0;
     int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
-    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         T* to = out + start + (size_t)row * stride;
         size_t from = (size_t)row * cols;
         if (copies) {
@@ -31,7 +31,7 @@ KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out,
 KERNEL stack(const void* a, int a_kind, int a_end, const void* b, int b_kind, int b_end, const void* c, int c_kind, int c_end,
              T* out, unsigned long long start, int stride, int rows, int width) {
     int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
-    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         const void* from = row < a_end ? a : row < b_end ? b : row < c_end ? c : 0;
         int kind = row < a_end ? a_kind : row < b_end ? b_kind : c_kind, first = row < a_end ? 0 : row < b_end ? a_end : b_end;
         size_t at = (size_t)(row - first) * width;

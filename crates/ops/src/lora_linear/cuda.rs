@@ -35,7 +35,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
             (None, Some((lora, _)), Some(x)) => one_product(x, layer.w, lora, stack.width, stack.place(i).0)?,
             (own, update, _) => {
                 let mut y = match own {
-                    Some(y) => y.to_dtype(x.dtype()).into_unique(),
+                    Some(y) => y.into_dtype(x.dtype()).into_unique(),
                     None => {
                         let w = frozen::decoded(layer.w, x.dtype())?;
                         product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?
