@@ -394,6 +394,29 @@ fn attention_over_a_cache() {
 }
 
 #[test]
+fn few_queries_over_a_long_cache() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for dtype in FLOATS {
+        for ((heads, kv_heads, head_dim), window) in
+            [((3, 3, 64), None), ((5, 1, 128), Some(300)), ((2, 1, 24), Some(9)), ((2, 2, 8), None)]
+        {
+            // One part of the keys or several, and a sequence that has fewer than the others.
+            for sequences in [vec![(1, 255, 0)], vec![(1, 700, 3), (4, 0, 710), (2, 255, 720)]] {
+                let layout = Layout::resumed(&sequences).unwrap();
+                let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.25, window };
+                let q = noise(&[layout.tokens(), heads * head_dim], dtype, 1);
+                let [k, v] = [2, 3].map(|seed| noise(&[980, kv_heads * head_dim], dtype, seed));
+                let there = |t: &Tensor| t.to_device(&device).unwrap();
+                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
+                let expected = attend_cached(&q, &k, &v, shape, &layout).unwrap();
+                near(&format!("{shape:?} in {dtype}"), &got, &expected, tolerance(dtype));
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_of_a_cache() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu);

@@ -9,6 +9,9 @@ mod blocks;
 mod cpu;
 mod cuda;
 mod decode;
+mod few_queries {
+    pub(super) mod cuda;
+}
 mod tensor_cores {
     pub(super) mod cuda;
 }
@@ -161,7 +164,10 @@ pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, 
         });
         Ok(())
     };
-    let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (&shape, layout), (y, lse)))?;
+    let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| match few_queries::cuda::fit(&shape, layout) {
+        true => few_queries::cuda::forward(gpu, [q, k, v], (&shape, layout), y),
+        false => cuda::forward(gpu, [q, k, v], (&shape, layout), (y, lse)),
+    })?;
     Ok(y)
 }
 

@@ -1,0 +1,79 @@
+//! Launches of the kernels for few queries.
+
+use super::super::AttentionShape;
+use crate::layout::Layout;
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
+use std::sync::Arc;
+
+kernels! {
+    const SOURCE = "few_queries", "kernel.cu", over Tensor;
+    attend_parts as AttendParts {
+        q: *const T, k: *const T, v: *const T, segments: *const u32, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
+        window: i32, scale: f32, keys_a_part: i32, number: i32, lanes: i32,
+    }
+    join_parts as JoinParts { parts: *const f32, y: *mut T, heads: i32, dim: i32, number: i32 }
+}
+
+/// Up to so many queries of a sequence, blocks that share tiles of keys gain nothing.
+const MAX_QUERIES: usize = 4;
+/// Enough for a block to be worth its start, few enough for a long cache to occupy the device.
+const KEYS_A_PART: usize = 256;
+/// Channels of a lane; warps of a block; query heads that it takes at a time where some share their keys: as in the kernels.
+const CHANNELS: usize = 8;
+const WARPS: usize = 4;
+const HEADS: usize = 4;
+
+/// Whether the layout has few queries a sequence, and the heads are whole pieces of channels.
+pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool {
+    let pieces = shape.head_dim / CHANNELS;
+    layout.longest() <= MAX_QUERIES && shape.head_dim.is_multiple_of(CHANNELS) && (1..=32).contains(&pieces)
+}
+
+/// Writes `y`, of the new rows of each sequence over all its keys.
+pub(in crate::attention) fn forward(
+    gpu: &Arc<Gpu>,
+    [q, k, v]: [&Tensor; 3],
+    (shape, layout): (&AttentionShape, &Layout),
+    y: &mut Tensor,
+) -> Result<()> {
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let keys = layout.segments().iter().map(|it| it.past + it.count).max().unwrap_or(0);
+    let count = keys.div_ceil(KEYS_A_PART);
+    let (lanes, element) = ((dim / CHANNELS).next_power_of_two(), number(q.dtype()));
+    // Where there is one part, nothing is written there.
+    let kept = if count > 1 { q.rows() * heads * count * (dim + 2) } else { 1 };
+    let mut parts = q.scratch_like(&[kept], DType::F32);
+    let at_a_time = WARPS * 32 / lanes * if heads == kv_heads { 1 } else { HEADS };
+    let launch = Launch {
+        grid: ((kv_heads * count) as u32, layout.longest() as u32, layout.sequences() as u32),
+        block: (32 * WARPS as u32, 1, 1),
+        shared: (at_a_time * (dim + 2) * DType::F32.size()) as u32,
+    };
+    let (segments, window, keys_a_part) = (layout.segments_on(gpu)?, window.unwrap_or(0), KEYS_A_PART);
+    let kernel = AttendParts {
+        q,
+        k,
+        v,
+        segments,
+        parts: &mut parts,
+        y: &mut *y,
+        heads,
+        kv_heads,
+        dim,
+        window,
+        scale,
+        keys_a_part,
+        number: count,
+        lanes,
+    };
+    // SAFETY: the caller checked the operands against the layout, whose keys the parts reach over.
+    unsafe { kernel.launch(gpu, element, launch) }?;
+    if count > 1 {
+        let block = dim.next_multiple_of(32).min(256) as u32;
+        let launch = Launch { grid: (heads as u32, q.rows() as u32, 1), block: (block, 1, 1), shared: 0 };
+        // SAFETY: a block a head and row, each with so many parts.
+        unsafe { JoinParts { parts: &parts, y, heads, dim, number: count }.launch(gpu, element, launch) }?;
+    }
+    Ok(())
+}
