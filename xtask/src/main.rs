@@ -68,6 +68,17 @@ mod flags {
                 /// A folder of text to measure losses on.
                 required --test file: PathBuf
             }
+            /// Compare generated model folders, each odd in some way, with transformers and peft.
+            cmd folders {
+                /// A virtual environment with tests/reference/requirements.txt.
+                required --python venv: PathBuf
+                /// The program; it is built if left out.
+                optional --halfbyte exe: PathBuf
+                /// How many; 300 if left out.
+                optional --count n: usize
+                /// Others for every seed; 2 if left out.
+                optional --seed n: usize
+            }
             /// Compile every CUDA kernel with NVRTC for real architectures; no GPU is needed.
             cmd kernels {
                 /// A virtual environment that has NVRTC; its wheel is fetched once if left out.
@@ -130,6 +141,9 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         }
         flags::XtaskCmd::Parity(flags::Parity { python, model, train, test }) => {
             parity::run(&parity::Options { python, model, train, test })
+        }
+        flags::XtaskCmd::Folders(flags::Folders { python, halfbyte, count, seed }) => {
+            parity::folders::run(&python, halfbyte, count.unwrap_or(300), seed.unwrap_or(2))
         }
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),

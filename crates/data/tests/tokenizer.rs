@@ -17,13 +17,18 @@ fn load(files: &[(&str, Value)]) -> Tokenizer {
 }
 
 #[test]
-fn special_tokens_come_from_the_first_file_that_names_them() {
+fn special_tokens_come_from_the_file_that_counts() {
     let bare = load(&[]);
     assert_eq!((bare.bos(), bare.eos(), bare.special().pad, bare.stop_ids()), (None, None, None, &[][..]));
     let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": null});
     let both =
         load(&[("tokenizer_config.json", config.clone()), ("special_tokens_map.json", json!({"pad_token": "<pad>"}))]);
     assert_eq!((both.bos(), both.eos(), both.special().pad), (Some(BOS), Some(EOS), Some(PAD)));
+    let eos = |config: Value| {
+        load(&[("tokenizer_config.json", config), ("special_tokens_map.json", json!({"eos_token": "<s>"}))]).eos()
+    };
+    assert_eq!(eos(json!({"eos_token": "</s>"})), Some(BOS), "the map wins");
+    assert_eq!(eos(json!({"eos_token": "</s>", "added_tokens_decoder": {}})), Some(EOS), "unless it is not looked at");
     let padless = load(&[("tokenizer_config.json", config.clone())]);
     assert_eq!(padless.special().pad, None, "nothing is invented");
     let ids = load(&[
@@ -107,6 +112,13 @@ fn special_tokens_are_cut_like_text_where_the_settings_say_so() {
     assert_eq!(whole.encode_plain("</s>").unwrap(), [EOS]);
     let config = json!({ "eos_token": "</s>", "split_special_tokens": true });
     let split = load(&[("tokenizer_config.json", config)]);
+    // What was added as no special token stays whole, also where another list names it.
+    let plain = json!({"content": "<|a|>", "special": false, "normalized": false});
+    let config = json!({
+        "added_tokens_decoder": {free().to_string(): plain}, "extra_special_tokens": ["<|a|>"], "split_special_tokens": true
+    });
+    let listed = load(&[("tokenizer_config.json", config)]);
+    assert_eq!(listed.encode_plain("<|a|>").unwrap(), [free()]);
     assert!(!split.encode_plain("</s>").unwrap().contains(&EOS));
     assert_eq!(split.eos(), Some(EOS));
 }
@@ -151,6 +163,21 @@ fn stored_truncation_and_padding_do_not_touch_the_data() {
     for text in ["a", "a text of more than nine tokens"] {
         assert_eq!(stored.encode(text).unwrap(), tokenizer().encode(text).unwrap());
     }
+}
+
+#[test]
+fn the_token_of_a_stored_padding_is_found_whole() {
+    let mut json = tokenizer_json();
+    json["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 2,
+                             "pad_type_id": 0, "pad_token": "<|p|>"});
+    let with = |config: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(file(&folder, "tokenizer.json"), json.to_string()).unwrap();
+        std::fs::write(file(&folder, "tokenizer_config.json"), config.to_string()).unwrap();
+        Tokenizer::load(folder.path()).unwrap().encode_plain("<|p|>").unwrap().len()
+    };
+    assert_eq!(with(json!({})), 1);
+    assert!(with(json!({"pad_token": null})) > 1, "the settings say that there is none");
 }
 
 #[test]

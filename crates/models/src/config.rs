@@ -86,6 +86,8 @@ impl ModelConfig {
         let mut config = config.map_err(wrong)?;
         check_quantization(&raw).map_err(wrong)?;
         config.notes.extend(known::check(&raw, model_type).map_err(wrong)?);
+        let architecture = Family::named(model_type).map_or(GPT_NEO[0], |it| it.architecture);
+        config.notes.extend(contradiction(&raw, architecture, model_type));
         config.raw = raw;
         config.check().map_err(wrong)?;
         Ok(config)
@@ -151,9 +153,22 @@ fn check_quantization(raw: &Map<String, Value>) -> Parsed<()> {
     }
 }
 
+/// `model_type` decides, as in transformers, where it is one that is known; else the first of `architectures`.
 fn architecture_name(raw: &Map<String, Value>) -> Option<String> {
     let listed = raw.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str);
-    listed.or_else(|| raw.get("model_type").and_then(Value::as_str)).map(str::to_owned)
+    let of_type = raw.get("model_type").and_then(Value::as_str);
+    let is_known = |it: &str| is_named(it, GPT_NEO[0], GPT_NEO[1]) || Family::named(it).is_some();
+    // A model with another head, such as one that classifies, is not one that continues texts.
+    let decides = of_type.filter(|it| is_known(it) && listed.is_none_or(is_known));
+    decides.or(listed).or(of_type).map(str::to_owned)
+}
+
+/// Says where the two names of a model contradict each other.
+fn contradiction(raw: &Map<String, Value>, architecture: &str, model_type: &str) -> Option<String> {
+    let listed = raw.get("architectures").and_then(|it| it.get(0)).and_then(Value::as_str)?;
+    (!is_named(listed, architecture, model_type)).then(|| {
+        format!("config.json: architectures says {listed}, but model_type {model_type} counts, as in transformers: it is read as {architecture}")
+    })
 }
 
 fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {

@@ -123,7 +123,11 @@ impl Family {
             intermediate_size: keys.size("intermediate_size", None)?,
             num_hidden_layers: layers,
             num_attention_heads: heads,
-            num_key_value_heads: keys.size("num_key_value_heads", Some(self.kv_heads.unwrap_or(heads)))?,
+            // In all of them null stands for as many as there are query heads.
+            num_key_value_heads: match self.kv_heads.filter(|_| !keys.has("num_key_value_heads")) {
+                Some(default) => default,
+                None => keys.size("num_key_value_heads", Some(heads))?,
+            },
             head_dim,
             max_position_embeddings: positions,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,

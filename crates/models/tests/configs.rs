@@ -158,3 +158,24 @@ fn what_is_not_supported_is_refused_by_name() {
         assert!(error.contains(part), "{error}");
     }
 }
+
+#[test]
+fn the_model_type_decides_as_in_transformers() {
+    let both = parse(&mistral(&json!({ "architectures": ["LlamaForCausalLM"], "sliding_window": 4 }))).unwrap();
+    assert_eq!(both.architecture_name(), "MistralForCausalLM");
+    assert_eq!(decoder(&both).windows[0], Some(4));
+    assert!(both.notes.iter().any(|it| it.contains("model_type mistral counts")), "{:?}", both.notes);
+    for fine in [json!({}), json!({ "architectures": ["MISTRALForCausalLM"] }), json!({ "model_type": null })] {
+        assert_eq!(parse(&mistral(&fine)).unwrap().notes, [] as [&str; 0]);
+    }
+    let unknown = parse(&mistral(&json!({ "model_type": "mistral_of_mine" }))).unwrap();
+    assert_eq!(unknown.architecture_name(), "MistralForCausalLM");
+}
+
+#[test]
+fn heads_of_keys_that_are_null_are_as_many_as_those_of_queries() {
+    let mut config = mistral(&json!({ "num_key_value_heads": null }));
+    assert_eq!(parse(&config).unwrap().num_key_value_heads, 32);
+    config.as_object_mut().unwrap().remove("num_key_value_heads");
+    assert_eq!(parse(&config).unwrap().num_key_value_heads, 8);
+}

@@ -14,6 +14,7 @@ mod failures;
 mod families;
 mod finetune;
 mod formats;
+mod fuzz;
 mod generate;
 mod inspect;
 mod interrupted;

@@ -3,6 +3,7 @@
 //! What small models can show is shown by the tests, on fixtures that the Python stack has just made again; this program
 //! runs them, and then what takes a real model.
 
+pub(crate) mod folders;
 mod report;
 mod stack;
 mod tests;
@@ -15,6 +16,10 @@ use anyhow::{Context, Result, bail};
 use crate::{python::Python, workspace};
 use report::Report;
 use stack::Stack;
+
+/// How many generated folders are compared, and from which seed.
+const FOLDERS: usize = 300;
+const SEED: usize = 2;
 
 /// What the user chose.
 pub(crate) struct Options {
@@ -69,6 +74,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         scratch,
     };
     stack.run(&mut report)?;
+    println!("folders");
+    let tally = folders::compare(&stack.halfbyte, &options.python, &stack.scratch.join("folders"), (FOLDERS, SEED))?;
+    tally.report(&mut report, &format!("cargo xtask folders --count {FOLDERS} --seed {SEED}"));
     let path = root.join("docs/parity.md");
     report.write(&path)?;
     println!("\n{}\nwritten to {}", report.tables(), path.display());

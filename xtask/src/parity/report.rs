@@ -16,10 +16,11 @@ pub(super) enum Claim {
     Training,
     Quantisation,
     Merge,
+    Folders,
 }
 
 impl Claim {
-    const ALL: [Claim; 7] = [
+    const ALL: [Claim; 8] = [
         Claim::Formats,
         Claim::Checkpoints,
         Claim::Adapters,
@@ -27,6 +28,7 @@ impl Claim {
         Claim::Training,
         Claim::Quantisation,
         Claim::Merge,
+        Claim::Folders,
     ];
 
     fn title(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Claim {
             Claim::Training => "5. Training against peft",
             Claim::Quantisation => "6. What quantisation costs",
             Claim::Merge => "7. Merged models",
+            Claim::Folders => "8. Folders as no single tool writes them",
         }
     }
 }

@@ -12,13 +12,8 @@ use crate::error::{Error, Result};
 /// Adds the tokens of `added_tokens_decoder` (without it, of `added_tokens.json`) at their ids, as transformers does. Returned are the
 /// additional special tokens, which come last.
 pub(super) fn add(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<Vec<String>> {
-    let map = Settings::read(folder.join("special_tokens_map.json"))?;
     let decoder = config.get("added_tokens_decoder");
-    let mut extra = Vec::new();
-    // With a decoder transformers does not look at the map.
-    for settings in [Some(config), decoder.is_none().then_some(&map)].into_iter().flatten() {
-        extra.extend(named(settings));
-    }
+    let extra = named(config);
     let (path, mut listed) = match decoder {
         Some(decoder) => (config.path.clone(), of_decoder(config, decoder)?),
         None => {

@@ -58,31 +58,40 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model folder (without it, `vocab.json` with `merges.txt`, or `tokenizer.model`), and beside it, where they exist, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json`.
+    /// Reads `tokenizer.json` of a model folder (without it, `vocab.json` with `merges.txt`, or `tokenizer.model`), and beside it,
+    /// where they exist, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
     /// A `tokenizer.json` that is missing, and any of these files that cannot be understood.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let mut config = Settings::read(folder.join("tokenizer_config.json"))?;
+        let config = Settings::read(folder.join("tokenizer_config.json"))?;
+        let map = Settings::read(folder.join("special_tokens_map.json"))?;
+        let generation = Settings::read(folder.join("generation_config.json"))?;
+        let notes = known::notes([&config, &map, &generation]);
+        let mut config = special::merged(config, map);
         let json = match read(&path)? {
             Some(json) => json,
             None => older::json(folder, &mut config)?.ok_or_else(|| Error::Missing { path: path.clone() })?,
         };
-        let mut inner = parse(&json, &path)?;
+        let (mut inner, padding) = parse(&json, &path)?;
+        if let Some(token) = padding {
+            // A padding that was saved names the token for it, as long as nothing else does.
+            config.values.entry("pad_token").or_insert_with(|| token.into());
+        }
         let extra = added::add(folder, &config, &mut inner)?;
         let special = special::read(folder, &config, &mut inner)?;
         for token in extra {
-            mark_special(&mut inner, &token, &path)?;
+            // What was added as something else stays that.
+            if !inner.get_added_vocabulary().get_vocab().contains_key(&token) {
+                mark_special(&mut inner, &token, &path)?;
+            }
         }
         inner.set_encode_special_tokens(config.flag("split_special_tokens")?.unwrap_or(false));
         let mut tokenizer = Self::assemble(inner, special, &path)?;
         let around = [&tokenizer.prefix[..], &tokenizer.suffix];
         tokenizer.notes = special::contradictions(&config, &tokenizer.special, around)?;
-        let map = Settings::read(folder.join("special_tokens_map.json"))?;
-        let generation = Settings::read(folder.join("generation_config.json"))?;
-        tokenizer.notes.extend(known::notes([&config, &map, &generation]));
+        tokenizer.notes.extend(notes);
         tokenizer.continuation = Continuation::of(&generation);
         Ok(tokenizer)
     }
@@ -93,7 +102,7 @@ impl Tokenizer {
     /// Text that is not a tokenizer.
     pub fn from_json(json: &[u8], special: SpecialTokens) -> Result<Self> {
         let path = PathBuf::from("tokenizer.json");
-        Self::assemble(parse(json, &path)?, special, &path)
+        Self::assemble(parse(json, &path)?.0, special, &path)
     }
 
     fn assemble(inner: tokenizers::Tokenizer, special: SpecialTokens, path: &Path) -> Result<Self> {
@@ -279,7 +288,8 @@ fn refused(reason: String) -> Error {
     Error::Encode { place: "text".into(), reason }
 }
 
-fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
+/// The tokenizer without truncation and padding, and the token that it was padded with.
+fn parse(json: &[u8], path: &Path) -> Result<(tokenizers::Tokenizer, Option<String>)> {
     let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
     // Broken JSON is found here, with its place, before the tokenizers crate can trip over it.
     let text = std::str::from_utf8(json).map_err(|error| corrupt(error.to_string()))?;
@@ -287,8 +297,9 @@ fn parse(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
     let mut inner = guarded(|| text.parse::<tokenizers::Tokenizer>()).map_err(corrupt)?;
     // A file saved after use can carry the last caller's truncation and padding: ids would silently change length.
     inner.with_truncation(None).map_err(|error| corrupt(error.to_string()))?;
+    let padding = inner.get_padding().map(|it| it.pad_token.clone());
     inner.with_padding(None);
-    Ok(inner)
+    Ok((inner, padding))
 }
 
 /// What the post-processor puts before and after a text, found by sending one made-up token through it.

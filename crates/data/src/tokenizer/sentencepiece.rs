@@ -109,11 +109,11 @@ fn parse(bytes: &[u8]) -> Option<(Vec<Piece>, u64)> {
                 pieces.push(Piece { text, kind });
             }
             (TRAINER, Field::Bytes(trainer)) => {
-                let kinds = fields(trainer)?.into_iter().filter_map(|it| match it {
-                    (3, Field::Number(kind)) => Some(kind),
-                    _ => None,
-                });
-                model = kinds.last().unwrap_or(model);
+                for part in fields(trainer)? {
+                    if let (3, Field::Number(kind)) = part {
+                        model = kind;
+                    }
+                }
             }
             _ => {}
         }

@@ -24,14 +24,31 @@ pub struct SpecialTokens {
 /// The roles that special tokens have in transformers, in the order in which it adds the tokens to a vocabulary that lacks them.
 pub(super) const ROLES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// Names win in this order: `tokenizer_config.json`, `special_tokens_map.json`; then the ids of
-/// `generation_config.json` and `config.json`.
+/// The settings of `tokenizer_config.json` with those of `special_tokens_map.json`, which win where both name something; if there is
+/// an `added_tokens_decoder`, transformers 5 does not look at the map.
+pub(super) fn merged(mut config: Settings, map: Settings) -> Settings {
+    if config.values.contains_key("added_tokens_decoder") {
+        return config;
+    }
+    for (key, value) in map.values {
+        match (config.values.get_mut(&key), value) {
+            (Some(Value::Array(listed)), Value::Array(more)) => {
+                let new: Vec<Value> = more.into_iter().filter(|it| !listed.contains(it)).collect();
+                listed.extend(new);
+            }
+            (_, value) => drop(config.values.insert(key, value)),
+        }
+    }
+    config
+}
+
+/// Roles by the names of the settings; without a name that the vocabulary holds, by the ids of `generation_config.json` and
+/// `config.json`.
 pub(super) fn read(folder: &Path, config: &Settings, inner: &mut tokenizers::Tokenizer) -> Result<SpecialTokens> {
-    let map = Settings::read(folder.join("special_tokens_map.json"))?;
     let generation = Settings::read(folder.join("generation_config.json"))?;
     let model = Settings::read(folder.join("config.json"))?;
     let mut role = |name: &str| -> Result<Option<u32>> {
-        let token = config.token(&format!("{name}_token"))?.or(map.token(&format!("{name}_token"))?);
+        let token = config.token(&format!("{name}_token"))?;
         if let Some(id) = token.as_deref().and_then(|token| inner.token_to_id(token)) {
             super::mark_special(inner, token.as_deref().unwrap_or_default(), &config.path)?;
             return Ok(Some(id));
@@ -43,8 +60,7 @@ pub(super) fn read(folder: &Path, config: &Settings, inner: &mut tokenizers::Tok
     let (bos, eos, pad, unk) = (role("bos")?, role("eos")?, role("pad")?, role("unk")?);
     // A token that the vocabulary lacks stands for no id here, but a text that holds it must not be cut into pieces.
     for name in ROLES {
-        let key = format!("{name}_token");
-        if let Some(token) = config.token(&key)?.or(map.token(&key)?) {
+        if let Some(token) = config.token(&format!("{name}_token"))? {
             super::mark_special(inner, &token, &config.path)?;
         }
     }
