@@ -117,8 +117,11 @@ fn special_tokens_are_cut_like_text_where_the_settings_say_so() {
     let config = json!({
         "added_tokens_decoder": {free().to_string(): plain}, "extra_special_tokens": ["<|a|>"], "split_special_tokens": true
     });
-    let listed = load(&[("tokenizer_config.json", config)]);
+    let listed = load(&[("tokenizer_config.json", config.clone())]);
     assert_eq!(listed.encode_plain("<|a|>").unwrap(), [free()]);
+    let mut of_qwen = config;
+    of_qwen["tokenizer_class"] = "Qwen2Tokenizer".into();
+    assert!(!load(&[("tokenizer_config.json", of_qwen)]).encode_plain("<|a|>").unwrap().contains(&free()));
     assert!(!split.encode_plain("</s>").unwrap().contains(&EOS));
     assert_eq!(split.eos(), Some(EOS));
 }

@@ -174,9 +174,9 @@ fn contradiction(raw: &Map<String, Value>, architecture: &str, model_type: &str)
 fn gpt_neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
     keys.expect("activation_function", &["gelu_new"])?;
     let hidden = keys.size("hidden_size", Some(2048))?;
-    // transformers knows these by the names that other models use, too.
-    let layers = keys.size("num_layers", Some(keys.size("num_hidden_layers", Some(24))?))?;
-    let heads = keys.size("num_heads", Some(keys.size("num_attention_heads", Some(16))?))?;
+    // transformers knows these by the names that other models use, too, and then those count.
+    let layers = keys.size("num_hidden_layers", Some(keys.size("num_layers", Some(24))?))?;
+    let heads = keys.size("num_attention_heads", Some(keys.size("num_heads", Some(16))?))?;
     if heads == 0 || !hidden.is_multiple_of(heads) {
         return Err(format!("hidden_size {hidden} cannot be split into {heads} heads"));
     }

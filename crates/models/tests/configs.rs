@@ -179,3 +179,15 @@ fn heads_of_keys_that_are_null_are_as_many_as_those_of_queries() {
     config.as_object_mut().unwrap().remove("num_key_value_heads");
     assert_eq!(parse(&config).unwrap().num_key_value_heads, 8);
 }
+
+#[test]
+fn the_usual_names_of_sizes_win_over_gpt_neos_own() {
+    let neo = |more: Value| {
+        let config = json!({ "model_type": "gpt_neo", "hidden_size": 32, "num_layers": 2, "num_heads": 2 });
+        let it = parse(&with(&config, &more)).unwrap();
+        (it.num_hidden_layers, it.num_attention_heads, it.head_dim)
+    };
+    assert_eq!(neo(json!({})), (2, 2, 16));
+    assert_eq!(neo(json!({ "num_attention_heads": 4, "num_hidden_layers": null })), (2, 4, 8));
+    assert_eq!(neo(json!({ "num_heads": null, "num_attention_heads": 4, "num_hidden_layers": 4 })), (4, 4, 8));
+}

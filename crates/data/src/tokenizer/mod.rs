@@ -81,9 +81,11 @@ impl Tokenizer {
         }
         let extra = added::add(folder, &config, &mut inner)?;
         let special = special::read(folder, &config, &mut inner)?;
+        // What was added as something else stays that, but for Qwen2's kind.
+        let class = config.get("tokenizer_class").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let anew = class.trim_end_matches("Fast") == "Qwen2Tokenizer";
         for token in extra {
-            // What was added as something else stays that.
-            if !inner.get_added_vocabulary().get_vocab().contains_key(&token) {
+            if anew || !inner.get_added_vocabulary().get_vocab().contains_key(&token) {
                 mark_special(&mut inner, &token, &path)?;
             }
         }
