@@ -89,9 +89,9 @@ pub(crate) unsafe fn choose(gpu: &Arc<Gpu>, call: &Call<'_>, shape: &Shape) -> R
 /// As for [`Gpu::gemm`].
 unsafe fn fastest(gpu: &Arc<Gpu>, call: &Call<'_>, suggested: &[Algorithm]) -> Algorithm {
     count(&gpu.tally.searches);
-    let Gemm { m, c_stride, output, beta, .. } = *call.gemm;
+    let Gemm { m, c_stride, output, beta, onto, .. } = *call.gemm;
     // What a product adds to must not change; elsewhere the last product overwrites what the others left.
-    let aside = if beta == 0.0 { None } else { Some(gpu.alloc(m * c_stride * output.size())) };
+    let aside = if beta == 0.0 || onto.is_some() { None } else { Some(gpu.alloc(m * c_stride * output.size())) };
     let result = match &aside {
         None => call.gemm.c,
         Some(Ok(aside)) => aside.ptr(),

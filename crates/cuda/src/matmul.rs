@@ -89,6 +89,8 @@ pub struct Gemm {
     pub alpha: f32,
     /// On what the result held; 0 does not read it.
     pub beta: f32,
+    /// Where that lies if not in the result's place: with as many elements from row to row, and of its type.
+    pub onto: Option<u64>,
 }
 
 /// The largest power of two, up to what the library takes for granted, of which an address is a multiple.
@@ -111,7 +113,7 @@ impl Gpu {
     /// Multiplies after everything that was asked of the device before.
     ///
     /// # Safety
-    /// All three matrices must lie in live memory.
+    /// All matrices must lie in live memory.
     ///
     /// # Errors
     /// [`Error::Blas`] with the shape, if the library refuses or fails.
@@ -157,7 +159,8 @@ impl Blas {
     unsafe fn run(&mut self, gpu: &Arc<Gpu>, g: &Gemm) -> Result<(), result::CublasError> {
         let strides = [g.a.stride, g.b.stride, g.c_stride];
         // A matrix may begin anywhere in a buffer; the library supposes 256 bytes unless it is told.
-        let aligned = [g.b.ptr, g.a.ptr, g.c].map(alignment);
+        let mut aligned = [g.b.ptr, g.a.ptr, g.c].map(alignment);
+        aligned[2] = aligned[2].min(g.onto.map_or(u32::MAX, alignment));
         let kinds = [g.a.transposed, g.b.transposed, g.beta != 0.0];
         let shape = (g.m, g.n, g.k, kinds, g.input, g.output, strides, aligned);
         let call = Call {
@@ -210,6 +213,7 @@ impl Call<'_> {
     /// As for [`Gpu::gemm`], with the result there.
     pub(crate) unsafe fn start(&self, algorithm: &Algorithm, c: u64) -> Result<(), result::CublasError> {
         let g = self.gemm;
+        let held = g.onto.unwrap_or(c);
         // SAFETY: the caller vouches for the memory, everything else lives until the call returns.
         unsafe {
             result::matmul(
@@ -221,7 +225,7 @@ impl Call<'_> {
                 self.left.0,
                 g.a.ptr as *const c_void,
                 self.right.0,
-                c as *const c_void,
+                held as *const c_void,
                 self.out.0,
                 c as *mut c_void,
                 self.out.0,

@@ -59,6 +59,7 @@ fn launches_and_products_are_counted_with_their_bytes() {
         output: Number::F32,
         alpha: 1.0,
         beta: 1.0,
+        onto: None,
     };
     let before = gpu.stats().live;
     // SAFETY: nothing is multiplied.

@@ -1,13 +1,15 @@
 use crate::{Adapter, Context, Lora, Module, Role, Trained, Update, Weight};
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
-    FrozenMatrix, frozen,
+    FrozenMatrix,
+    add::add,
+    frozen,
     frozen_linear::frozen_linear,
     linear::linear,
     lora_linear::{Layer, lora_linears},
     row_norms,
 };
-use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_tensor::{DType, Device, Place, Tensor};
 use std::sync::Arc;
 
 /// The matrix of a linear layer.
@@ -124,6 +126,21 @@ impl Linear {
         Ok(y)
     }
 
+    /// `onto + forward(x)`: as a residual takes it up.
+    pub fn forward_onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), ctx: &Context) -> Result<Var> {
+        let in_product = matches!(x.value().place(), Place::Gpu(_)) && ctx.split(&self.paths()).is_none();
+        if in_product && self.shares(ctx.update(&self.path)) {
+            let [y] = Linear::together([self], tape, x, ([Some(onto)], ctx))?;
+            return Ok(y);
+        }
+        add(tape, onto, &self.forward(tape, x, ctx)?)
+    }
+
+    /// Whether its product can be one with its update.
+    fn shares(&self, update: Option<&dyn Update>) -> bool {
+        matches!(self.base, Base::Frozen(_)) && update.is_none_or(|it| it.low_rank().is_some())
+    }
+
     /// The paths by which adapters know its matrix and its bias.
     fn paths(&self) -> [&str; 2] {
         [&self.path, self.bias.as_ref().map_or(&self.path, Weight::path)]
@@ -163,14 +180,21 @@ impl Linear {
         x: &Var,
         ctx: &Context,
     ) -> Result<[Var; N]> {
-        let updates = layers.map(|it| ctx.update(&it.path));
-        let shares = |layer: &Linear, update: &Option<&dyn Update>| {
-            matches!(layer.base, Base::Frozen(_)) && update.is_none_or(|it| it.low_rank().is_some())
-        };
-        if !layers.iter().zip(&updates).all(|(layer, update)| shares(layer, update)) {
+        if !layers.iter().all(|it| it.shares(ctx.update(&it.path))) {
             let ys: Vec<Var> = layers.iter().map(|it| it.alone(tape, x, ctx)).collect::<Result<_>>()?;
             return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
         }
+        Linear::together(layers, tape, x, ([None; N], ctx))
+    }
+
+    /// Of layers that all share, each added to what it is told.
+    fn together<'m, const N: usize>(
+        layers: [&'m Linear; N],
+        tape: &Tape<'m>,
+        x: &Var,
+        (onto, ctx): ([Option<&Var>; N], &Context),
+    ) -> Result<[Var; N]> {
+        let updates = layers.map(|it| ctx.update(&it.path));
         let biases = layers.map(|it| it.bias.as_ref().map(|bias| bias.var(tape, ctx)));
         let low_rank: [Option<(&Lora, Var, Var)>; N] = updates.map(|it| {
             let lora = it.and_then(Update::low_rank)?;
@@ -179,7 +203,7 @@ impl Linear {
         let all: [Layer<'_, 'm>; N] = std::array::from_fn(|i| {
             let Base::Frozen(w) = &layers[i].base else { unreachable!("{}: the base trains", layers[i].path) };
             let lora = low_rank[i].as_ref().map(|(lora, a, b)| lora.on((a, b), ctx.dropout));
-            Layer { w: w.as_ref(), bias: biases[i].as_ref(), lora }
+            Layer { w: w.as_ref(), bias: biases[i].as_ref(), lora, onto: onto[i] }
         });
         lora_linears(tape, x, all)
     }

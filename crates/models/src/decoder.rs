@@ -6,7 +6,6 @@ use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
     Layout,
-    add::add,
     attention::AttentionShape,
     rms_norm::rms_norm,
     rope::{RopeSpec, RopeTable, rope},
@@ -162,15 +161,14 @@ impl Block {
         let k = rope(tape, &k, &run.rope, &run.layout, run.shape.head_dim)?;
         let shape = AttentionShape { window: self.window, ..run.shape };
         let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
-        let x = add(tape, x, &self.o_proj.forward(tape, &a, &run.ctx)?)?;
+        let x = self.o_proj.forward_onto(tape, (x, &a), &run.ctx)?;
         self.mlp(tape, &x, &run.ctx)
     }
 
     fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
         let h = norm(tape, x, &self.post_attention_layernorm, (self.eps, ctx))?;
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, ctx)?;
-        let y = self.down_proj.forward(tape, &silu_mul(tape, &gate, &up)?, ctx)?;
-        add(tape, x, &y)
+        self.down_proj.forward_onto(tape, (x, &silu_mul(tape, &gate, &up)?), ctx)
     }
 }
 

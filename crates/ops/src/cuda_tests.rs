@@ -200,6 +200,7 @@ fn frozen_layers_with_and_without_updates() {
                     noise(&[4, inner], DType::F32, 2),
                     noise(&[out, 4], DType::F32, 3),
                     noise(&[out], DType::F32, 4),
+                    noise(&[rows, out], dtype, 5),
                 ];
                 compare("frozen_linear", &[params[0].clone(), params[3].clone()], |tape, p| {
                     frozen_linear(tape, &p[0], pick(&p[0]), Some(&p[1]))
@@ -208,8 +209,8 @@ fn frozen_layers_with_and_without_updates() {
                     // On a GPU the base's output is rounded before the update is added, and again before the bias is.
                     compare_within("lora_linears", &params, 2.0, |tape, p| {
                         let lora = Some(LowRank { a: &p[1], b: &p[2], scaling: 0.5, dropout });
-                        let one = Layer { w: pick(&p[0]), bias: Some(&p[3]), lora };
-                        let two = Layer { w: pick(&p[0]), bias: None, lora: None };
+                        let one = Layer { w: pick(&p[0]), bias: Some(&p[3]), lora, onto: Some(&p[4]) };
+                        let two = Layer { w: pick(&p[0]), bias: None, lora: None, onto: Some(&p[4]) };
                         let [a, b] = lora_linears(tape, &p[0], [one, two])?;
                         add_scaled(tape, &a, &b, 0.5)
                     });
@@ -249,7 +250,7 @@ fn updates_of_several_layers_lie_beside_each_other() {
                     let mask = |i: usize| Dropout { p: masks[i], seed: 5, site: i as u64 };
                     let one = LowRank { a: &p[1], b: &p[2], scaling: 0.5, dropout: mask(0) };
                     let two = LowRank { a: &p[3], b: &p[4], scaling: 1.5, dropout: mask(1) };
-                    let layer = |lora| Layer { w, bias: None, lora };
+                    let layer = |lora| Layer { w, bias: None, lora, onto: None };
                     let [a, b, c] = lora_linears(tape, &p[0], [layer(Some(one)), layer(Some(two)), layer(None)])?;
                     let sum = add_scaled(tape, &a, &b, 0.5)?;
                     if used == 3 { add_scaled(tape, &sum, &c, 0.25) } else { Ok(sum) }

@@ -222,7 +222,20 @@ fn product(gpu: &Arc<Gpu>, n: usize, beta: f32) -> Vec<f32> {
     let [a, b, c] = [0.5, 3.0, 7.0].map(fresh);
     let of = |it: &Buffer| Matrix { ptr: it.ptr(), stride: n, transposed: false };
     let (input, output) = (Number::F32, Number::F32);
-    let gemm = Gemm { m: n, n, k: n, a: of(&a), b: of(&b), input, c: c.ptr(), c_stride: n, output, alpha: 1.0, beta };
+    let gemm = Gemm {
+        m: n,
+        n,
+        k: n,
+        a: of(&a),
+        b: of(&b),
+        input,
+        c: c.ptr(),
+        c_stride: n,
+        output,
+        alpha: 1.0,
+        beta,
+        onto: None,
+    };
     // SAFETY: all three have n rows of n numbers.
     unsafe { gpu.gemm(&gemm) }.unwrap();
     floats(&c)

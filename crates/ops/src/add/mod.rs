@@ -28,7 +28,8 @@ pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> 
     }))
 }
 
-fn sum(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+/// `a + scale * b`.
+pub(crate) fn sum(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
     let y = a.scratch_like(a.shape(), a.dtype());
     let cost = Cost::of(2, &[a, b, &y]);
     let host = |y: &mut Tensor| {

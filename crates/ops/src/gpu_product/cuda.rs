@@ -30,7 +30,26 @@ pub fn multiply(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, out: &mut
 /// [`multiply`] with a part of a tensor as the result.
 ///
 /// Fails if the GPU does.
-pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, mut out: Window<'_>) -> Result<()> {
+pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, out: Window<'_>) -> Result<()> {
+    run((alpha, a, b), (beta, None), out)
+}
+
+/// `onto + a b`, rounded once, in the dtype of `onto`.
+///
+/// Fails if the GPU does.
+pub(crate) fn product_onto(a: Operand<'_>, b: Operand<'_>, onto: &Tensor) -> Result<Tensor> {
+    let mut out = onto.scratch_like(&[a.dims().0, b.dims().1], onto.dtype());
+    assert_eq!((onto.rows(), onto.cols()), (out.rows(), out.cols()), "a product is added to as many elements");
+    run((1.0, a, b), (1.0, Some(onto)), Window::whole(&mut out))?;
+    Ok(out)
+}
+
+/// `alpha a b + beta held`, where what is held lies in the result's place unless it is told.
+fn run(
+    (alpha, a, b): (f32, Operand<'_>, Operand<'_>),
+    (beta, onto): (f32, Option<&Tensor>),
+    mut out: Window<'_>,
+) -> Result<()> {
     let ((m, k), (inner, n)) = (a.dims(), b.dims());
     assert_eq!((k, (m, n)), (inner, out.dims()), "the operands of a product fit");
     assert_eq!(a.tensor.dtype(), b.tensor.dtype(), "both operands of a product have one dtype");
@@ -51,6 +70,7 @@ pub fn multiply_into(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, mut 
             output: number(output),
             alpha,
             beta,
+            onto: onto.map(cuda::ptr),
         };
         // SAFETY: operands and result are parts of live tensors.
         Ok(unsafe { gpu.gemm(&gemm) }?)

@@ -16,7 +16,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     let left = Left::shared(x);
     let project = |it: &Layer<'_, '_>| it.lora.as_ref().map(|lora| project(&left, lora)).transpose();
     let hs: Vec<Option<Tensor>> = layers.par_iter().map(project).collect::<Result<_>>()?;
-    let forward = |(Layer { w, bias, lora }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
+    let forward = |(Layer { w, bias, lora, .. }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
         let bias = bias.map(Var::value);
         match lora.as_ref().zip(h.as_ref()) {
             Some((lora, h)) => {

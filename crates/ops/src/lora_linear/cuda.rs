@@ -8,11 +8,11 @@ use super::{
     stack::Stack,
 };
 use crate::{
-    dropout,
-    frozen::{self, FrozenMatrix},
+    add::sum,
+    dropout, frozen,
     gpu_product::{
         Operand, Window,
-        cuda::{add_bias, multiply, multiply_into, product, put, side_by_side, take_rows},
+        cuda::{add_bias, multiply, multiply_into, product, product_onto, put, side_by_side, take_rows},
     },
 };
 use halfbyte_autograd::{Result, Var};
@@ -32,13 +32,13 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
         let update = layer.lora.as_ref().zip(h.as_ref());
         let mut y = match (own, update, &beside) {
-            (None, Some((lora, _)), Some(x)) => one_product(x, layer.w, lora, stack.width, stack.place(i).0)?,
+            (None, Some((lora, _)), Some(x)) => one_product((x, layer), lora, stack.width, stack.place(i).0)?,
             (own, update, _) => {
                 let mut y = match own {
-                    Some(y) => y.into_dtype(x.dtype()).into_unique(),
+                    Some(y) => on_top(y.into_dtype(x.dtype()), layer)?.into_unique(),
                     None => {
                         let w = frozen::decoded(layer.w, x.dtype())?;
-                        product(1.0, Operand::new(x), Operand::new(&w).t(), x.dtype())?
+                        multiplied(x, &w, layer)?
                     }
                 };
                 if let Some((lora, h)) = update {
@@ -73,13 +73,32 @@ fn project(x: &Tensor, layers: &[Layer<'_, '_>], stack: &Stack) -> Result<Tensor
     Ok(h)
 }
 
+/// `x wᵀ`, added to what the layer is added to.
+fn multiplied(x: &Tensor, w: &Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
+    let (left, right) = (Operand::new(x), Operand::new(w).t());
+    Ok(match layer.onto {
+        Some(onto) => product_onto(left, right, onto.value())?,
+        None => product(1.0, left, right, x.dtype())?,
+    })
+}
+
+/// What a format computed in its own way, added to what the layer is added to.
+fn on_top(y: Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
+    layer.onto.map_or(Ok(y.clone()), |onto| sum(onto.value(), &y, 1.0))
+}
+
 /// `[x | h] [W | 0 sB 0]ᵀ`, for `x` with the projections beside it and the B of one of the layers at its place among them.
-fn one_product(x: &Tensor, w: &dyn FrozenMatrix, lora: &LowRank<'_>, width: usize, first: usize) -> Result<Tensor> {
-    let (n, k) = w.dims();
+fn one_product(
+    (x, layer): (&Tensor, &Layer<'_, '_>),
+    lora: &LowRank<'_>,
+    width: usize,
+    first: usize,
+) -> Result<Tensor> {
+    let (w, (n, k)) = (layer.w, layer.w.dims());
     let mut both = x.scratch_like(&[n, k + width], x.dtype());
     frozen::decode_into(w, Window::whole(&mut both).columns(0, k))?;
     put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
-    Ok(product(1.0, Operand::new(x), Operand::new(&both).t(), x.dtype())?)
+    multiplied(x, &both, layer)
 }
 
 /// `scale * t` in `dtype`.

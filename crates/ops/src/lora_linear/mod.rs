@@ -10,10 +10,10 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
-use crate::{FrozenMatrix, dropout::Dropout, linear::no_bias, place::on_gpu, product};
+use crate::{FrozenMatrix, add::sum, dropout::Dropout, linear::no_bias, place::on_gpu, product};
 use halfbyte_autograd::{Kept, Result, Tape, Var};
 use halfbyte_tensor::{Error, Tensor};
-use saved::{Found, Saved};
+use saved::{Found, Projected, Saved};
 
 const OP: &str = "lora_linear";
 
@@ -39,6 +39,8 @@ pub struct Layer<'a, 'm> {
     pub bias: Option<&'a Var>,
     /// Its update, if it has one.
     pub lora: Option<LowRank<'a>>,
+    /// `(rows, out_features)`, to which the output is added, as to a residual. On a GPU the sum is rounded once.
+    pub onto: Option<&'a Var>,
 }
 
 /// `x Wᵀ + bias + scaling * (drop(x) Aᵀ) Bᵀ` for `x (rows, in_features)`: `(rows, out_features)` in the dtype of `x`.
@@ -51,7 +53,7 @@ pub fn lora_linear<'m>(
     bias: Option<&Var>,
     lora: LowRank<'_>,
 ) -> Result<Var> {
-    let [y] = lora_linears(tape, x, [Layer { w, bias, lora: Some(lora) }])?;
+    let [y] = lora_linears(tape, x, [Layer { w, bias, lora: Some(lora), onto: None }])?;
     Ok(y)
 }
 
@@ -61,7 +63,7 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     layers.iter().try_for_each(|it| check(it, x.value()))?;
     let (dtype, shape, k) = (x.value().dtype(), x.value().shape().to_vec(), x.value().cols());
     let on_gpu = on_gpu(x.value());
-    let (ys, hs) = if on_gpu { cuda::forward(x.value(), &layers)? } else { cpu::forward(x.value(), &layers)? };
+    let (ys, hs) = if on_gpu { cuda::forward(x.value(), &layers)? } else { on_host(x.value(), &layers)? };
     let saved = Saved::of(x, &layers, hs);
     recorded(tape, x, &layers, ys, move |x, dys, needs| {
         let Found { dx, thin } = if on_gpu {
@@ -70,16 +72,30 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
             cpu::backward(&saved, x, &dys, (needs[0], k, dtype))?
         };
         let mut found = vec![dx.map(|it| it.reshape(&shape)).transpose()?];
-        for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(3)) {
+        for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(PARENTS)) {
             let bias = dy.as_ref().filter(|_| needs[2]).map(product::bias_gradient).transpose()?;
-            found.extend([thin.da, thin.db, bias]);
+            found.extend([thin.da, thin.db, bias, dy.clone().filter(|_| needs[3])]);
         }
         Ok(found)
     })
 }
 
+/// The host's half, which adds afterwards.
+fn on_host(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
+    let (ys, hs) = cpu::forward(x, layers)?;
+    let onto = layers.iter().map(|it| it.onto);
+    let ys = ys.into_iter().zip(onto).map(|(y, onto)| match onto {
+        Some(onto) => sum(onto.value(), &y, 1.0),
+        None => Ok(y),
+    });
+    Ok((ys.collect::<Result<_>>()?, hs))
+}
+
+/// Of each layer: A, B, bias, and what it is added to.
+const PARENTS: usize = 4;
+
 /// Puts the outputs on the tape. `backward` gets the input, where a gradient of an A wants it, the outputs' gradients, and
-/// which parents want theirs: the input, then A, B and bias of every layer.
+/// which parents want theirs: the input, then [`PARENTS`] of every layer.
 fn recorded<'m, const N: usize>(
     tape: &Tape<'m>,
     x: &Var,
@@ -91,7 +107,8 @@ fn recorded<'m, const N: usize>(
     let none = no_bias();
     let of_layer = |it: &Layer<'_, '_>| -> Vec<Var> {
         let (a, b) = it.lora.map_or((&none, &none), |it| (it.a, it.b));
-        [a, b, it.bias.unwrap_or(&none)].map(Var::clone).into()
+        let parents: [&Var; PARENTS] = [a, b, it.bias.unwrap_or(&none), it.onto.unwrap_or(&none)];
+        parents.map(Var::clone).into()
     };
     let parents: Vec<Var> = std::iter::once(x.clone()).chain(layers.iter().flat_map(of_layer)).collect();
     let parents: Vec<&Var> = parents.iter().collect();
@@ -107,6 +124,11 @@ fn check(layer: &Layer<'_, '_>, x: &Tensor) -> Result<()> {
     let (n, k) = layer.w.dims();
     product::check_input(OP, x, k)?;
     product::check_bias(OP, layer.bias.map(Var::value), n)?;
+    if let Some(onto) = layer.onto.map(Var::value) {
+        let fits = onto.dtype() == x.dtype() && (onto.rows(), onto.cols()) == (x.rows(), n);
+        let expected = || format!("{} of shape ({}, {n}) to add to", x.dtype(), x.rows());
+        fits.then_some(()).ok_or_else(|| Error::shape(OP, expected(), onto.shape()))?;
+    }
     let Some(lora) = &layer.lora else { return Ok(()) };
     let (rank, a_cols) = product::check_matrix(OP, lora.a.value())?;
     let (b_rows, b_cols) = product::check_matrix(OP, lora.b.value())?;

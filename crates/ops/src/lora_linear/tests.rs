@@ -131,9 +131,9 @@ impl Group {
         let (a, b) = (self.a.each_ref().map(|it| tape.param(it)), self.b.each_ref().map(|it| tape.param(it)));
         let lora = |i: usize| LowRank { a: &a[i], b: &b[i], scaling: SCALING, dropout: self.dropout[i] };
         let layers = [
-            Layer { w: &self.w[0], bias: Some(&bias), lora: None },
-            Layer { w: &self.w[1], bias: None, lora: Some(lora(0)) },
-            Layer { w: &self.w[2], bias: None, lora: Some(lora(1)) },
+            Layer { w: &self.w[0], bias: Some(&bias), lora: None, onto: None },
+            Layer { w: &self.w[1], bias: None, lora: Some(lora(0)), onto: None },
+            Layer { w: &self.w[2], bias: None, lora: Some(lora(1)), onto: None },
         ];
         let ys = if together {
             lora_linears(&tape, &x, layers).unwrap()
