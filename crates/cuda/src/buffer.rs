@@ -87,7 +87,8 @@ impl Buffer {
             return Ok(());
         }
         self.gpu.bind()?;
-        if self.gpu.is_dry() {
+        if let Some(dry) = &self.gpu.dry {
+            dry.pass_bytes(2 * bytes as u64);
             return Ok(());
         }
         let (to, from) = (self.ptr() + at as u64, from.ptr() + from_at as u64);
@@ -104,7 +105,8 @@ impl Buffer {
             return Ok(());
         }
         self.gpu.bind()?;
-        if self.gpu.is_dry() {
+        if let Some(dry) = &self.gpu.dry {
+            dry.pass_bytes(self.bytes as u64);
             return Ok(());
         }
         // SAFETY: the range is the buffer.

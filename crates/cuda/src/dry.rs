@@ -11,9 +11,30 @@ use crate::launch::Arg;
 use crate::matmul::Gemm;
 use crate::pool::Block;
 
+/// How fast a device is that is not there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Floating-point operations of large products a second.
+    pub products: f64,
+    /// Those that kernels do themselves, as attention does.
+    pub kernels: f64,
+    /// Bytes read and written a second.
+    pub bytes: f64,
+    /// Seconds from the end of one kernel to the beginning of the next.
+    pub gap: f64,
+}
+
+impl Rates {
+    /// Nothing takes time.
+    pub const ENDLESS: Rates =
+        Rates { products: f64::INFINITY, kernels: f64::INFINITY, bytes: f64::INFINITY, gap: 0.0 };
+}
+
 /// What a dry device keeps in the place of a driver.
-#[derive(Default)]
 pub(crate) struct Dry {
+    rates: Rates,
+    /// Its clock, which what is asked of it moves on, in picoseconds.
+    clock: AtomicU64,
     /// Where the next segment begins; addresses lead nowhere.
     next: AtomicU64,
     /// The bytes that were asked for at each address, for the traffic of kernels.
@@ -26,6 +47,36 @@ pub(crate) struct Dry {
 const FIRST: u64 = 1 << 30;
 
 impl Dry {
+    pub(crate) fn new(rates: Rates) -> Dry {
+        let (clock, next) = (AtomicU64::new(0), AtomicU64::new(0));
+        Dry { rates, clock, next, sizes: Mutex::default(), workspace: OnceLock::new() }
+    }
+
+    /// What its clock says, in picoseconds.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    /// A kernel, or a copy, that moves so many bytes.
+    pub(crate) fn pass_bytes(&self, bytes: u64) {
+        self.pass(self.rates.gap + bytes as f64 / self.rates.bytes);
+    }
+
+    /// A product, as long as its operations or its bytes take.
+    pub(crate) fn pass_product(&self, operations: u64, bytes: u64) {
+        let longest = (operations as f64 / self.rates.products).max(bytes as f64 / self.rates.bytes);
+        self.pass(self.rates.gap + longest);
+    }
+
+    /// Operations that a kernel does beside moving bytes.
+    pub(crate) fn pass_operations(&self, operations: u64) {
+        self.pass(operations as f64 / self.rates.kernels);
+    }
+
+    fn pass(&self, seconds: f64) {
+        self.clock.fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
+    }
+
     /// The address of a segment.
     pub(crate) fn segment(&self, bytes: usize) -> u64 {
         FIRST + self.next.fetch_add(bytes as u64, Ordering::Relaxed)

@@ -9,7 +9,7 @@ use cudarc::driver::{result, sys};
 use crate::algorithms::Measuring;
 use crate::buffer::Buffer;
 use crate::counters::{Counters, Tally};
-use crate::dry::Dry;
+use crate::dry::{Dry, Rates};
 use crate::error::Error;
 use crate::launch::Modules;
 use crate::matmul::Blas;
@@ -80,8 +80,13 @@ impl Gpu {
     /// A device that is described but not there. Everything that is asked of it succeeds and is counted; nothing is computed, and what is
     /// read back is zero.
     pub fn dry(info: DeviceInfo, shared_memory: u32) -> Arc<Gpu> {
+        Self::dry_at(info, shared_memory, Rates::ENDLESS)
+    }
+
+    /// A device that is described but not there, whose clock goes on as if it worked at these rates.
+    pub fn dry_at(info: DeviceInfo, shared_memory: u32, rates: Rates) -> Arc<Gpu> {
         let nothing = (std::ptr::null_mut(), [std::ptr::null_mut(); 2]);
-        Self::assembled(info, shared_memory, nothing, Some(Dry::default()))
+        Self::assembled(info, shared_memory, nothing, Some(Dry::new(rates)))
     }
 
     /// Of the driver's handles: a context, and the streams for computing and for copying. A device that is not there has none.
@@ -117,6 +122,9 @@ impl Gpu {
     /// Counts floating-point operations that a kernel does beside the products, which count themselves.
     pub fn count_operations(&self, operations: u64) {
         self.tally.operations.fetch_add(operations, Ordering::Relaxed);
+        if let Some(dry) = &self.dry {
+            dry.pass_operations(operations);
+        }
     }
 
     /// What it is.

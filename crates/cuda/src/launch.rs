@@ -98,7 +98,9 @@ impl Gpu {
         self.bind()?;
         count(&self.tally.launches);
         if let Some(dry) = &self.dry {
-            self.tally.bytes.fetch_add(dry.traffic(args), Ordering::Relaxed);
+            let bytes = dry.traffic(args);
+            self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
+            dry.pass_bytes(bytes);
             return Ok(());
         }
         let function = self.function((source, element), kernel, launch.shared)?;

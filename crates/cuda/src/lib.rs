@@ -39,6 +39,7 @@ mod symbols;
 pub use buffer::Buffer;
 pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name};
 pub use counters::Counters;
+pub use dry::Rates;
 pub use error::Error;
 pub use gpu::Gpu;
 pub use kernels::{Any, F16, Holds, Kind, Memory, Parameter, Pointee, Slice, T, Target};

@@ -122,7 +122,9 @@ impl Gpu {
         count(&self.tally.products);
         self.tally.operations.fetch_add(2 * (gemm.m * gemm.n * gemm.k) as u64, Ordering::Relaxed);
         if let Some(dry) = &self.dry {
-            self.tally.bytes.fetch_add(product_traffic(gemm), Ordering::Relaxed);
+            let bytes = product_traffic(gemm);
+            self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
+            dry.pass_product(2 * (gemm.m * gemm.n * gemm.k) as u64, bytes);
             return self.reserve_workspace(dry);
         }
         let mut guard = self.blas.lock().unwrap_or_else(PoisonError::into_inner);

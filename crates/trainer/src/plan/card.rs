@@ -1,6 +1,6 @@
 //! Graphics cards that a plan can be made for where there is none.
 
-use halfbyte_cuda::{DeviceInfo, Gpu, Version};
+use halfbyte_cuda::{DeviceInfo, Gpu, Rates, Version};
 use std::sync::Arc;
 
 /// A card by its data sheet. Rates are those of the dense products and of the memory, at their best.
@@ -19,6 +19,8 @@ pub(crate) struct Card {
 
 /// What asking for one product or kernel costs, in seconds: measured on an H100's host.
 pub(crate) const LAUNCH_SECONDS: f64 = 2.5e-6;
+/// From the end of a kernel to the beginning of the next, where the host is ahead: measured on an H100.
+const GAP_SECONDS: f64 = 1.7e-6;
 
 const fn card(name: &'static str, capability: (u32, u32), memory_gib: u64, shared_kib: u32, rates: (f64, f64)) -> Card {
     Card { name, capability, memory_gib, shared_kib, tflops: rates.0, memory_tbps: rates.1 }
@@ -40,6 +42,12 @@ impl Card {
         Card::ALL.into_iter().find(|it| it.name == name)
     }
 
+    /// What of that products, attention and copies reached on an H100, and is supposed of the others.
+    fn rates(&self) -> Rates {
+        let (operations, bytes) = (self.tflops * 1e12, self.memory_tbps * 1e12);
+        Rates { products: 0.8 * operations, kernels: 0.4 * operations, bytes: 0.87 * bytes, gap: GAP_SECONDS }
+    }
+
     /// A device that answers as the card would and computes nothing.
     pub(crate) fn dry(&self) -> Arc<Gpu> {
         let info = DeviceInfo {
@@ -48,6 +56,6 @@ impl Card {
             compute_capability: Version { major: self.capability.0, minor: self.capability.1 },
             memory_bytes: self.memory_gib << 30,
         };
-        Gpu::dry(info, self.shared_kib << 10)
+        Gpu::dry_at(info, self.shared_kib << 10, self.rates())
     }
 }
