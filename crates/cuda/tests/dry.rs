@@ -1,6 +1,6 @@
 //! A device that is not there counts what a real one would be asked for. Needs no driver.
 
-use halfbyte_cuda::{DeviceInfo, Gemm, Gpu, Launch, Matrix, Number, Pinned, Slice, Version, kernels};
+use halfbyte_cuda::{DeviceInfo, Event, Gemm, Gpu, Launch, Matrix, Number, Pinned, Rates, Slice, Version, kernels};
 use std::sync::Arc;
 
 kernels! {
@@ -9,13 +9,17 @@ kernels! {
 }
 
 fn card() -> Arc<Gpu> {
+    card_at(Rates::ENDLESS)
+}
+
+fn card_at(rates: Rates) -> Arc<Gpu> {
     let info = DeviceInfo {
         ordinal: 0,
         name: "a card to plan for".into(),
         compute_capability: Version { major: 9, minor: 0 },
         memory_bytes: 80 << 30,
     };
-    Gpu::dry(info, 227 << 10)
+    Gpu::dry_at(info, 227 << 10, rates)
 }
 
 #[test]
@@ -71,6 +75,47 @@ fn launches_and_products_are_counted_with_their_bytes() {
     // SAFETY: as above.
     unsafe { gpu.gemm(&gemm) }.unwrap();
     assert_eq!(gpu.stats().live - before, 32 << 20, "which is taken once");
+}
+
+#[test]
+fn the_clock_goes_at_the_rates_of_the_card() {
+    let gpu = card_at(Rates { products: 1e9, kernels: 1e6, bytes: 1e9, gap: 1e-6 });
+    let seconds = |work: &dyn Fn()| {
+        let [from, to] = [(); 2].map(|()| Event::timed(&gpu).unwrap());
+        gpu.compute_stream().record(&from).unwrap();
+        work();
+        gpu.compute_stream().record(&to).unwrap();
+        (gpu.seconds_between(&from, &to).unwrap() * 1e9).round()
+    };
+    let (x, y) = (gpu.alloc(1000).unwrap(), gpu.alloc(24).unwrap());
+    assert_eq!(seconds(&|| ()), 0.0);
+    // Nanoseconds: a gap, and 1,024 bytes; operations of a kernel have their own rate.
+    // SAFETY: nothing is launched.
+    let launch = || unsafe {
+        let kernel = Kernel { x: &Slice(x.ptr()), y: &mut Slice(y.ptr()), n: 7, z: None };
+        kernel.launch(&gpu, Number::F32, Launch::elements(6)).unwrap();
+    };
+    assert_eq!(seconds(&launch), 2024.0);
+    assert_eq!(seconds(&|| gpu.count_operations(3)), 3000.0);
+    let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
+    for (k, expected) in [(7, 1000.0 + 2.0 * 3.0 * 5.0 * 7.0), (1, 1000.0 + 2.0 * 8.0 + 4.0 * 15.0)] {
+        let gemm = Gemm {
+            m: 3,
+            n: 5,
+            k,
+            a: at(x.ptr(), 7),
+            b: at(y.ptr(), 5),
+            input: Number::Bf16,
+            c: x.ptr(),
+            c_stride: 5,
+            output: Number::F32,
+            alpha: 1.0,
+            beta: 0.0,
+            onto: None,
+        };
+        // SAFETY: nothing is multiplied.
+        assert_eq!(seconds(&|| unsafe { gpu.gemm(&gemm) }.unwrap()), expected, "the longer of operations and bytes");
+    }
 }
 
 #[test]

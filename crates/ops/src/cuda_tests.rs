@@ -108,7 +108,11 @@ fn norms() {
         for (rows, c) in [(1, 1), (5, 33), (9, 700), (3, 704), (2, 8200), (1, 8217)] {
             let x = noise_in(&[rows, c], dtype, 1, -3.0, 3.0);
             let [w, b] = [noise(&[c], DType::F32, 2), noise(&[c], DType::F32, 3)];
-            compare("rms_norm", &[x.clone(), w.clone()], |tape, p| rms_norm(tape, &p[0], &p[1], 1e-5));
+            // Of a single channel, the gradient is what two terms leave of each other that are a hundred times as large and more: a
+            // rounding of either, which a card that fuses has once less.
+            let more = if c == 1 { 8.0 } else { 1.0 };
+            let op = |tape: &Tape<'static>, p: &[Var]| rms_norm(tape, &p[0], &p[1], 1e-5);
+            compare_within("rms_norm", &[x.clone(), w.clone()], more, op);
             // Its gradient is added to that of the sum, which comes first.
             compare("rms_norm and a residual", &[x.clone(), w.clone()], |tape, p| {
                 let y = rms_norm(tape, &p[0], &p[1], 1e-5)?;
