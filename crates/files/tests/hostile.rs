@@ -39,7 +39,7 @@ fn entry(dtype: &str, shape: &[u64], offsets: [u64; 2]) -> Value {
 fn what_is_no_safetensors_file() {
     refused(b"", &["not a safetensors file", "0 bytes"]);
     refused(&[1, 2, 3], &["not a safetensors file", "3 bytes"]);
-    refused(b"PK\x03\x04 a zip archive, as pickles are", &["not a safetensors file", "torch.save"]);
+    refused(b"PK\x03\x04 a zip archive, as pickles are", &["not a whole file of torch.save", "fetch it again"]);
     refused(&file("not JSON", b""), &["header is damaged"]);
     refused(&file("[]", b""), &["header is damaged"]);
     refused(&[&3u64.to_le_bytes()[..], &[0xff; 3]].concat(), &["header is damaged"]);
