@@ -264,6 +264,35 @@ fn updates_of_several_layers_lie_beside_each_other() {
     }
 }
 
+/// An adapter that has only begun to learn: its updates, all of one sign, are far below the rounding of what they are added to, and
+/// show in the mean of many results only if they are part of what is rounded.
+#[test]
+fn an_update_smaller_than_a_rounding_is_not_lost() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    // Copied beside a narrow input, and added by a product of its own to a wide one.
+    for (inner, out) in [(32, 96), (96, 32)] {
+        let there = |t: Tensor| t.to_device(&device).unwrap();
+        let small = Tensor::from_vec(&[1, inner], vec![1e-3 / inner as f32; inner]);
+        let w = weights(out, inner, &device)[1].0;
+        let mean = |b: f32| {
+            let tape = Tape::recording();
+            let x = noise_in(&[64, inner], DType::Bf16, 1, 0.5, 1.0);
+            let params =
+                [there(small.clone()), there(Tensor::from_vec(&[out, 1], vec![b; out]))].map(|it| Param::new("p", it));
+            let [a, b] = params.each_ref().map(|it| tape.param(it));
+            let lora = Some(LowRank { a: &a, b: &b, scaling: 1.0, dropout: Dropout::default() });
+            let layer = Layer { w, bias: None, lora, onto: None };
+            let x = Var::constant(there(x));
+            let [y] = lora_linears(&tape, &x, [layer]).unwrap();
+            let y = y.value().to_device(&Device::Cpu).unwrap().to_f32_vec();
+            y.iter().map(|it| f64::from(*it)).sum::<f64>() / y.len() as f64
+        };
+        // x averages 0.75, so an update 0.00075 b.
+        let gained = mean(1.0) - mean(0.0);
+        assert!((gained / 0.75e-3 - 1.0).abs() < 0.3, "{inner} -> {out}: {gained}");
+    }
+}
+
 /// More pieces than one launch takes, of any dtype, with gaps, in a window that is no multiple of anything: what lies around it stays.
 #[test]
 fn pieces_are_put_below_and_beside_each_other() {

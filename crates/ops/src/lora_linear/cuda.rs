@@ -33,20 +33,23 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         let update = layer.lora.as_ref().zip(h.as_ref());
         let mut y = match (own, update, &beside) {
             (None, Some((lora, _)), Some(x)) => one_product((x, layer), lora, stack.width, stack.place(i).0)?,
-            (own, update, _) => {
-                let mut y = match own {
-                    Some(y) => on_top(y.into_dtype(x.dtype()), layer)?.into_unique(),
-                    None => {
-                        let w = frozen::decoded(layer.w, x.dtype())?;
-                        multiplied(x, &w, layer)?
-                    }
-                };
+            // The update first: what is smaller than a result's rounding is lost if it is added to that result.
+            (None, Some((lora, h)), None) => {
+                let ((first, rank), b) = (stack.place(i), scaled(lora.b.value(), lora.scaling, x.dtype())?);
+                let mut y = product(1.0, Operand::new(h).columns(first, rank), Operand::new(&b).t(), x.dtype())?;
+                let w = frozen::decoded(layer.w, x.dtype())?;
+                multiply(1.0, Operand::new(x), Operand::new(&w).t(), 1.0, &mut y)?;
+                on_top(y, layer)?.into_unique()
+            }
+            (None, None, _) => multiplied(x, &frozen::decoded(layer.w, x.dtype())?, layer)?,
+            (Some(y), update, _) => {
+                let mut y = y.into_dtype(x.dtype()).into_unique();
                 if let Some((lora, h)) = update {
                     let ((first, rank), b) = (stack.place(i), scaled(lora.b.value(), lora.scaling, x.dtype())?);
                     let h = Operand::new(h).columns(first, rank);
                     multiply(1.0, h, Operand::new(&b).t(), 1.0, &mut y)?;
                 }
-                y
+                on_top(y, layer)?.into_unique()
             }
         };
         add_bias(&mut y, layer.bias.map(Var::value))?;
