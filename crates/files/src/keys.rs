@@ -44,7 +44,7 @@ impl KeyTable {
         for (key, value) in values {
             match self.get(key) {
                 None => unknown.push(key.as_str()),
-                Some(_) if is_nothing(value) => {}
+                Some(_) if is_off(value) => {}
                 Some(KeyUse::ReadIn(kinds)) if !kinds.contains(&kind) => foreign.push(key.as_str()),
                 Some(KeyUse::Refused(help)) => return Err(format!("{key} is {value}, which is not supported; {help}")),
                 Some(KeyUse::LeftOut(words)) => notes.push(format!("{file}: {key} is not used: {words}")),
@@ -77,7 +77,7 @@ impl KeyTable {
 }
 
 /// What Python calls false, but for numbers and texts.
-fn is_nothing(value: &Value) -> bool {
+pub fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(items) => items.is_empty(),

@@ -24,7 +24,7 @@ pub use error::{Error, Result};
 pub use folder::{DraftFolder, make_folder, remove_folder, settle, sweep};
 pub use header::{Placed, TensorSpec};
 pub use hints::{dangling, oddity};
-pub use keys::{KeyTable, KeyUse};
+pub use keys::{KeyTable, KeyUse, is_off};
 pub use lock::Lock;
 pub use open::{open_file, read_text};
 pub use reader::TensorFile;

@@ -4,6 +4,7 @@ use crate::{Error, LoraConfig, Result, TargetModules, variants::initialisation};
 use halfbyte_files::{
     KeyTable,
     KeyUse::{self, Irrelevant, Read, Refused},
+    is_off,
 };
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -284,15 +285,6 @@ fn number(value: f32) -> Value {
         return json!(value as i64);
     }
     value.to_string().parse::<f64>().map_or(Value::Null, |it| json!(it))
-}
-
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
