@@ -22,6 +22,13 @@ fn card_at(rates: Rates) -> Arc<Gpu> {
     Gpu::dry_at(info, 227 << 10, rates)
 }
 
+/// `x (3, 5) = x (3, k) y (k, 5) + beta x`, in bf16 to f32.
+fn gemm([x, y]: [u64; 2], k: usize, beta: f32) -> Gemm {
+    let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
+    let (a, b, input, output) = (at(x, 7), at(y, 5), Number::Bf16, Number::F32);
+    Gemm { m: 3, n: 5, k, a, b, input, c: x, c_stride: 5, output, alpha: 1.0, beta, onto: None }
+}
+
 #[test]
 fn memory_comes_from_the_pool_that_a_real_device_has() {
     let gpu = card();
@@ -50,30 +57,16 @@ fn launches_and_products_are_counted_with_their_bytes() {
     // SAFETY: nothing is launched.
     unsafe { kernel.launch(&gpu, Number::F32, Launch::elements(6)) }.unwrap();
     assert_eq!((gpu.counters().launches, gpu.counters().bytes), (1, 1024));
-    let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
-    let gemm = Gemm {
-        m: 3,
-        n: 5,
-        k: 7,
-        a: at(x.ptr(), 7),
-        b: at(y.ptr(), 5),
-        input: Number::Bf16,
-        c: x.ptr(),
-        c_stride: 5,
-        output: Number::F32,
-        alpha: 1.0,
-        beta: 1.0,
-        onto: None,
-    };
+    let product = gemm([x.ptr(), y.ptr()], 7, 1.0);
     let before = gpu.stats().live;
     // SAFETY: nothing is multiplied.
-    unsafe { gpu.gemm(&gemm) }.unwrap();
+    unsafe { gpu.gemm(&product) }.unwrap();
     let counted = gpu.counters();
     assert_eq!((counted.products, counted.operations), (1, 2 * 3 * 5 * 7));
     assert_eq!(counted.bytes - 1024, 2 * (21 + 35) + 2 * 4 * 15);
     assert_eq!(gpu.stats().live - before, 32 << 20, "the library's workspace on Hopper");
     // SAFETY: as above.
-    unsafe { gpu.gemm(&gemm) }.unwrap();
+    unsafe { gpu.gemm(&product) }.unwrap();
     assert_eq!(gpu.stats().live - before, 32 << 20, "which is taken once");
 }
 
@@ -97,24 +90,10 @@ fn the_clock_goes_at_the_rates_of_the_card() {
     };
     assert_eq!(seconds(&launch), 2024.0);
     assert_eq!(seconds(&|| gpu.count_operations(3)), 3000.0);
-    let at = |ptr, stride| Matrix { ptr, stride, transposed: false };
     for (k, expected) in [(7, 1000.0 + 2.0 * 3.0 * 5.0 * 7.0), (1, 1000.0 + 2.0 * 8.0 + 4.0 * 15.0)] {
-        let gemm = Gemm {
-            m: 3,
-            n: 5,
-            k,
-            a: at(x.ptr(), 7),
-            b: at(y.ptr(), 5),
-            input: Number::Bf16,
-            c: x.ptr(),
-            c_stride: 5,
-            output: Number::F32,
-            alpha: 1.0,
-            beta: 0.0,
-            onto: None,
-        };
+        let product = gemm([x.ptr(), y.ptr()], k, 0.0);
         // SAFETY: nothing is multiplied.
-        assert_eq!(seconds(&|| unsafe { gpu.gemm(&gemm) }.unwrap()), expected, "the longer of operations and bytes");
+        assert_eq!(seconds(&|| unsafe { gpu.gemm(&product) }.unwrap()), expected, "the longer of operations and bytes");
     }
 }
 

@@ -30,13 +30,18 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     let beside = h.as_ref().filter(|_| x.cols() <= saved).map(|h| side_by_side(x, h)).transpose()?;
     let mut ys = Vec::new();
     for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
+        // The projections of the layer, and its B, whose product is its update.
+        let factors = |lora: &LowRank<'_>, h| -> Result<_> {
+            let (first, rank) = stack.place(i);
+            Ok((Operand::new(h).columns(first, rank), scaled(lora.b.value(), lora.scaling, x.dtype())?))
+        };
         let update = layer.lora.as_ref().zip(h.as_ref());
         let mut y = match (own, update, &beside) {
             (None, Some((lora, _)), Some(x)) => one_product((x, layer), lora, stack.width, stack.place(i).0)?,
             // The update first: what is smaller than a result's rounding is lost if it is added to that result.
             (None, Some((lora, h)), None) => {
-                let ((first, rank), b) = (stack.place(i), scaled(lora.b.value(), lora.scaling, x.dtype())?);
-                let mut y = product(1.0, Operand::new(h).columns(first, rank), Operand::new(&b).t(), x.dtype())?;
+                let (h, b) = factors(lora, h)?;
+                let mut y = product(1.0, h, Operand::new(&b).t(), x.dtype())?;
                 let w = frozen::decoded(layer.w, x.dtype())?;
                 multiply(1.0, Operand::new(x), Operand::new(&w).t(), 1.0, &mut y)?;
                 on_top(y, layer)?.into_unique()
@@ -45,8 +50,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
             (Some(y), update, _) => {
                 let mut y = y.into_dtype(x.dtype()).into_unique();
                 if let Some((lora, h)) = update {
-                    let ((first, rank), b) = (stack.place(i), scaled(lora.b.value(), lora.scaling, x.dtype())?);
-                    let h = Operand::new(h).columns(first, rank);
+                    let (h, b) = factors(lora, h)?;
                     multiply(1.0, h, Operand::new(&b).t(), 1.0, &mut y)?;
                 }
                 on_top(y, layer)?.into_unique()
