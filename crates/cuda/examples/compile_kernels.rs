@@ -4,13 +4,13 @@
 //! cargo run --example compile_kernels -- sm_80,sm_90 NAME=FILE.cu ...
 //! ```
 //!
-//! A file is preceded by what lies beside it as `.cuh`.
+//! A file is preceded by the `.cuh` of the folder above and of its own.
 //!
 //! One line for each: name, architecture, seconds, bytes, and what the assembler says of registers and spills.
 
 #![allow(clippy::print_stdout)]
 
-use halfbyte_cuda::{Error, Number, compile_verbose, full_text, module_name, probe};
+use halfbyte_cuda::{Error, Number, compile_verbose, full_text, module_name, probe, source_files};
 use std::{fs, io, path::Path, time::Instant};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut failed = 0;
     for arg in args {
         let (name, path) = arg.split_once('=').ok_or("files are named NAME=FILE.cu")?;
-        let text = with_what_is_beside(Path::new(path))?;
+        let files = source_files(Path::new(path))?;
+        let text = files.iter().map(fs::read_to_string).collect::<io::Result<String>>()?;
         for architecture in architectures.split(',') {
             for element in Number::ALL {
                 let (module, begun) = (module_name(name, element), Instant::now());
@@ -48,18 +49,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err(format!("{failed} do not compile").into());
     }
     Ok(())
-}
-
-/// The text of a file, behind the `.cuh` of its folder.
-fn with_what_is_beside(file: &Path) -> io::Result<String> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(file.parent().unwrap_or(Path::new(".")))? {
-        paths.push(entry?.path());
-    }
-    paths.retain(|it| it.extension().is_some_and(|it| it == "cuh"));
-    paths.sort();
-    paths.push(file.to_owned());
-    paths.iter().map(fs::read_to_string).collect()
 }
 
 /// The most registers of a kernel, and all spilled bytes, out of the assembler's report.

@@ -1,6 +1,8 @@
 //! Kernels from text to what a device runs: by NVRTC, or from a cache on disk.
 
 use std::ffi::CString;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc;
 
@@ -24,6 +26,23 @@ pub struct Source {
 /// The name of what a file is compiled to for an element type: `rms_norm.bf16`.
 pub fn module_name(source: &str, element: Number) -> String {
     format!("{source}.{}", element.name())
+}
+
+/// The files of which a `kernel.cu` is made, itself the last: before it the `.cuh` of the folder above, which it shares with other
+/// folders, and those of its own.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn source_files(kernel: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for folder in [kernel.ancestors().nth(2), kernel.parent()].into_iter().flatten() {
+        let mut shared = std::fs::read_dir(folder)?.map(|it| Ok(it?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
+        shared.retain(|it| it.extension().is_some_and(|it| it == "cuh"));
+        shared.sort();
+        files.extend(shared);
+    }
+    files.push(kernel.to_owned());
+    Ok(files)
 }
 
 /// What makes an element type `T`, before a file that is compiled for it.

@@ -225,15 +225,12 @@ plain! {
 /// unsafe { Forward { x, w, y: &mut y, rstd: &mut rstd, c, eps }.launch(gpu, element, Launch::rows(rows, 256)) }?;
 /// ```
 ///
-/// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`]. `"before.cuh" + "kernel.cu"` puts
+/// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`]. `"before.cuh" "kernel.cu"` puts
 /// what the kernels share before them; in place of the file's name, `text "..."` gives the kernels themselves.
 #[macro_export]
 macro_rules! kernels {
-    (const $source:ident = $name:literal, $file:literal, over $($rest:tt)+) => {
-        $crate::kernels! { @ $source $name (include_str!($file)) $($rest)+ }
-    };
-    (const $source:ident = $name:literal, $before:literal + $file:literal, over $($rest:tt)+) => {
-        $crate::kernels! { @ $source $name (concat!(include_str!($before), include_str!($file))) $($rest)+ }
+    (const $source:ident = $name:literal, $($file:literal)+, over $($rest:tt)+) => {
+        $crate::kernels! { @ $source $name (concat!($(include_str!($file)),+)) $($rest)+ }
     };
     (const $source:ident = $name:literal, text $text:literal, over $($rest:tt)+) => {
         $crate::kernels! { @ $source $name ($text) $($rest)+ }

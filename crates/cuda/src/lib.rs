@@ -37,7 +37,7 @@ mod stream;
 mod symbols;
 
 pub use buffer::Buffer;
-pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name};
+pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name, source_files};
 pub use counters::Counters;
 pub use dry::Rates;
 pub use error::Error;

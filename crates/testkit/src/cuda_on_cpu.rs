@@ -2,7 +2,7 @@
 //!
 //! Every file of kernels is an object of its own that is kept while its text is the same, so that a change of one costs seconds.
 
-use halfbyte_cuda::{COMMON, Number, element_text, full_text, module_name};
+use halfbyte_cuda::{COMMON, Number, element_text, full_text, module_name, source_files};
 use std::{
     collections::hash_map::DefaultHasher,
     fmt::Write,
@@ -17,7 +17,7 @@ use std::{
 
 struct KernelFile {
     name: String,
-    /// `kernel.cu`, and before it what lies beside it for it to share.
+    /// `kernel.cu`, and before it what it shares.
     paths: Vec<PathBuf>,
     text: String,
 }
@@ -148,13 +148,7 @@ fn find_kernels(dir: &Path, found: &mut Vec<KernelFile>) -> io::Result<()> {
         } else if path.file_name().is_some_and(|it| it == "kernel.cu") {
             let folder = if dir.ends_with("src") { dir.parent().unwrap_or(dir) } else { dir };
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let mut paths = Vec::new();
-            for beside in fs::read_dir(dir)? {
-                paths.push(beside?.path());
-            }
-            paths.retain(|it| it.extension().is_some_and(|it| it == "cuh"));
-            paths.sort();
-            paths.push(path);
+            let paths = source_files(&path)?;
             let text = paths.iter().map(fs::read_to_string).collect::<io::Result<String>>()?;
             let paths = paths.iter().map(|it| it.canonicalize()).collect::<io::Result<Vec<PathBuf>>>()?;
             found.push(KernelFile { name, paths, text });

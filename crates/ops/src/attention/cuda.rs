@@ -8,7 +8,7 @@ use halfbyte_tensor::{DType, Error, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "attention", "kernel.cu", over Tensor;
+    const SOURCE = "attention", "shape.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32,

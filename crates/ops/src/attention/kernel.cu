@@ -9,21 +9,6 @@
 // Channels of a head that a lane sums: heads have at most 256.
 #define SHARE 8
 
-struct Shape {
-    int heads, kv_heads, dim;
-    int window;  // 0 for none
-    float scale;
-};
-// A sequence: rows of the batch, the row of its first key, and the position of its first row, as the layout has them.
-struct Segment {
-    unsigned first, count, first_key, past;
-};
-#define AS_SHAPE {heads, kv_heads, dim, window, scale}
-
-__device__ __forceinline__ int first_key(const Shape& s, int position) {
-    return s.window > 0 && position - s.window + 1 > 0 ? position - s.window + 1 : 0;
-}
-
 // Rows first .. first + TILE of a (rows, stride) matrix, a head's channels of them, into a tile whose rows are padded by one so that lanes
 // meet no common bank; rows from `limit` on are zero.
 __device__ __forceinline__ void load_tile(float* tile, const T* x, size_t base, int first, int limit, int stride, int dim) {

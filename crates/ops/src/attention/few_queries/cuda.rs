@@ -7,7 +7,7 @@ use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "few_queries", "kernel.cu", over Tensor;
+    const SOURCE = "few_queries", "../shape.cuh" "kernel.cu", over Tensor;
     attend_parts as AttendParts {
         q: *const T, k: *const T, v: *const T, segments: *const u32, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32, keys_a_part: i32, number: i32, lanes: i32,

@@ -11,16 +11,6 @@ struct alignas(16) Eight {
     T of[8];
 };
 
-struct Shape {
-    int heads, kv_heads, dim;
-    int window;  // 0 for none
-    float scale;
-};
-// A sequence: rows of the batch, the row of its first key, and the position of its first row, as the layout has them.
-struct Segment {
-    unsigned first, count, first_key, past;
-};
-
 // The sum over the lanes of a key.
 __device__ __forceinline__ float key_sum(float v, int lanes) {
     for (int o = lanes / 2; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
@@ -80,8 +70,7 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
                                             int keys_a_part, int number, int lanes, const Shape& s) {
     int group = s.heads / s.kv_heads, kv_head = blockIdx.x / number, which = blockIdx.x % number;
     int position = of.past + blockIdx.y, row = of.first + blockIdx.y;
-    int first = s.window > 0 && position - s.window + 1 > 0 ? position - s.window + 1 : 0;
-    int begin = max(first, which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
+    int begin = max(first_key(s, position), which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
     int at_a_time = WARPS * 32 / lanes, own = threadIdx.x / lanes, count = end > begin ? (end - begin + at_a_time - 1) / at_a_time : 0;
     const T* keys = k + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
     const T* values = v + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
@@ -132,7 +121,7 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
 // one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each head and key at a time.
 KERNEL attend_parts(const T* q, const T* k, const T* v, const unsigned* segments, float* parts, T* y, int heads, int kv_heads, int dim,
                     int window, float scale, int keys_a_part, int number, int lanes) {
-    const Shape s = {heads, kv_heads, dim, window, scale};
+    const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     if (blockIdx.y >= of.count) return;
     SHARED_ARRAY(float, shared);

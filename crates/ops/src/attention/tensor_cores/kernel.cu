@@ -7,22 +7,8 @@
 #define KEYS_OF(M) ((M) == 1 ? 128 : 32)
 #define FEW_KEYS_OF(M) ((M) == 1 ? 64 : 32)
 
-struct Shape {
-    int heads, kv_heads, dim;
-    int window;  // 0 for none
-    float scale;
-};
-// A sequence: rows of the batch, the row of its first key, and the position of its first row, as the layout has them.
-struct Segment {
-    unsigned first, count, first_key, past;
-};
-#define AS_SHAPE {heads, kv_heads, dim, window, scale}
-
 #if T_KIND > 0
 
-__device__ __forceinline__ int first_key(const Shape& s, int position) {
-    return s.window > 0 && position - s.window + 1 > 0 ? position - s.window + 1 : 0;
-}
 __device__ __forceinline__ bool sees(const Shape& s, int position, int key) {
     return key <= position && key >= first_key(s, position);
 }
@@ -36,10 +22,6 @@ __device__ __forceinline__ float row_max(float v) {
     v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
     return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }
-
-struct alignas(16) Piece {
-    unsigned of[4];
-};
 
 // A warp's 16 M rows of results, each times its factor, to memory by way of its rows of a tile that nobody reads any more.
 template <int DIM, int M>
@@ -60,7 +42,7 @@ __device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4],
     for (int j = 0; j < M * DIM / 16; j++) {
         int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
         if (first + own + row < limit && 8 * piece < dim)
-            *(Piece*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Piece*)(rows + place<ROWS>(own + row, piece));
+            *(Pack<T>*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Pack<T>*)(rows + place<ROWS>(own + row, piece));
     }
 }
 
@@ -408,12 +390,9 @@ KERNEL along(const T* dy, const T* y, const unsigned* segments, float* d, int he
         size_t at = (of.first + (size_t)first + row) * heads * dim + head * dim + 8 * piece;
         float sum = 0.0f;
         if (row < limit && 8 * piece < dim) {
-            struct alignas(16) Eight {
-                T of[8];
-            };
-            const Eight a = *(const Eight*)(dy + at), b = *(const Eight*)(y + at);
+            const Pack<T> a = *(const Pack<T>*)(dy + at), b = *(const Pack<T>*)(y + at);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum += to_f32(a.of[i]) * to_f32(b.of[i]);
+            for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
         }
 #pragma unroll
         for (int o = 8; o > 0; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
