@@ -7,9 +7,11 @@ pub mod cuda;
 #[cfg(target_os = "linux")]
 mod cuda_on_cpu;
 mod gradcheck;
+mod hub;
 mod input;
 
 pub use gradcheck::{Gradcheck, gradcheck};
+pub use hub::{Fault, LoopbackHub, Seen};
 pub use input::{noise, noise_in, noise_vec};
 
 /// Asserts that `got` is within `tolerance * (1 + |expected|)` of the oracle, element by element.

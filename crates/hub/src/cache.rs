@@ -1,0 +1,253 @@
+//! The cache as huggingface_hub lays it out, so that what either fetches is there for the other.
+//!
+//! ```text
+//! CACHE/models--ORG--NAME/blobs/ETAG                      a file's bytes; its git hash, or its SHA-256 if it is a large one
+//!                         snapshots/COMMIT/config.json -> ../../blobs/ETAG
+//!                         refs/main                       the commit that a branch or tag was at
+//!                         trees/COMMIT.json               what there is at a commit, here or not
+//! CACHE/datasets--ORG--SET/...
+//! CACHE/.locks/models--ORG--NAME/ETAG.lock
+//! ```
+
+use crate::{
+    Error, Name, Result,
+    name::{Kind, is_id},
+    tree::Tree,
+};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What Halfbyte writes into a part of the file that it is fetching, and which pieces it has. Both end as huggingface_hub's own do, so
+/// that its tools know them for what they are; another name keeps its versions that append to such files from these.
+#[cfg(feature = "network")]
+pub(crate) const PART: &str = ".halfbyte.incomplete";
+#[cfg(feature = "network")]
+pub(crate) const PIECES: &str = ".pieces.incomplete";
+
+/// A repository's folder in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Repo {
+    pub(crate) folder: PathBuf,
+    #[cfg(feature = "network")]
+    pub(crate) locks: PathBuf,
+}
+
+impl Repo {
+    pub(crate) fn new(cache: &Path, name: &Name) -> Repo {
+        let folder = format!("{}--{}", name.kind.plural(), name.id.replace('/', "--"));
+        Repo {
+            #[cfg(feature = "network")]
+            locks: cache.join(".locks").join(&folder),
+            folder: cache.join(folder),
+        }
+    }
+
+    /// The commit of a revision, as far as it is known here.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(text.trim().to_owned()).filter(|it| is_commit(it))
+    }
+
+    /// The folder of a commit.
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Where the bytes of a file are, or will be.
+    #[cfg(feature = "network")]
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(etag)
+    }
+
+    /// What there is at a commit, if it was written down.
+    pub(crate) fn tree(&self, commit: &str) -> Option<Tree> {
+        Tree::parse_cached(&fs::read(self.folder.join("trees").join(format!("{commit}.json"))).ok()?)
+    }
+}
+
+#[cfg(feature = "network")]
+impl Repo {
+    /// Makes the folders, and the mark by which programs that make backups know a cache.
+    pub(crate) fn make(&self) -> Result<()> {
+        for folder in [&self.folder.join("blobs"), &self.locks] {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        let tag = self.folder.with_file_name("CACHEDIR.TAG");
+        if !tag.exists() {
+            // Nothing depends on it.
+            let _ = fs::write(
+                tag,
+                "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds files that can be fetched again.\n",
+            );
+        }
+        Ok(())
+    }
+
+    /// Notes at which commit a branch or tag was; of a commit there is nothing to note.
+    pub(crate) fn set_ref(&self, revision: &str, commit: &str) -> Result<()> {
+        if revision == commit || self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        write_whole(&self.folder.join("refs").join(revision), commit.as_bytes())
+    }
+
+    /// Writes down what there is at a commit.
+    pub(crate) fn set_tree(&self, commit: &str, tree: &Tree) -> Result<()> {
+        write_whole(&self.folder.join("trees").join(format!("{commit}.json")), tree.to_cached().as_bytes())
+    }
+
+    /// Lets a file of a commit be found: a link to its bytes, by a path that stays true when the cache is moved.
+    pub(crate) fn point(&self, commit: &str, path: &str, etag: &str) -> Result<()> {
+        let place = self.snapshot(commit).join(path);
+        let parent = place.parent().expect("a file of a snapshot lies in a folder");
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let blob = self.blob(etag);
+        if same_file(&place, &blob) {
+            return Ok(());
+        }
+        let up = "../".repeat(2 + path.matches('/').count());
+        let _ = fs::remove_file(&place);
+        match link(&format!("{up}blobs/{etag}"), &place, &blob) {
+            // Somebody else was quicker.
+            Err(_) if same_file(&place, &blob) => Ok(()),
+            done => done.map_err(Error::io(&place)),
+        }
+    }
+}
+
+#[cfg(feature = "network")]
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(all(unix, feature = "network"))]
+fn link(target: &str, place: &Path, _: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, place)
+}
+
+/// Where links need a privilege the snapshot gets the file itself, as huggingface_hub does it.
+#[cfg(all(not(unix), feature = "network"))]
+fn link(_: &str, place: &Path, blob: &Path) -> std::io::Result<()> {
+    fs::copy(blob, place).map(|_| ())
+}
+
+/// A small file that appears whole, whoever else writes it.
+#[cfg(feature = "network")]
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let parent = path.parent().expect("a file of the cache lies in a folder");
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    let mut name = path.file_name().expect("a file has a name").to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let draft = path.with_file_name(name);
+    fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path)).map_err(Error::io(path))
+}
+
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_hex(text)
+}
+
+pub(crate) fn is_hex(text: &str) -> bool {
+    text.bytes().all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
+}
+
+/// A repository in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// What it is.
+    pub kind: Kind,
+    /// `ORG/NAME`, or `NAME` alone of an old one.
+    pub id: String,
+    /// Its revisions, those of branches first.
+    pub revisions: Vec<Revision>,
+    /// Of all its files, those that are not whole yet among them.
+    pub bytes: u64,
+}
+
+/// A commit in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// Its hash.
+    pub commit: String,
+    /// The branches and tags that were at it.
+    pub refs: Vec<String>,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Of its files, which it may share with other commits.
+    pub bytes: u64,
+}
+
+/// All repositories of models and data sets in a cache, by name. One that does not exist is empty.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn list(cache: &Path) -> Result<Vec<Cached>> {
+    let mut found = Vec::new();
+    for folder in entries(cache)? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = [Kind::Model, Kind::DataSet].into_iter().find(|it| name.starts_with(&format!("{}--", it.plural())));
+        let Some(kind) = kind.filter(|_| folder.is_dir()) else { continue };
+        let id = name[kind.plural().len() + 2..].replacen("--", "/", 1);
+        if !is_id(&id) && !is_id(&format!("org/{id}")) {
+            continue;
+        }
+        let refs = refs(&folder)?;
+        let mut revisions = Vec::new();
+        for snapshot in entries(&folder.join("snapshots"))? {
+            let commit = snapshot.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let at = refs.iter().filter(|it| it.1 == commit).map(|it| it.0.clone()).collect();
+            let bytes = bytes(&files(&snapshot)?);
+            revisions.push(Revision { commit, refs: at, folder: snapshot, bytes });
+        }
+        revisions.sort_by(|a, b| (a.refs.is_empty(), &a.refs, &a.commit).cmp(&(b.refs.is_empty(), &b.refs, &b.commit)));
+        let bytes = bytes(&files(&folder)?);
+        found.push(Cached { kind, id, revisions, bytes });
+    }
+    found.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));
+    Ok(found)
+}
+
+/// The branches and tags that are known, each with its commit.
+fn refs(folder: &Path) -> Result<Vec<(String, String)>> {
+    let root = folder.join("refs");
+    let mut found = Vec::new();
+    for path in files(&root)? {
+        let name = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+        found.extend(fs::read_to_string(&path).ok().map(|it| (name, it.trim().to_owned())));
+    }
+    Ok(found)
+}
+
+/// The files below a folder, as they are reached.
+pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut open) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for path in entries(&folder)? {
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The bytes of files, each counted once however many links lead to it.
+fn bytes(files: &[PathBuf]) -> u64 {
+    let whole: BTreeSet<PathBuf> = files.iter().filter_map(|it| it.canonicalize().ok()).collect();
+    whole.iter().filter_map(|it| fs::metadata(it).ok()).map(|it| it.len()).sum()
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let found = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found.map_err(Error::io(folder))?,
+    };
+    let paths = found.map(|it| it.map(|it| it.path())).collect::<std::io::Result<Vec<_>>>();
+    let mut paths = paths.map_err(Error::io(folder))?;
+    paths.sort();
+    Ok(paths)
+}
