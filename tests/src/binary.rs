@@ -20,7 +20,15 @@ fn build() -> PathBuf {
         Some("debug") | None => "dev",
         Some(name) => name,
     };
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo told the tests of their own package is not for those that are built: ring would be built anew for it.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    let output = cargo
         .args(["build", "--package", "halfbyte-trainer", "--bin", "halfbyte", "--message-format", "json"])
         .args(["--profile", profile, "--target-dir"])
         .arg(profile_dir.parent().expect("a profile's folder lies in the target folder"))
@@ -37,12 +45,15 @@ fn build() -> PathBuf {
 
 /// A command of the binary, to be completed and run by [`run`], or by hand where a test needs the process itself.
 ///
-/// GPUs and settings of the person who runs the tests have no say in them.
+/// GPUs, settings and cached models of the person who runs the tests have no say in them, and nothing is asked of the network.
 pub fn halfbyte() -> Command {
     let mut command = Command::new(&*BINARY);
     command
         .env("CUDA_VISIBLE_DEVICES", "")
         .env_remove("HALFBYTE_LOG")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HUB_CACHE", "/nonexistent/hub")
+        .env_remove("HF_TOKEN")
         .env_remove("HALFBYTE_MATMUL_KERNEL")
         .stdin(Stdio::null());
     command

@@ -62,7 +62,9 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
     if args.is_empty() {
         require_embedded(&root)?;
     }
-    let exe = workspace::build_halfbyte(&root)?;
+    // What is embedded comes from nowhere.
+    let exe =
+        if args.is_empty() { workspace::build_halfbyte_offline(&root)? } else { workspace::build_halfbyte(&root)? };
     let mut cmd = Command::new(exe);
     if args.is_empty() {
         cmd.args(DEFAULT_ARGS).current_dir(&root);

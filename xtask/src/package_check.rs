@@ -24,6 +24,7 @@ const CONSUMERS: &[Consumer] = &[
     Consumer { name: "matmul", dependencies: &["halfbyte-matmul"] },
     Consumer { name: "data", dependencies: &["halfbyte-data"] },
     Consumer { name: "files", dependencies: &["halfbyte-files"] },
+    Consumer { name: "hub", dependencies: &["halfbyte-hub"] },
     Consumer { name: "paged-optim", dependencies: &["halfbyte-paged-optim"] },
     // Adapters are trained on a tape of tensors over a frozen matrix: the types of its interface come from these crates.
     Consumer {
@@ -77,7 +78,9 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
     for consumer in &consumers {
         let name = consumer.package();
         println!("consumer of {}", consumer.dependencies.join(", "));
-        cmd!(sh, "{cargo} run --quiet --offline --target-dir {target} --package {name}")
+        let build = cmd!(sh, "{cargo} run --quiet --offline --target-dir {target} --package {name}");
+        workspace::told_by_cargo()
+            .fold(build, |cmd, variable| cmd.env_remove(variable))
             .quiet()
             .run()
             .with_context(|| format!("{SOURCES}/{}.rs, built outside the workspace, failed", consumer.name))?;

@@ -105,6 +105,8 @@ pub struct LoraConfig {
     pub init_lora_weights: Option<String>,
     /// What the base model was called when the adapter was trained.
     pub base_model_name_or_path: Option<String>,
+    /// The revision of that, if one was named.
+    pub revision: Option<String>,
 }
 
 impl Default for LoraConfig {
@@ -126,6 +128,7 @@ impl Default for LoraConfig {
             ensure_weight_tying: false,
             init_lora_weights: None,
             base_model_name_or_path: None,
+            revision: None,
         }
     }
 }

@@ -39,6 +39,7 @@ pub const ADAPTER_KEYS: KeyTable = KeyTable {
         ("init_lora_weights", Read),
         ("trainable_token_indices", Read),
         ("base_model_name_or_path", Read),
+        ("revision", Read),
         // Said to count as false where it is not.
         ("fan_in_fan_out", Read),
         ("alora_invocation_tokens", Refused(APART)),
@@ -64,7 +65,6 @@ pub const ADAPTER_KEYS: KeyTable = KeyTable {
         ("auto_mapping", WHO),
         ("base_model_class", WHO),
         ("peft_version", WHO),
-        ("revision", WHO),
     ],
 };
 
@@ -80,7 +80,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
     let null = ["alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config"];
     let null_too = ["layer_replication", "lora_ga_config", "megatron_config", "monteclora_config"];
-    let null_last = ["revision", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
+    let null_last = ["target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
     null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
     let off = ["fan_in_fan_out", "lora_bias", "use_qalora"];
     off.iter().for_each(|key| put(key, json!(false)));
@@ -104,6 +104,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     put("qalora_group_size", json!(16));
     put("r", json!(config.rank));
     put("rank_pattern", patterns(config.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect()));
+    put("revision", json!(config.revision));
     put("target_modules", target);
     put("task_type", json!("CAUSAL_LM"));
     put("use_dora", json!(config.use_dora));
@@ -232,6 +233,7 @@ fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, Str
         ensure_weight_tying: field(keys, "ensure_weight_tying")?.unwrap_or(false),
         init_lora_weights: None,
         base_model_name_or_path: field(keys, "base_model_name_or_path")?,
+        revision: field(keys, "revision")?,
     })
 }
 

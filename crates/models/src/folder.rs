@@ -160,15 +160,7 @@ fn no_folder(dir: &Path) -> String {
     if let Some(link) = dangling(dir) {
         return link;
     }
-    let mut message = "is not a folder; --model takes a folder in Hugging Face's layout (config.json, model.safetensors, tokenizer.json)".to_owned();
-    let text = dir.to_string_lossy();
-    let is_name = text.split('/').count() == 2 && !text.starts_with(['.', '/', '~']) && !dir.exists();
-    if let Some((_, name)) = text.split_once('/').filter(|it| is_name && !it.1.is_empty()) {
-        message += &format!(
-            ". If it is a name on the hub, fetch it first: `hf download {text} --local-dir {name}`, then --model {name}"
-        );
-    }
-    message
+    "is not a folder; --model takes a folder in Hugging Face's layout (config.json, model.safetensors, tokenizer.json), or a name on its hub (ORG/NAME)".to_owned()
 }
 
 /// What a folder without a `config.json` may be instead.

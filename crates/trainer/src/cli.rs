@@ -42,6 +42,10 @@ pub enum Command {
     Merge(MergeArgs),
     /// Quantise a model and write it as a bitsandbytes checkpoint, reporting the error of every matrix.
     Quantize(QuantizeArgs),
+    /// Fetch models, adapters and data sets by name, or bring them up to date.
+    Pull(PullArgs),
+    /// List what of the hub is in the cache, and which of it can be trained.
+    Models(ModelsArgs),
     /// Show what devices there are to compute on.
     Devices,
     /// Show the same and try it: whether the GPU compiles, runs and multiplies, or what is missing.
@@ -51,8 +55,8 @@ pub enum Command {
 /// How the base model is loaded.
 #[derive(Args, Clone, Debug)]
 pub struct BaseArgs {
-    /// Folder of the base model, in Hugging Face's layout.
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a folder in Hugging Face's layout, or a name on its hub, ORG/NAME[@REVISION].
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// How the frozen matrices are kept [default: as stored if the model is quantised, else what --adapter was trained on,
     /// else none].
@@ -112,8 +116,8 @@ pub struct GenerateArgs {
     /// The base model.
     #[command(flatten)]
     pub base: BaseArgs,
-    /// An adapter's folder, or NAME=DIR; may be given more than once.
-    #[arg(long, value_name = "[NAME=]DIR")]
+    /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
     pub adapter: Vec<String>,
     /// Which adapter to use, by name; `none` is the base alone [default: each in turn].
     #[arg(long, value_name = "NAME")]
@@ -135,8 +139,8 @@ pub struct ChatArgs {
     /// The base model.
     #[command(flatten)]
     pub base: BaseArgs,
-    /// An adapter's folder, or NAME=DIR; may be given more than once.
-    #[arg(long, value_name = "[NAME=]DIR")]
+    /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
     pub adapter: Vec<String>,
     /// Sampling.
     #[command(flatten)]
@@ -149,11 +153,11 @@ pub struct EvalArgs {
     /// The base model.
     #[command(flatten)]
     pub base: BaseArgs,
-    /// An adapter's folder, or NAME=DIR; may be given more than once, and each is measured on the same base.
-    #[arg(long, value_name = "[NAME=]DIR")]
+    /// An adapter: a folder, a name on the hub, or NAME=FOLDER; may be given more than once, and each is measured on the same base.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
     pub adapter: Vec<String>,
-    /// A parquet or JSON Lines file.
-    #[arg(long, value_name = "FILE")]
+    /// A parquet or JSON Lines file, or a data set on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT].
+    #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     /// Column of the text [default: text; without such a column: instruction, input and output].
     #[arg(long, value_name = "NAME")]
@@ -207,11 +211,11 @@ pub struct InspectArgs {
 /// `halfbyte merge`.
 #[derive(Args, Debug)]
 pub struct MergeArgs {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a folder, or a name on the hub, ORG/NAME[@REVISION].
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// The adapter's folder.
-    #[arg(long, value_name = "DIR")]
+    /// The adapter's folder, or its name on the hub.
+    #[arg(long, value_name = "ADAPTER")]
     pub adapter: PathBuf,
     /// The folder to write.
     #[arg(long, value_name = "DIR")]
@@ -245,8 +249,8 @@ pub struct MergeArgs {
 /// `halfbyte quantize`.
 #[derive(Args, Debug)]
 pub struct QuantizeArgs {
-    /// Folder of the model.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a folder, or a name on the hub, ORG/NAME[@REVISION].
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// The folder to write; without it only the report is made.
     #[arg(long, value_name = "DIR")]
@@ -264,6 +268,25 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `halfbyte pull`.
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// Models and adapters on the hub, ORG/NAME[@REVISION].
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// A data set, ORG/SET[@REVISION][:[CONFIG/]SPLIT]; may be given more than once.
+    #[arg(long, value_name = "NAME")]
+    pub data: Vec<String>,
+}
+
+/// `halfbyte models`.
+#[derive(Args, Debug)]
+pub struct ModelsArgs {
+    /// Print one JSON array.
     #[arg(long)]
     pub json: bool,
 }

@@ -8,7 +8,11 @@ use tracing_subscriber::EnvFilter;
 /// Sets up logging. `HALFBYTE_LOG` overrides the level.
 pub fn init(verbose: bool) {
     let level = if verbose { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_env("HALFBYTE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let mut filter = EnvFilter::try_from_env("HALFBYTE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // They would write what they send, tokens and signatures with it.
+    for crate_name in ["ureq", "ureq_proto", "rustls"] {
+        filter = filter.add_directive(format!("{crate_name}=off").parse().expect("a directive"));
+    }
     // A second initialisation, in tests, changes nothing.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time();
     let _ = log.log_internal_errors(false).try_init();

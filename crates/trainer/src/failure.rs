@@ -105,6 +105,9 @@ fn is_users_mistake(error: &(dyn std::error::Error + 'static)) -> bool {
         // What the system refused is the system's reason, which comes next.
         return !matches!(it, halfbyte_data::Error::Read { .. });
     }
+    if let Some(it) = error.downcast_ref::<halfbyte_hub::Error>() {
+        return matches!(it, halfbyte_hub::Error::Asked { .. });
+    }
     error.is::<halfbyte_cuda::Error>()
 }
 

@@ -14,6 +14,7 @@ mod labels;
 mod load;
 mod memory;
 mod merge_check;
+mod places;
 mod plan;
 mod quantized_checkpoint;
 mod save_model;
@@ -46,6 +47,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect(&args),
         Command::Merge(args) => commands::merge(&args),
         Command::Quantize(args) => commands::quantize(&args),
+        Command::Pull(args) => commands::pull(&args),
+        Command::Models(args) => commands::models(&args),
         Command::Devices => commands::devices(),
         Command::Doctor => commands::doctor(),
     }

@@ -5,6 +5,7 @@ use crate::{
     cli::{DeviceArg, LayoutArg},
     console,
     failure::user_error,
+    places,
 };
 use halfbyte_cuda::Gpu;
 use halfbyte_data::{Columns, Tokenizer};
@@ -27,10 +28,11 @@ pub(crate) struct BaseModel {
     pub(crate) tokenizer: Tokenizer,
 }
 
-/// Opens a folder without loading its weights.
-pub(crate) fn open(dir: &Path) -> anyhow::Result<BaseModel> {
-    let folder = ModelFolder::open(dir)?;
-    let mut tokenizer = Tokenizer::load(dir)?;
+/// Opens a model without loading its weights.
+pub(crate) fn open(named: &Path) -> anyhow::Result<BaseModel> {
+    let dir = places::model(named)?.path;
+    let folder = ModelFolder::open(&dir)?;
+    let mut tokenizer = Tokenizer::load(&dir)?;
     tokenizer.check_vocab(folder.config().vocab_size)?;
     folder.config().notes.iter().chain(tokenizer.notes()).for_each(|it| console::warn(it));
     Ok(BaseModel { folder, tokenizer })
@@ -97,18 +99,17 @@ fn load_with(folder: &ModelFolder, loading: Loading<'_>, device: &Device) -> any
     Ok(model)
 }
 
-/// `NAME=DIR`, or a folder that lends its own name. A `=` inside a path, as in `runs/lr=2e-4`, names nothing.
+/// `NAME=ADAPTER`, or a folder or name on the hub that lends its own. A `=` inside a path, as in `runs/lr=2e-4`, names nothing.
 pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
     let named = text.split_once('=').filter(|it| !it.0.contains(['/', '\\']) && !Path::new(text).is_dir());
     if let Some((name, dir)) = named {
         if name.is_empty() || dir.is_empty() {
             return Err(user_error(format!("--adapter {text}: expected NAME=DIR")));
         }
-        return Ok((name.to_owned(), dir.into()));
+        return Ok((name.to_owned(), places::adapter(Path::new(dir))?));
     }
-    let dir = PathBuf::from(text);
-    let name = dir.file_name().map_or_else(|| "default".to_owned(), |it| it.to_string_lossy().into_owned());
-    Ok((name, dir))
+    let name = Path::new(text).file_name().map_or_else(|| "default".to_owned(), |it| it.to_string_lossy().into_owned());
+    Ok((name, places::adapter(Path::new(text))?))
 }
 
 /// Adapters from disk that wait for their base: they are read before it, since one may have to see the base's matrices before

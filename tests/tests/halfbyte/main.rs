@@ -16,6 +16,7 @@ mod finetune;
 mod formats;
 mod fuzz;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupted;
 mod keys;

@@ -268,7 +268,7 @@ fn a_place_beside_the_model_is_pointed_out() {
     let snapshot = root.join("snapshots").join("0123abcd");
     TinyModel::llama().write(&snapshot);
     command("inspect", &root, &[], "").user_error(&["hub's cache", "0123abcd"]);
-    command("inspect", Path::new("acme/tiny"), &[], "").user_error(&["is not a folder", "hf download acme/tiny"]);
+    command("inspect", Path::new("acme/tiny"), &[], "").user_error(&["no such path", "HF_HUB_OFFLINE"]);
     fs::write(snapshot.join("config.json"), "../../blobs/blob0").unwrap();
     command("inspect", &snapshot, &[], "").user_error(&["config.json", "cp -rL"]);
     #[cfg(unix)]

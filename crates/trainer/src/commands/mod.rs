@@ -8,6 +8,8 @@ mod generate;
 mod inspect;
 mod merge;
 mod model_folder;
+mod models;
+mod pull;
 mod quantize;
 mod session;
 
@@ -18,4 +20,6 @@ pub(crate) use eval::eval;
 pub(crate) use generate::generate;
 pub(crate) use inspect::inspect;
 pub(crate) use merge::merge;
+pub(crate) use models::models;
+pub(crate) use pull::pull;
 pub(crate) use quantize::quantize;

@@ -4,7 +4,7 @@ use crate::{
     cli::{QuantArg, QuantizeArgs, Switch},
     console::{self, mib, say},
     failure::user_error,
-    load,
+    load, places,
     quantized_checkpoint::QuantizedWriter,
 };
 use halfbyte_frozen::{Format, FrozenMatrix};
@@ -35,7 +35,8 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         ));
     }
     let format = args.quant.format(args.double_quant == Switch::On, args.block_size);
-    let base = load::open(&args.model)?;
+    let dir = places::model(&args.model)?.path;
+    let base = load::open(&dir)?;
     if let Some(stored) = BaseRecord::stored(&base.folder)? {
         return Err(user_error(format!(
             "{}: is quantised already, as {stored}; quantising it again would add error to error: take the original weights",
@@ -46,7 +47,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         None => measure(&base.folder, format, None)?,
         Some(output) => {
             let mut costs = Vec::new();
-            let target = Target { output, overwrite: args.overwrite, sources: &[&args.model] };
+            let target = Target { output, overwrite: args.overwrite, sources: &[&dir] };
             target.write(|draft| {
                 costs = measure(&base.folder, format, Some(draft))?;
                 Ok(())

@@ -3,10 +3,9 @@
 use super::args::{BiasArg, FinetuneArgs};
 use crate::failure::user_error;
 use halfbyte_lora::{Bias, LoraConfig, Modules, Selection, TargetModules};
-use std::path::Path;
 
-/// The configuration that the flags ask for; defaults are filled in.
-pub(super) fn config(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraConfig> {
+/// The configuration that the flags ask for, on a base of this name; defaults are filled in.
+pub(super) fn config(a: &mut FinetuneArgs, (base, revision): (String, Option<String>)) -> anyhow::Result<LoraConfig> {
     let list = |text: &Option<String>| -> Vec<String> {
         text.iter().flat_map(|it| it.split(',')).map(|it| it.trim().to_owned()).filter(|it| !it.is_empty()).collect()
     };
@@ -27,7 +26,8 @@ pub(super) fn config(a: &mut FinetuneArgs, model: &Path) -> anyhow::Result<LoraC
         rank_pattern: pattern(a.rank_pattern.as_deref(), "--rank-pattern")?,
         alpha_pattern: pattern(a.alpha_pattern.as_deref(), "--alpha-pattern")?,
         init_lora_weights: a.init_lora_weights.clone().filter(|it| it != "default"),
-        base_model_name_or_path: Some(model.display().to_string()),
+        base_model_name_or_path: Some(base),
+        revision,
         ..LoraConfig::default()
     })
 }

@@ -88,14 +88,14 @@ pub struct FinetuneArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
 
-    /// Folder of the base model, in Hugging Face's layout.
-    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    /// The base model: a folder in Hugging Face's layout, or a name on its hub, ORG/NAME[@REVISION].
+    #[arg(long, value_name = "MODEL", help_heading = "Files")]
     pub model: Option<PathBuf>,
-    /// Rows to train on: parquet or JSON Lines.
-    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    /// Rows to train on: parquet or JSON Lines, or a data set on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT].
+    #[arg(long, value_name = "DATA", help_heading = "Files")]
     pub data: Option<PathBuf>,
     /// Held-out rows: their loss is measured before and after.
-    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    #[arg(long, value_name = "DATA", help_heading = "Files")]
     pub eval_data: Option<PathBuf>,
     /// Folder for the adapter, logs and checkpoints.
     #[arg(long, value_name = "DIR", visible_alias = "output-dir", help_heading = "Files")]
@@ -110,7 +110,7 @@ pub struct FinetuneArgs {
     #[serde(skip)]
     pub resume: bool,
     /// Start from this adapter instead of a fresh one.
-    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    #[arg(long, value_name = "ADAPTER", help_heading = "Files")]
     pub init_adapter: Option<PathBuf>,
 
     /// Column of the text [default: text; without such a column: instruction, input and output].

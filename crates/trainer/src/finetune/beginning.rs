@@ -5,6 +5,7 @@ use crate::{
     console::{say, warn},
     failure::user_error,
     load::{self, Waiting},
+    places,
 };
 use halfbyte_lora::{Adapter, LoraConfig, Prepare, Takeover, attach};
 use halfbyte_models::{Model, ModelFolder};
@@ -26,7 +27,8 @@ impl Beginning {
         if settings.method == Method::Full {
             return Ok(Beginning::Model);
         }
-        if let Some(dir) = &settings.args.init_adapter {
+        if let Some(named) = &settings.args.init_adapter {
+            let dir = places::adapter(named)?;
             let named = [(ADAPTER.to_owned(), dir.clone())];
             let waiting = Waiting::read(&named, folder, settings.base)?;
             if waiting.of_token_rows().is_some() {
@@ -72,6 +74,7 @@ impl Beginning {
                     unreachable!("one adapter was read")
                 };
                 adapter.config.base_model_name_or_path = settings.lora.base_model_name_or_path.clone();
+                adapter.config.revision = settings.lora.revision.clone();
                 let config = &adapter.config;
                 let asked = adapter_flags::asked(&settings.given, &settings.lora, config);
                 adapter_flags::differences(&asked, config, &model.modules())?.iter().for_each(|it| warn(it));

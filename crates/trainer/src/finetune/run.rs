@@ -18,7 +18,7 @@ use crate::{
     evaluate::{self, Answer},
     failure::{Failure, user_error},
     load::{self, BaseModel},
-    memory,
+    memory, places,
     plan::Plan,
     save_model,
 };
@@ -126,7 +126,8 @@ impl Data {
         used.lines().iter().for_each(|it| say(it));
         report.warnings().iter().for_each(|it| warn(it));
         let mut eval = None;
-        if let Some(path) = &settings.args.eval_data {
+        if let Some(named) = &settings.args.eval_data {
+            let path = &places::data(named)?.path;
             let config = settings.data_config(path, settings.args.eval_rows.as_deref())?;
             let (rows, report) = Dataset::load(path, &base.tokenizer, &config)?;
             report.warnings().iter().for_each(|it| warn(it));

@@ -8,7 +8,7 @@ use crate::{
     base_record::{BaseFlags, BaseRecord},
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
-    load,
+    load, places,
 };
 use halfbyte_data::{DataConfig, parse_rows};
 use halfbyte_lora::LoraConfig;
@@ -51,14 +51,20 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Fills the defaults in and checks what can be checked without opening a file.
+    /// Fills the defaults in and checks what can be checked without opening a file, but for what the hub has to be asked for.
     pub(crate) fn resolve(mut a: FinetuneArgs) -> anyhow::Result<Settings> {
         let need = |value: &Option<PathBuf>, flag: &str, what: &str| {
             value.clone().ok_or_else(|| user_error(format!("{flag} is missing: {what}")))
         };
-        let model = need(&a.model, "--model", "the folder of the base model")?;
+        let model = need(&a.model, "--model", "the base model, a folder or a name on the hub")?;
         let data = need(&a.data, "--data", "a parquet or JSON Lines file to train on")?;
         let output = need(&a.output, "--output", "the folder for the adapter, logs and checkpoints")?;
+        check_paths(&a)?;
+        let told = places::told(&model);
+        let (model, data) = (places::model(&model)?, places::data(&data)?);
+        // So that the run goes on with what it began with.
+        (a.model, a.data) = (Some(model.pinned), Some(data.pinned));
+        let (model, data) = (model.path, data.path);
         take_stored_format(&mut a, &model)?;
         let (method, quant) = method_and_quant(&a)?;
         (a.method, a.quant) = (Some(method), Some(quant));
@@ -70,8 +76,7 @@ impl Settings {
         let compute = compute(&a);
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
         let given = a.clone();
-        let lora = adapter_flags::config(&mut a, &model)?;
-        check_paths(&a)?;
+        let lora = adapter_flags::config(&mut a, told)?;
         let settings = Settings {
             model,
             data,

@@ -1,0 +1,137 @@
+//! Where a flag's model, adapter or data is: a path, or a name whose folder is in the cache or comes from the hub.
+
+use crate::console::{self, say, warn};
+use halfbyte_hub::{DataName, Event, Hub, Name, Place, Settings, Use, name};
+use indicatif::ProgressBar;
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+/// What a flag names.
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    /// A name that goes on meaning this, whatever moves on the hub; of a path, the path.
+    pub(crate) pinned: PathBuf,
+}
+
+impl Found {
+    fn here(path: &Path) -> Found {
+        Found { path: path.to_owned(), pinned: path.to_owned() }
+    }
+}
+
+/// The folder of a model.
+pub(crate) fn model(named: &Path) -> anyhow::Result<Found> {
+    folder(named, Use::Model)
+}
+
+/// The folder of an adapter.
+pub(crate) fn adapter(named: &Path) -> anyhow::Result<PathBuf> {
+    Ok(folder(named, Use::Adapter)?.path)
+}
+
+fn folder(named: &Path, used: Use) -> anyhow::Result<Found> {
+    // What is not UTF-8 is no name.
+    let Some(Place::There(name)) = named.to_str().map(name::model).transpose()? else { return Ok(Found::here(named)) };
+    let progress = Progress::default();
+    let path = hub()?.folder(&name, used, &|it| progress.hear(it))?;
+    let commit = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(Found { pinned: format!("{}@{commit}", name.id).into(), path })
+}
+
+/// The file of some data; of a data set in several files, these with commas between them.
+pub(crate) fn data(named: &Path) -> anyhow::Result<Found> {
+    let Some(Place::There(name)) = named.to_str().map(name::data).transpose()? else { return Ok(Found::here(named)) };
+    let progress = Progress::default();
+    let rows = hub()?.rows(&name, &|it| progress.hear(it))?;
+    if name.split.is_none() {
+        say(&format!("{name}: taking the split {}", rows.split));
+    }
+    let repo = Name { revision: Some(rows.commit), ..name.repo };
+    let pinned = DataName { repo, config: Some(rows.config), split: Some(rows.split) };
+    let files: Vec<OsString> = rows.files.into_iter().map(PathBuf::into_os_string).collect();
+    Ok(Found { path: files.join(",".as_ref()).into(), pinned: pinned.to_string().into() })
+}
+
+/// A model as other programs are told of it: its name, and the revision if one was named.
+pub(crate) fn told(named: &Path) -> (String, Option<String>) {
+    match named.to_str().map(name::model) {
+        Some(Ok(Place::There(name))) => (name.id, name.revision),
+        _ => (named.display().to_string(), None),
+    }
+}
+
+/// The hub that the environment names.
+pub(crate) fn hub() -> anyhow::Result<Hub> {
+    Ok(Hub { settings: Settings::from_env()? })
+}
+
+/// Says what happens on the network, with a bar while bytes come.
+#[derive(Default)]
+pub(crate) struct Progress(Mutex<Option<ProgressBar>>);
+
+impl Progress {
+    pub(crate) fn hear(&self, event: Event<'_>) {
+        let mut bar = self.0.lock().expect("nothing panics while it holds the bar");
+        let above = |line: &str, say: fn(&str)| match bar.as_ref() {
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
+        };
+        match event {
+            Event::Asks { name, endpoint } => say(&format!("{name}: asking {endpoint}")),
+            Event::Fetches { name, files, bytes, kept } => {
+                let here = if kept > 0 { format!(", of which {} came earlier", size(kept)) } else { String::new() };
+                say(&format!("{name}: fetching {files} files, {}{here}", size(bytes)));
+                let new = console::byte_bar(bytes, "fetching");
+                new.set_position(kept);
+                // The rate is that of what comes now.
+                new.reset_eta();
+                *bar = Some(new);
+            }
+            Event::Came(n) => bar.iter().for_each(|it| it.inc(n)),
+            Event::Lost(n) => bar.iter().for_each(|it| it.dec(n)),
+            Event::Waits { why, seconds } => above(&format!("{why}; trying again in {seconds:.1} s"), warn),
+            Event::WaitsForOther { file } => above(&format!("another process is fetching {file}; waiting for it"), say),
+            Event::Done => {
+                if let Some(bar) = bar.take() {
+                    let (bytes, seconds) = (bar.position(), bar.elapsed().as_secs_f64());
+                    bar.finish_and_clear();
+                    say(&format!("fetched in {seconds:.1} s ({}/s)", size((bytes as f64 / seconds.max(1e-3)) as u64)));
+                }
+            }
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let steps = (0..units.len() - 1).find(|it| bytes >> (10 * it) < 1024).unwrap_or(units.len() - 1);
+    if steps == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{:.1} {}", bytes as f64 / (1u64 << (10 * steps)) as f64, units[steps])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_by_people() {
+        assert_eq!([0, 1023, 1536, 5 << 30].map(size), ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+    }
+
+    #[test]
+    fn a_path_is_left_as_it_is() {
+        for path in ["/nowhere/at/all", "./x", "rows.jsonl", "x"] {
+            for found in [model(Path::new(path)).unwrap(), data(Path::new(path)).unwrap()] {
+                assert_eq!((found.path.as_path(), found.pinned.as_path()), (Path::new(path), Path::new(path)));
+            }
+            assert_eq!(told(Path::new(path)), (path.to_owned(), None));
+        }
+    }
+}
