@@ -1,13 +1,12 @@
 //! Every op on a GPU (or the CPU in the guise of one) beside the same op on the CPU: outputs and gradients, in every dtype.
 
 use crate::{
-    AttentionShape, Dropout, FrozenMatrix, Head, IGNORE, Ids, Layer, Layout, LowRank, RopeScaling, RopeSpec, RopeTable,
-    RowGroups, Targets, add_scaled, attend_cached, attention, cross_entropy, deal_rows, dora_scale, dropout, embedding,
-    frozen_linear,
+    Dropout, FrozenMatrix, Gate, Head, IGNORE, Ids, Layer, Layout, LowRank, RmsNorm, RopeScaling, RopeSpec, RopeTable,
+    RowGroups, Shaping, Targets, add_scaled, cross_entropy, deal_rows, dora_scale, dropout, embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
-    gather_rows, gelu_new,
+    gated, gather_rows, gelu_new,
     kv_rows::{Move, append_rows, move_rows},
-    layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, silu_mul,
+    layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, scale,
 };
 use crate::{
     frozen::{Coded, OnDevice},
@@ -22,6 +21,8 @@ use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+
+mod attention;
 
 /// Four roundings of the dtype, relative to the largest value.
 fn tolerance(dtype: DType) -> f32 {
@@ -93,7 +94,10 @@ fn pointwise_ops() {
         for shape in [[1, 1], [3, 5], [70, 129], [67, 128]] {
             let [a, b] = [noise_in(&shape, dtype, 1, -4.0, 4.0), noise_in(&shape, dtype, 2, -4.0, 4.0)];
             compare("add_scaled", &[a.clone(), b.clone()], |tape, p| add_scaled(tape, &p[0], &p[1], -0.75));
-            compare("silu_mul", &[a.clone(), b.clone()], |tape, p| silu_mul(tape, &p[0], &p[1]));
+            for f in [Gate::Silu, Gate::GeluTanh] {
+                compare("gated", &[a.clone(), b.clone()], |tape, p| gated(tape, &p[0], &p[1], f));
+            }
+            compare("scale", std::slice::from_ref(&a), |tape, p| scale(tape, &p[0], 3.3));
             compare("gelu_new", std::slice::from_ref(&a), |tape, p| gelu_new(tape, &p[0]));
             let d = Dropout { p: 0.3, seed: 0x1234_5678_9abc, site: 77 << 33 };
             compare("dropout", &[a], |tape, p| dropout(tape, &p[0], d));
@@ -113,6 +117,10 @@ fn norms() {
             let more = if c == 1 { 8.0 } else { 1.0 };
             let op = |tape: &Tape<'static>, p: &[Var]| rms_norm(tape, &p[0], &p[1], 1e-5);
             compare_within("rms_norm", &[x.clone(), w.clone()], more, op);
+            let gemma = RmsNorm { eps: 1e-5, offset: 1.0, rounds_last: true };
+            compare_within("rms_norm of 1 + w", &[x.clone(), w.clone()], more, |tape, p| {
+                rms_norm(tape, &p[0], &p[1], gemma)
+            });
             // Its gradient is added to that of the sum, which comes first.
             compare("rms_norm and a residual", &[x.clone(), w.clone()], |tape, p| {
                 let y = rms_norm(tape, &p[0], &p[1], 1e-5)?;
@@ -377,80 +385,6 @@ fn layers_that_train_and_rescaled_ones() {
 }
 
 #[test]
-fn attention_of_every_kind() {
-    let shapes = [
-        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None }, vec![1]),
-        (AttentionShape { heads: 4, kv_heads: 2, head_dim: 12, scale: 0.3, window: None }, vec![37, 20]),
-        (AttentionShape { heads: 2, kv_heads: 2, head_dim: 40, scale: 1.0, window: Some(9) }, vec![50, 33]),
-        (AttentionShape { heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None }, vec![70]),
-        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37) }, vec![150, 1, 61]),
-        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None }, vec![66]),
-        // Several blocks of rows, and of keys that only some of a block's rows see.
-        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 128, scale: 0.1, window: None }, vec![290, 129, 128]),
-        (AttentionShape { heads: 2, kv_heads: 2, head_dim: 80, scale: 0.1, window: Some(100) }, vec![33, 300]),
-        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 48, scale: 0.2, window: Some(17) }, vec![270]),
-    ];
-    for dtype in FLOATS {
-        for (shape, lengths) in &shapes {
-            let layout = Layout::new(lengths).unwrap();
-            let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
-            let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
-            compare("attention", &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
-        }
-    }
-}
-
-#[test]
-fn attention_over_a_cache() {
-    let Some(gpu) = gpu() else { return };
-    let device = Device::Cuda(gpu);
-    for dtype in FLOATS {
-        // New rows, rows before them, and where the sequence's keys begin, of one or several sequences.
-        for (sequences, window) in [
-            (vec![(1, 0, 0)], None),
-            (vec![(1, 45, 0)], None),
-            (vec![(5, 33, 0)], Some(7)),
-            (vec![(40, 8, 0)], None),
-            (vec![(35, 29, 0)], Some(11)),
-            (vec![(1, 20, 0), (1, 3, 64), (1, 63, 128)], None),
-            (vec![(33, 0, 64), (2, 60, 0), (40, 9, 128)], Some(12)),
-            (vec![(140, 50, 2)], None),
-        ] {
-            let layout = Layout::resumed(&sequences).unwrap();
-            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window };
-            let q = noise(&[layout.tokens(), 64], dtype, 1);
-            let [k, v] = [noise(&[192, 32], dtype, 2), noise(&[192, 32], dtype, 3)];
-            let there = |t: &Tensor| t.to_device(&device).unwrap();
-            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
-            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
-        }
-    }
-}
-
-#[test]
-fn few_queries_over_a_long_cache() {
-    let Some(gpu) = gpu() else { return };
-    let device = Device::Cuda(gpu);
-    for dtype in FLOATS {
-        for ((heads, kv_heads, head_dim), window) in
-            [((3, 3, 64), None), ((5, 1, 128), Some(300)), ((2, 1, 24), Some(9)), ((2, 2, 8), None)]
-        {
-            // One part of the keys or several, and a sequence that has fewer than the others.
-            for sequences in [vec![(1, 255, 0)], vec![(1, 700, 3), (4, 0, 710), (2, 255, 720)]] {
-                let layout = Layout::resumed(&sequences).unwrap();
-                let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.25, window };
-                let q = noise(&[layout.tokens(), heads * head_dim], dtype, 1);
-                let [k, v] = [2, 3].map(|seed| noise(&[980, kv_heads * head_dim], dtype, seed));
-                let there = |t: &Tensor| t.to_device(&device).unwrap();
-                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
-                let expected = attend_cached(&q, &k, &v, shape, &layout).unwrap();
-                near(&format!("{shape:?} in {dtype}"), &got, &expected, tolerance(dtype));
-            }
-        }
-    }
-}
-
-#[test]
 fn rows_of_a_cache() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu);
@@ -478,13 +412,20 @@ fn the_loss_and_the_logits() {
             let target = |i: u32| if i % 5 == 3 { IGNORE } else { i * 7 % vocab as u32 };
             let targets = Targets::new((0..rows as u32).map(target).collect());
             let [h, w] = [noise(&[rows, channels], dtype, 1), noise(&[vocab, channels], DType::F32, 2)];
-            compare("cross_entropy", &[h.clone(), w.clone()], |tape, p| {
-                cross_entropy(tape, &p[0], Head::Trainable(&p[1]), &targets, 3.0)
-            });
+            let shapings = [Shaping::default(), Shaping { factor: 0.4, cap: Some(1.5) }];
+            for shaping in shapings {
+                compare("cross_entropy", &[h.clone(), w.clone()], |tape, p| {
+                    cross_entropy(tape, &p[0], Head::trainable(&p[1]).shaped(shaping), &targets, 3.0)
+                });
+            }
             let Some(gpu) = gpu() else { return };
             let there = |t: &Tensor| Var::constant(t.to_device(&Device::Cuda(gpu.clone())).unwrap());
-            let got = logits(there(&h).value(), Head::Trainable(&there(&w))).unwrap();
-            near("logits", &got, &logits(&h, Head::Trainable(&Var::constant(w))).unwrap(), 4.0 * tolerance(dtype));
+            let (w, on_gpu) = (Var::constant(w.clone()), there(&w));
+            for shaping in shapings {
+                let got = logits(there(&h).value(), Head::trainable(&on_gpu).shaped(shaping)).unwrap();
+                let expected = logits(&h, Head::trainable(&w).shaped(shaping)).unwrap();
+                near("logits", &got, &expected, 4.0 * tolerance(dtype));
+            }
         }
     }
 }

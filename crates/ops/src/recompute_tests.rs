@@ -1,6 +1,11 @@
 //! Ops whose output is computed again where a backward pass needs it.
 
-use crate::{gelu_new::gelu_new, layer_norm::layer_norm, rms_norm::rms_norm, silu_mul::silu_mul};
+use crate::{
+    gated::{Gate, gated},
+    gelu_new::gelu_new,
+    layer_norm::layer_norm,
+    rms_norm::{RmsNorm, rms_norm},
+};
 use halfbyte_autograd::{Kept, Tape, Var};
 use halfbyte_tensor::DType;
 use halfbyte_testkit::noise;
@@ -14,7 +19,9 @@ fn what_is_computed_again_has_the_same_bits() {
         let all = [
             rms_norm(&tape, &x, &w, 1e-5).unwrap(),
             layer_norm(&tape, &x, &w, &b, 1e-5).unwrap(),
-            silu_mul(&tape, &x, &y).unwrap(),
+            rms_norm(&tape, &x, &w, RmsNorm { eps: 1e-5, offset: 1.0, rounds_last: true }).unwrap(),
+            gated(&tape, &x, &y, Gate::Silu).unwrap(),
+            gated(&tape, &x, &y, Gate::GeluTanh).unwrap(),
             gelu_new(&tape, &x).unwrap(),
         ];
         for y in all {

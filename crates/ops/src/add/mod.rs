@@ -1,4 +1,4 @@
-//! Residual sums: `a + b` and `a + scale * b`.
+//! Residual sums and multiples: `a + b`, `a + scale * b` and `factor * x`.
 
 pub(crate) mod cpu;
 mod cuda;
@@ -26,6 +26,16 @@ pub fn add_scaled(tape: &Tape<'_>, a: &Var, b: &Var, scale: f32) -> Result<Var> 
         };
         Ok([a.then_some(dy), db])
     }))
+}
+
+/// `factor * x`, rounded once.
+///
+/// # Errors
+/// If `x` holds no floating-point numbers.
+pub fn scale(tape: &Tape<'_>, x: &Var, factor: f32) -> Result<Var> {
+    crate::product::check_float("scale", x.value())?;
+    let y = scaled(x.value(), factor)?;
+    Ok(tape.record("scale", [x], y, move |dy, _| Ok([Some(scaled(&dy, factor)?)])))
 }
 
 /// `a + scale * b`.

@@ -1,4 +1,4 @@
-use super::{add, add_scaled};
+use super::{add, add_scaled, scale};
 use crate::frozen_linear::test_support::*;
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
@@ -28,6 +28,22 @@ fn sums_and_gradients_are_exact_but_for_one_rounding() {
                 assert_eq!(grads.get(&b).unwrap().to_f32_vec(), db.to_f32_vec());
             }
         }
+    }
+}
+
+#[test]
+fn multiples_and_their_gradients_are_rounded_once() {
+    for dtype in FLOATS {
+        let (x, dy) = (Param::new("x", noise(&[7, 130], dtype, 1)), noise(&[7, 130], dtype, 3));
+        let tape = Tape::recording();
+        let y = scale(&tape, &tape.param(&x), 3.3).unwrap();
+        let times = |t: &Tensor| {
+            let all: Vec<f32> = t.to_f32_vec().iter().map(|v| 3.3 * v).collect();
+            Tensor::from_vec(t.shape(), all).to_dtype(dtype).to_f32_vec()
+        };
+        assert_eq!(y.value().to_f32_vec(), times(&x.value()));
+        let loss = with_gradient(&tape, &y, &dy);
+        assert_eq!(tape.backward(loss).unwrap().get(&x).unwrap().to_f32_vec(), times(&dy));
     }
 }
 

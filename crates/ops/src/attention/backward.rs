@@ -21,7 +21,7 @@ struct Gradients<'a, T> {
 
 /// Writes those of dq, dk and dv that are given.
 ///
-/// With `P = exp(scale q kᵀ - lse)` and `D = rowsum(dy y)`: `dv = Pᵀ dy`, `dS = scale P (dy vᵀ - D)`, `dq = dS k` and
+/// With `P = exp(scale q kᵀ - lse)` and `D = rowsum(dy y)`: `dv = Pᵀ dy`, `dS = scale P (dy vᵀ - D)`, times `1 - (score / cap)^2` where there is a cap, `dq = dS k` and
 /// `dk = dSᵀ q`.
 pub(super) fn backward<T: Activation>(saved: &Saved<'_, T>, [dq, dk, dv]: [Option<&mut [T]>; 3]) {
     let (shape, of) = (saved.inputs.shape, (saved.inputs.layout, saved.inputs.shape.kv_heads));
@@ -45,6 +45,8 @@ struct Work<'a, T> {
     block: Block<T>,
     scores: Vec<f32>,
     slopes: Vec<f32>,
+    /// How scores change with what they were before their cap; empty where there is none.
+    bends: Vec<f32>,
 }
 
 /// A block of queries: `(group * block, head_dim)` and one number a row.
@@ -74,6 +76,7 @@ impl<'a, T: Activation> Work<'a, T> {
             block: Block::default(),
             scores: Vec::new(),
             slopes: Vec::new(),
+            bends: Vec::new(),
         }
     }
 
@@ -132,6 +135,13 @@ impl<'a, T: Activation> Work<'a, T> {
         self.scores.resize(it.along.len() * width, 0.0);
         let k = Matrix::new(&self.k[some.clone()], d);
         multiply::<T, _, _>((Matrix::new(&it.q, d), k.t()), (shape.scale, false), &mut self.scores);
+        self.bends.resize(if shape.cap.is_some() { self.scores.len() } else { 0 }, 0.0);
+        if let Some(cap) = shape.cap {
+            vectorised!({
+                shape.bend(&mut self.scores);
+                self.bends.iter_mut().zip(&self.scores).for_each(|(b, s)| *b = 1.0 - (s / cap) * (s / cap));
+            });
+        }
         vectorised!({
             for (r, row) in self.scores.chunks_mut(width).enumerate() {
                 let (h, i) = (r / block.len(), block.start + r % block.len());
@@ -157,6 +167,9 @@ impl<'a, T: Activation> Work<'a, T> {
             for ((slopes, p), along) in rows {
                 slopes.iter_mut().zip(p).for_each(|(s, p)| *s = shape.scale * p * (*s - along));
             }
+        });
+        vectorised!({
+            self.slopes.iter_mut().zip(&self.bends).for_each(|(s, b)| *s *= b);
         });
         let slopes = Matrix::new(&self.slopes, width);
         if !it.dq.is_empty() {

@@ -34,6 +34,7 @@ fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, (y, lse): (&mut [
                     let visible = piece.visible_in(block.start + r % block.len(), window, &keys);
                     row[..visible.start].fill(0.0);
                     row[visible.end..].fill(0.0);
+                    inputs.shape.bend(&mut row[visible.clone()]);
                     state.absorb(r, &mut row[visible], d);
                 }
             });

@@ -11,16 +11,16 @@ kernels! {
     const SOURCE = "attention", "shape.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32,
+        window: i32, scale: f32, cap: f32,
     }
     products as Products { dy: *const T, y: *const T, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
     query_gradient as QueryGradient {
         q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32, dq: *mut T,
-        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
+        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
     }
     key_value_gradient as KeyValueGradient {
         q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
-        dk: Option<*mut T>, dv: Option<*mut T>, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
+        dk: Option<*mut T>, dv: Option<*mut T>, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
     }
 }
 
@@ -53,9 +53,9 @@ pub(super) fn forward(
         return tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout), (y, lse));
     }
     let launch = launch((shape, layout), (shape.heads, 1))?;
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
-    let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
-    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
+    let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
+    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale, cap };
     // SAFETY: the caller checked the operands against the layout.
     unsafe { kernel.launch(gpu, number(q.dtype()), launch) }
 }
@@ -72,7 +72,8 @@ pub(super) fn backward(
         return tensor_cores::backward((gpu, Blocks::of(gpu)), saved, (shape, layout), grads);
     }
     let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
+    let cap = cap.unwrap_or(0.0);
     let (dy, lse, window, on) = (saved.dy, saved.lse, window.unwrap_or(0), (&**gpu, number(q.dtype())));
     let grid = (layout.longest().div_ceil(8) as u32, shape.heads as u32, layout.sequences() as u32);
     let kernel = Products { dy, y: saved.y, segments, d: &mut d, heads, dim };
@@ -82,13 +83,14 @@ pub(super) fn backward(
     let launch_keys = launch((shape, layout), (shape.kv_heads, 2))?;
     let (d, [dq, dk, dv]) = (&d, grads);
     if let Some(dq) = dq {
-        let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
+        let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale, cap };
         // SAFETY: gradients have the shapes of what they belong to.
         unsafe { kernel.launch(on.0, on.1, launch_queries) }?;
     }
     if dk.is_some() || dv.is_some() {
         let (dk, dv) = (dk.as_mut(), dv.as_mut());
-        let kernel = KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale };
+        let kernel =
+            KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale, cap };
         // SAFETY: as above; the kernel leaves out what leads nowhere.
         unsafe { kernel.launch(on.0, on.1, launch_keys) }?;
     }

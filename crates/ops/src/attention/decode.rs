@@ -49,6 +49,7 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, (segment, i): (Segment, usize), head
         }
     }
     for scores in scores.chunks_mut(count) {
+        inputs.shape.bend(scores);
         let maximum = max(scores);
         scores.iter_mut().for_each(|it| *it = exp(*it - maximum));
         let inverse = 1.0 / sum(scores);

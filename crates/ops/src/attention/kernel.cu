@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_weighted(float* acc, float weight, const flo
 // grid: (ceil(longest / ROWS), heads, sequences).
 // lse holds, for each sequence, the numbers of one head after the other.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
-               int heads, int kv_heads, int dim, int window, float scale) {
+               int heads, int kv_heads, int dim, int window, float scale, float cap) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
@@ -73,7 +73,7 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
         for (int r = 0; r < ROWS / WARPS; r++) {
             int row = warp * (ROWS / WARPS) + r, position = start + first + row, key = tile + lane;
             bool visible = first + row < length && key <= position && key >= first_key(s, position);
-            float score = visible ? row_dot(rows + row * s.dim, keys, s.dim) : -INF;
+            float score = visible ? capped(s, row_dot(rows + row * s.dim, keys, s.dim)) : -INF;
             float most = fmaxf(largest[r], warp_max(score));
             if (most == -INF) continue;  // The same in all lanes.
             float p = visible ? expf(score - most) : 0.0f, shrink = expf(largest[r] - most);
@@ -107,10 +107,10 @@ KERNEL products(const T* dy, const T* y, const unsigned* segments, float* d, int
     if (lane == 0) d[(size_t)heads * of.first + (size_t)head * of.count + row] = sum;
 }
 
-// dq = scale * the sum over keys of p (dp - d) k, with p = exp(score - lse) and dp = dy v. The grid is that of `forward`.
+// dq = scale * the sum over keys of p (dp - d) k, with p = exp(score - lse) and dp = dy v; with a cap, times the slope of the score. The grid is that of `forward`.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                       const unsigned* segments, T* dq,
-                      int heads, int kv_heads, int dim, int window, float scale) {
+                      int heads, int kv_heads, int dim, int window, float scale, float cap) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
@@ -143,8 +143,9 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
             bool visible = position < length && key <= position && key >= first_key(s, position);
             float ds = 0.0f;
             if (visible) {
-                float p = expf(row_dot(rows + row * s.dim, keys, s.dim) - lse[numbers + position]);
-                ds = p * (row_dot(grads + row * s.dim, values, s.dim) - d[numbers + position]);
+                float score = capped(s, row_dot(rows + row * s.dim, keys, s.dim));
+                float p = expf(score - lse[numbers + position]);
+                ds = p * (row_dot(grads + row * s.dim, values, s.dim) - d[numbers + position]) * slope(s, score);
             }
             __syncwarp(0xffffffffu);
             add_weighted(acc[r], ds, keys, s.dim);
@@ -163,7 +164,7 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
 // tiles queries. grid: (ceil(longest / ROWS), kv_heads, sequences).
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                           const unsigned* segments, T* dk, T* dv,
-                          int heads, int kv_heads, int dim, int window, float scale) {
+                          int heads, int kv_heads, int dim, int window, float scale, float cap) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* queries = shared;
@@ -199,8 +200,9 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
                 bool visible = key < length && position < length && key <= position && key >= first_key(s, position);
                 float p = 0.0f, ds = 0.0f;
                 if (visible) {
-                    p = expf(row_dot(keys + row * s.dim, queries, s.dim) * s.scale - lse[numbers + position]);
-                    ds = p * (row_dot(values + row * s.dim, grads, s.dim) - d[numbers + position]);
+                    float score = capped(s, row_dot(keys + row * s.dim, queries, s.dim) * s.scale);
+                    p = expf(score - lse[numbers + position]);
+                    ds = p * (row_dot(values + row * s.dim, grads, s.dim) - d[numbers + position]) * slope(s, score);
                 }
                 __syncwarp(0xffffffffu);
                 add_weighted(value_acc[r], p, grads, s.dim);

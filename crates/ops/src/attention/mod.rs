@@ -1,4 +1,4 @@
-//! Causal attention with grouped key/value heads and an optional local window, in blocks over queries and keys.
+//! Causal attention with grouped key/value heads, an optional local window and an optional cap on scores, in blocks over queries and keys.
 //!
 //! No `time x time` matrix ever exists: the forward pass keeps running maxima and sums (an online softmax) and saves the
 //! logarithm of each sum, `lse`; the backward pass computes the probabilities again as `exp(score - lse)`. Inside, all
@@ -19,6 +19,7 @@ mod tensor_cores {
 mod tests;
 
 use crate::{
+    exp::tanh,
     layout::Layout,
     place::{Cost, fill},
 };
@@ -39,6 +40,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Key `j` is visible to query `i` only if `i - j < window`.
     pub window: Option<usize>,
+    /// Scores stay below this in size: `cap tanh(score / cap)`, as in Gemma 2.
+    pub cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -58,7 +61,18 @@ impl AttentionShape {
         if self.window == Some(0) {
             return refuse("a window must be at least 1, got 0".into());
         }
+        if self.cap.is_some_and(|it| !(it.is_finite() && it > 0.0)) {
+            return refuse(format!("a cap must be positive and finite, got {self:?}"));
+        }
         Ok(())
+    }
+
+    /// Makes capped scores of some that met the scale already.
+    #[inline(always)]
+    pub(super) fn bend(&self, scores: &mut [f32]) {
+        if let Some(cap) = self.cap {
+            scores.iter_mut().for_each(|v| *v = cap * tanh(*v / cap));
+        }
     }
 
     /// Floating-point operations of so many products over all visible pairs.

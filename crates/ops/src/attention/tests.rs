@@ -6,7 +6,7 @@ use halfbyte_testkit::{Gradcheck, assert_close, noise};
 
 fn shape((heads, kv_heads): (usize, usize), head_dim: usize) -> AttentionShape {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { heads, kv_heads, head_dim, scale, window: None }
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, cap: None }
 }
 
 fn layout(lengths: &[usize]) -> Layout {
@@ -31,13 +31,17 @@ fn oracle(s: &AttentionShape, [q, k, v, dy]: [&[f64]; 4], lengths: &[usize]) -> 
         let key = |j: usize| ((first_row + j) * s.kv_heads + h / (s.heads / s.kv_heads)) * d;
         let first = s.window.map_or(0, |w| (i + 1).saturating_sub(w));
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let e: Vec<f64> = (first..=i).map(|j| (scale * dot(&q[at..at + d], &k[key(j)..][..d])).exp()).collect();
+        let cap = s.cap.map(f64::from);
+        let scores = (first..=i).map(|j| scale * dot(&q[at..at + d], &k[key(j)..][..d]));
+        let scores: Vec<f64> = scores.map(|it| cap.map_or(it, |cap| cap * (it / cap).tanh())).collect();
+        let bend = |n: usize| cap.map_or(1.0, |cap| 1.0 - (scores[n] / cap).powi(2));
+        let e: Vec<f64> = scores.iter().map(|it| it.exp()).collect();
         let total: f64 = e.iter().sum();
         let dp: Vec<f64> = (first..=i).map(|j| dot(&dy[at..at + d], &v[key(j)..][..d])).collect();
         let along: f64 = e.iter().zip(&dp).map(|(e, dp)| e / total * dp).sum();
         for (n, j) in (first..=i).enumerate() {
             let p = e[n] / total;
-            let slope = scale * p * (dp[n] - along);
+            let slope = scale * p * (dp[n] - along) * bend(n);
             for c in 0..d {
                 let (query, key) = (at + c, key(j) + c);
                 let terms =
@@ -125,13 +129,27 @@ fn windows_smaller_and_larger_than_a_block_hide_older_keys() {
 }
 
 #[test]
+fn capped_scores_and_their_gradients_agree_with_f64() {
+    check(&AttentionShape { cap: Some(2.0), ..shape((4, 2), 16) }, DType::F32, &[70, 1, 33]);
+    check(&AttentionShape { cap: Some(1.0), window: Some(9), ..shape((2, 1), 8) }, DType::F32, &[150]);
+    for dtype in [DType::Bf16, DType::F16] {
+        check(&AttentionShape { cap: Some(3.0), ..shape((2, 1), 32) }, dtype, &[70]);
+    }
+}
+
+#[test]
 fn gpt_neo_takes_scores_without_a_scale() {
     check(&AttentionShape { scale: 1.0, window: Some(5), ..shape((2, 2), 8) }, DType::F32, &[20, 13]);
 }
 
 #[test]
 fn gradients_agree_with_differences() {
-    let s = AttentionShape { window: Some(3), ..shape((4, 2), 2) };
+    for cap in [None, Some(1.0)] {
+        gradients_by_differences(AttentionShape { window: Some(3), cap, ..shape((4, 2), 2) });
+    }
+}
+
+fn gradients_by_differences(s: AttentionShape) {
     let p = params(&s, 9, DType::F32);
     let rows = |t: &Tape<'_>, p: &[Param]| -> [Var; 3] { [0, 1, 2].map(|i| t.param(&p[i])) };
     let check = Gradcheck { tolerance: 2e-2, ..Gradcheck::default() };
@@ -217,7 +235,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn the_cache_gives_the_same_rows_however_they_come() {
     for (dtype, window) in [(DType::F32, None), (DType::F32, Some(10)), (DType::Bf16, Some(70)), (DType::F16, None)] {
-        let s = AttentionShape { window, ..shape((6, 2), 16) };
+        let s = AttentionShape { window, cap: window.map(|_| 1.5), ..shape((6, 2), 16) };
         let [q, k, v] = params(&s, 150, dtype).map(|it| it.value());
         let of = |t: &Tensor| Var::constant(t.clone());
         let whole = attention(&Tape::disabled(), [&of(&q), &of(&k), &of(&v)], s, &layout(&[150])).unwrap();

@@ -93,9 +93,9 @@ impl Job<'_> {
         Found { loss: self.h.scratch_like(&[1], DType::F32), dh, dw }
     }
 
-    /// The factor on the gradients.
+    /// The factor on the gradients of products.
     pub(super) fn scale(&self) -> f32 {
-        1.0 / self.denominator
+        self.head.shaping.factor / self.denominator
     }
 
     pub(super) fn compute(&self) -> Compute {

@@ -1,7 +1,7 @@
 //! The loss on a GPU: as many rows at a time as keep the logits below a limit.
 
-use super::Head;
 use super::cpu::{Found, Job};
+use super::{Head, Matrix, Shaping};
 use crate::{
     frozen,
     gpu_product::{Operand, multiply, product},
@@ -16,8 +16,9 @@ kernels! {
     gather_rows as GatherRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
     scatter_rows as ScatterRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
     softmax_loss as SoftmaxLoss {
-        logits: *const f32, targets: *const u32, losses: *mut f32, grad: Option<*mut T>, vocab: i32, first: i32, scale: f32,
+        logits: *const f32, targets: *const u32, losses: *mut f32, grad: Option<*mut T>, vocab: i32, first: i32, scale: f32, cap: f32,
     }
+    shape_logits as ShapeLogits { z: *const f32, factor: f32, cap: f32, y: *mut f32, n: usize }
     mean_loss as MeanLoss { losses: *const f32, mean: *mut f32, n: i32, denominator: f32 }
 }
 
@@ -30,6 +31,19 @@ fn rows_at_once(vocab: usize) -> usize {
     if rows > 128 { rows / 128 * 128 } else { rows }
 }
 
+/// Logits of products, `n` numbers in f32.
+pub(super) fn shape(
+    gpu: &Arc<Gpu>,
+    z: &Tensor,
+    Shaping { factor, cap }: Shaping,
+    y: &mut Tensor,
+) -> halfbyte_tensor::Result<()> {
+    let n = z.len();
+    let kernel = ShapeLogits { z, factor, cap: cap.unwrap_or(0.0), y, n };
+    // SAFETY: both have as many elements as the kernel is told.
+    unsafe { kernel.launch(gpu, Number::F32, Launch::packs(n, Number::F32)) }
+}
+
 /// Threads of a row of logits: as many as packs of four, up to 512, which have registers on every device.
 fn row_threads(vocab: usize) -> u32 {
     vocab.div_ceil(4).next_multiple_of(32).clamp(32, 512) as u32
@@ -38,16 +52,16 @@ fn row_threads(vocab: usize) -> u32 {
 impl Head<'_, '_> {
     /// The head's matrix in `dtype`, on the GPU.
     fn on_gpu(&self, dtype: DType) -> Result<Tensor> {
-        match self {
-            Head::Frozen(w) => frozen::decoded(*w, dtype),
-            Head::Trainable(w) => Ok(Var::value(w).to_dtype(dtype)),
+        match self.matrix {
+            Matrix::Frozen(w) => frozen::decoded(w, dtype),
+            Matrix::Trainable(w) => Ok(Var::value(w).to_dtype(dtype)),
         }
     }
 }
 
 impl Job<'_> {
     pub(super) fn run_on_gpu(&self, gpu: &Arc<Gpu>, (vocab, channels): (usize, usize)) -> Result<Found> {
-        let dtype = self.h.dtype();
+        let (dtype, shaping) = (self.h.dtype(), self.head.shaping);
         // f16 is too narrow for a gradient before loss scaling: there the factor waits for the f32 result of the product.
         let kept = self.kept_dtype();
         let (early, late) = if kept == dtype { (self.scale(), 1.0) } else { (1.0, self.scale()) };
@@ -65,11 +79,12 @@ impl Job<'_> {
             let kernel = GatherRows { x: self.h, rows: places, out: &mut h, cols: channels, first, n: elements };
             // SAFETY: all rows lie in `h`; `n` places from `first` on are there.
             unsafe { kernel.launch(gpu, number(dtype), Launch::packs(elements, number(dtype))) }?;
-            let logits = product(1.0, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
+            let logits = product(shaping.factor, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
             let wanted = self.want_dh || self.want_dw;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
-            let (losses, scale) = (&mut losses, early);
-            let kernel = SoftmaxLoss { logits: &logits, targets, losses, grad: grad.as_mut(), vocab, first, scale };
+            let (losses, scale, cap) = (&mut losses, early, shaping.cap.unwrap_or(0.0));
+            let kernel =
+                SoftmaxLoss { logits: &logits, targets, losses, grad: grad.as_mut(), vocab, first, scale, cap };
             // SAFETY: a block a row of logits, whose target the caller checked.
             unsafe { kernel.launch(gpu, number(dtype), Launch::rows(n, row_threads(vocab))) }?;
             drop(logits);

@@ -29,11 +29,21 @@ KERNEL scatter_rows(const T* x, const unsigned* rows, T* out, int cols, int firs
     move_rows<true>(x, rows, out, cols, first, n);
 }
 
+// Logits stay below a cap in size, if there is one (0 is none), and change with their products by less the nearer they are to it.
+__device__ __forceinline__ float capped(float x, float cap) { return cap > 0.0f ? cap * tanhf(x / cap) : x; }
+__device__ __forceinline__ float slope(float logit, float cap) { return cap > 0.0f ? 1.0f - logit / cap * (logit / cap) : 1.0f; }
+
+// y = cap tanh(factor z / cap), or factor z without a cap.
+KERNEL shape_logits(const float* z, float factor, float cap, float* y, unsigned long long n) {
+    pointwise<float, 1, 1>({z}, {y}, n, [=](const float(&x)[1], float(&out)[1]) { out[0] = capped(factor * x[0], cap); });
+}
+
 #define KEPT 8 // packs of a row of logits that a thread keeps in registers; what is beyond is read again
 
-// One block a row of logits, the first of which is row `first` of targets and losses: losses[row] = log(sum exp(l)) - l[target], and, if wanted, grad = scale * (softmax - onehot), rounded.
+// One block a row of logits yet to be capped, the first of which is row `first` of targets and losses: losses[row] = log(sum exp(l)) -
+// l[target], and, if wanted, grad = scale * (softmax - onehot) * slope(l), rounded.
 KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses, T* grad, int vocab, int first,
-                    float scale) {
+                    float scale, float cap) {
     __shared__ float scratch[32];
     const float* row = logits + (size_t)blockIdx.x * vocab;
     T* out = grad ? grad + (size_t)blockIdx.x * vocab : nullptr;
@@ -45,32 +55,37 @@ KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses,
         kept[k] = load_pack(row, i, vocab, together);
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            if (i + j < vocab) largest = fmaxf(largest, kept[k].v[j]);
+            if (i + j < vocab) largest = fmaxf(largest, kept[k].v[j] = capped(kept[k].v[j], cap));
     });
     largest = block_max(largest, scratch);
     for_packs<float, KEPT>(vocab, [&](int i, int k) {
-        if (k == KEPT) kept[k] = load_pack(row, i, vocab, together);
+        bool again = k == KEPT;
+        if (again) kept[k] = load_pack(row, i, vocab, together);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            kept[k].v[j] = expf(kept[k].v[j] - largest);
+            kept[k].v[j] = expf((again ? capped(kept[k].v[j], cap) : kept[k].v[j]) - largest);
             if (i + j < vocab) sum += kept[k].v[j];
         }
     });
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) losses[first + blockIdx.x] = largest + logf(sum) - row[target];
+    if (threadIdx.x == 0) losses[first + blockIdx.x] = largest + logf(sum) - capped(row[target], cap);
     if (!grad) return;
     float inverse = 1.0f / sum;
     for_packs<float, KEPT>(vocab, [&](int i, int k) {
         if (k == KEPT) {
             kept[k] = load_pack(row, i, vocab, together);
 #pragma unroll
-            for (int j = 0; j < 4; j++) kept[k].v[j] = expf(kept[k].v[j] - largest);
+            for (int j = 0; j < 4; j++) kept[k].v[j] = expf(capped(kept[k].v[j], cap) - largest);
         }
+        Pack<float> products;
+        if (cap > 0.0f) products = load_pack(row, i, vocab, together);
         Four four;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             float p = kept[k].v[j] * inverse;
-            four.v[j] = Round<T>::of(scale * (i + j == target ? p - 1.0f : p));
+            float change = i + j == target ? p - 1.0f : p;
+            if (cap > 0.0f) change *= slope(capped(products.v[j], cap), cap);
+            four.v[j] = Round<T>::of(scale * change);
         }
         if (together) {
             *(Four*)(out + i) = four;

@@ -8,6 +8,7 @@
 mod cpu;
 mod cuda;
 mod rows;
+mod shaping;
 mod softmax;
 mod strips;
 #[cfg(test)]
@@ -24,47 +25,73 @@ use crate::{
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Error, Tensor};
+pub use shaping::Shaping;
 
 const OP: &str = "cross_entropy";
 
-/// The output projection, `(vocab, channels)`.
+/// The output projection, and what becomes of its products.
 #[derive(Clone, Copy, Debug)]
-pub enum Head<'a, 'm> {
+pub struct Head<'a, 'm> {
+    /// `(vocab, channels)`.
+    pub matrix: Matrix<'a, 'm>,
+    /// From a product to a logit.
+    pub shaping: Shaping,
+}
+
+/// The matrix of an output projection.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a, 'm> {
     /// It never trains.
     Frozen(&'m dyn FrozenMatrix),
     /// It may train; a constant is fine too.
     Trainable(&'a Var),
 }
 
-impl<'a> Head<'a, '_> {
+impl<'a, 'm> Head<'a, 'm> {
+    /// Logits are the products with a matrix that never trains.
+    pub fn frozen(matrix: &'m dyn FrozenMatrix) -> Head<'a, 'm> {
+        Head { matrix: Matrix::Frozen(matrix), shaping: Shaping::default() }
+    }
+
+    /// Logits are the products with a matrix that may train.
+    pub fn trainable(matrix: &'a Var) -> Head<'a, 'm> {
+        Head { matrix: Matrix::Trainable(matrix), shaping: Shaping::default() }
+    }
+
+    /// With other logits.
+    #[must_use]
+    pub fn shaped(self, shaping: Shaping) -> Head<'a, 'm> {
+        Head { shaping, ..self }
+    }
+
     fn dims(&self) -> Result<(usize, usize)> {
-        match self {
-            Head::Frozen(w) => Ok(w.dims()),
-            Head::Trainable(w) => product::check_matrix(OP, w.value()),
+        match self.matrix {
+            Matrix::Frozen(w) => Ok(w.dims()),
+            Matrix::Trainable(w) => product::check_matrix(OP, w.value()),
         }
     }
 
     fn source<'s>(&'s self) -> Box<dyn Source + 's> {
-        match self {
-            Head::Frozen(w) => w.source(),
-            Head::Trainable(w) => product::source(w.value()),
+        match self.matrix {
+            Matrix::Frozen(w) => w.source(),
+            Matrix::Trainable(w) => product::source(w.value()),
         }
     }
 
     fn requires_grad(&self) -> bool {
-        matches!(self, Head::Trainable(w) if w.requires_grad())
+        matches!(self.matrix, Matrix::Trainable(w) if w.requires_grad())
     }
 
     /// What a format computes itself instead of a plain product.
     fn override_forward(&self, h: &Tensor) -> Option<Result<Tensor>> {
-        match self {
-            Head::Frozen(w) => w.forward(h),
-            Head::Trainable(_) => None,
+        match self.matrix {
+            Matrix::Frozen(w) => w.forward(h),
+            Matrix::Trainable(_) => None,
         }
     }
 }
 
-/// The sum of the cross-entropies of `h Wᵀ` (softmax over the vocabulary) against `targets`, over `denominator`: a scalar
+/// The sum of the cross-entropies of the logits, the head's shaping of `h Wᵀ` (softmax over the vocabulary), against `targets`, over `denominator`: a scalar
 /// f32 `[1]` where `h` is, for `h (rows, channels)` and one target a row.
 ///
 /// Logits, softmax and the gradient of a trainable head are f32, sums over rows and strips f64. On a recording tape the gradients are
@@ -76,6 +103,7 @@ pub fn cross_entropy<'m>(
     targets: &Targets,
     denominator: f32,
 ) -> Result<Var> {
+    head.shaping.check(OP)?;
     let (vocab, channels) = head.dims()?;
     product::check_input(OP, h.value(), channels)?;
     check_targets(targets, h.value().rows(), vocab)?;
@@ -95,7 +123,7 @@ pub fn cross_entropy<'m>(
     let cpu::Found { loss, dh, dw } = job.run()?;
     let (dtype, shape) = (h.value().dtype(), h.value().shape().to_vec());
     let none = no_bias();
-    let w = if let Head::Trainable(w) = head { w } else { &none };
+    let w = if let Matrix::Trainable(w) = head.matrix { w } else { &none };
     Ok(tape.record(OP, [h, w], loss, move |dy, _| {
         // The seed of the backward pass, which stays in host memory: reading it waits for nobody.
         let scale = dy.to_f32_vec()[0];
@@ -109,14 +137,15 @@ pub fn cross_entropy<'m>(
 pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
     let x = Left::new(h);
-    match head {
-        Head::Frozen(w) => frozen::multiply(&x, w, Side::Forward, Epilogue { bias: None, dtype: DType::F32 }),
-        Head::Trainable(w) if on_gpu(h) => {
+    let products = match head.matrix {
+        Matrix::Frozen(w) => frozen::multiply(&x, w, Side::Forward, Epilogue { bias: None, dtype: DType::F32 }),
+        Matrix::Trainable(w) if on_gpu(h) => {
             let w = w.value().to_dtype(h.dtype());
             Ok(gpu_product::product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?)
         }
-        Head::Trainable(w) => product::forward(&x, Right::Dense(w.value()), None, DType::F32),
-    }
+        Matrix::Trainable(w) => product::forward(&x, Right::Dense(w.value()), None, DType::F32),
+    };
+    head.shaping.of_products(products?)
 }
 
 /// Refuses targets that do not fit the rows or the vocabulary, and such of which none counts.

@@ -6,7 +6,11 @@ use super::softmax;
 use crate::product;
 use halfbyte_autograd::Result;
 use halfbyte_matmul::{Dense, Operand, Out, Product, matmul};
-use halfbyte_tensor::{DType, Tensor, load_f32, with_float};
+use halfbyte_tensor::{DType, Tensor, load_f32, vectorised, with_float};
+use rayon::prelude::*;
+
+/// Logits that a thread bends at once.
+const AT_ONCE: usize = 1 << 12;
 
 impl Job<'_> {
     pub(super) fn run_rows(&self, (vocab, channels): (usize, usize)) -> Result<Sums> {
@@ -24,7 +28,7 @@ impl Job<'_> {
             self.project(&h, logits)?;
             let targets: Vec<usize> = ids.iter().map(|it| *it as usize).collect();
             let gradient = self.want_dh || self.want_dw;
-            found.loss += softmax::losses(logits, &targets, gradient).iter().sum::<f64>();
+            found.loss += softmax::losses(logits, &targets, gradient.then_some(self.head.shaping)).iter().sum::<f64>();
             if let Some(dh) = &mut found.dh {
                 scatter(&self.backward_h(logits, rows.len(), kept), rows, dh);
             }
@@ -35,16 +39,27 @@ impl Job<'_> {
         Ok(found)
     }
 
-    /// `logits = h Wᵀ`.
+    /// The logits of `h Wᵀ`.
     fn project(&self, h: &Tensor, logits: &mut [f32]) -> Result<()> {
+        let shaping = self.head.shaping;
         if let Some(y) = self.head.override_forward(h) {
             let y = y?;
             with_float!(y.dtype(), T, load_f32(y.data::<T>(), logits));
+            logits.iter_mut().for_each(|v| *v *= shaping.factor);
+            self.bend(logits);
             return Ok(());
         }
         let (hs, w) = (product::source(h), self.head.source());
-        matmul(&Product::new(Operand::new(&*hs), Operand::new(&*w).t(), self.compute()), Out::F32(logits));
+        let product = Product::new(Operand::new(&*hs), Operand::new(&*w).t(), self.compute());
+        matmul(&Product { alpha: shaping.factor, ..product }, Out::F32(logits));
+        self.bend(logits);
         Ok(())
+    }
+
+    fn bend(&self, logits: &mut [f32]) {
+        if self.head.shaping.cap.is_some() {
+            logits.par_chunks_mut(AT_ONCE).for_each(|it| vectorised!({ self.head.shaping.bend(it) }));
+        }
     }
 
     /// `dh = scale * dlogits W`.

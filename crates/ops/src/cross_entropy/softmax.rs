@@ -1,5 +1,6 @@
 //! The loss of a row of logits, and its gradient in the row's place, in loops that the compiler vectorises.
 
+use super::Shaping;
 use crate::exp::exp;
 use halfbyte_tensor::vectorised;
 use rayon::prelude::*;
@@ -10,8 +11,9 @@ const LANES: usize = 16;
 
 /// The loss of each row (`targets.len()` of them) of `logits`: `log(sum_j exp(l_j)) - l_target`.
 ///
-/// Overwrites the row: with the gradient `softmax(l) - onehot(target)` if asked for, else with nothing of use.
-pub(super) fn losses(logits: &mut [f32], targets: &[usize], gradient: bool) -> Vec<f64> {
+/// Overwrites the row: with the gradient of products that met the factor of `shaping` already, `(softmax(l) - onehot(target)) dl`, if one
+/// is given, else with nothing of use.
+pub(super) fn losses(logits: &mut [f32], targets: &[usize], shaping: Option<Shaping>) -> Vec<f64> {
     let vocab = logits.len() / targets.len();
     logits
         .par_chunks_mut(vocab)
@@ -19,11 +21,14 @@ pub(super) fn losses(logits: &mut [f32], targets: &[usize], gradient: bool) -> V
         .map(|(row, target)| {
             vectorised!({
                 let (max, logit) = (maximum(row), row[*target]);
+                let capped = shaping.filter(|it| it.cap.is_some());
+                let slopes: Vec<f32> = capped.map(|it| row.iter().map(|v| it.slope(*v)).collect()).unwrap_or_default();
                 let sum = exp_in_place(row, max);
-                if gradient {
+                if shaping.is_some() {
                     let inverse = (1.0 / sum) as f32;
                     row.iter_mut().for_each(|v| *v *= inverse);
                     row[*target] -= 1.0;
+                    row.iter_mut().zip(&slopes).for_each(|(v, slope)| *v *= slope);
                 }
                 f64::from(max) - f64::from(logit) + sum.ln()
             })

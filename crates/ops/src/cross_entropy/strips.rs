@@ -5,8 +5,11 @@
 //! live for one strip only, and the gradient costs no pass over a finished softmax. The target's column stays out of the
 //! weighted sum and joins at the end in f32, where `p - 1` does not cancel.
 
-use super::cpu::{Job, Sums, gather, scatter};
 use super::softmax::{exp_in_place, maximum};
+use super::{
+    Shaping,
+    cpu::{Job, Sums, gather, scatter},
+};
 use crate::{exp::exp, product};
 use half::bf16;
 use halfbyte_matmul::{Compute, Operand, Out, Product, Source, matmul};
@@ -51,6 +54,19 @@ impl Row {
         shrink
     }
 
+    /// As [`Row::take`] of logits that are yet to be bent; leaves the exponentials times the slopes of their logits.
+    #[inline(always)]
+    fn take_shaped(&mut self, start: usize, strip: &mut [f32], shaping: Shaping) -> f32 {
+        if shaping.cap.is_none() {
+            return self.take(start, strip);
+        }
+        shaping.bend(strip);
+        let slopes: Vec<f32> = strip.iter().map(|v| shaping.slope(*v)).collect();
+        let shrink = self.take(start, strip);
+        strip.iter_mut().zip(&slopes).for_each(|(v, slope)| *v *= slope);
+        shrink
+    }
+
     fn loss(&self) -> f64 {
         f64::from(self.max) - f64::from(self.logit) + self.sum.ln()
     }
@@ -63,7 +79,7 @@ impl Row {
 
 impl Job<'_> {
     pub(super) fn run_strips(&self, (vocab, channels): (usize, usize)) -> Sums {
-        let kept = self.kept_dtype();
+        let (kept, shaping) = (self.kept_dtype(), self.head.shaping);
         let dh = self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept));
         let mut found = Sums { loss: 0.0, dh, dw: None };
         let (at_once, width) = (self.at_once.strip.0.min(self.targets.rows().len()), self.at_once.strip.1.min(vocab));
@@ -77,13 +93,15 @@ impl Job<'_> {
                 let cols = width.min(vocab - start);
                 let strip = &mut logits.data_mut::<f32>()[..rows.len() * cols];
                 let (hs, w) = (product::source(&h), Operand::new(&*head).rows(start, cols).t());
-                matmul(&Product::new(Operand::new(&*hs), w, self.compute()), Out::F32(strip));
+                let product = Product::new(Operand::new(&*hs), w, self.compute());
+                matmul(&Product { alpha: shaping.factor, ..product }, Out::F32(strip));
                 match &again {
                     Some(head) => {
                         self.weigh(&mut states, strip, Operand::new(&**head).rows(start, cols), (start, &mut sums))
                     }
                     None => strip.par_chunks_mut(cols).zip(&mut states).for_each(|(strip, row)| {
                         vectorised!({
+                            shaping.bend(strip);
                             row.take(start, strip);
                         })
                     }),
@@ -98,9 +116,9 @@ impl Job<'_> {
         found
     }
 
-    /// Takes in a strip and adds `exp(l - max) W` over its columns to the sums.
+    /// Takes in a strip and adds `exp(l - max) dl W` over its columns to the sums.
     fn weigh(&self, rows: &mut [Row], strip: &mut [f32], w: Operand<'_>, (start, sums): (usize, &mut Tensor)) {
-        let (cols, channels) = (strip.len() / rows.len(), sums.cols());
+        let (cols, channels, shaping) = (strip.len() / rows.len(), sums.cols(), self.head.shaping);
         let mut weights = Tensor::scratch(&[rows.len(), cols], self.kept_dtype());
         with_float!(weights.dtype(), T, {
             let all = strip.par_chunks_mut(cols).zip(rows);
@@ -109,7 +127,7 @@ impl Job<'_> {
                 .zip(sums.data_mut::<f32>().par_chunks_mut(channels));
             all.for_each(|(((strip, row), weights), sums)| {
                 vectorised!({
-                    let shrink = row.take(start, strip);
+                    let shrink = row.take_shaped(start, strip, shaping);
                     if shrink != 1.0 {
                         sums.iter_mut().for_each(|v| *v *= shrink);
                     }
@@ -122,7 +140,7 @@ impl Job<'_> {
         matmul(&Product { accumulate: true, ..product }, product::out(sums));
     }
 
-    /// `scale * (sums / sum + (p_target - 1) w_target)`, in place of the sums.
+    /// `scale * (sums / sum + (p_target - 1) dl_target w_target)`, in place of the sums.
     fn finish(&self, rows: &[Row], head: &dyn Source, sums: &mut Tensor) {
         let channels = sums.cols();
         sums.data_mut::<f32>().par_chunks_mut(channels).zip(rows).for_each(|(sums, row)| {
@@ -135,7 +153,8 @@ impl Job<'_> {
             } else {
                 head.read_f32(row.target, 0, &mut w);
             }
-            let (inverse, surplus) = ((1.0 / row.sum) as f32, row.surplus());
+            let slope = self.head.shaping.slope(row.logit);
+            let (inverse, surplus) = ((1.0 / row.sum) as f32, row.surplus() * slope);
             for (v, w) in sums.iter_mut().zip(&w) {
                 *v = self.scale() * (*v * inverse + surplus * w);
             }

@@ -1,4 +1,4 @@
-use super::{Head, cpu, cross_entropy, logits, softmax::losses};
+use super::{Head, Shaping, cpu, cross_entropy, logits, softmax::losses};
 use crate::{IGNORE, Targets, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
@@ -9,16 +9,19 @@ fn targets(rows: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// Loss, dh and dW of the plain sum, naively.
-fn oracle(h: &[f64], w: &[f64], targets: &[u32], (vocab, c): (usize, usize)) -> (f64, Vec<f64>, Vec<f64>) {
-    let rows = targets.len();
-    let l = product(h, &transposed(w, vocab, c), (rows, c, vocab));
+fn oracle(h: &[f64], w: &[f64], targets: &[u32], (shaping, c): (Shaping, usize)) -> (f64, Vec<f64>, Vec<f64>) {
+    let (rows, vocab) = (targets.len(), w.len() / c);
+    let (factor, cap) = (f64::from(shaping.factor), shaping.cap.map(f64::from));
+    let mut l = product(h, &transposed(w, vocab, c), (rows, c, vocab));
+    l.iter_mut().for_each(|it| *it = cap.map_or(factor * *it, |cap| cap * (factor * *it / cap).tanh()));
     let (mut loss, mut dl) = (0.0, vec![0.0; rows * vocab]);
     for (i, t) in targets.iter().enumerate().filter(|(_, t)| **t != IGNORE) {
         let row = &l[i * vocab..][..vocab];
         let sum: f64 = row.iter().map(|v| v.exp()).sum();
         loss += sum.ln() - row[*t as usize];
         for (j, v) in row.iter().enumerate() {
-            dl[i * vocab + j] = v.exp() / sum - f64::from(u8::from(j == *t as usize));
+            let slope = factor * cap.map_or(1.0, |cap| 1.0 - (v / cap).powi(2));
+            dl[i * vocab + j] = slope * (v.exp() / sum - f64::from(u8::from(j == *t as usize)));
         }
     }
     (loss, product(&dl, w, (rows, vocab, c)), product(&transposed(&dl, rows, vocab), h, (vocab, rows, c)))
@@ -26,7 +29,9 @@ fn oracle(h: &[f64], w: &[f64], targets: &[u32], (vocab, c): (usize, usize)) -> 
 
 #[test]
 fn loss_and_gradients_agree_with_f64_in_every_dtype() {
-    for dtype in FLOATS {
+    let capped = Shaping { factor: 0.4, cap: Some(1.5) };
+    let both = |it| [(it, Shaping::default()), (it, capped)];
+    for (dtype, shaping) in FLOATS.into_iter().flat_map(both) {
         for (rows, c, vocab) in [(1, 3, 2), (7, 5, 33), (30, 40, 301)] {
             let h = Param::new("h", noise(&[rows, c], dtype, 1));
             let w = Param::new("w", noise_in(&[vocab, c], DType::F32, 2, -0.5, 0.5));
@@ -35,13 +40,13 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
             let loss = cross_entropy(
                 &tape,
                 &tape.param(&h),
-                Head::Trainable(&tape.param(&w)),
+                Head::trainable(&tape.param(&w)).shaped(shaping),
                 &Targets::new(targets.clone()),
                 5.0,
             )
             .unwrap();
             let (hs, ws) = (as_operand(&h.value(), dtype), as_operand(&w.value(), dtype));
-            let (expected, dh, dw) = oracle(&hs, &ws, &targets, (vocab, c));
+            let (expected, dh, dw) = oracle(&hs, &ws, &targets, (shaping, c));
             assert_eq!((loss.value().dtype(), loss.value().shape()), (DType::F32, &[1][..]));
             assert_close("loss", loss.value().data(), &[expected / 5.0], tolerance(DType::F32, c + rows));
 
@@ -56,9 +61,14 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
 
             let frozen = Plain::new(w.value());
             let tape = Tape::recording();
-            let loss =
-                cross_entropy(&tape, &tape.param(&h), Head::Frozen(&frozen), &Targets::new(targets.clone()), 5.0)
-                    .unwrap();
+            let loss = cross_entropy(
+                &tape,
+                &tape.param(&h),
+                Head::frozen(&frozen).shaped(shaping),
+                &Targets::new(targets.clone()),
+                5.0,
+            )
+            .unwrap();
             let again = tape.backward(loss).unwrap();
             assert_eq!(again.len(), 1, "a frozen head has no gradient");
             // Weights are rounded before they are divided by their sum, which changes no relative error.
@@ -71,17 +81,20 @@ fn loss_and_gradients_agree_with_f64_in_every_dtype() {
 fn gradients_agree_with_differences() {
     let h = Param::new("h", noise(&[5, 4], DType::F32, 1));
     let w = Param::new("w", noise(&[9, 4], DType::F32, 2));
-    gradcheck(&[h, w], |tape, p| {
-        let w = tape.param(&p[1]);
-        cross_entropy(tape, &tape.param(&p[0]), Head::Trainable(&w), &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
-    });
+    for shaping in [Shaping::default(), Shaping { factor: 0.7, cap: Some(2.0) }] {
+        gradcheck(&[h.clone(), w.clone()], |tape, p| {
+            let w = tape.param(&p[1]);
+            let head = Head::trainable(&w).shaped(shaping);
+            cross_entropy(tape, &tape.param(&p[0]), head, &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
+        });
+    }
 }
 
 #[test]
 fn gradients_through_a_frozen_head_agree_with_differences() {
     let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
     gradcheck(&[Param::new("h", noise(&[5, 4], DType::F32, 1))], |tape, p| {
-        cross_entropy(tape, &tape.param(&p[0]), Head::Frozen(w), &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
+        cross_entropy(tape, &tape.param(&p[0]), Head::frozen(w), &Targets::new(vec![8, IGNORE, 0, 3, 3]), 4.0)
     });
 }
 
@@ -92,7 +105,7 @@ fn pieces_change_nothing_but_rounding_and_cover_everything() {
     let targets = targets(rows, vocab);
     let counted: Vec<usize> = (0..rows).filter(|i| targets[*i] != IGNORE).collect();
     let run = |want_dw, at_once| {
-        let head = Head::Trainable(&w);
+        let head = Head::trainable(&w);
         let targets = &Targets::new(targets.clone());
         let job = cpu::Job { h: &h, head: &head, targets, denominator: 2.0, want_dh: true, want_dw, at_once };
         let found = job.run().unwrap();
@@ -130,7 +143,7 @@ fn strips_of_growing_and_of_infinite_logits_sum_like_the_whole() {
     let (h, w) = (Tensor::from_vec(&[1, c], vec![1.0f32, 0.0]), Var::constant(Tensor::from_vec(&[vocab, c], w)));
     for width in [1, 2, 3, 4, 12] {
         let at_once = cpu::AtOnce { whole_rows: 1, strip: (1, width) };
-        let (head, targets) = (Head::Trainable(&w), &Targets::new(vec![10]));
+        let (head, targets) = (Head::trainable(&w), &Targets::new(vec![10]));
         let job = cpu::Job { h: &h, head: &head, targets, denominator: 1.0, want_dh: true, want_dw: false, at_once };
         let found = job.run().unwrap();
         let loss = found.loss.data::<f32>()[0];
@@ -147,7 +160,7 @@ fn a_confident_row_keeps_its_small_gradient_in_bf16() {
     let w = Plain::new(Tensor::from_vec(&[3, 2], vec![4.0f32, 0.0, -2.0, 1.0, -2.0, 1.0]));
     let h = Param::new("h", Tensor::from_vec(&[1, 2], vec![1.0f32, 0.0]).to_dtype(DType::Bf16));
     let tape = Tape::recording();
-    let loss = cross_entropy(&tape, &tape.param(&h), Head::Frozen(&w), &Targets::new(vec![0]), 1.0).unwrap();
+    let loss = cross_entropy(&tape, &tape.param(&h), Head::frozen(&w), &Targets::new(vec![0]), 1.0).unwrap();
     let got = tape.backward(loss).unwrap().get(&h).unwrap().to_f32_vec();
     let others = 2.0 * (-6f64).exp() / (1.0 + 2.0 * (-6f64).exp());
     assert_close("dh", &got, &[-6.0 * others, others], 2f64.powi(-7) * 6.0 * others);
@@ -167,7 +180,7 @@ fn a_frozen_head_is_read_for_gradients_only_if_somebody_wants_them() {
     let run = |tape: Tape<'static>, constant: bool| {
         let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
         let h = if constant { Var::constant(h.value()) } else { tape.param(&h) };
-        let loss = cross_entropy(&tape, &h, Head::Frozen(w), &Targets::new(vec![1, 2, 3]), 3.0).unwrap();
+        let loss = cross_entropy(&tape, &h, Head::frozen(w), &Targets::new(vec![1, 2, 3]), 3.0).unwrap();
         (w.reads(), loss.requires_grad())
     };
     assert_eq!(run(Tape::recording(), false), (2, true));
@@ -181,8 +194,8 @@ fn a_four_bit_head_equals_its_decoded_values() {
     let dense = Var::constant(w.dense());
     let h = noise(&[6, 32], DType::Bf16, 1);
     assert_eq!(
-        logits(&h, Head::Frozen(&w)).unwrap().data::<f32>(),
-        logits(&h, Head::Trainable(&dense)).unwrap().data::<f32>()
+        logits(&h, Head::frozen(&w)).unwrap().data::<f32>(),
+        logits(&h, Head::trainable(&dense)).unwrap().data::<f32>()
     );
     let loss = |head: Head<'_, '_>| {
         let loss = cross_entropy(
@@ -194,7 +207,7 @@ fn a_four_bit_head_equals_its_decoded_values() {
         );
         loss.unwrap().value().data::<f32>()[0]
     };
-    assert_eq!(loss(Head::Frozen(&w)), loss(Head::Trainable(&dense)));
+    assert_eq!(loss(Head::frozen(&w)), loss(Head::trainable(&dense)));
 }
 
 #[test]
@@ -202,11 +215,11 @@ fn logits_agree_with_f64_and_are_f32() {
     for dtype in FLOATS {
         let (h, w) = (noise(&[3, 20], dtype, 1), noise(&[31, 20], DType::F32, 2));
         let expected = product(&as_operand(&h, dtype), &transposed(&as_operand(&w, dtype), 31, 20), (3, 20, 31));
-        let got = logits(&h, Head::Trainable(&Var::constant(w))).unwrap();
+        let got = logits(&h, Head::trainable(&Var::constant(w))).unwrap();
         assert_close("logits", got.data(), &expected, tolerance(DType::F32, 20));
     }
     let sevens = Sevens(Plain::new(noise(&[2, 3], DType::F32, 2)));
-    assert_eq!(logits(&noise(&[1, 3], DType::F32, 1), Head::Frozen(&sevens)).unwrap().data::<f32>(), [7.0, 7.0]);
+    assert_eq!(logits(&noise(&[1, 3], DType::F32, 1), Head::frozen(&sevens)).unwrap().data::<f32>(), [7.0, 7.0]);
 }
 
 #[test]
@@ -217,7 +230,7 @@ fn a_scaled_loss_scales_the_gradients() {
         let run = |scale: f32| {
             let tape = Tape::recording();
             let head = tape.param(&w);
-            let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &Targets::new(vec![1, 2, 3]), 3.0)
+            let loss = cross_entropy(&tape, &tape.param(&h), Head::trainable(&head), &Targets::new(vec![1, 2, 3]), 3.0)
                 .unwrap();
             let grads = tape.backward_scaled(loss, scale).unwrap();
             [&h, &w].map(|p| grads.get(p).unwrap().to_f32_vec())
@@ -238,7 +251,7 @@ fn f16_gradients_survive_a_large_denominator_if_the_loss_is_scaled() {
     let run = |denominator: f32, scale: f32| {
         let tape = Tape::recording();
         let loss =
-            cross_entropy(&tape, &tape.param(&h), Head::Trainable(&w), &Targets::new(vec![1, 2, 3]), denominator)
+            cross_entropy(&tape, &tape.param(&h), Head::trainable(&w), &Targets::new(vec![1, 2, 3]), denominator)
                 .unwrap();
         tape.backward_scaled(loss, scale).unwrap().get(&h).unwrap().to_f32_vec()
     };
@@ -252,7 +265,7 @@ fn the_number_of_threads_changes_no_bit() {
         let w = Param::new("w", noise(&[1500, 40], DType::F32, 2));
         let tape = Tape::recording();
         let head = tape.param(&w);
-        let loss = cross_entropy(&tape, &tape.param(&h), Head::Trainable(&head), &Targets::new(targets(60, 1500)), 7.0)
+        let loss = cross_entropy(&tape, &tape.param(&h), Head::trainable(&head), &Targets::new(targets(60, 1500)), 7.0)
             .unwrap();
         let value = loss.value().data::<f32>()[0];
         let grads = tape.backward(loss).unwrap();
@@ -265,8 +278,8 @@ fn the_number_of_threads_changes_no_bit() {
 fn extreme_logits_neither_overflow_nor_hide_a_nan() {
     let run = |row: &[f32], target: usize| {
         let mut gradient = row.to_vec();
-        let loss = losses(&mut gradient, &[target], true)[0];
-        assert_eq!(losses(&mut row.to_vec(), &[target], false)[0].to_bits(), loss.to_bits());
+        let loss = losses(&mut gradient, &[target], Some(Shaping::default()))[0];
+        assert_eq!(losses(&mut row.to_vec(), &[target], None)[0].to_bits(), loss.to_bits());
         (loss, gradient)
     };
     let mut row = vec![-1e30f32; 40];
@@ -294,7 +307,7 @@ fn a_wide_row_loses_no_precision() {
     let expected: Vec<f64> =
         row.iter().enumerate().map(|(i, v)| f64::from(*v).exp() / sum - f64::from(u8::from(i == 77))).collect();
     let mut gradient = row.clone();
-    let loss = losses(&mut gradient, &[77], true)[0];
+    let loss = losses(&mut gradient, &[77], Some(Shaping::default()))[0];
     assert!((loss - (sum.ln() - f64::from(row[77]))).abs() < 1e-6, "{loss}");
     for (i, (g, e)) in gradient.iter().zip(&expected).enumerate() {
         assert!((f64::from(*g) - e).abs() <= 1e-6 * e.abs(), "{i}: {g}, expected {e}");
@@ -306,7 +319,7 @@ fn targets_that_cannot_be_are_refused() {
     let tape = Tape::disabled();
     let (h, w) = (Var::constant(noise(&[2, 4], DType::F32, 1)), Var::constant(noise(&[9, 4], DType::F32, 2)));
     let run = |targets: &[u32], denominator: f32| {
-        cross_entropy(&tape, &h, Head::Trainable(&w), &Targets::new(targets.to_vec()), denominator)
+        cross_entropy(&tape, &h, Head::trainable(&w), &Targets::new(targets.to_vec()), denominator)
             .unwrap_err()
             .to_string()
     };
@@ -317,5 +330,5 @@ fn targets_that_cannot_be_are_refused() {
         assert!(run(&[1, 2], bad).contains("the denominator must be positive and finite"));
     }
     let narrow = Var::constant(Tensor::from_vec(&[2, 3], vec![0.0f32; 6]));
-    assert!(cross_entropy(&tape, &narrow, Head::Trainable(&w), &Targets::new(vec![1, 2]), 1.0).is_err());
+    assert!(cross_entropy(&tape, &narrow, Head::trainable(&w), &Targets::new(vec![1, 2]), 1.0).is_err());
 }

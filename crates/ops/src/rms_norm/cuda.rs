@@ -1,15 +1,17 @@
-use super::Saved;
+use super::{RmsNorm, Saved};
 use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
     const SOURCE = "rms_norm", "kernel.cu", over Tensor;
-    forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32 }
+    forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32, offset: f32, rounds_last: i32 }
     backward as Backward {
-        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<*const T>, dx: *mut T, c: i32,
+        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<*const T>, dx: *mut T, c: i32, offset: f32,
     }
-    weight_gradient as WeightGradient { x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32 }
+    weight_gradient as WeightGradient {
+        x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32, rounds_last: i32,
+    }
 }
 
 /// Threads of a row of `c` channels: so many that each keeps its share of the row in registers, up to 512, which have
@@ -19,12 +21,18 @@ pub(crate) fn threads(c: usize, element: Number) -> u32 {
     c.div_ceil(KEPT * 16 / element.size()).next_multiple_of(32).clamp(32, 512) as u32
 }
 
-pub(super) fn forward(gpu: &Arc<Gpu>, (x, w, eps): (&Tensor, &Tensor, f32), [y, rstd]: &mut [Tensor; 2]) -> Result<()> {
+pub(super) fn forward(
+    gpu: &Arc<Gpu>,
+    (x, w, norm): (&Tensor, &Tensor, RmsNorm),
+    [y, rstd]: &mut [Tensor; 2],
+) -> Result<()> {
+    let RmsNorm { eps, offset, rounds_last } = norm;
+    let rounds_last = usize::from(rounds_last);
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows == 0 {
         return Ok(());
     }
-    let kernel = Forward { x, w, y, rstd, c, eps };
+    let kernel = Forward { x, w, y, rstd, c, eps, offset, rounds_last };
     // SAFETY: a block a row of `c` channels, a weight a channel, a number a row.
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
@@ -36,15 +44,16 @@ pub(super) fn backward(
     (dy, there): (&Tensor, Option<&Tensor>),
     (dx, dw): (&mut Tensor, Option<&mut Tensor>),
 ) -> Result<()> {
-    let Saved { x, w, rstd } = *saved;
+    let Saved { x, w, rstd, norm: RmsNorm { offset, rounds_last, .. } } = *saved;
+    let rounds_last = usize::from(rounds_last);
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
-        let kernel = Backward { x, w, rstd, dy, there, dx, c };
+        let kernel = Backward { x, w, rstd, dy, there, dx, c, offset };
         // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }
     if let Some(dw) = dw {
-        let kernel = WeightGradient { x, rstd, dy, dw, rows, c };
+        let kernel = WeightGradient { x, rstd, dy, dw, rows, c, rounds_last };
         // SAFETY: a thread a channel, each over all rows.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(c)) }?;
     }

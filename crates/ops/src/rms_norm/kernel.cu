@@ -2,8 +2,8 @@
 #define KEPT 2
 #define N Pack<T>::N
 
-// y = w * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps).
-KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps) {
+// y = (w + offset) * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); with `rounds_last` only the product is rounded.
+KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps, float offset, int rounds_last) {
     __shared__ float scratch[32];
     const T* row = x + (size_t)blockIdx.x * c;
     T* to = y + (size_t)blockIdx.x * c;
@@ -28,13 +28,16 @@ KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps) 
         load_floats(w, i, c, together, weights);
         Pack<T> out;
 #pragma unroll
-        for (int j = 0; j < N; j++) out.v[j] = Round<T>::of(weights[j] * rounded<T>(to_f32(kept[k].v[j]) * r));
+        for (int j = 0; j < N; j++) {
+            float h = to_f32(kept[k].v[j]) * r;
+            out.v[j] = Round<T>::of((weights[j] + offset) * (rounds_last ? h : rounded<T>(h)));
+        }
         store_pack(to, i, c, together, out);
     });
 }
 
-// With h = x rstd and g = dy w: dx = rstd (g - h mean(g h)), added to what is there, if anything is.
-KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, T* dx, int c) {
+// With h = x rstd and g = dy (w + offset): dx = rstd (g - h mean(g h)), added to what is there, if anything is.
+KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, T* dx, int c, float offset) {
     __shared__ float scratch[32];
     size_t at = (size_t)blockIdx.x * c;
     bool together = c % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w) && on_16(there);
@@ -46,7 +49,7 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
         load_floats(w, i, c, together, weights);
         float terms[N];
 #pragma unroll
-        for (int j = 0; j < N; j++) terms[j] = to_f32(dys[k].v[j]) * weights[j] * (to_f32(xs[k].v[j]) * r);
+        for (int j = 0; j < N; j++) terms[j] = to_f32(dys[k].v[j]) * (weights[j] + offset) * (to_f32(xs[k].v[j]) * r);
         sum += sum_of(terms);
     });
     float mean = block_sum(sum, scratch) / c;
@@ -60,7 +63,7 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
         if (there) sum = load_pack(there + at, i, c, together);
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            float h = to_f32(xs[k].v[j]) * r, g = to_f32(dys[k].v[j]) * weights[j];
+            float h = to_f32(xs[k].v[j]) * r, g = to_f32(dys[k].v[j]) * (weights[j] + offset);
             out.v[j] = Round<T>::of(r * (g - h * mean));
             if (there) out.v[j] = Round<T>::of(to_f32(sum.v[j]) + to_f32(out.v[j]));
         }
@@ -68,13 +71,14 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
     });
 }
 
-// dw = the sum over rows of dy round(h): a thread a channel, rows in order, so that the sum is the same in every run.
-KERNEL weight_gradient(const T* x, const float* rstd, const T* dy, float* dw, int rows, int c) {
+// dw = the sum over rows of dy round(h), or of dy h with `rounds_last`: a thread a channel, rows in order, so that the sum is the same in every run.
+KERNEL weight_gradient(const T* x, const float* rstd, const T* dy, float* dw, int rows, int c, int rounds_last) {
     FOR_EACH(i, (size_t)c) {
         float sum = 0.0f;
         for (int row = 0; row < rows; row++) {
             size_t at = (size_t)row * c + i;
-            sum += to_f32(dy[at]) * rounded<T>(to_f32(x[at]) * rstd[row]);
+            float h = to_f32(x[at]) * rstd[row];
+            sum += to_f32(dy[at]) * (rounds_last ? h : rounded<T>(h));
         }
         dw[i] = sum;
     }

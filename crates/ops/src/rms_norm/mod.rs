@@ -1,4 +1,4 @@
-//! Root mean square normalisation, rounded where transformers' `LlamaRMSNorm` rounds.
+//! Root mean square normalisation, rounded where the norms of transformers round.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
@@ -9,37 +9,56 @@ use crate::place::{Cost, fill, on_gpu};
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
-/// `w * round(x / sqrt(mean(x^2) + eps))` over the last extent, in the shape and dtype of `x`; `w` is `(channels)`. Where the last
+/// What such a norm does beside dividing by the root mean square.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Added to the weight: 0, or 1 where weights are stored as what they are off 1, as in Gemma.
+    pub offset: f32,
+    /// Whether the product with the weight alone is rounded, as in Gemma and OLMo 2, and not the normalised value before it, as in LLaMA.
+    pub rounds_last: bool,
+}
+
+impl From<f32> for RmsNorm {
+    /// LLaMA's norm with this epsilon.
+    fn from(eps: f32) -> RmsNorm {
+        RmsNorm { eps, offset: 0.0, rounds_last: false }
+    }
+}
+
+/// `(w + offset) * round(x / sqrt(mean(x^2) + eps))` over the last extent, in the shape and dtype of `x`; `w` is `(channels)`. Where the last
 /// extent of `x` is several times that long, each of its parts is normalised by itself: the heads of queries and keys.
 ///
-/// The mean is taken in f32, the normalised value rounded to the dtype of `x` before it meets the weight. A trainable
+/// The mean is taken in f32, the normalised value rounded to the dtype of `x` before it meets the weight, if `norm` has it so. A trainable
 /// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
-pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, eps: f32) -> Result<Var> {
+pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, norm: impl Into<RmsNorm>) -> Result<Var> {
+    let norm = norm.into();
     let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value(), true)?);
-    let [y, rstd] = forward(&xv, &wv, eps)?;
+    let [y, rstd] = forward(&xv, &wv, norm)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
         move || {
-            let [y, _] = forward(&xv, &wv, eps)?;
+            let [y, _] = forward(&xv, &wv, norm)?;
             Ok(y)
         }
     };
     let y = tape.record_onto("rms_norm", [x, w], y, move |dy, [x, w], there| {
-        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd }.backward(&dy, w, there)?;
+        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd, norm }.backward(&dy, w, there)?;
         Ok([x.then_some(dx), dw])
     });
     Ok(y.recomputed_by(again))
 }
 
 /// The output, and 1 over each row's root mean square.
-fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<[Tensor; 2]> {
+fn forward(x: &Tensor, w: &Tensor, norm: RmsNorm) -> Result<[Tensor; 2]> {
     let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.len() / w.len()], DType::F32)];
     let cost = Cost::of(4, &[x, &out[0]]);
     let host = |[y, rstd]: &mut [Tensor; 2]| {
-        with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), eps), y.data_mut(), rstd.data_mut()));
+        with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), norm), y.data_mut(), rstd.data_mut()));
         Ok(())
     };
-    fill(x, cost, out, host, |gpu, out| cuda::forward(gpu, (x, w, eps), out))
+    fill(x, cost, out, host, |gpu, out| cuda::forward(gpu, (x, w, norm), out))
 }
 
 /// What the backward pass reads.
@@ -47,12 +66,13 @@ struct Saved<'a> {
     x: &'a Tensor,
     w: &'a Tensor,
     rstd: &'a Tensor,
+    norm: RmsNorm,
 }
 
 impl Saved<'_> {
     /// The gradients of `x`, added to what is `there`, and, if it trains, of `w`.
     fn backward(&self, dy: &Tensor, train: bool, there: Option<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
-        let Saved { x, w, rstd } = *self;
+        let Saved { x, w, rstd, norm } = *self;
         let (beside, after) = match there {
             Some(it) if on_gpu(x) && it.dtype() == x.dtype() => (Some(it), None),
             other => (None, other),
@@ -61,7 +81,7 @@ impl Saved<'_> {
         let cost = Cost::of(8, &[x, dy, &out.0]);
         let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
             let sums = with_float!(x.dtype(), T, {
-                let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), rstd: rstd.data() };
+                let saved = cpu::Saved { x: x.data::<T>(), w: w.data(), rstd: rstd.data(), norm };
                 cpu::backward(&saved, dy.data(), dx.data_mut(), train)
             });
             *dw = train.then(|| Tensor::from_vec(w.shape(), sums));

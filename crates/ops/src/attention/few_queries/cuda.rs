@@ -10,7 +10,7 @@ kernels! {
     const SOURCE = "few_queries", "../shape.cuh" "kernel.cu", over Tensor;
     attend_parts as AttendParts {
         q: *const T, k: *const T, v: *const T, segments: *const u32, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32, keys_a_part: i32, number: i32, lanes: i32,
+        window: i32, scale: f32, cap: f32, keys_a_part: i32, number: i32, lanes: i32,
     }
     join_parts as JoinParts { parts: *const f32, y: *mut T, heads: i32, dim: i32, number: i32 }
 }
@@ -37,7 +37,7 @@ pub(in crate::attention) fn forward(
     (shape, layout): (&AttentionShape, &Layout),
     y: &mut Tensor,
 ) -> Result<()> {
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let keys = layout.segments().iter().map(|it| it.past + it.count).max().unwrap_or(0);
     let count = keys.div_ceil(KEYS_A_PART);
     let (lanes, element) = ((dim / CHANNELS).next_power_of_two(), number(q.dtype()));
@@ -51,6 +51,7 @@ pub(in crate::attention) fn forward(
         shared: (at_a_time * (dim + 2) * DType::F32.size()) as u32,
     };
     let (segments, window, keys_a_part) = (layout.segments_on(gpu)?, window.unwrap_or(0), KEYS_A_PART);
+    let cap = cap.unwrap_or(0.0);
     let kernel = AttendParts {
         q,
         k,
@@ -63,6 +64,7 @@ pub(in crate::attention) fn forward(
         dim,
         window,
         scale,
+        cap,
         keys_a_part,
         number: count,
         lanes,

@@ -53,6 +53,7 @@ __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k
 #pragma unroll
                 for (int i = 0; i < 8; i++) score += query[h][i] * to_f32(keys.of[i]);
             score = key_sum(score, lanes);
+            if (s.cap > 0.0f) score = LOG2_E * capped(s, score / LOG2_E);
             if (key >= end) continue;
             float most = fmaxf(part.largest[h], score);
             float shrink = exp2f(part.largest[h] - most), weight = exp2f(score - most);
@@ -120,7 +121,7 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
 // grid: (kv_heads * number, longest, sequences); WARPS warps a block. `number` parts of keys_a_part keys reach over every sequence; with
 // one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each head and key at a time.
 KERNEL attend_parts(const T* q, const T* k, const T* v, const unsigned* segments, float* parts, T* y, int heads, int kv_heads, int dim,
-                    int window, float scale, int keys_a_part, int number, int lanes) {
+                    int window, float scale, float cap, int keys_a_part, int number, int lanes) {
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     if (blockIdx.y >= of.count) return;

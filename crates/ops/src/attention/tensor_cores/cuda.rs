@@ -55,10 +55,10 @@ impl Blocks {
 /// Shorter rows than this would leave most of a block idle.
 const SHORTEST: usize = 32;
 
-/// Whether tensor cores can do it: 16-bit numbers, whole pieces of channels, and a scale that keeps the order of the scores.
+/// Whether tensor cores can do it: 16-bit numbers, whole pieces of channels, a scale that keeps the order of the scores, and no cap.
 pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout, dtype: DType) -> bool {
     let head = shape.head_dim.is_multiple_of(16) && shape.head_dim <= 128;
-    dtype != DType::F32 && head && shape.scale > 0.0 && layout.longest() >= SHORTEST
+    dtype != DType::F32 && head && shape.scale > 0.0 && shape.cap.is_none() && layout.longest() >= SHORTEST
 }
 
 /// Channels that a head has in shared memory.
@@ -80,7 +80,7 @@ pub(in crate::attention) fn forward(
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, .. } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
     let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
     // SAFETY: the caller checked the operands against the layout.
@@ -96,7 +96,7 @@ pub(in crate::attention) fn backward(
 ) -> Result<()> {
     let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
     let (row, mut d) = (q.dtype().size() * padded(shape), q.scratch_like(saved.lse.shape(), DType::F32));
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, .. } = *shape;
     let (dy, lse, window) = (saved.dy, saved.lse, window.unwrap_or(0));
     let kernel = Along { dy, y: saved.y, segments, d: &mut d, heads, dim };
     // SAFETY: a block for every `ROWS` rows and head of every sequence.
@@ -151,7 +151,7 @@ mod tests {
         let Some(gpu) = gpu().filter(|it| it.info().name == "CUDA on the CPU") else { return };
         let layout = Layout::new(&[140, 31]).unwrap();
         for (head_dim, window) in [(128, None), (64, Some(70))] {
-            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window };
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window, cap: None };
             let [hopper, others] = [HOPPER, OTHERS].map(|it| run(it, &gpu, (&shape, &layout)));
             let alone = run(Blocks { turns: 1, ..OTHERS }, &gpu, (&shape, &layout));
             assert_eq!(others, alone, "{shape:?}: how far copies run ahead changes no bit");

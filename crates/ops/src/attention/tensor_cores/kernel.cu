@@ -371,7 +371,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
                int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE;
+    const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     BY_SHAPE(forward_of, shared, q, k, v, of, y, lse, s);
@@ -406,7 +406,7 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
                       const unsigned* segments, T* dq,
                       int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE;
+    const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     BY_SHAPE(query_gradient_of, shared, q, k, v, dy, lse, d, of, dq, s);
@@ -419,7 +419,7 @@ KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const
                           const unsigned* segments, T* dk, T* dv,
                           int heads, int kv_heads, int dim, int window, float scale, int turns) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE;
+    const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     if (dim <= 64) key_value_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dk, dv, turns, s);

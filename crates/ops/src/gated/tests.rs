@@ -1,8 +1,17 @@
-use super::silu_mul;
+use super::{Gate, gated};
 use crate::frozen_linear::test_support::*;
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in};
+
+/// `v(x)` and its derivative.
+fn argument(x: f64, f: Gate) -> (f64, f64) {
+    let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    match f {
+        Gate::Silu => (x, 1.0),
+        Gate::GeluTanh => (slope * (x + 0.044715 * x.powi(3)), slope * (1.0 + 3.0 * 0.044715 * x * x)),
+    }
+}
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
@@ -19,25 +28,26 @@ fn roundings(dtype: DType) -> f64 {
 
 #[test]
 fn values_and_gradients_agree_with_f64_in_every_dtype() {
-    for dtype in FLOATS {
+    for (dtype, f) in FLOATS.into_iter().flat_map(|it| [(it, Gate::Silu), (it, Gate::GeluTanh)]) {
         for shape in [&[1, 1][..], &[3, 5], &[7, 33], &[67, 513]] {
             let gate = Param::new("gate", noise_in(shape, dtype, 1, -8.0, 8.0));
             let up = Param::new("up", noise(shape, dtype, 2));
             let dy = noise(shape, dtype, 3);
             let tape = Tape::recording();
-            let y = silu_mul(&tape, &tape.param(&gate), &tape.param(&up)).unwrap();
+            let y = gated(&tape, &tape.param(&gate), &tape.param(&up), f).unwrap();
             assert_eq!((y.value().shape(), y.value().dtype()), (shape, dtype));
             let (g, u, d) = (rounded(&gate.value(), dtype), rounded(&up.value(), dtype), rounded(&dy, dtype));
             let at =
                 |f: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> { (0..g.len()).map(|i| f(g[i], u[i], d[i])).collect() };
-            let tolerance = roundings(dtype);
-            assert_close("y", &y.value().to_f32_vec(), &at(&|g, u, _| g * sigmoid(g) * u), tolerance);
+            let tolerance = roundings(dtype) + if f == Gate::GeluTanh { 40.0 * 2f64.powi(-24) } else { 0.0 };
+            let s = |g: f64| sigmoid(argument(g, f).0);
+            assert_close("y", &y.value().to_f32_vec(), &at(&|g, u, _| g * s(g) * u), tolerance);
 
             let loss = with_gradient(&tape, &y, &dy);
             let grads = tape.backward(loss).unwrap();
-            let dg = at(&|g, u, d| d * u * sigmoid(g) * (1.0 + g * (1.0 - sigmoid(g))));
+            let dg = at(&|g, u, d| d * u * s(g) * (1.0 + g * (1.0 - s(g)) * argument(g, f).1));
             assert_close("dgate", &grads.get(&gate).unwrap().to_f32_vec(), &dg, tolerance);
-            let du = at(&|g, _, d| d * g * sigmoid(g));
+            let du = at(&|g, _, d| d * g * s(g));
             assert_close("dup", &grads.get(&up).unwrap().to_f32_vec(), &du, tolerance);
         }
     }
@@ -47,7 +57,9 @@ fn values_and_gradients_agree_with_f64_in_every_dtype() {
 fn gradients_agree_with_differences() {
     let gate = Param::new("gate", noise(&[4, 5], DType::F32, 1));
     let up = Param::new("up", noise(&[4, 5], DType::F32, 2));
-    gradcheck(&[gate, up], |tape, p| silu_mul(tape, &tape.param(&p[0]), &tape.param(&p[1])));
+    for f in [Gate::Silu, Gate::GeluTanh] {
+        gradcheck(&[gate.clone(), up.clone()], |tape, p| gated(tape, &tape.param(&p[0]), &tape.param(&p[1]), f));
+    }
 }
 
 #[test]
@@ -55,9 +67,9 @@ fn large_gates_saturate_and_unlike_operands_are_refused() {
     let tape = Tape::disabled();
     let gate = Var::constant(Tensor::from_vec(&[4], vec![-300.0f32, 300.0, 0.0, f32::NAN]));
     let up = Var::constant(Tensor::from_vec(&[4], vec![3.0f32; 4]));
-    let y = silu_mul(&tape, &gate, &up).unwrap().value().to_f32_vec();
+    let y = gated(&tape, &gate, &up, Gate::Silu).unwrap().value().to_f32_vec();
     assert_eq!(y[..3], [0.0, 900.0, 0.0]);
     assert!(y[3].is_nan());
-    let error = silu_mul(&tape, &gate, &Var::constant(noise(&[5], DType::F32, 1))).unwrap_err().to_string();
-    assert_eq!(error, "silu_mul: expected shape [4] as in the first operand, got shape [5]");
+    let error = gated(&tape, &gate, &Var::constant(noise(&[5], DType::F32, 1)), Gate::Silu).unwrap_err().to_string();
+    assert_eq!(error, "gated: expected shape [4] as in the first operand, got shape [5]");
 }

@@ -1,0 +1,97 @@
+//! Attention of every kind: by the general kernels, on tensor cores and of few queries.
+
+use super::{compare, near, tolerance};
+use crate::{AttentionShape, Layout, attend_cached, attention, frozen_linear::test_support::FLOATS};
+use halfbyte_tensor::{Device, Tensor};
+use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+
+#[test]
+fn attention_of_every_kind() {
+    let shapes = [
+        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None, cap: None }, vec![1]),
+        (AttentionShape { heads: 4, kv_heads: 2, head_dim: 12, scale: 0.3, window: None, cap: None }, vec![37, 20]),
+        (AttentionShape { heads: 2, kv_heads: 2, head_dim: 40, scale: 1.0, window: Some(9), cap: None }, vec![50, 33]),
+        (AttentionShape { heads: 3, kv_heads: 1, head_dim: 64, scale: 0.125, window: None, cap: None }, vec![70]),
+        (
+            AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: Some(37), cap: None },
+            vec![150, 1, 61],
+        ),
+        (AttentionShape { heads: 1, kv_heads: 1, head_dim: 128, scale: 0.1, window: None, cap: None }, vec![66]),
+        // Several blocks of rows, and of keys that only some of a block's rows see.
+        (
+            AttentionShape { heads: 2, kv_heads: 1, head_dim: 128, scale: 0.1, window: None, cap: None },
+            vec![290, 129, 128],
+        ),
+        (
+            AttentionShape { heads: 2, kv_heads: 2, head_dim: 80, scale: 0.1, window: Some(100), cap: None },
+            vec![33, 300],
+        ),
+        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 48, scale: 0.2, window: Some(17), cap: None }, vec![270]),
+        // Caps that bend the scores, and the widest heads.
+        (AttentionShape { heads: 2, kv_heads: 1, head_dim: 64, scale: 0.5, window: None, cap: Some(1.5) }, vec![70, 3]),
+        (
+            AttentionShape { heads: 2, kv_heads: 1, head_dim: 256, scale: 0.1, window: Some(20), cap: Some(2.0) },
+            vec![40],
+        ),
+    ];
+    for dtype in FLOATS {
+        for (shape, lengths) in &shapes {
+            let layout = Layout::new(lengths).unwrap();
+            let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
+            let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
+            compare("attention", &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
+        }
+    }
+}
+
+#[test]
+fn attention_over_a_cache() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for dtype in FLOATS {
+        // New rows, rows before them, and where the sequence's keys begin, of one or several sequences.
+        for (sequences, window) in [
+            (vec![(1, 0, 0)], None),
+            (vec![(1, 45, 0)], None),
+            (vec![(5, 33, 0)], Some(7)),
+            (vec![(40, 8, 0)], None),
+            (vec![(35, 29, 0)], Some(11)),
+            (vec![(1, 20, 0), (1, 3, 64), (1, 63, 128)], None),
+            (vec![(33, 0, 64), (2, 60, 0), (40, 9, 128)], Some(12)),
+            (vec![(140, 50, 2)], None),
+        ] {
+            let layout = Layout::resumed(&sequences).unwrap();
+            let cap = window.map(|it| it as f32 / 9.0);
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window, cap };
+            let q = noise(&[layout.tokens(), 64], dtype, 1);
+            let [k, v] = [noise(&[192, 32], dtype, 2), noise(&[192, 32], dtype, 3)];
+            let there = |t: &Tensor| t.to_device(&device).unwrap();
+            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
+            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
+        }
+    }
+}
+
+#[test]
+fn few_queries_over_a_long_cache() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for dtype in FLOATS {
+        for ((heads, kv_heads, head_dim), window) in
+            [((3, 3, 64), None), ((5, 1, 128), Some(300)), ((2, 1, 24), Some(9)), ((2, 2, 8), None)]
+        {
+            // One part of the keys or several, and a sequence that has fewer than the others.
+            for sequences in [vec![(1, 255, 0)], vec![(1, 700, 3), (4, 0, 710), (2, 255, 720)]] {
+                let layout = Layout::resumed(&sequences).unwrap();
+                let cap = window.map(|_| 1.5);
+                let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.25, window, cap };
+                let q = noise(&[layout.tokens(), heads * head_dim], dtype, 1);
+                let [k, v] = [2, 3].map(|seed| noise(&[980, kv_heads * head_dim], dtype, seed));
+                let there = |t: &Tensor| t.to_device(&device).unwrap();
+                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
+                let expected = attend_cached(&q, &k, &v, shape, &layout).unwrap();
+                near(&format!("{shape:?} in {dtype}"), &got, &expected, tolerance(dtype));
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+use super::Gate;
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
+use std::sync::Arc;
+
+kernels! {
+    const SOURCE = "gated", "kernel.cu", over Tensor;
+    forward as Forward { gate: *const T, up: *const T, gelu: i32, y: *mut T, n: usize }
+    backward as Backward { dy: *const T, gate: *const T, up: *const T, gelu: i32, dg: *mut T, du: *mut T, n: usize }
+}
+
+pub(super) fn forward(gpu: &Arc<Gpu>, [gate, up]: [&Tensor; 2], f: Gate, y: &mut Tensor) -> Result<()> {
+    let (n, gelu) = (gate.len(), usize::from(f == Gate::GeluTanh));
+    // SAFETY: all three have as many elements as the kernel is told.
+    unsafe {
+        Forward { gate, up, gelu, y, n }.launch(gpu, number(gate.dtype()), Launch::packs(n, number(gate.dtype())))
+    }
+}
+
+/// The gradients of gate and up.
+pub(super) fn backward(
+    gpu: &Arc<Gpu>,
+    [dy, gate, up]: [&Tensor; 3],
+    f: Gate,
+    [dg, du]: &mut [Tensor; 2],
+) -> Result<()> {
+    let (n, gelu) = (gate.len(), usize::from(f == Gate::GeluTanh));
+    // SAFETY: all five have as many elements as the kernel is told.
+    unsafe {
+        Backward { dy, gate, up, gelu, dg, du, n }.launch(
+            gpu,
+            number(gate.dtype()),
+            Launch::packs(n, number(gate.dtype())),
+        )
+    }
+}

@@ -1,0 +1,64 @@
+//! The gate of a decoder's MLP: `f(gate) * up`, in one pass over memory. `f(x) = x sigmoid(v(x))`, where `v(x) = x` is SiLU and
+//! `v(x) = 2 sqrt(2 / pi) (x + 0.044715 x^3)` GELU by way of `tanh`.
+
+mod cpu;
+mod cuda;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    add::check_alike,
+    place::{Cost, fill},
+};
+use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_tensor::{Tensor, with_float};
+
+/// The function of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x / (1 + exp(-x))`, LLaMA's.
+    Silu,
+    /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, Gemma's.
+    GeluTanh,
+}
+
+/// `f(gate) * up`, both of one shape and dtype. `f(gate)` is rounded to that dtype first, as transformers does.
+///
+/// Saves the operands only; who needs the output later computes it again from them. Fails if shapes or dtypes differ.
+pub fn gated(tape: &Tape<'_>, gate: &Var, up: &Var, f: Gate) -> Result<Var> {
+    let (g, u) = (gate.value().clone(), up.value().clone());
+    check_alike("gated", &g, &u)?;
+    let y = forward([&g, &u], f)?;
+    let again = {
+        let (g, u) = (g.clone(), u.clone());
+        move || forward([&g, &u], f)
+    };
+    let y = tape.record("gated", [gate, up], y, move |dy, [gate, up]| {
+        let [dg, du] = backward(&dy, [&g, &u], f)?;
+        Ok([gate.then_some(dg), up.then_some(du)])
+    });
+    Ok(y.recomputed_by(again))
+}
+
+fn forward([gate, up]: [&Tensor; 2], f: Gate) -> Result<Tensor> {
+    let y = gate.scratch_like(gate.shape(), gate.dtype());
+    let cost = Cost::of(6, &[gate, up, &y]);
+    let host = |y: &mut Tensor| {
+        with_float!(gate.dtype(), T, cpu::forward::<T>([gate.data(), up.data()], f, y.data_mut()));
+        Ok(())
+    };
+    fill(gate, cost, y, host, |gpu, y| cuda::forward(gpu, [gate, up], f, y))
+}
+
+/// The gradients of gate and up.
+fn backward(dy: &Tensor, [gate, up]: [&Tensor; 2], f: Gate) -> Result<[Tensor; 2]> {
+    let grads = [gate, up].map(|it| it.scratch_like(it.shape(), it.dtype()));
+    let cost = Cost::of(12, &[gate, up, dy, &grads[0], &grads[1]]);
+    let host = |[dg, du]: &mut [Tensor; 2]| {
+        with_float!(gate.dtype(), T, {
+            cpu::backward::<T>([dy.data(), gate.data(), up.data()], f, dg.data_mut(), du.data_mut());
+        });
+        Ok(())
+    };
+    fill(gate, cost, grads, host, |gpu, grads| cuda::backward(gpu, [dy, gate, up], f, grads))
+}
