@@ -33,6 +33,37 @@ const LIKE: &[(&str, Shape)] = &[
     ("mistral-7b", Shape { kind: Kind::Mistral, positions: 32_768, ..Shape::llama([4096, 14_336, 32, 32, 8, 32_000]) }),
     ("qwen2.5-7b", Shape { kind: Kind::Qwen2, positions: 131_072, ..Shape::llama([3584, 18_944, 28, 28, 4, 152_064]) }),
     ("qwen3-8b", Shape { kind: Kind::Qwen3, positions: 40_960, ..Shape::llama([4096, 12_288, 36, 32, 8, 151_936]) }),
+    (
+        "smollm3-3b",
+        Shape {
+            kind: Kind::SmolLm3,
+            tied: true,
+            positions: 65_536,
+            ..Shape::llama([2048, 11_008, 36, 16, 4, 128_256])
+        },
+    ),
+    (
+        "granite-3.3-8b",
+        Shape {
+            kind: Kind::Granite,
+            tied: true,
+            positions: 131_072,
+            ..Shape::llama([4096, 12_800, 40, 32, 8, 49_159])
+        },
+    ),
+    ("olmo2-7b", Shape { kind: Kind::Olmo2, positions: 4096, ..Shape::llama([4096, 11_008, 32, 32, 32, 100_352]) }),
+    (
+        "gemma2-2b",
+        Shape { kind: Kind::Gemma2, tied: true, positions: 8192, ..Shape::llama([2304, 9216, 26, 8, 4, 256_000]) },
+    ),
+    (
+        "gemma2-9b",
+        Shape { kind: Kind::Gemma2, tied: true, positions: 8192, ..Shape::llama([3584, 14_336, 42, 16, 8, 256_000]) },
+    ),
+    (
+        "gemma3-1b",
+        Shape { kind: Kind::Gemma3, tied: true, positions: 32_768, ..Shape::llama([1152, 6912, 26, 4, 1, 262_144]) },
+    ),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
     ("gpt-neo-1.3b", Shape { kind: Kind::GptNeo, tied: true, ..Shape::llama([2048, 8192, 24, 16, 16, 50_257]) }),
 ];
@@ -43,6 +74,11 @@ enum Kind {
     Mistral,
     Qwen2,
     Qwen3,
+    SmolLm3,
+    Granite,
+    Olmo2,
+    Gemma2,
+    Gemma3,
     GptNeo,
 }
 
@@ -95,6 +131,18 @@ impl Shape {
                 config["attention_bias"] = json!(false);
                 config
             }
+            Kind::SmolLm3 => decoder("SmolLM3ForCausalLM", "smollm3", json!({ "rope_theta": 5e6 })),
+            Kind::Granite => decoder(
+                "GraniteForCausalLM",
+                "granite",
+                json!({
+                    "rope_theta": 1e7, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 16.0,
+                    "attention_multiplier": 0.007_812_5,
+                }),
+            ),
+            Kind::Olmo2 => decoder("Olmo2ForCausalLM", "olmo2", json!({ "rope_theta": 5e5 })),
+            Kind::Gemma2 => gemma(decoder("Gemma2ForCausalLM", "gemma2", json!({ "sliding_window": 4096 }))),
+            Kind::Gemma3 => gemma(decoder("Gemma3ForCausalLM", "gemma3_text", json!({ "sliding_window": 512 }))),
             Kind::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": heads,
@@ -119,6 +167,15 @@ impl Shape {
     fn spec(&self) -> Result<Vec<WeightSpec>> {
         Ok(spec(&ModelConfig::parse(Path::new("config.json"), &self.config().to_string())?)?)
     }
+}
+
+/// Heads of 256 channels, and another activation.
+fn gemma(mut config: Value) -> Value {
+    config.as_object_mut().expect("an object").remove("hidden_act");
+    config["hidden_activation"] = json!("gelu_pytorch_tanh");
+    config["head_dim"] = json!(256);
+    config["query_pre_attn_scalar"] = json!(256);
+    config
 }
 
 /// A tensor whose values are made when they are written.
@@ -252,6 +309,10 @@ mod tests {
         assert_eq!(
             ["llama-7b", "llama-8b", "llama-13b", "llama-65b", "smollm2-135m", "gpt-neo-1.3b"].map(rounded),
             [6738.0, 8030.0, 13_016.0, 65_286.0, 135.0, 1316.0]
+        );
+        assert_eq!(
+            ["smollm3-3b", "granite-3.3-8b", "olmo2-7b", "gemma2-2b", "gemma2-9b", "gemma3-1b"].map(rounded),
+            [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0]
         );
         assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
     }

@@ -21,12 +21,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPTNeoConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 ROPE = {
@@ -53,6 +58,24 @@ NEO = {
     "embed_dropout": 0,
     "attention_dropout": 0,
 }
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 0.5,
+}
+# A layer with a window and one without, and norms, whose weights are what they are off 1.
+GEMMA = {
+    "head_dim": 8,
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 12,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+TWO_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 # How many ids are continued greedily, and by how many.
 PROMPT, NEW_TOKENS = 5, 64
 WORDS = (
@@ -78,7 +101,7 @@ def random_model(folder, config, seed):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight") or ".ln_" in name and name.endswith("weight"):
-                weight.copy_(1 + 0.3 * torch.randn_like(weight))
+                weight.copy_(("gemma" not in config.model_type) + 0.3 * torch.randn_like(weight))
             elif weight.dim() == 1:
                 weight.copy_(0.2 * torch.randn_like(weight))
             else:
@@ -195,6 +218,15 @@ def decoder_cases(out):
     window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
     model_case(out, "qwen2-window", Qwen2Config(**sizes, **window), 15)
     model_case(out, "qwen3", Qwen3Config(**sizes, head_dim=8), 16)
+    # A layer that is not rotated, and has a window.
+    smollm = {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 5, "attention_bias": True}
+    model_case(out, "smollm3", SmolLM3Config(**sizes, **smollm, pad_token_id=0), 40)
+    model_case(out, "granite", GraniteConfig(**sizes, **MULTIPLIERS, mlp_bias=True), 41)
+    model_case(out, "olmo2", Olmo2Config(**sizes, attention_bias=True), 42)
+    # Scores and logits near their caps, and a scale that is not the root of the heads' channels.
+    model_case(out, "gemma2", Gemma2Config(**sizes, **GEMMA, **CAPS), 43)
+    del sizes["rope_parameters"]
+    model_case(out, "gemma3", Gemma3TextConfig(**sizes, **GEMMA, rope_parameters=TWO_ROPES, final_logit_softcapping=4.0), 44)
 
 
 def model_cases(out):
@@ -313,6 +345,11 @@ def stack_cases(out):
         ("mistral", MistralConfig(**small, head_dim=12, sliding_window=6), 17),
         ("qwen2", Qwen2Config(**small, tie_word_embeddings=True), 18),
         ("qwen3", Qwen3Config(**small, head_dim=16), 19),
+        ("smollm3", SmolLM3Config(**small, no_rope_layer_interval=2, pad_token_id=0), 50),
+        ("granite", GraniteConfig(**small, **{**MULTIPLIERS, "logits_scaling": 2.0}), 51),
+        ("olmo2", Olmo2Config(**small), 52),
+        ("gemma2", Gemma2Config(**small, **GEMMA, **{**CAPS, "final_logit_softcapping": 8.0}), 53),
+        ("gemma3", Gemma3TextConfig(**small, **GEMMA), 54),
     ]
     for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)

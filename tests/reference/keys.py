@@ -14,13 +14,18 @@ import tokenizers
 import transformers
 from transformers import (
     BitsAndBytesConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
     GPTNeoConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
     tokenization_utils_base,
     tokenization_utils_tokenizers,
 )
@@ -46,8 +51,20 @@ def of_tokenizers():
     return found - inside
 
 
+CONFIGS = [
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    GraniteConfig,
+    Olmo2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+]
 generation = GenerationConfig()
-lists = {config.__name__: of_class(config) for config in [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GPTNeoConfig]}
+lists = {config.__name__: of_class(config) for config in CONFIGS}
 lists["GenerationConfig"] = set(generation.to_dict()) | {it for it in vars(generation) if not it.startswith("_")}
 lists["LoraConfig"] = {it.name for it in dataclasses.fields(peft.LoraConfig)}
 lists["BitsAndBytesConfig"] = set(BitsAndBytesConfig(load_in_4bit=True).to_dict()) | set(

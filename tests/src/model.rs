@@ -30,6 +30,16 @@ pub enum Family {
     Qwen2,
     /// LLaMA with norms on queries and keys.
     Qwen3,
+    /// LLaMA with a layer that is not rotated, and has a window.
+    SmolLm3,
+    /// LLaMA with multipliers on embeddings, scores, residuals and logits.
+    Granite,
+    /// LLaMA with norms behind attention and MLP, and on queries and keys as a whole.
+    Olmo2,
+    /// Norms of 1 + w around both halves of a block, caps on scores and logits, a window on the first layer.
+    Gemma2,
+    /// Gemma 2 with norms on queries and keys and two bases of rotation, and without caps.
+    Gemma3,
     /// Learned positions, layer norms, one global and one local layer.
     GptNeo,
 }
@@ -108,6 +118,33 @@ impl TinyModel {
             Family::Qwen3 => {
                 decoder("Qwen3ForCausalLM", json!({ "head_dim": 16, "attention_bias": self.attention_bias }))
             }
+            Family::SmolLm3 => {
+                let layers =
+                    json!({ "use_sliding_window": true, "sliding_window": WINDOW, "no_rope_layer_interval": 2 });
+                decoder("SmolLM3ForCausalLM", layers)
+            }
+            Family::Granite => {
+                let multipliers = json!({
+                    "embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25,
+                    "logits_scaling": 2.0,
+                });
+                decoder("GraniteForCausalLM", multipliers)
+            }
+            Family::Olmo2 => decoder("Olmo2ForCausalLM", json!({ "attention_bias": self.attention_bias })),
+            Family::Gemma2 => {
+                let more = json!({
+                    "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 20,
+                    "sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 12.0,
+                });
+                without(decoder("Gemma2ForCausalLM", more), "hidden_act")
+            }
+            Family::Gemma3 => {
+                let more = json!({
+                    "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "query_pre_attn_scalar": 20,
+                    "sliding_window": WINDOW, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0,
+                });
+                without(decoder("Gemma3ForCausalLM", more), "hidden_act")
+            }
             Family::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "activation_function": "gelu_new",
                 "hidden_size": HIDDEN, "intermediate_size": INNER, "num_layers": LAYERS, "num_heads": HEADS,
@@ -183,6 +220,11 @@ impl TinyModel {
         text.resize(text.len().next_multiple_of(8), b' ');
         [&(text.len() as u64).to_le_bytes()[..], &text, &data].concat()
     }
+}
+
+fn without(mut config: Value, key: &str) -> Value {
+    config.as_object_mut().expect("an object").remove(key);
+    config
 }
 
 /// The nearest bf16, ties to even.

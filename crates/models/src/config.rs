@@ -2,6 +2,7 @@
 
 mod keys;
 mod known;
+mod layers;
 mod rope;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
 };
 pub(crate) use keys::{Keys, Parsed};
 pub use known::{CONFIG as CONFIG_KEYS, QUANTIZATION as QUANTIZATION_KEYS};
+pub(crate) use layers::{Rotated, Window};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -102,7 +104,7 @@ impl ModelConfig {
     /// For every layer, how many keys a query sees; all where there is none.
     pub fn windows(&self) -> Vec<Option<usize>> {
         match &self.architecture {
-            Architecture::Decoder(spec) => spec.windows.clone(),
+            Architecture::Decoder(spec) => spec.windows(),
             Architecture::GptNeo { local, window_size, .. } => {
                 local.iter().map(|it| it.then_some(*window_size)).collect()
             }

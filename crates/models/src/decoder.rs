@@ -1,71 +1,55 @@
-//! LLaMA and the decoders built like it: pre-norm blocks of rotary grouped-query attention and SwiGLU. What tells one from
-//! another is in a [`BlockSpec`].
+//! LLaMA and the decoders built like it: blocks of rotary grouped-query attention and a gated MLP. What tells one from another is in a
+//! [`BlockSpec`].
 
-use crate::{Architecture, Attend, Error, Model, ModelConfig, OutputHead, Pass, Result, Weights, model};
+use crate::{
+    Architecture, Attend, Biases, BlockSpec, EmbeddingScale, Error, LayerSpec, Model, ModelConfig, Norms, OutputHead,
+    Pass, QkNorm, Result, Weights, model,
+};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
 use halfbyte_ops::{
     Layout,
+    add::{add_scaled, scale},
     attention::AttentionShape,
-    rms_norm::rms_norm,
+    gated::{Gate, gated},
+    rms_norm::{RmsNorm, rms_norm},
     rope::{RopeSpec, RopeTable, rope},
-    silu_mul::silu_mul,
 };
+use halfbyte_tensor::{DType, Tensor};
 use std::sync::{Mutex, PoisonError};
-
-/// What a block computes beyond the sizes that all models share.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockSpec {
-    /// Added to the mean square in every norm.
-    pub norm_eps: f32,
-    /// Which projections have a bias.
-    pub biases: Biases,
-    /// Whether queries and keys are normalised before they are rotated, each head by itself.
-    pub qk_norm: bool,
-    /// The rotation of queries and keys.
-    pub rope: RopeSpec,
-    /// For every layer, how many keys a query sees; all where there is none.
-    pub windows: Vec<Option<usize>>,
-}
-
-/// Which projections have a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Biases {
-    /// Those of queries, keys and values.
-    pub qkv: bool,
-    /// The one of attention's output.
-    pub o: bool,
-    /// Gate, up and down.
-    pub mlp: bool,
-}
 
 /// A model of such blocks.
 pub struct Decoder {
     config: ModelConfig,
-    rope: RopeSpec,
-    /// The last table made, for the next pass of about the same length.
-    rope_table: Mutex<Option<RopeTable>>,
-    eps: f32,
+    spec: BlockSpec,
+    rotations: Vec<Rotation>,
     embed_tokens: Weight,
     layers: Vec<Block>,
     norm: Weight,
     lm_head: Option<Linear>,
 }
 
+/// A rotation, and the last table made, for the next pass of about the same length.
+struct Rotation {
+    spec: RopeSpec,
+    last: Mutex<Option<RopeTable>>,
+}
+
 struct Block {
-    input_layernorm: Weight,
+    before_attention: Option<Weight>,
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     /// Of queries and of keys.
     qk_norm: Option<[Weight; 2]>,
     o_proj: Linear,
-    post_attention_layernorm: Weight,
+    after_attention: Option<Weight>,
+    before_mlp: Option<Weight>,
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
-    eps: f32,
-    window: Option<usize>,
+    after_mlp: Option<Weight>,
+    layer: LayerSpec,
 }
 
 impl Decoder {
@@ -81,28 +65,8 @@ impl Decoder {
         let norm = weights.weight("model.norm.weight", &[hidden], Role::Norm)?;
         let tied = config.tie_word_embeddings;
         let lm_head = if tied { None } else { Some(weights.head(model::HEAD, (vocab, hidden))?) };
-        Ok(Decoder {
-            config: config.clone(),
-            rope: spec.rope.clone(),
-            rope_table: Mutex::new(None),
-            eps: spec.norm_eps,
-            embed_tokens,
-            layers,
-            norm,
-            lm_head,
-        })
-    }
-
-    /// A table for positions below `length`: the last one if it is long enough, since generation asks token by token.
-    fn rope_table(&self, length: usize) -> Result<RopeTable> {
-        if self.rope.depends_on_length() {
-            return Ok(RopeTable::new(&self.rope, length)?);
-        }
-        let mut last = self.rope_table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = last.as_ref().filter(|it| it.length() >= length) {
-            return Ok(table.clone());
-        }
-        Ok(last.insert(RopeTable::new(&self.rope, length.next_power_of_two())?).clone())
+        let rotations = spec.ropes.iter().map(|it| Rotation { spec: it.clone(), last: Mutex::new(None) }).collect();
+        Ok(Decoder { config: config.clone(), spec: spec.clone(), rotations, embed_tokens, layers, norm, lm_head })
     }
 
     fn shape(&self) -> AttentionShape {
@@ -110,8 +74,53 @@ impl Decoder {
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
-            scale: 1.0 / (self.config.head_dim as f32).sqrt(),
+            scale: self.spec.scale,
             window: None,
+            cap: self.spec.cap,
+        }
+    }
+
+    fn embed<'m>(&'m self, tape: &Tape<'m>, pass: &Pass<'_>) -> OpResult<Var> {
+        let x = self.embed_tokens.rows(tape, pass.ids, pass.compute, pass.ctx)?;
+        match self.spec.embedding.in_dtype(pass.compute) {
+            1.0 => Ok(x),
+            factor => scale(tape, &x, factor),
+        }
+    }
+}
+
+impl EmbeddingScale {
+    fn in_dtype(self, dtype: DType) -> f32 {
+        match self {
+            EmbeddingScale::Exact(factor) => factor,
+            EmbeddingScale::Rounded(factor) => Tensor::scalar(factor).to_dtype(dtype).to_f32_vec()[0],
+        }
+    }
+}
+
+impl Rotation {
+    /// A table for positions below `length`: the last one if it is long enough, since generation asks token by token.
+    fn table(&self, length: usize) -> Result<RopeTable> {
+        if self.spec.depends_on_length() {
+            return Ok(RopeTable::new(&self.spec, length)?);
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = last.as_ref().filter(|it| it.length() >= length) {
+            return Ok(table.clone());
+        }
+        Ok(last.insert(RopeTable::new(&self.spec, length.next_power_of_two())?).clone())
+    }
+}
+
+impl Norms {
+    /// What the files call the norms before and after attention, and before and after the MLP.
+    fn names(self) -> [Option<&'static str>; 4] {
+        let (input, after, last) = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm");
+        match self {
+            // LLaMA's second norm is called after what is before it.
+            Norms::Before => [Some(input), None, Some(after), None],
+            Norms::After => [None, Some(after), None, Some(last)],
+            Norms::Around => [Some(input), Some(after), Some("pre_feedforward_layernorm"), Some(last)],
         }
     }
 }
@@ -125,22 +134,28 @@ impl Block {
         let norm = |name: &str, channels: usize, weights: &mut dyn Weights| {
             weights.weight(&at(&format!("{name}.weight")), &[channels], Role::Norm)
         };
+        let [before_attention, after_attention, before_mlp, after_mlp] = spec.norms.names();
+        let maybe = |name: Option<&'static str>, weights: &mut dyn Weights| {
+            name.map(|it| norm(it, hidden, weights)).transpose()
+        };
+        let [q_norm, k_norm] = if spec.qk_norm == QkNorm::Whole { [q, kv] } else { [d, d] };
         Ok(Block {
-            input_layernorm: norm("input_layernorm", hidden, weights)?,
+            before_attention: maybe(before_attention, weights)?,
             q_proj: weights.linear(&at("self_attn.q_proj"), (q, hidden), qkv)?,
             k_proj: weights.linear(&at("self_attn.k_proj"), (kv, hidden), qkv)?,
             v_proj: weights.linear(&at("self_attn.v_proj"), (kv, hidden), qkv)?,
             qk_norm: match spec.qk_norm {
-                true => Some([norm("self_attn.q_norm", d, weights)?, norm("self_attn.k_norm", d, weights)?]),
-                false => None,
+                QkNorm::None => None,
+                _ => Some([norm("self_attn.q_norm", q_norm, weights)?, norm("self_attn.k_norm", k_norm, weights)?]),
             },
             o_proj: weights.linear(&at("self_attn.o_proj"), (hidden, q), o)?,
-            post_attention_layernorm: norm("post_attention_layernorm", hidden, weights)?,
+            after_attention: maybe(after_attention, weights)?,
+            before_mlp: maybe(before_mlp, weights)?,
             gate_proj: weights.linear(&at("mlp.gate_proj"), (inner, hidden), mlp)?,
             up_proj: weights.linear(&at("mlp.up_proj"), (inner, hidden), mlp)?,
             down_proj: weights.linear(&at("mlp.down_proj"), (hidden, inner), mlp)?,
-            eps: spec.norm_eps,
-            window: spec.windows[i],
+            after_mlp: maybe(after_mlp, weights)?,
+            layer: spec.layers[i],
         })
     }
 
@@ -151,39 +166,74 @@ impl Block {
         run: &Run,
         (attend, layer): (&mut Attend<'_>, usize),
     ) -> OpResult<Var> {
-        let h = norm(tape, x, &self.input_layernorm, (self.eps, &run.ctx))?;
+        let h = run.maybe_norm(tape, x, self.before_attention.as_ref())?;
         let [mut q, mut k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
         if let Some([q_norm, k_norm]) = &self.qk_norm {
-            q = norm(tape, &q, q_norm, (self.eps, &run.ctx))?;
-            k = norm(tape, &k, k_norm, (self.eps, &run.ctx))?;
+            q = norm(tape, &q, q_norm, (run.norm, &run.ctx))?;
+            k = norm(tape, &k, k_norm, (run.norm, &run.ctx))?;
         }
-        let q = rope(tape, &q, &run.rope, &run.layout, run.shape.head_dim)?;
-        let k = rope(tape, &k, &run.rope, &run.layout, run.shape.head_dim)?;
-        let shape = AttentionShape { window: self.window, ..run.shape };
+        if let Some(table) = self.layer.rope.map(|it| &run.ropes[it]) {
+            q = rope(tape, &q, table, &run.layout, run.shape.head_dim)?;
+            k = rope(tape, &k, table, &run.layout, run.shape.head_dim)?;
+        }
+        let shape = AttentionShape { window: self.layer.window, ..run.shape };
         let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
-        let x = self.o_proj.forward_onto(tape, (x, &a), &run.ctx)?;
-        self.mlp(tape, &x, &run.ctx)
+        let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
+        let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, &run.ctx)?;
+        let y = gated(tape, &gate, &up, run.gate)?;
+        run.join(tape, &x, (&self.down_proj, &y), self.after_mlp.as_ref())
     }
 
-    fn mlp<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<Var> {
-        let h = norm(tape, x, &self.post_attention_layernorm, (self.eps, ctx))?;
-        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, ctx)?;
-        self.down_proj.forward_onto(tape, (x, &silu_mul(tape, &gate, &up)?), ctx)
+    fn linears(&self) -> [&Linear; 7] {
+        let it = self;
+        [&it.q_proj, &it.k_proj, &it.v_proj, &it.o_proj, &it.gate_proj, &it.up_proj, &it.down_proj]
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &Weight> {
+        let it = self;
+        let rest = it.after_attention.iter().chain(&it.before_mlp).chain(&it.after_mlp);
+        it.before_attention.iter().chain(it.qk_norm.iter().flatten()).chain(rest)
     }
 }
 
 /// A norm whose weight an adapter may have brought along, each row by its own.
-fn norm(tape: &Tape<'_>, x: &Var, weight: &Weight, (eps, ctx): (f32, &Context)) -> OpResult<Var> {
-    let [y] = ctx.by_rows(tape, x, &[weight.path()], |x, ctx| Ok([rms_norm(tape, x, &weight.var(tape, ctx), eps)?]))?;
+fn norm(tape: &Tape<'_>, x: &Var, weight: &Weight, (norm, ctx): (RmsNorm, &Context)) -> OpResult<Var> {
+    let [y] =
+        ctx.by_rows(tape, x, &[weight.path()], |x, ctx| Ok([rms_norm(tape, x, &weight.var(tape, ctx), norm)?]))?;
     Ok(y)
 }
 
 /// What all blocks of one pass share.
 struct Run {
     shape: AttentionShape,
-    rope: RopeTable,
+    norm: RmsNorm,
+    gate: Gate,
+    residual: f32,
+    ropes: Vec<RopeTable>,
     layout: Layout,
     ctx: Context,
+}
+
+impl Run {
+    fn maybe_norm(&self, tape: &Tape<'_>, x: &Var, weight: Option<&Weight>) -> OpResult<Var> {
+        weight.map_or_else(|| Ok(x.clone()), |it| norm(tape, x, it, (self.norm, &self.ctx)))
+    }
+
+    /// The residual stream with what a half of the block adds to it: a layer's output, normalised where there is a norm for it.
+    fn join<'m>(
+        &self,
+        tape: &Tape<'m>,
+        x: &Var,
+        (linear, input): (&'m Linear, &Var),
+        weight: Option<&Weight>,
+    ) -> OpResult<Var> {
+        if weight.is_none() && self.residual == 1.0 {
+            return linear.forward_onto(tape, (x, input), &self.ctx);
+        }
+        let y = self.maybe_norm(tape, &linear.forward(tape, input, &self.ctx)?, weight)?;
+        add_scaled(tape, x, &y, self.residual)
+    }
 }
 
 impl Model for Decoder {
@@ -192,30 +242,26 @@ impl Model for Decoder {
     }
 
     fn forward<'m>(&'m self, tape: &Tape<'m>, pass: &mut Pass<'_>) -> Result<Var> {
-        let rope = self.rope_table(pass.layout.furthest())?;
+        let length = pass.layout.furthest();
+        let ropes = self.rotations.iter().map(|it| it.table(length)).collect::<Result<_>>()?;
         let (layout, ctx) = (pass.layout.clone(), pass.ctx.clone());
-        let run = Run { shape: self.shape(), rope, layout, ctx };
-        let x = self.embed_tokens.rows(tape, pass.ids, pass.compute, pass.ctx)?;
+        let BlockSpec { norm: of_norms, gate, residual, .. } = self.spec;
+        let run = Run { shape: self.shape(), norm: of_norms, gate, residual, ropes, layout, ctx };
+        let x = self.embed(tape, pass)?;
         let x = pass.blocks(tape, x, &self.layers, move |block, tape, x, attend, i| {
             block.forward(tape, x, &run, (attend, i))
         })?;
-        Ok(norm(tape, &x, &self.norm, (self.eps, pass.ctx))?)
+        Ok(norm(tape, &x, &self.norm, (of_norms, pass.ctx))?)
     }
 
     fn head<'m>(&'m self, tape: &Tape<'m>, ctx: &Context) -> OutputHead<'m> {
-        OutputHead::of(tape, self.lm_head.as_ref(), &self.embed_tokens, ctx)
+        OutputHead::of(tape, self.lm_head.as_ref(), &self.embed_tokens, ctx).shaped(self.spec.logits)
     }
 
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>) {
-        let (mut linears, mut weights) = (Vec::new(), vec![&self.embed_tokens]);
-        for it in &self.layers {
-            linears.extend([&it.q_proj, &it.k_proj, &it.v_proj, &it.o_proj, &it.gate_proj, &it.up_proj, &it.down_proj]);
-            weights.push(&it.input_layernorm);
-            weights.extend(it.qk_norm.iter().flatten());
-            weights.push(&it.post_attention_layernorm);
-        }
-        linears.extend(&self.lm_head);
-        weights.push(&self.norm);
+        let linears = self.layers.iter().flat_map(Block::linears).chain(&self.lm_head).collect();
+        let norms = self.layers.iter().flat_map(Block::norms);
+        let weights = [&self.embed_tokens].into_iter().chain(norms).chain([&self.norm]).collect();
         (linears, weights)
     }
 
@@ -225,9 +271,10 @@ impl Model for Decoder {
         for it in &mut self.layers {
             all.linears.extend([&mut it.q_proj, &mut it.k_proj, &mut it.v_proj, &mut it.o_proj]);
             all.linears.extend([&mut it.gate_proj, &mut it.up_proj, &mut it.down_proj]);
-            all.weights.push(&mut it.input_layernorm);
+            all.weights.extend(&mut it.before_attention);
             all.weights.extend(it.qk_norm.iter_mut().flatten());
-            all.weights.push(&mut it.post_attention_layernorm);
+            all.weights.extend(&mut it.after_attention);
+            all.weights.extend(it.before_mlp.iter_mut().chain(&mut it.after_mlp));
         }
         all.weights.push(&mut self.norm);
         all.linears.extend(&mut self.lm_head);

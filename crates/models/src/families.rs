@@ -1,10 +1,11 @@
 //! The decoders that are built like LLaMA: each a row of a table.
 
 use crate::{
-    Architecture, Biases, BlockSpec, ModelConfig,
-    config::{Keys, Parsed},
+    Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, Norms, QkNorm,
+    config::{Keys, Parsed, Rotated, Window},
 };
-use serde_json::{Map, Value};
+use halfbyte_ops::{Gate, RmsNorm, Shaping};
+use serde_json::Map;
 
 /// How a family differs from LLaMA: in what its `config.json` says, and in what transformers knows without being told.
 pub(crate) struct Family {
@@ -15,14 +16,24 @@ pub(crate) struct Family {
     qkv_bias: Flag,
     o_bias: Flag,
     mlp_bias: Flag,
-    /// Whether queries and keys are normalised, each head by itself, before they are rotated.
-    qk_norm: bool,
+    /// The key that names the gate's function, and which it is.
+    gate: (&'static str, Gate),
+    /// What norms are like, with the epsilon of a file that does not name one.
+    norm: RmsNorm,
+    norms: Norms,
+    qk_norm: QkNorm,
     window: Window,
+    rotated: Rotated,
+    /// What scores are multiplied with.
+    scale: Scale,
+    around: Around,
     /// Where the file does not say: key and value heads (else as many as query heads), channels of a head (else
-    /// `hidden_size / num_attention_heads`), positions.
+    /// `hidden_size / num_attention_heads`), positions, the base of rotations, whether the head is the embedding.
     kv_heads: Option<usize>,
     head_dim: Option<usize>,
     positions: usize,
+    theta: f64,
+    tied: bool,
 }
 
 enum Flag {
@@ -32,13 +43,24 @@ enum Flag {
     Key(&'static str),
 }
 
-/// Which layers see only a window of the keys.
-enum Window {
-    None,
-    /// All of them, unless `sliding_window` is null; 4096 where it is absent.
-    Everywhere,
-    /// With `use_sliding_window`: those that `layer_types` names, or those from `max_window_layers` on.
-    SomeLayers,
+/// What scores are multiplied with.
+enum Scale {
+    /// 1 over the root of the head's channels.
+    HeadDim,
+    /// This key; 1 where it is absent.
+    Key(&'static str),
+    /// 1 over the root of this key; of 256 where it is absent.
+    RootOf(&'static str),
+}
+
+/// What is done to embeddings, to what joins the residual stream, to scores and to logits.
+enum Around {
+    Nothing,
+    /// Granite's multipliers.
+    Multipliers,
+    /// Gemma's root of `hidden_size`, and soft-caps; those of files that do not say: on scores, none for a family that has none, and
+    /// on logits.
+    Caps(Option<f64>, Option<f64>),
 }
 
 const LLAMA: Family = Family {
@@ -47,11 +69,19 @@ const LLAMA: Family = Family {
     qkv_bias: Flag::Key("attention_bias"),
     o_bias: Flag::Key("attention_bias"),
     mlp_bias: Flag::Key("mlp_bias"),
-    qk_norm: false,
+    gate: ("hidden_act", Gate::Silu),
+    norm: RmsNorm { eps: 1e-6, offset: 0.0, rounds_last: false },
+    norms: Norms::Before,
+    qk_norm: QkNorm::None,
     window: Window::None,
+    rotated: Rotated::All,
+    scale: Scale::HeadDim,
+    around: Around::Nothing,
     kv_heads: None,
     head_dim: None,
     positions: 2048,
+    theta: 10_000.0,
+    tied: false,
 };
 const MISTRAL: Family = Family {
     architecture: "MistralForCausalLM",
@@ -79,21 +109,70 @@ const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",
     mlp_bias: Flag::Never,
-    qk_norm: true,
+    qk_norm: QkNorm::Heads,
     window: Window::SomeLayers,
     kv_heads: Some(32),
     head_dim: Some(128),
     positions: 32_768,
     ..LLAMA
 };
+const SMOLLM3: Family = Family {
+    architecture: "SmolLM3ForCausalLM",
+    model_type: "smollm3",
+    window: Window::NotRotated,
+    rotated: Rotated::Some,
+    kv_heads: Some(4),
+    positions: 32_768,
+    theta: 2_000_000.0,
+    tied: true,
+    ..LLAMA
+};
+const GRANITE: Family = Family {
+    architecture: "GraniteForCausalLM",
+    model_type: "granite",
+    scale: Scale::Key("attention_multiplier"),
+    around: Around::Multipliers,
+    ..LLAMA
+};
+const OLMO2: Family = Family {
+    architecture: "Olmo2ForCausalLM",
+    model_type: "olmo2",
+    mlp_bias: Flag::Never,
+    norm: RmsNorm { eps: 1e-5, offset: 0.0, rounds_last: true },
+    norms: Norms::After,
+    qk_norm: QkNorm::Whole,
+    ..LLAMA
+};
+const GEMMA2: Family = Family {
+    architecture: "Gemma2ForCausalLM",
+    model_type: "gemma2",
+    mlp_bias: Flag::Never,
+    gate: ("hidden_activation", Gate::GeluTanh),
+    norm: RmsNorm { eps: 1e-6, offset: 1.0, rounds_last: true },
+    norms: Norms::Around,
+    window: Window::AllBut(2),
+    scale: Scale::RootOf("query_pre_attn_scalar"),
+    around: Around::Caps(Some(50.0), Some(30.0)),
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    positions: 8192,
+    tied: true,
+    ..LLAMA
+};
+const GEMMA3: Family = Family {
+    architecture: "Gemma3ForCausalLM",
+    model_type: "gemma3_text",
+    qk_norm: QkNorm::Heads,
+    window: Window::AllBut(6),
+    rotated: Rotated::ByWindow,
+    around: Around::Caps(None, None),
+    positions: 131_072,
+    ..GEMMA2
+};
 
 /// The table.
-pub(crate) const FAMILIES: [&Family; 4] = [&LLAMA, &MISTRAL, &QWEN2, &QWEN3];
-
-/// The window of a file that does not name one.
-const DEFAULT_WINDOW: usize = 4096;
-/// The first layer with a window, of a file that does not name one.
-const DEFAULT_WINDOW_LAYERS: usize = 28;
+pub(crate) const FAMILIES: [&Family; 9] =
+    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3];
 
 impl Family {
     /// The row of an architecture, however it is capitalised, of the same without a head (`LlamaModel`), or of a model type.
@@ -103,21 +182,31 @@ impl Family {
 
     /// Reads the family's configuration.
     pub(crate) fn config(&self, keys: &Keys<'_>) -> Parsed<ModelConfig> {
-        keys.expect("hidden_act", &["silu", "swish"])?;
+        let (key, gate) = self.gate;
+        keys.expect(key, if gate == Gate::Silu { &["silu", "swish"] } else { &["gelu_pytorch_tanh"] })?;
         let hidden = keys.size("hidden_size", None)?;
         let heads = keys.size("num_attention_heads", None)?;
         let layers = keys.size("num_hidden_layers", None)?;
         let head_dim = keys.size("head_dim", Some(self.head_dim.unwrap_or(hidden / heads.max(1))))?;
         let positions = keys.size("max_position_embeddings", Some(self.positions))?;
-        let (rope, notes) = keys.rope(head_dim, positions)?;
+        let (ropes, layer_specs, notes) =
+            keys.layers((self.window, self.rotated), layers, (head_dim, positions, self.theta))?;
+        let plain = BlockSpec {
+            norm: RmsNorm { eps: keys.epsilon("rms_norm_eps", f64::from(self.norm.eps))?, ..self.norm },
+            norms: self.norms,
+            biases: Biases { qkv: self.qkv_bias.of(keys)?, o: self.o_bias.of(keys)?, mlp: self.mlp_bias.of(keys)? },
+            qk_norm: self.qk_norm,
+            gate,
+            scale: self.scale.of(keys, head_dim)?,
+            cap: None,
+            ropes,
+            layers: layer_specs,
+            embedding: EmbeddingScale::Exact(1.0),
+            residual: 1.0,
+            logits: Shaping::default(),
+        };
         Ok(ModelConfig {
-            architecture: Architecture::Decoder(BlockSpec {
-                norm_eps: keys.epsilon("rms_norm_eps", 1e-6)?,
-                biases: Biases { qkv: self.qkv_bias.of(keys)?, o: self.o_bias.of(keys)?, mlp: self.mlp_bias.of(keys)? },
-                qk_norm: self.qk_norm,
-                rope,
-                windows: self.windows(keys, layers)?,
-            }),
+            architecture: Architecture::Decoder(self.around.of(keys, plain, hidden)?),
             vocab_size: keys.size("vocab_size", None)?,
             hidden_size: hidden,
             intermediate_size: keys.size("intermediate_size", None)?,
@@ -130,39 +219,11 @@ impl Family {
             },
             head_dim,
             max_position_embeddings: positions,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", self.tied)?,
             eos_token_ids: keys.eos(),
             notes: [notes, keys.dropout_notes(&["attention_dropout"])].concat(),
             raw: Map::new(),
         })
-    }
-
-    /// The window of every layer.
-    fn windows(&self, keys: &Keys<'_>, layers: usize) -> Parsed<Vec<Option<usize>>> {
-        let width = match self.window {
-            Window::None => return Ok(vec![None; layers]),
-            Window::SomeLayers if !keys.flag("use_sliding_window", false)? => None,
-            _ if keys.has("sliding_window") && keys.given("sliding_window").is_none() => None,
-            _ => Some(keys.size("sliding_window", Some(DEFAULT_WINDOW))?),
-        };
-        if width == Some(0) {
-            return Err("sliding_window is 0, with which a token would not even see itself".into());
-        }
-        let first = match self.window {
-            Window::SomeLayers => keys.size("max_window_layers", Some(DEFAULT_WINDOW_LAYERS))?,
-            _ => 0,
-        };
-        let by_rule: Vec<Option<usize>> = (0..layers).map(|it| width.filter(|_| it >= first)).collect();
-        let Some(kinds) = keys.given("layer_types") else { return Ok(by_rule) };
-        let listed = listed_windows(kinds, layers, width)?;
-        if matches!(self.window, Window::Everywhere) && listed != by_rule {
-            // transformers ignores the list here, so that the two readings differ.
-            return Err(format!(
-                "layer_types and sliding_window contradict each other; in a {} every layer has the window, or none",
-                self.architecture
-            ));
-        }
-        Ok(listed)
     }
 }
 
@@ -174,25 +235,6 @@ pub(crate) fn is_named(name: &str, architecture: &str, model_type: &str) -> bool
         || name == model_type
 }
 
-/// The windows that `layer_types` describes.
-fn listed_windows(kinds: &Value, layers: usize, width: Option<usize>) -> Parsed<Vec<Option<usize>>> {
-    let kinds = kinds.as_array().ok_or("layer_types is not a list")?;
-    if kinds.len() != layers {
-        return Err(format!("layer_types describes {} layers, num_hidden_layers is {layers}", kinds.len()));
-    }
-    let of = |kind: &Value| match (kind.as_str(), width) {
-        (Some("full_attention"), _) => Ok(None),
-        (Some("sliding_attention"), Some(width)) => Ok(Some(width)),
-        (Some("sliding_attention"), None) => {
-            Err("layer_types asks for sliding_attention, but no sliding_window is in use".to_owned())
-        }
-        _ => Err(format!(
-            "layer_types holds {kind}, which is not supported; supported are full_attention and sliding_attention"
-        )),
-    };
-    kinds.iter().map(of).collect()
-}
-
 impl Flag {
     fn of(&self, keys: &Keys<'_>) -> Parsed<bool> {
         match self {
@@ -200,5 +242,42 @@ impl Flag {
             Flag::Never => Ok(false),
             Flag::Key(key) => keys.flag(key, false),
         }
+    }
+}
+
+impl Scale {
+    fn of(&self, keys: &Keys<'_>, head_dim: usize) -> Parsed<f32> {
+        Ok(match self {
+            Scale::HeadDim => 1.0 / (head_dim as f32).sqrt(),
+            Scale::Key(key) => keys.positive(key, Some(1.0))?.unwrap_or(1.0) as f32,
+            Scale::RootOf(key) => (1.0 / keys.positive(key, Some(256.0))?.unwrap_or(256.0).sqrt()) as f32,
+        })
+    }
+}
+
+impl Around {
+    fn of(&self, keys: &Keys<'_>, plain: BlockSpec, hidden: usize) -> Parsed<BlockSpec> {
+        let multiplier = |key: &str| Ok::<f64, String>(keys.positive(key, Some(1.0))?.unwrap_or(1.0));
+        Ok(match *self {
+            Around::Nothing => plain,
+            Around::Multipliers => BlockSpec {
+                embedding: EmbeddingScale::Exact(multiplier("embedding_multiplier")? as f32),
+                residual: multiplier("residual_multiplier")? as f32,
+                logits: Shaping { factor: (1.0 / multiplier("logits_scaling")?) as f32, cap: None },
+                ..plain
+            },
+            Around::Caps(on_scores, on_logits) => BlockSpec {
+                embedding: EmbeddingScale::Rounded((hidden as f64).sqrt() as f32),
+                cap: match on_scores {
+                    Some(_) => keys.positive("attn_logit_softcapping", on_scores)?.map(|it| it as f32),
+                    None => None,
+                },
+                logits: Shaping {
+                    factor: 1.0,
+                    cap: keys.positive("final_logit_softcapping", on_logits)?.map(|it| it as f32),
+                },
+                ..plain
+            },
+        })
     }
 }

@@ -99,6 +99,7 @@ impl GptNeo {
             head_dim: self.config.head_dim,
             scale: 1.0,
             window: None,
+            cap: None,
         }
     }
 }

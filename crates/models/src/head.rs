@@ -5,13 +5,18 @@ use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Base, Context, Linear, Update, Weight};
 use halfbyte_ops::{
     FrozenMatrix, IGNORE, RowGroups, Targets, add, cross_entropy,
-    cross_entropy::{Head, logits},
+    cross_entropy::{Head, Shaping, logits},
     deal_rows, gather_rows,
 };
 use halfbyte_tensor::Tensor;
 
-/// The matrix that turns hidden states into logits.
-pub enum OutputHead<'m> {
+/// What turns hidden states into logits.
+pub struct OutputHead<'m> {
+    of: Of<'m>,
+    shaping: Shaping,
+}
+
+enum Of<'m> {
     /// A frozen matrix of its own.
     Frozen(&'m dyn FrozenMatrix),
     /// The embedding, or a matrix that trains: `(vocab_size, hidden_size)`.
@@ -20,22 +25,36 @@ pub enum OutputHead<'m> {
     ByRow(RowGroups, Vec<OutputHead<'m>>),
 }
 
+impl<'m> From<Of<'m>> for OutputHead<'m> {
+    fn from(of: Of<'m>) -> OutputHead<'m> {
+        OutputHead { of, shaping: Shaping::default() }
+    }
+}
+
 impl<'m> OutputHead<'m> {
     /// The head of a model: the embedding if `linear` is none.
     pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight, ctx: &Context) -> OutputHead<'m> {
         if let Some((groups, contexts)) = ctx.split(&linear.map_or([embedding.path(), HEAD], |it| [it.path(); 2])) {
             let heads = contexts.iter().map(|it| OutputHead::of(tape, linear, embedding, it)).collect();
-            return OutputHead::ByRow(groups, heads);
+            return Of::ByRow(groups, heads).into();
         }
         let Some(linear) = linear else {
             // An adapter may untie it with a copy of its own.
             let own = ctx.routing.adapter().and_then(|it| it.update(HEAD)).and_then(Update::copy);
-            return OutputHead::Var(own.map_or_else(|| embedding.head_var(tape, ctx), |it| tape.param(it)));
+            return Of::Var(own.map_or_else(|| embedding.head_var(tape, ctx), |it| tape.param(it))).into();
         };
         match (linear.trained_matrix(ctx), linear.base()) {
-            (Some(param), _) | (None, Base::Trainable(param)) => OutputHead::Var(tape.param(param)),
-            (None, Base::Frozen(matrix)) => OutputHead::Frozen(matrix.as_ref()),
+            (Some(param), _) | (None, Base::Trainable(param)) => Of::Var(tape.param(param)).into(),
+            (None, Base::Frozen(matrix)) => Of::Frozen(matrix.as_ref()).into(),
         }
+    }
+
+    /// With other logits than its products.
+    pub(crate) fn shaped(mut self, shaping: Shaping) -> OutputHead<'m> {
+        if let Of::ByRow(_, heads) = &mut self.of {
+            heads.iter_mut().for_each(|it| it.shaping = shaping);
+        }
+        OutputHead { shaping, ..self }
     }
 
     /// For the ops.
@@ -43,18 +62,19 @@ impl<'m> OutputHead<'m> {
     /// # Panics
     /// If rows have different heads: those go through [`OutputHead::loss`] and [`OutputHead::logits`].
     pub fn as_head(&self) -> Head<'_, 'm> {
-        match self {
-            OutputHead::Frozen(matrix) => Head::Frozen(*matrix),
-            OutputHead::Var(var) => Head::Trainable(var),
-            OutputHead::ByRow(..) => panic!("rows of different adapters have no head in common"),
-        }
+        let head = match &self.of {
+            Of::Frozen(matrix) => Head::frozen(*matrix),
+            Of::Var(var) => Head::trainable(var),
+            Of::ByRow(..) => panic!("rows of different adapters have no head in common"),
+        };
+        head.shaped(self.shaping)
     }
 
     /// The sum of the cross-entropies of all targets, divided by `denominator`, after hidden states `(tokens, hidden_size)`.
     ///
     /// Fails where the shapes or targets do not fit, or memory is short.
     pub fn loss(&self, tape: &Tape<'m>, hidden: &Var, targets: &Targets, denominator: f32) -> OpResult<Var> {
-        let OutputHead::ByRow(groups, heads) = self else {
+        let Of::ByRow(groups, heads) = &self.of else {
             return cross_entropy(tape, hidden, self.as_head(), targets, denominator);
         };
         let parts = deal_rows(tape, hidden, groups)?;
@@ -78,7 +98,7 @@ impl<'m> OutputHead<'m> {
 
     /// The logits in f32 after hidden states `(tokens, hidden_size)`: `(tokens, vocab_size)`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let OutputHead::ByRow(groups, heads) = self else { return Ok(logits(hidden, self.as_head())?) };
+        let Of::ByRow(groups, heads) = &self.of else { return Ok(logits(hidden, self.as_head())?) };
         let tape = Tape::disabled();
         let parts = deal_rows(&tape, &Var::constant(hidden.clone()), groups)?;
         let one = |(part, head): (&Var, &OutputHead<'_>)| Ok(Var::constant(head.logits(part.value())?));

@@ -3,6 +3,7 @@
 //! A model file holds the forward pass alone; the derivatives belong to the ops. Where its weights come from and how
 //! they are kept is the business of a [`Weights`] provider.
 
+mod block_spec;
 mod cache;
 mod config;
 mod decoder;
@@ -20,9 +21,10 @@ mod save;
 mod spec;
 mod weights;
 
+pub use block_spec::{Biases, BlockSpec, EmbeddingScale, LayerSpec, Norms, QkNorm};
 pub use cache::KvCache;
 pub use config::{Architecture, CONFIG_KEYS, ModelConfig, QUANTIZATION_KEYS};
-pub use decoder::{Biases, BlockSpec, Decoder};
+pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::{ModelFolder, loaded_dtype};
 pub use generate::{GenerateConfig, Generated, StopReason, extend, generate, scores};

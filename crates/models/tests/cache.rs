@@ -77,6 +77,13 @@ fn configs() -> Vec<Value> {
         decoder("MistralForCausalLM", json!({ "sliding_window": 20 })),
         decoder("Qwen2ForCausalLM", json!({ "use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1 })),
         decoder("Qwen3ForCausalLM", json!({ "head_dim": 12 })),
+        decoder(
+            "SmolLM3ForCausalLM",
+            json!({ "use_sliding_window": true, "sliding_window": 9, "no_rope_layer_interval": 2 }),
+        ),
+        decoder("Olmo2ForCausalLM", json!({})),
+        decoder("Gemma2ForCausalLM", json!({ "head_dim": 12, "sliding_window": 9, "attn_logit_softcapping": 1.0 })),
+        decoder("Gemma3ForCausalLM", json!({ "head_dim": 12, "sliding_window": 9, "sliding_window_pattern": 2 })),
         json!({
             "architectures": ["GPTNeoForCausalLM"], "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4,
             "attention_types": [[["global", "local"], 1]], "window_size": 9, "max_position_embeddings": 700,
@@ -216,7 +223,8 @@ fn prompts_with_adapters_of_their_own_are_continued_as_each_alone() {
     for config in configs() {
         let mut model = model(&config);
         let adapters = ["one", "two"].map(|name| {
-            let norms = if config["architectures"][0] == "GPTNeoForCausalLM" { "ln_2" } else { "input_layernorm" };
+            let norms =
+                if config["architectures"][0] == "GPTNeoForCausalLM" { "ln_2" } else { "post_attention_layernorm" };
             // The whole embedding, which in GPT-Neo is the head, too, and a norm.
             let saved = if name == "one" { vec![norms.to_owned()] } else { vec!["embed_tokens".to_owned()] };
             let saved = if config["architectures"][0] == "GPTNeoForCausalLM" && name == "two" {
@@ -277,7 +285,7 @@ fn greedy_generation_follows_the_largest_logit_and_stops() {
 
 #[test]
 fn a_prompt_beyond_the_last_position_is_refused() {
-    let model = model(&configs()[4]);
+    let model = model(configs().last().unwrap());
     let ask = |prompts: &[Vec<u32>]| {
         let config = GenerateConfig::default();
         generate(model.as_ref(), prompts, (&config, &Context::default()), &mut |_, _| true).unwrap_err().to_string()

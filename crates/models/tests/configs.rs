@@ -1,6 +1,6 @@
 //! `config.json` of published models, and of ones that are nearly so.
 
-use halfbyte_models::{Architecture, Biases, BlockSpec, ModelConfig};
+use halfbyte_models::{Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -53,36 +53,83 @@ fn qwen3(more: &Value) -> Value {
 #[test]
 fn published_configurations_are_understood() {
     let v1 = parse(&mistral(&json!({ "sliding_window": 4096, "rope_theta": 10000.0 }))).unwrap();
-    assert_eq!((decoder(&v1).windows.clone(), v1.head_dim), (vec![Some(4096); 32], 128));
+    assert_eq!((decoder(&v1).windows(), v1.head_dim), (vec![Some(4096); 32], 128));
     assert_eq!(decoder(&v1).biases, Biases { qkv: false, o: false, mlp: false });
     let v3 = parse(&mistral(&json!({ "sliding_window": null, "rope_theta": 1e6, "head_dim": 96 }))).unwrap();
-    assert_eq!((decoder(&v3).windows.clone(), v3.head_dim), (vec![None; 32], 96));
-    assert_eq!(decoder(&v3).rope.theta, 1e6);
-    assert_eq!(decoder(&parse(&mistral(&json!({}))).unwrap()).windows[31], Some(4096), "transformers' own default");
+    assert_eq!((decoder(&v3).windows(), v3.head_dim), (vec![None; 32], 96));
+    assert_eq!(decoder(&v3).ropes[0].theta, 1e6);
+    assert_eq!(decoder(&parse(&mistral(&json!({}))).unwrap()).windows()[31], Some(4096), "transformers' own default");
     let null = parse(&mistral(&json!({ "head_dim": null, "sliding_window": null }))).unwrap();
     assert_eq!(null.head_dim, 128);
 
     let qwen = parse(&qwen(&json!({}))).unwrap();
     assert_eq!(decoder(&qwen).biases, Biases { qkv: true, o: false, mlp: false });
-    assert!(!decoder(&qwen).qk_norm && decoder(&qwen).windows == vec![None; 28]);
+    assert!(decoder(&qwen).qk_norm == QkNorm::None && decoder(&qwen).windows() == vec![None; 28]);
     let three = parse(&qwen3(&json!({}))).unwrap();
-    assert!(decoder(&three).qk_norm && !decoder(&three).biases.qkv);
-    assert_eq!((three.head_dim, decoder(&three).norm_eps), (128, 1e-6));
+    assert!(decoder(&three).qk_norm == QkNorm::Heads && !decoder(&three).biases.qkv);
+    assert_eq!((three.head_dim, decoder(&three).norm.eps), (128, 1e-6));
     assert!(decoder(&parse(&qwen3(&json!({ "attention_bias": true }))).unwrap()).biases.o);
+}
+
+/// The sizes of SmolLM3 3B, Granite 3.3 2B, OLMo 2 1B, Gemma 2 2B and Gemma 3 1B, with what their files say of the blocks.
+#[test]
+fn published_configurations_of_other_families_are_understood() {
+    let smol = json!({
+        "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11008,
+        "num_attention_heads": 16, "num_hidden_layers": 8, "num_key_value_heads": 4, "vocab_size": 128256,
+        "rope_theta": 5000000.0, "no_rope_layers": [1, 1, 1, 0, 1, 1, 1, 0], "no_rope_layer_interval": 4, "sliding_window": null,
+        "use_sliding_window": false, "max_window_layers": 28, "layer_types": vec!["full_attention"; 8], "rope_scaling": null,
+    });
+    let config = parse(&smol).unwrap();
+    let rotated: Vec<bool> = decoder(&config).layers.iter().map(|it| it.rope.is_some()).collect();
+    assert_eq!(rotated, [true, true, true, false, true, true, true, false]);
+    assert!(config.tie_word_embeddings && decoder(&config).windows() == vec![None; 8]);
+    let granite = llama(&json!({
+        "architectures": ["GraniteForCausalLM"], "model_type": "granite", "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_bias": false,
+    }));
+    let config = parse(&granite).unwrap();
+    let spec = decoder(&config);
+    assert_eq!((spec.scale, spec.residual, spec.logits.factor), (0.015625, 0.22, 0.125));
+    assert!(spec.embedding == EmbeddingScale::Exact(12.0) && config.notes.is_empty());
+    let olmo = json!({ "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "rope_theta": 500000 });
+    let config = parse(&llama(&olmo)).unwrap();
+    assert!(decoder(&config).qk_norm == QkNorm::Whole && decoder(&config).norm.rounds_last);
+    let config =
+        parse(&gemma("gemma2", &json!({ "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid" })))
+            .unwrap();
+    let spec = decoder(&config);
+    assert_eq!((spec.cap, spec.logits.cap, spec.scale), (Some(50.0), Some(30.0), 0.0625));
+    assert_eq!((spec.windows()[..2].to_vec(), spec.norm.offset), (vec![Some(4096), None], 1.0));
+    let config = parse(&gemma("gemma3_text", &json!({ "sliding_window": 512, "rope_theta": 1000000.0 }))).unwrap();
+    let spec = decoder(&config);
+    assert_eq!((spec.cap, spec.logits.cap, spec.ropes[0].theta, spec.ropes[1].theta), (None, None, 1e6, 1e4));
+    let of = |it: usize| (spec.layers[it].window, spec.layers[it].rope);
+    assert_eq!([of(4), of(5), of(6)], [(Some(512), Some(1)), (None, Some(0)), (Some(512), Some(1))]);
+}
+
+fn gemma(model_type: &str, more: &Value) -> Value {
+    let architecture = if model_type == "gemma2" { "Gemma2ForCausalLM" } else { "Gemma3ForCausalLM" };
+    let config = json!({
+        "architectures": [architecture], "model_type": model_type, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
+        "intermediate_size": 9216, "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4, "head_dim": 256,
+        "query_pre_attn_scalar": 256, "vocab_size": 256000,
+    });
+    with(&config, more)
 }
 
 #[test]
 fn windows_are_on_the_layers_that_the_file_says() {
     let window = json!({ "use_sliding_window": true, "sliding_window": 100, "max_window_layers": 20 });
-    let windows = decoder(&parse(&qwen(&window)).unwrap()).windows.clone();
+    let windows = decoder(&parse(&qwen(&window)).unwrap()).windows();
     assert_eq!((windows[19], windows[20], windows[27]), (None, Some(100), Some(100)));
     let mut kinds = vec!["full_attention"; 28];
     kinds[3] = "sliding_attention";
     let listed = qwen(&with(&window, &json!({ "layer_types": kinds })));
-    let windows = decoder(&parse(&listed).unwrap()).windows.clone();
+    let windows = decoder(&parse(&listed).unwrap()).windows();
     assert_eq!((windows[3], windows[27]), (Some(100), None), "the list wins");
     let five = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 5e5 }, "rope_theta": null });
-    assert_eq!(decoder(&parse(&qwen(&five)).unwrap()).rope.theta, 5e5);
+    assert_eq!(decoder(&parse(&qwen(&five)).unwrap()).ropes[0].theta, 5e5);
 }
 
 fn llama(more: &Value) -> Value {
@@ -94,7 +141,7 @@ fn old_and_mixed_spellings_of_the_rotation_mean_what_they_mean_in_transformers()
     use halfbyte_ops::rope::RopeScaling;
     let rope = |more: Value| {
         let config = parse(&llama(&more)).unwrap();
-        (decoder(&config).rope.scaling.clone(), config.notes)
+        (decoder(&config).ropes[0].scaling.clone(), config.notes)
     };
     let plain = json!({ "rope_type": "default", "rope_theta": 10000.0 });
     let linear = json!({ "type": "linear", "factor": 2.0 });
@@ -151,6 +198,14 @@ fn what_is_not_supported_is_refused_by_name() {
         (qwen(&json!({ "rope_scaling": { "type": "mrope" } })), "mrope"),
         (mistral(&json!({ "sliding_window": 0 })), "sliding_window is 0"),
         (mistral(&json!({ "sliding_window": 9, "layer_types": vec!["full_attention"; 32] })), "contradict"),
+        (llama(&json!({ "model_type": "granite", "residual_multiplier": -1.0 })), "residual_multiplier is -1"),
+        (llama(&json!({ "model_type": "smollm3", "no_rope_layers": [1, 0] })), "2 layers"),
+        (llama(&json!({ "model_type": "smollm3", "no_rope_layers": vec![2; 32] })), "no_rope_layers holds 2"),
+        (gemma("gemma2", &json!({ "hidden_activation": "silu" })), "hidden_activation is silu"),
+        (gemma("gemma2", &json!({ "sliding_window": null })), "sliding_window is null"),
+        (gemma("gemma2", &json!({ "attn_logit_softcapping": 0 })), "attn_logit_softcapping is 0"),
+        (gemma("gemma3_text", &json!({ "use_bidirectional_attention": true })), "use_bidirectional_attention"),
+        (gemma("gemma3_text", &json!({ "rope_parameters": { "full_attention": 3 } })), "full_attention is 3"),
         (json!({ "architectures": ["Qwen3MoeForCausalLM"] }), "Qwen3MoeForCausalLM is not supported"),
     ];
     for (config, part) in refused {
@@ -163,7 +218,7 @@ fn what_is_not_supported_is_refused_by_name() {
 fn the_model_type_decides_as_in_transformers() {
     let both = parse(&mistral(&json!({ "architectures": ["LlamaForCausalLM"], "sliding_window": 4 }))).unwrap();
     assert_eq!(both.architecture_name(), "MistralForCausalLM");
-    assert_eq!(decoder(&both).windows[0], Some(4));
+    assert_eq!(decoder(&both).windows()[0], Some(4));
     assert!(both.notes.iter().any(|it| it.contains("model_type mistral counts")), "{:?}", both.notes);
     for fine in [json!({}), json!({ "architectures": ["MISTRALForCausalLM"] }), json!({ "model_type": null })] {
         assert_eq!(parse(&mistral(&fine)).unwrap().notes, [] as [&str; 0]);

@@ -7,11 +7,36 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
 
-const FAMILIES: [Family; 5] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3, Family::GptNeo];
+const FAMILIES: [Family; 10] = [
+    Family::Llama,
+    Family::Mistral,
+    Family::Qwen2,
+    Family::Qwen3,
+    Family::SmolLm3,
+    Family::Granite,
+    Family::Olmo2,
+    Family::Gemma2,
+    Family::Gemma3,
+    Family::GptNeo,
+];
 
 /// A file and the classes whose keys it may hold.
 const FILES: [(&str, &[&str]); 5] = [
-    ("config.json", &["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config", "GPTNeoConfig"]),
+    (
+        "config.json",
+        &[
+            "LlamaConfig",
+            "MistralConfig",
+            "Qwen2Config",
+            "Qwen3Config",
+            "SmolLM3Config",
+            "GraniteConfig",
+            "Olmo2Config",
+            "Gemma2Config",
+            "Gemma3TextConfig",
+            "GPTNeoConfig",
+        ],
+    ),
     ("tokenizer_config.json", &["PreTrainedTokenizerFast"]),
     ("special_tokens_map.json", &["PreTrainedTokenizerFast"]),
     ("generation_config.json", &["GenerationConfig"]),

@@ -8,11 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const CLASSES: [(&str, Family); 5] = [
+const CLASSES: [(&str, Family); 10] = [
     ("LlamaConfig", Family::Llama),
     ("MistralConfig", Family::Mistral),
     ("Qwen2Config", Family::Qwen2),
     ("Qwen3Config", Family::Qwen3),
+    ("SmolLM3Config", Family::SmolLm3),
+    ("GraniteConfig", Family::Granite),
+    ("Olmo2Config", Family::Olmo2),
+    ("Gemma2Config", Family::Gemma2),
+    ("Gemma3TextConfig", Family::Gemma3),
     ("GPTNeoConfig", Family::GptNeo),
 ];
 

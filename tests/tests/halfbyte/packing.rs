@@ -1,7 +1,7 @@
 //! `--packing on`: other batches, the same losses and gradients.
 
 use crate::resume::{end, lines, signal, start, wait_for};
-use e2e::{Finetune, ROWS, Tensors, TinyModel, Work, write_jsonl};
+use e2e::{Family, Finetune, ROWS, Tensors, TinyModel, Work, write_jsonl};
 use std::{fs, path::PathBuf};
 
 /// A whole epoch in one step, of all weights, so that every gradient is there; the first moment after it is a tenth of
@@ -41,7 +41,8 @@ pub(crate) fn same_step(what: &str, a: &Finetune, b: &Finetune) {
 #[test]
 fn packed_and_single_rows_give_the_same_loss_and_gradients() {
     let biased = TinyModel { attention_bias: true, tied: false, ..TinyModel::llama() };
-    for model in [TinyModel::llama(), biased, TinyModel::gpt_neo()] {
+    let others = [Family::SmolLm3, Family::Granite, Family::Olmo2, Family::Gemma2, Family::Gemma3].map(TinyModel::of);
+    for model in [TinyModel::llama(), biased, TinyModel::gpt_neo()].into_iter().chain(others) {
         let work = Work::new();
         let together = one_step(&work, &model, "together");
         together.done();

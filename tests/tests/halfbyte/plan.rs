@@ -1,7 +1,7 @@
 //! The memory plan: a rehearsal of the run that reads headers alone, beside what the run then holds.
 
 use crate::cuda::on_gpu;
-use e2e::{Finetune, Outcome, TinyModel, Work, run, write_jsonl};
+use e2e::{Family, Finetune, Outcome, TinyModel, Work, run, write_jsonl};
 use serde_json::{Map, Value, json};
 use std::{fs, io::Write, path::Path, time::Instant};
 
@@ -16,7 +16,7 @@ fn mib(value: &Value) -> f64 {
 }
 
 /// Models and flags that change what is held: formats, variants, recomputation, accumulation, packing, everything training.
-fn kinds() -> [(TinyModel, &'static str); 6] {
+fn kinds() -> [(TinyModel, &'static str); 9] {
     [
         (TinyModel::llama(), "--quant nf4"),
         (TinyModel { tied: false, ..TinyModel::llama() }, "--quant int8 --gradient-checkpointing on"),
@@ -24,6 +24,9 @@ fn kinds() -> [(TinyModel, &'static str); 6] {
         (TinyModel::llama(), "--method lora --quant none --use-dora --target-modules q_proj,v_proj"),
         (TinyModel::llama(), "--quant nf4 --packing on --max-length 64 --modules-to-save embed_tokens"),
         (TinyModel::gpt_neo(), "--method full --optim adamw_8bit"),
+        (TinyModel::of(Family::Gemma2), "--quant nf4"),
+        (TinyModel::of(Family::Granite), "--quant nf4 --gradient-checkpointing on"),
+        (TinyModel::of(Family::Olmo2), "--quant nf4"),
     ]
 }
 

@@ -1,4 +1,3 @@
-use halfbyte_ops::rope::RopeSpec;
 use serde_json::{Map, Value};
 
 /// A `config.json`, key by key. `null` is absence.
@@ -38,6 +37,19 @@ impl<'a> Keys<'a> {
         number(self.raw, key)?.map_or(Ok(default), Ok)
     }
 
+    /// A number above 0; `default` where the key is absent, and none where it is null.
+    pub(crate) fn positive(&self, key: &str, default: Option<f64>) -> Parsed<Option<f64>> {
+        if !self.has(key) {
+            return Ok(default);
+        }
+        match number(self.raw, key)? {
+            Some(it) if !((it as f32).is_finite() && it as f32 > 0.0) => {
+                Err(format!("{key} is {it}, expected a number above 0"))
+            }
+            other => Ok(other),
+        }
+    }
+
     /// What is added to a variance before its root is taken: less than nothing makes NaN of some inputs.
     pub(crate) fn epsilon(&self, key: &str, default: f64) -> Parsed<f32> {
         let value = self.float(key, default)?;
@@ -53,11 +65,6 @@ impl<'a> Keys<'a> {
             None | Some(Value::Null) => Ok(default),
             Some(value) => value.as_bool().ok_or(format!("{key} is {value}, expected true or false")),
         }
-    }
-
-    /// With what a user should know of it.
-    pub(crate) fn rope(&self, head_dim: usize, max_position: usize) -> Parsed<(RopeSpec, Vec<String>)> {
-        super::rope::spec(self, head_dim, max_position)
     }
 
     pub(crate) fn eos(&self) -> Vec<u32> {

@@ -10,10 +10,15 @@ use halfbyte_files::{
 };
 use serde_json::{Map, Value};
 
-const DECODERS: &[&str] = &["llama", "mistral", "qwen2", "qwen3"];
+const DECODERS: &[&str] =
+    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text"];
+const SILU: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"];
+const BIASED: &[&str] = &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text"];
 const NEO: &[&str] = &["gpt_neo"];
-const WINDOWED: &[&str] = &["mistral", "qwen2", "qwen3"];
-const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3"];
+const WINDOWED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text"];
+const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3"];
+const GRANITE: &[&str] = &["granite"];
+const GEMMA: &[&str] = &["gemma2", "gemma3_text"];
 
 const WHO: KeyUse = Irrelevant("it tells where the file is from");
 const OUTPUT: KeyUse = Irrelevant("it tells a Python program what to return");
@@ -48,19 +53,34 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("attention_dropout", Read),
     ("num_key_value_heads", ReadIn(DECODERS)),
     ("head_dim", ReadIn(DECODERS)),
-    ("hidden_act", ReadIn(DECODERS)),
+    ("hidden_act", ReadIn(SILU)),
+    ("hidden_activation", ReadIn(GEMMA)),
     ("rms_norm_eps", ReadIn(DECODERS)),
     ("rope_theta", ReadIn(DECODERS)),
     ("rope_scaling", ReadIn(DECODERS)),
     ("rope_parameters", ReadIn(DECODERS)),
     ("partial_rotary_factor", ReadIn(DECODERS)),
     ("original_max_position_embeddings", ReadIn(DECODERS)),
-    ("attention_bias", ReadIn(&["llama", "qwen3"])),
-    ("mlp_bias", ReadIn(&["llama"])),
+    ("attention_bias", ReadIn(BIASED)),
+    ("mlp_bias", ReadIn(&["llama", "smollm3", "granite"])),
     ("sliding_window", ReadIn(WINDOWED)),
     ("layer_types", ReadIn(WINDOWED)),
     ("use_sliding_window", ReadIn(SOME_WINDOWED)),
-    ("max_window_layers", ReadIn(SOME_WINDOWED)),
+    ("max_window_layers", ReadIn(&["qwen2", "qwen3"])),
+    ("no_rope_layers", ReadIn(&["smollm3"])),
+    ("no_rope_layer_interval", ReadIn(&["smollm3"])),
+    ("embedding_multiplier", ReadIn(GRANITE)),
+    ("residual_multiplier", ReadIn(GRANITE)),
+    ("attention_multiplier", ReadIn(GRANITE)),
+    ("logits_scaling", ReadIn(GRANITE)),
+    ("query_pre_attn_scalar", ReadIn(GEMMA)),
+    // Gemma 3 has the key, and transformers no use for it.
+    ("attn_logit_softcapping", ReadIn(&["gemma2"])),
+    ("final_logit_softcapping", ReadIn(GEMMA)),
+    ("sliding_window_pattern", ReadIn(&["gemma3_text"])),
+    ("_sliding_window_pattern", Irrelevant("layer_types, which is written with it, says which layers have a window")),
+    ("rope_local_base_freq", ReadIn(&["gemma3_text"])),
+    ("use_bidirectional_attention", Refused("only models whose tokens see those before them are read")),
     ("num_layers", ReadIn(NEO)),
     ("num_heads", ReadIn(NEO)),
     ("activation_function", ReadIn(NEO)),
@@ -94,6 +114,7 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("tokenizer_class", Irrelevant("tokenizer.json says how to cut")),
     ("prefix", Irrelevant("it is put before texts by pipelines, and no pipeline is run here")),
     ("use_cache", SPEED),
+    ("cache_implementation", SPEED),
     ("chunk_size_feed_forward", SPEED),
     ("_attn_implementation", SPEED),
     ("attn_implementation", SPEED),

@@ -9,7 +9,11 @@ const COMMON: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_fa
 ///
 /// As in transformers 5 a `rope_scaling` that is not empty wins over `rope_parameters`, and an
 /// `original_max_position_embeddings` outside of both over one inside.
-pub(super) fn spec(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Parsed<(RopeSpec, Vec<String>)> {
+pub(super) fn spec(
+    keys: &Keys<'_>,
+    (head_dim, max_position): (usize, usize),
+    default_theta: f64,
+) -> Parsed<(RopeSpec, Vec<String>)> {
     let mut notes = Vec::new();
     let empty = Map::new();
     let (scaling, parameters) = (object(keys, "rope_scaling")?, object(keys, "rope_parameters")?);
@@ -19,7 +23,43 @@ pub(super) fn spec(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Par
         );
     }
     let nested = scaling.or(parameters).unwrap_or(&empty);
-    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", 10000.0), Ok)?;
+    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", default_theta), Ok)?;
+    let spec = of(keys, nested, (head_dim, max_position, theta), &mut notes)?;
+    Ok((spec, notes))
+}
+
+/// Those of layers that see all keys and of those with a window, as Gemma 3 has them: under `full_attention` and `sliding_attention` in
+/// `rope_parameters`, or, in files of before, `rope_theta` with `rope_scaling` for the former and `rope_local_base_freq` for the latter.
+pub(super) fn by_window(
+    keys: &Keys<'_>,
+    (head_dim, max_position): (usize, usize),
+) -> Parsed<(Vec<RopeSpec>, Vec<String>)> {
+    const KINDS: [(&str, &str, f64); 2] =
+        [("full_attention", "rope_theta", 1e6), ("sliding_attention", "rope_local_base_freq", 1e4)];
+    let (parameters, scaling) = (object(keys, "rope_parameters")?, object(keys, "rope_scaling")?);
+    let (mut notes, mut found) = (Vec::new(), Vec::new());
+    for (kind, theta_key, default) in KINDS {
+        let mut nested = match parameters.and_then(|it| it.get(kind)) {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(map)) => map.clone(),
+            Some(other) => return Err(format!("rope_parameters: {kind} is {other}, expected an object")),
+        };
+        if kind == "full_attention" {
+            nested.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        let theta = number(&nested, "rope_theta")?.map_or_else(|| keys.float(theta_key, default), Ok)?;
+        found.push(of(keys, &nested, (head_dim, max_position, theta), &mut notes)?);
+    }
+    Ok((found, notes))
+}
+
+/// One rotation, of the settings in `nested`.
+fn of(
+    keys: &Keys<'_>,
+    nested: &Map<String, Value>,
+    (head_dim, max_position, theta): (usize, usize, f64),
+    notes: &mut Vec<String>,
+) -> Parsed<RopeSpec> {
     if !(theta.is_finite() && theta > 0.0) {
         return Err(format!("rope_theta is {theta}, expected a number above 0"));
     }
@@ -41,7 +81,7 @@ pub(super) fn spec(keys: &Keys<'_>, head_dim: usize, max_position: usize) -> Par
             ignored.join(", ")
         ));
     }
-    Ok((RopeSpec { theta, head_dim, max_position, scaling }, notes))
+    Ok(RopeSpec { theta, head_dim, max_position, scaling })
 }
 
 /// The object under a key; none where it is absent, `null` or empty.

@@ -57,7 +57,7 @@ impl Used {
             after_text: around(tokenizer, false).iter().map(|it| token(*it)).collect(),
             end_ids: tokenizer.stop_ids().to_vec(),
             architecture: config.architecture_name().to_owned(),
-            rope: rope(config).map(described),
+            rope: rope(config),
             windows: config.windows(),
             tied_head: config.tie_word_embeddings,
             kept_dense: Vec::new(),
@@ -122,11 +122,19 @@ fn around(tokenizer: &Tokenizer, before: bool) -> &[u32] {
     if before { tokenizer.prefix() } else { tokenizer.suffix() }
 }
 
-fn rope(config: &ModelConfig) -> Option<&RopeSpec> {
-    match &config.architecture {
-        Architecture::Decoder(spec) => Some(&spec.rope),
-        Architecture::GptNeo { .. } => None,
-    }
+/// The rotation of all layers, or which layers have which, or none.
+fn rope(config: &ModelConfig) -> Option<String> {
+    let Architecture::Decoder(spec) = &config.architecture else { return None };
+    let on = |rope: Option<usize>| -> Vec<String> {
+        let layers = spec.layers.iter().enumerate().filter(|it| it.1.rope == rope);
+        layers.map(|it| it.0.to_string()).collect()
+    };
+    let one = |(at, rope): (usize, &RopeSpec)| match on(Some(at)) {
+        layers if layers.len() == spec.layers.len() => described(rope),
+        layers => format!("{} on layers {}", described(rope), layers.join(", ")),
+    };
+    let used = spec.ropes.iter().enumerate().filter(|it| !on(Some(it.0)).is_empty());
+    Some(used.map(one).collect::<Vec<_>>().join("; "))
 }
 
 /// The rope type by transformers' name, with its numbers.

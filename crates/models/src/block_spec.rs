@@ -1,0 +1,90 @@
+//! What tells the decoders that are built like LLaMA from each other.
+
+use halfbyte_ops::{Gate, cross_entropy::Shaping, rms_norm::RmsNorm, rope::RopeSpec};
+
+/// What a block computes beyond the sizes that all models share, and what is around the blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSpec {
+    /// What every norm is like.
+    pub norm: RmsNorm,
+    /// Where the residual stream is normalised.
+    pub norms: Norms,
+    /// Which projections have a bias.
+    pub biases: Biases,
+    /// Whether queries and keys are normalised before they are rotated.
+    pub qk_norm: QkNorm,
+    /// What the gate of the MLP goes through.
+    pub gate: Gate,
+    /// On the scores.
+    pub scale: f32,
+    /// Scores stay below this in size.
+    pub cap: Option<f32>,
+    /// The rotations of queries and keys that some layer has.
+    pub ropes: Vec<RopeSpec>,
+    /// What differs from layer to layer.
+    pub layers: Vec<LayerSpec>,
+    /// On the embeddings of tokens.
+    pub embedding: EmbeddingScale,
+    /// On what a half of a block adds to the residual stream.
+    pub residual: f32,
+    /// From products with the output head to logits.
+    pub logits: Shaping,
+}
+
+/// What differs from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// How many keys a query sees; all where there is none.
+    pub window: Option<usize>,
+    /// Which of the rotations its queries and keys go through; none where positions are left to the mask.
+    pub rope: Option<usize>,
+}
+
+/// Where the residual stream is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// On the way into attention and the MLP.
+    Before,
+    /// What comes out of them.
+    After,
+    /// Both.
+    Around,
+}
+
+/// Whether queries and keys are normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// They are not.
+    None,
+    /// Each head by itself.
+    Heads,
+    /// All heads as one.
+    Whole,
+}
+
+/// A factor on the embeddings of tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EmbeddingScale {
+    /// As it is.
+    Exact(f32),
+    /// Rounded to the dtype of the activations, as Gemma's is.
+    Rounded(f32),
+}
+
+/// Which projections have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Biases {
+    /// Those of queries, keys and values.
+    pub qkv: bool,
+    /// The one of attention's output.
+    pub o: bool,
+    /// Gate, up and down.
+    pub mlp: bool,
+}
+
+impl BlockSpec {
+    /// For every layer, how many keys a query sees; all where there is none.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        self.layers.iter().map(|it| it.window).collect()
+    }
+}
