@@ -9,6 +9,8 @@
 //! CACHE/.locks/models--ORG--NAME/ETAG.lock
 //! ```
 
+#[cfg(feature = "network")]
+use crate::tree::Entry;
 use crate::{
     Error, Name, Result,
     name::{Kind, is_id},
@@ -73,6 +75,11 @@ impl Repo {
 
 #[cfg(feature = "network")]
 impl Repo {
+    /// Whether a file is there as a whole: a loss of power, or another program, may have left less of it.
+    pub(crate) fn holds(&self, entry: &Entry) -> bool {
+        fs::metadata(self.blob(entry.etag())).is_ok_and(|it| it.is_file() && it.len() == entry.size)
+    }
+
     /// Makes the folders, and the mark by which programs that make backups know a cache.
     pub(crate) fn make(&self) -> Result<()> {
         for folder in [&self.folder.join("blobs"), &self.locks] {

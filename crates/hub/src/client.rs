@@ -27,6 +27,8 @@ pub(crate) struct Client<'a> {
     pub(crate) watch: Watch<'a>,
     /// Set when nothing more is wanted.
     pub(crate) stopped: AtomicBool,
+    /// Whether there was an answer once: then a host that is not found is one that will be again.
+    reached: AtomicBool,
 }
 
 /// What a request brought.
@@ -48,6 +50,8 @@ impl Answer {
 pub(crate) enum Trouble {
     /// The way to the hub: worth another try.
     Way(String),
+    /// The way to the hub, and another try would come to the same.
+    Closed(String),
     /// What the hub said.
     Said(Box<Answer>),
 }
@@ -78,6 +82,7 @@ impl<'a> Client<'a> {
             patience: settings.patience,
             watch,
             stopped: AtomicBool::new(false),
+            reached: AtomicBool::new(false),
         })
     }
 
@@ -109,7 +114,8 @@ impl<'a> Client<'a> {
             if let Some((first, last)) = bytes {
                 request = request.header("range", format!("bytes={first}-{last}"));
             }
-            let response = request.call().map_err(|e| Trouble::Way(format!("{}: {e}", shown(&at))))?;
+            let response = request.call().map_err(|e| self.on_the_way(&e, &at))?;
+            self.reached.store(true, Ordering::Relaxed);
             if !response.status().is_redirection() {
                 let answer = answer(response, at);
                 return if answer.status.is_success() { Ok(answer) } else { Err(Trouble::Said(Box::new(answer))) };
@@ -121,6 +127,20 @@ impl<'a> Client<'a> {
             at = next;
         }
         Err(Trouble::Way(format!("{}: redirects without end", shown(url))))
+    }
+
+    /// What went wrong before there was an answer, and what helps where trying again does not.
+    fn on_the_way(&self, error: &ureq::Error, at: &Uri) -> Trouble {
+        let (place, said) = (shown(at), error.to_string());
+        match error {
+            ureq::Error::HostNotFound if !self.reached.load(Ordering::Relaxed) => Trouble::Closed(format!(
+                "{place}: no host of that name is found. Without a network, HF_HUB_OFFLINE=1 keeps to the cache; behind a proxy, set HTTPS_PROXY"
+            )),
+            _ if said.contains("certificate") => Trouble::Closed(format!(
+                "{place}: {said}. Where a proxy opens what is encrypted, SSL_CERT_FILE must name the file with its certificate"
+            )),
+            _ => Trouble::Way(format!("{place}: {said}")),
+        }
     }
 
     /// Calls `attempt` until it succeeds, fails for good or has brought nothing so many times; it says whether it brought something
@@ -141,6 +161,7 @@ impl<'a> Client<'a> {
             tries = if brought { 1 } else { tries + 1 };
             let (why, asked) = match trouble {
                 Trouble::Way(why) => (why, None),
+                Trouble::Closed(why) => return Err(Error::transfer(what, why)),
                 Trouble::Said(answer) => match passing(&answer) {
                     Some(asked) => (format!("{}: {}", shown(&answer.from), answer.status), asked),
                     None => return Err(self.refusal(*answer, what, name)),
@@ -150,7 +171,7 @@ impl<'a> Client<'a> {
             if tries >= TRIES {
                 return Err(Error::transfer(
                     what,
-                    format!("{why}; tried {tries} times. What has come is kept: the same command goes on from it"),
+                    format!("{why}; tried {tries} times. The same command goes on from what has come"),
                 ));
             }
             if wait > LONGEST_WAIT {

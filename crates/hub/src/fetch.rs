@@ -49,7 +49,7 @@ impl Fetch<'_> {
     pub(crate) fn run(&self) -> Result<()> {
         let blob = self.repo.blob(self.entry.etag());
         let _lock = self.lock()?;
-        if blob.exists() {
+        if self.repo.holds(self.entry) {
             (self.client.watch)(Event::Came(self.entry.size));
             return Ok(());
         }

@@ -121,7 +121,7 @@ impl Job<'_> {
     /// name of the revision after them.
     fn bring(&mut self, wanted: &[&Entry]) -> Result<Pulled> {
         self.repo.make()?;
-        let missing: Vec<&Entry> = wanted.iter().copied().filter(|it| !self.repo.blob(it.etag()).exists()).collect();
+        let missing: Vec<&Entry> = wanted.iter().copied().filter(|it| !self.repo.holds(it)).collect();
         let bytes: u64 = missing.iter().map(|it| it.size).sum();
         if !missing.is_empty() {
             let piece = self.hub.settings.piece;

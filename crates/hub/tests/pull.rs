@@ -294,6 +294,42 @@ fn a_server_without_ranges_sends_the_whole() {
 }
 
 #[test]
+fn a_silent_connection_is_given_up_and_a_slow_one_is_not() {
+    let bytes = weights(LEN);
+    let remote = hub(&bytes);
+    let mut here = Here::new(remote.endpoint());
+    here.hub.settings.silence = Duration::from_millis(300);
+    remote.faults([Fault::None, Fault::None, Fault::Silent(Duration::from_secs(20))]);
+    // The large file takes longer than any silence that is borne.
+    remote.slow(Duration::from_millis(40));
+    let begun = std::time::Instant::now();
+    assert_eq!(fs::read(here.folder("org/tiny").unwrap().join("model.safetensors")).unwrap(), bytes);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_repository_that_was_renamed_is_found_by_its_old_name() {
+    let remote = hub(&weights(LEN));
+    remote.moved("former/tiny", "org/tiny");
+    remote.require_token("hf_secret");
+    let mut here = Here::new(remote.endpoint());
+    here.hub.settings.token = Token::new("hf_secret");
+    let folder = here.folder("former/tiny").unwrap();
+    assert!(folder.to_string_lossy().contains("models--former--tiny") && folder.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_file_that_lost_bytes_in_the_cache_is_fetched_again() {
+    let bytes = weights(LEN);
+    let remote = hub(&bytes);
+    let here = Here::new(remote.endpoint());
+    let file = here.folder("org/tiny").unwrap().join("model.safetensors");
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(1000).unwrap();
+    here.hub.pull(&model("org/tiny"), Use::Model, &|_| ()).unwrap();
+    assert_eq!(fs::read(file).unwrap(), bytes);
+}
+
+#[test]
 fn a_hub_that_is_not_there_is_named() {
     let mut here = Here::new("http://127.0.0.1:9".into());
     here.hub.settings.patience = Duration::ZERO;

@@ -24,6 +24,8 @@ pub enum Fault {
     Cut(usize),
     /// One bit is another.
     Wrong,
+    /// Nothing comes for this long, and then the connection ends.
+    Silent(Duration),
     /// An answer with this status, and `Retry-After` if it is given.
     Status(u16, Option<u32>),
 }
@@ -52,6 +54,8 @@ struct State {
     token: Option<String>,
     ignores_ranges: bool,
     pause: Duration,
+    /// Repositories by the names that they had before.
+    moved: BTreeMap<String, String>,
     storage: String,
     home: String,
 }
@@ -136,6 +140,11 @@ impl LoopbackHub {
     /// Nobody gets the files of a repository.
     pub fn gate(&self, id: &str) {
         self.lock().repos.get_mut(id).expect("a repository").gated = true;
+    }
+
+    /// What has a name now is redirected to from another, that it had before.
+    pub fn moved(&self, from: &str, to: &str) {
+        self.lock().moved.insert(from.to_owned(), to.to_owned());
     }
 
     /// Lists a file of so many bytes that is not there.
@@ -231,6 +240,9 @@ impl LoopbackHub {
                 Some(_) => {}
             }
         }
+        if let Some(to) = state.moved.get(&id) {
+            return Reply::redirect(seen.path.replacen(&id, to, 1));
+        }
         let Some(repo) = state.repos.get(&id) else {
             return Reply::refusal(404, "RepoNotFound", "Repository not found");
         };
@@ -272,6 +284,11 @@ impl LoopbackHub {
     fn bytes(&self, seen: &Seen, known: Option<Arc<Vec<u8>>>) -> Reply {
         let mut state = self.lock();
         let fault = state.faults.pop_front().unwrap_or(Fault::None);
+        if let Fault::Silent(time) = fault {
+            drop(state);
+            thread::sleep(time);
+            return Reply { status: 200, cut: Some(0), ..Reply::default() };
+        }
         if let Fault::Status(status, after) = fault {
             return Reply {
                 status,

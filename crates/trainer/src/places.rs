@@ -7,6 +7,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 
 /// What a flag names.
@@ -68,40 +69,68 @@ pub(crate) fn hub() -> anyhow::Result<Hub> {
     Ok(Hub { settings: Settings::from_env()? })
 }
 
-/// Says what happens on the network, with a bar while bytes come.
+/// Says what happens on the network: with a bar while bytes come, or where nobody would see one move, with a line now and then.
 #[derive(Default)]
-pub(crate) struct Progress(Mutex<Option<ProgressBar>>);
+pub(crate) struct Progress(Mutex<Option<Bytes>>);
+
+struct Bytes {
+    bar: ProgressBar,
+    /// How many were there before.
+    kept: u64,
+    said: Instant,
+}
+
+/// Between two lines in a log.
+const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress {
     pub(crate) fn hear(&self, event: Event<'_>) {
-        let mut bar = self.0.lock().expect("nothing panics while it holds the bar");
-        let above = |line: &str, say: fn(&str)| match bar.as_ref() {
-            Some(bar) => bar.suspend(|| say(line)),
+        let mut bytes = self.0.lock().expect("nothing panics while it holds the bar");
+        let above = |line: &str, say: fn(&str)| match bytes.as_ref() {
+            Some(it) => it.bar.suspend(|| say(line)),
             None => say(line),
         };
         match event {
             Event::Asks { name, endpoint } => say(&format!("{name}: asking {endpoint}")),
-            Event::Fetches { name, files, bytes, kept } => {
+            Event::Fetches { name, files, bytes: total, kept } => {
                 let here = if kept > 0 { format!(", of which {} came earlier", size(kept)) } else { String::new() };
-                say(&format!("{name}: fetching {files} files, {}{here}", size(bytes)));
-                let new = console::byte_bar(bytes, "fetching");
-                new.set_position(kept);
+                say(&format!("{name}: fetching {files} files, {}{here}", size(total)));
+                let bar = console::byte_bar(total, "fetching");
+                bar.set_position(kept);
                 // The rate is that of what comes now.
-                new.reset_eta();
-                *bar = Some(new);
+                bar.reset_eta();
+                *bytes = Some(Bytes { bar, kept, said: Instant::now() });
             }
-            Event::Came(n) => bar.iter().for_each(|it| it.inc(n)),
-            Event::Lost(n) => bar.iter().for_each(|it| it.dec(n)),
+            Event::Came(n) => bytes.iter_mut().for_each(|it| it.came(n)),
+            Event::Lost(n) => bytes.iter().for_each(|it| it.bar.dec(n)),
             Event::Waits { why, seconds } => above(&format!("{why}; trying again in {seconds:.1} s"), warn),
             Event::WaitsForOther { file } => above(&format!("another process is fetching {file}; waiting for it"), say),
-            Event::Done => {
-                if let Some(bar) = bar.take() {
-                    let (bytes, seconds) = (bar.position(), bar.elapsed().as_secs_f64());
-                    bar.finish_and_clear();
-                    say(&format!("fetched in {seconds:.1} s ({}/s)", size((bytes as f64 / seconds.max(1e-3)) as u64)));
-                }
-            }
+            Event::Done => bytes.take().iter().for_each(Bytes::finish),
         }
+    }
+}
+
+impl Bytes {
+    fn came(&mut self, n: u64) {
+        self.bar.inc(n);
+        if !self.bar.is_hidden() || self.said.elapsed() < PAUSE {
+            return;
+        }
+        self.said = Instant::now();
+        let (here, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let left = total.saturating_sub(here) as f64 / self.rate().max(1.0);
+        say(&format!("{} of {}, {}/s, {left:.0} s left", size(here), size(total), size(self.rate() as u64)));
+    }
+
+    /// Bytes a second, of those that came now.
+    fn rate(&self) -> f64 {
+        self.bar.position().saturating_sub(self.kept) as f64 / self.bar.elapsed().as_secs_f64().max(1e-3)
+    }
+
+    fn finish(&self) {
+        let seconds = self.bar.elapsed().as_secs_f64();
+        self.bar.finish_and_clear();
+        say(&format!("fetched in {seconds:.1} s ({}/s)", size(self.rate() as u64)));
     }
 }
 

@@ -6,8 +6,11 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Write},
+    net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -146,12 +149,12 @@ fn a_killed_pull_goes_on_from_the_pieces_that_it_had() {
     it.hub.slow(Duration::from_millis(1));
     let mut child = it.command("pull acme/large").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
-    // A line for the size and one for a piece.
-    while !it
-        .names(".pieces.incomplete")
-        .iter()
-        .any(|it| fs::read_to_string(it).unwrap_or_default().lines().count() > 1)
-    {
+    // The journal of the large file: a line for its size, and one for a piece.
+    let has_piece = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.starts_with(&bytes.len().to_string()) && text.lines().count() > 1
+    };
+    while !it.names(".pieces.incomplete").iter().any(has_piece) {
         assert!(begun.elapsed() < Duration::from_secs(120), "no piece came");
         thread::sleep(Duration::from_millis(20));
     }
@@ -310,6 +313,51 @@ fn what_either_program_writes_the_other_reads() {
     );
     assert_eq!(read["warnings"], json!([]));
     assert_eq!(read["repos"]["acme/layout"], json!({ "bytes": 2000 + 2 + 7 + 8, "refs": ["main", "v1.0"] }));
+}
+
+/// A proxy that connects its clients with whom they ask for; and whom they asked for.
+fn proxy() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::<Mutex<Vec<String>>>::default());
+    let seen = asked.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            assert!(first.starts_with("CONNECT "), "{first}");
+            lines.map_while(Result::ok).find(String::is_empty);
+            let to = first.split(' ').nth(1).unwrap().to_owned();
+            let server = TcpStream::connect(&to).unwrap();
+            seen.lock().unwrap().push(to);
+            (&client).write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+                thread::spawn(move || {
+                    // Either side may go at any time.
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn a_proxy_is_asked_unless_it_is_not_to_be() {
+    let it = Setup::new();
+    let (address, asked) = proxy();
+    let pull = |no_proxy: &str, home: &str| {
+        let mut command = it.command("pull acme/tiny");
+        for name in ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "no_proxy"] {
+            command.env_remove(name);
+        }
+        command.env("HTTP_PROXY", &address).env("NO_PROXY", no_proxy).env("HF_HOME", it.work.path(home));
+        Outcome::of(&mut command).success();
+        std::mem::take(&mut *asked.lock().unwrap())
+    };
+    assert_eq!(pull("127.0.0.1", "direct"), Vec::<String>::new());
+    let through = pull("elsewhere.example", "through");
+    assert!(through.iter().any(|to| it.hub.endpoint().ends_with(to)), "{through:?}");
 }
 
 #[test]

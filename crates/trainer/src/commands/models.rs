@@ -2,6 +2,7 @@ use crate::{cli::ModelsArgs, console::say, failure::message, places};
 use halfbyte_data::Tokenizer;
 use halfbyte_hub::{Cached, Kind, Revision};
 use halfbyte_models::{ModelFolder, spec};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{io::Write, path::Path};
 
@@ -9,18 +10,25 @@ use std::{io::Write, path::Path};
 pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<()> {
     let hub = places::hub()?;
     let found = halfbyte_hub::list(&hub.settings.cache)?;
+    // A tokenizer takes its time to be read.
+    let judged: Vec<Vec<Judged>> =
+        found.par_iter().map(|it| it.revisions.iter().map(|at| judge(it.kind, at)).collect()).collect();
     let mut out = std::io::stdout().lock();
     if args.json {
-        let all: Vec<Value> = found.iter().flat_map(|it| it.revisions.iter().map(|at| object(it, at))).collect();
+        let each =
+            found.iter().zip(&judged).flat_map(|(it, judged)| it.revisions.iter().zip(judged).map(move |at| (it, at)));
+        let all: Vec<Value> = each.map(|(it, (at, judged))| object(it, at, judged)).collect();
         writeln!(out, "{}", Value::Array(all))?;
         return Ok(());
     }
-    for repo in &found {
+    for (repo, judged) in found.iter().zip(&judged) {
         writeln!(out, "{:<48} {:>10}", repo.id, places::size(repo.bytes))?;
-        for at in &repo.revisions {
-            let (used, why) = judged(repo.kind, at);
+        if repo.revisions.is_empty() {
+            writeln!(out, "  nothing that is whole; `halfbyte pull` goes on with it")?;
+        }
+        for (at, (used, why)) in repo.revisions.iter().zip(judged) {
             let refs = if at.refs.is_empty() { at.commit.chars().take(12).collect() } else { at.refs.join(", ") };
-            let why = why.map_or_else(String::new, |it| format!(": {it}"));
+            let why = why.as_ref().map_or_else(String::new, |it| format!(": {it}"));
             writeln!(out, "  @{refs:<45} {:>10}  {}{why}", places::size(at.bytes), used.words())?;
         }
     }
@@ -33,11 +41,10 @@ fn counted(n: usize) -> String {
     if n == 1 { "1 repository".into() } else { format!("{n} repositories") }
 }
 
-fn object(repo: &Cached, at: &Revision) -> Value {
-    let (used, why) = judged(repo.kind, at);
+fn object(repo: &Cached, at: &Revision, (used, why): &Judged) -> Value {
     json!({
         "name": repo.id, "kind": if repo.kind == Kind::Model { "model" } else { "dataset" }, "refs": at.refs, "commit": at.commit,
-        "folder": at.folder, "bytes": at.bytes, "trainable": used == Used::Trained, "why_not": why,
+        "folder": at.folder, "bytes": at.bytes, "trainable": *used == Used::Trained, "why_not": why,
     })
 }
 
@@ -62,7 +69,9 @@ impl Used {
 }
 
 /// What a folder is good for, and why not for training.
-fn judged(kind: Kind, at: &Revision) -> (Used, Option<String>) {
+type Judged = (Used, Option<String>);
+
+fn judge(kind: Kind, at: &Revision) -> Judged {
     if kind == Kind::DataSet {
         return (Used::Data, None);
     }
