@@ -1,66 +1,37 @@
 //! What to read from a data file and how to make examples of it.
 
-use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::chat::ChatTemplate;
+use crate::columns::Columns;
 use crate::error::{Error, Result};
 
-/// Which columns hold the text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Columns {
-    /// One column of plain text; every token is trained.
-    Text(String),
-    /// Instruction rows, laid out by [`instruction_prompt`](crate::instruction_prompt).
-    Instruction {
-        /// Column of the task.
-        instruction: String,
-        /// Column of the task's input; a null or empty value leaves the section out. `None`: no such column.
-        input: Option<String>,
-        /// Column of the answer.
-        output: String,
-    },
+/// Which of the tokens of a row are learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossOn {
+    /// All.
+    All,
+    /// What the assistant says in all its turns, with the end of each; of other rows the answer and its end.
+    Assistant,
+    /// Of conversations the assistant's last turn.
+    Last,
+    /// All that comes after the prompt, where a row tells prompt and completion apart; else as [`Last`](Self::Last).
+    Completion,
 }
 
-impl Columns {
-    /// The columns `instruction`, `input` and `output`.
-    pub fn instruction() -> Self {
-        Self::Instruction { instruction: "instruction".into(), input: Some("input".into()), output: "output".into() }
-    }
-
-    /// How a row is laid out, with the names of the columns in braces where their texts go.
-    pub fn template(&self) -> String {
-        match self {
-            Self::Text(text) => format!("{{{text}}}"),
-            Self::Instruction { instruction, input, output } => {
-                let braced = |name: &str| format!("{{{name}}}");
-                let input = input.as_deref().map(braced);
-                crate::instruction_prompt(&braced(instruction), input.as_deref()) + &braced(output)
-            }
-        }
-    }
-
-    /// Names in the order in which the renderer expects the fields of a row.
-    pub(crate) fn names(&self) -> Vec<&str> {
-        match self {
-            Self::Text(text) => vec![text],
-            Self::Instruction { instruction, input, output } => {
-                [Some(instruction), Some(output), input.as_ref()].into_iter().flatten().map(String::as_str).collect()
-            }
-        }
-    }
-}
-
-/// For people: `column text`, or `columns instruction, input, output`.
-impl fmt::Display for Columns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => write!(f, "column {text}"),
-            Self::Instruction { instruction, input, output } => {
-                let input = input.as_ref().map_or_else(String::new, |it| format!(" {it},"));
-                write!(f, "columns {instruction},{input} {output}")
-            }
-        }
-    }
+/// What becomes of a row that is longer than the longest example.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Excess {
+    /// Its rest is cut off, and counted.
+    #[default]
+    Truncate,
+    /// It is left out, and counted.
+    Drop,
+    /// It becomes several examples, each of which begins where the one before ended.
+    Split,
+    /// It is an error.
+    Raise,
 }
 
 /// Settings of [`Dataset::load`](crate::Dataset::load).
@@ -73,11 +44,15 @@ pub struct DataConfig {
     pub rows: Option<Range<usize>>,
     /// Longest example in tokens; the rest of a row is cut off and counted.
     pub max_length: usize,
+    /// What becomes of longer rows.
+    pub excess: Excess,
     /// Whether the end-of-text token closes each row that was not cut. `None`: off for text (as the tokenizer alone
-    /// would have it), on for instruction rows (or the model never learns to stop).
+    /// would have it) and conversations (which the template closes), on for other rows (or the model never learns to stop).
     pub append_eos: Option<bool>,
-    /// Whether the prompt of an instruction row counts in the loss too. Text rows always count whole.
-    pub train_on_inputs: bool,
+    /// What is learned. `None`: [`LossOn::Assistant`], and of text all. Of text nothing else is possible.
+    pub loss_on: Option<LossOn>,
+    /// Writes conversations; needed for nothing else.
+    pub template: Option<Arc<ChatTemplate>>,
 }
 
 impl Default for DataConfig {
@@ -86,8 +61,10 @@ impl Default for DataConfig {
             columns: Columns::Text("text".into()),
             rows: None,
             max_length: 512,
+            excess: Excess::Truncate,
             append_eos: None,
-            train_on_inputs: false,
+            loss_on: None,
+            template: None,
         }
     }
 }
@@ -95,13 +72,26 @@ impl Default for DataConfig {
 impl DataConfig {
     /// Whether the end-of-text token closes each row that was not cut.
     pub fn appends_eos(&self) -> bool {
-        self.append_eos.unwrap_or(matches!(self.columns, Columns::Instruction { .. }))
+        self.append_eos.unwrap_or(matches!(self.columns, Columns::Instruction { .. } | Columns::Completion { .. }))
+    }
+
+    /// What is learned.
+    pub fn learns(&self) -> LossOn {
+        let default = if matches!(self.columns, Columns::Text(_)) { LossOn::All } else { LossOn::Assistant };
+        self.loss_on.unwrap_or(default)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.max_length < 2 {
             let reason = format!("{} tokens leave nothing to predict; at least 2 are needed", self.max_length);
             return Err(Error::Setting { setting: "max_length", reason });
+        }
+        if matches!(self.columns, Columns::Text(_)) && self.learns() != LossOn::All {
+            let reason = "a row of text has no prompt and no answer; it is learned whole".into();
+            return Err(Error::Setting { setting: "loss_on", reason });
+        }
+        if matches!(self.columns, Columns::Chat(_)) && self.template.is_none() {
+            return Err(Error::NoTemplate);
         }
         match &self.rows {
             Some(rows) if rows.start >= rows.end => Err(Error::Setting {

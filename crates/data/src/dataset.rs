@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use crate::config::DataConfig;
 use crate::encode::{Encoded, Encoder};
 use crate::error::{Error, Result};
-use crate::reader::Rows;
+use crate::files::{AllRows, DataFiles, Place};
+
 use crate::report::Report;
 use crate::tokenizer::Tokenizer;
 
@@ -32,31 +33,37 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a parquet or JSON Lines file and tokenises it on the threads of the current rayon pool. Holds at most
+    /// Reads one data file and tokenises it; see [`load_all`](Self::load_all).
+    ///
+    /// # Errors
+    /// Those of [`load_all`](Self::load_all).
+    pub fn load(path: &Path, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
+        Self::load_all(&DataFiles::one(path), tokenizer, config)
+    }
+
+    /// Reads data files, one after the other, and tokenises their rows on the threads of the current rayon pool. Holds at most
     /// 256 rows of text at a time. The result does not depend on the number of threads.
     ///
     /// # Errors
-    /// A file that is missing, of another format or corrupt; a column that is not there or not text; a row range past
-    /// the end; no usable row; a tokenizer without the end-of-text token where it is to be appended.
-    pub fn load(path: &Path, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
+    /// A file that is missing, of another format or corrupt; a column that is not there or holds something else; a row range past
+    /// the end; a conversation that cannot be understood or that the template refuses; no usable row; a tokenizer without the
+    /// end-of-text token where it is to be appended.
+    pub fn load_all(files: &DataFiles, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
         let encoder = Encoder::new(tokenizer, config)?;
-        let range = config.rows.clone().unwrap_or(0..usize::MAX);
-        let mut rows = Rows::open(path, &config.columns.names(), &range)?;
+        let mut rows = AllRows::new(files, config.columns.wanted(), config.rows.clone().unwrap_or(0..usize::MAX));
         let mut dataset = Self::empty();
         let mut report = Report::default();
-        while let Some(chunk) = rows.next_chunk()? {
-            let first = range.start as u64 + report.rows_read;
+        while let Some((first, chunk)) = rows.next_chunk()? {
             let encoded: Vec<Result<Encoded>> = chunk.into_par_iter().map(|fields| encoder.encode(fields)).collect();
             for (row, encoded) in encoded.into_iter().enumerate() {
-                let encoded = encoded.map_err(|error| located(error, path, first + row as u64))?;
+                let encoded = encoded.map_err(|error| located(error, &first, row as u64))?;
                 report.add(&encoded.report);
-                if !encoded.ids.is_empty() {
-                    dataset.push(&encoded.ids, &encoded.mask);
-                }
+                encoded.examples.iter().for_each(|it| dataset.push(&it.ids, &it.mask));
             }
         }
         if dataset.is_empty() {
-            return Err(Error::NoUsableRows { path: path.into(), report: Box::new(report) });
+            let path = files.paths().first().cloned().unwrap_or_default();
+            return Err(Error::NoUsableRows { path, report: Box::new(report) });
         }
         dataset.ids.shrink_to_fit();
         Ok((dataset, report))
@@ -190,9 +197,14 @@ impl fmt::Debug for Row<'_> {
     }
 }
 
-fn located(error: Error, path: &Path, row: u64) -> Error {
+/// Names the row, of which what went wrong with it knows nothing.
+fn located(error: Error, first: &Place, row: u64) -> Error {
+    let here = format!("{}: row {}", first.path.display(), first.row + row);
     match error {
-        Error::Encode { reason, .. } => Error::Encode { place: format!("{}: row {row}", path.display()), reason },
+        Error::Encode { reason, .. } => Error::Encode { place: here, reason },
+        Error::Row { reason, .. } => Error::Row { place: here, reason },
+        Error::TooLong { tokens, max_length, .. } => Error::TooLong { place: here, tokens, max_length },
+        Error::Template { template, line, reason, .. } => Error::Template { place: here, template, line, reason },
         other => other,
     }
 }

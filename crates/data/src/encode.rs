@@ -1,8 +1,11 @@
 //! One row to ids and mask: the only place where it is decided which token is trained.
 
-use crate::config::{Columns, DataConfig};
+use std::collections::HashSet;
+
+use crate::config::{DataConfig, Excess, LossOn};
 use crate::error::{Error, Result};
-use crate::render::{Rendered, render};
+use crate::reader::Fields;
+use crate::render::{Rendered, Text, render};
 use crate::report::Report;
 use crate::tokenizer::Tokenizer;
 
@@ -14,10 +17,22 @@ const PART_BYTES: usize = 1 << 16;
 
 /// What one row became, with its share of the report.
 pub(crate) struct Encoded {
-    pub(crate) ids: Vec<u32>,
-    /// `mask[t]`: whether token `t` is to be predicted.
-    pub(crate) mask: Vec<bool>,
+    /// Its examples: one, unless it was split or is not used.
+    pub(crate) examples: Vec<Tokens>,
     pub(crate) report: Report,
+}
+
+/// Ids, and whether each is to be predicted.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) mask: Vec<bool>,
+    /// Tokens of the rest of a row that was encoded up to here alone.
+    rest: u64,
+    /// Whether an answer ends without a token that only ends texts.
+    unended: bool,
+    /// The end-of-text token that is to close the row.
+    eos: Option<u32>,
 }
 
 /// Everything that encoding a row depends on.
@@ -25,6 +40,8 @@ pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     config: &'a DataConfig,
     eos: Option<u32>,
+    /// Tokens that are no text.
+    special: HashSet<u32>,
 }
 
 impl<'a> Encoder<'a> {
@@ -35,61 +52,75 @@ impl<'a> Encoder<'a> {
             true => Some(tokenizer.eos().ok_or(Error::NoSpecialToken { role: "eos", needed_for: "append_eos adds" })?),
         };
         tokenizer.within(eos.as_slice())?;
-        Ok(Self { tokenizer, config, eos })
+        Ok(Self { tokenizer, config, eos, special: tokenizer.special_ids() })
     }
 
-    /// A row that cannot be used comes back without ids, and its report says why.
-    pub(crate) fn encode(&self, fields: Vec<Option<String>>) -> Result<Encoded> {
+    /// A row that cannot be used comes back without examples, and its report says why.
+    pub(crate) fn encode(&self, fields: Fields) -> Result<Encoded> {
         let mut report = Report { rows_read: 1, ..Report::default() };
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        match render(&self.config.columns, fields) {
+        let mut examples = Vec::new();
+        match render(self.config, fields)? {
             Rendered::Null => report.null = 1,
             Rendered::Empty => report.empty = 1,
-            Rendered::Text { text, answer } => {
-                let rest;
-                (ids, mask, rest) = self.tokens(&text, answer.start)?;
-                self.close((&mut ids, &mut mask), rest, &mut report);
-            }
+            Rendered::Text(text) => examples = self.close(self.tokens(&text)?, &mut report)?,
         }
-        Ok(Encoded { ids, mask, report })
+        Ok(Encoded { examples, report })
     }
 
-    /// Ids of the text with what the tokenizer puts around it, not yet cut; empty if the text itself has no token. Of a text that
+    /// Ids of the text with what the tokenizer puts around it, not yet cut; none if the text itself has no token. Of a text that
     /// is much longer than what is wanted it is the beginning, and the tokens of the rest are counted: a tokenizer takes some
     /// two hundred bytes for each byte of text.
-    fn tokens(&self, text: &str, answer_start: usize) -> Result<(Vec<u32>, Vec<bool>, u64)> {
-        let whole = self.config.train_on_inputs || matches!(self.config.columns, Columns::Text(_));
-        let wanted = self.config.max_length.saturating_add(MARGIN);
+    fn tokens(&self, text: &Text) -> Result<Tokens> {
+        let wanted = match self.config.excess {
+            Excess::Split => usize::MAX,
+            _ => self.config.max_length.saturating_add(MARGIN),
+        };
         let mut reach = wanted.saturating_mul(self.tokenizer.longest_token());
-        let (body, trained, rest) = loop {
-            let (head, rest) = cut(text, reach);
-            let (body, trained) = self.body(head, whole, answer_start)?;
-            if rest.is_empty() || body.len() >= wanted {
-                break (body, trained, self.count(rest)?);
+        let mut body = loop {
+            let (head, rest) = cut(&text.text, reach);
+            let mut body = self.body(head, text)?;
+            if rest.is_empty() || body.ids.len() >= wanted {
+                body.rest = self.count(rest)?;
+                body.unended &= rest.is_empty();
+                break body;
             }
             reach = reach.saturating_mul(2);
         };
-        if body.is_empty() {
-            return Ok((Vec::new(), Vec::new(), 0));
+        // A template closes what it writes, so only a wish adds to that.
+        body.eos = self.eos.filter(|_| text.surrounded || self.config.append_eos == Some(true));
+        if !body.ids.is_empty() && text.surrounded {
+            let (prefix, suffix) = (self.tokenizer.prefix(), self.tokenizer.suffix());
+            let whole = text.learned.is_none();
+            body.ids = [prefix, &body.ids, suffix].concat();
+            body.mask = [vec![whole; prefix.len()], body.mask, vec![true; suffix.len()]].concat();
         }
-        let (prefix, suffix) = (self.tokenizer.prefix(), self.tokenizer.suffix());
-        let ids = [prefix, &body, suffix].concat();
-        let mask = [vec![whole; prefix.len()], trained, vec![true; suffix.len()]].concat();
-        Ok((ids, mask, rest))
+        Ok(body)
     }
 
-    /// Ids of a text, and which are trained.
-    fn body(&self, text: &str, whole: bool, answer_start: usize) -> Result<(Vec<u32>, Vec<bool>)> {
-        if whole {
-            let ids = self.tokenizer.encode_plain(text)?;
-            let trained = vec![true; ids.len()];
-            return Ok((ids, trained));
-        }
+    /// Ids of a text or the beginning of it, and which are learned.
+    fn body(&self, head: &str, text: &Text) -> Result<Tokens> {
+        let Some(learned) = &text.learned else {
+            let ids = self.tokenizer.encode_plain(head)?;
+            return Ok(Tokens { mask: vec![true; ids.len()], ids, ..Tokens::default() });
+        };
         // Prompt and answer are encoded together, as the text would be in the wild; a token belongs to the answer
         // if it reaches into it.
-        let encoding = self.tokenizer.encode_with_offsets(text)?;
-        let trained = encoding.get_offsets().iter().map(|&(_, end)| end > answer_start).collect();
-        Ok((encoding.get_ids().to_vec(), trained))
+        let encoding = self.tokenizer.encode_with_offsets(head)?;
+        let ids = encoding.get_ids().to_vec();
+        let mut mask = vec![false; ids.len()];
+        let mut ended = vec![false; learned.len()];
+        let mut part = 0;
+        for (at, &(start, end)) in encoding.get_offsets().iter().enumerate() {
+            while learned.get(part).is_some_and(|it| it.end <= start) {
+                part += 1;
+            }
+            if learned.get(part).is_some_and(|it| end > it.start) {
+                mask[at] = true;
+                ended[part] |= self.special.contains(&ids[at]);
+            }
+        }
+        let unended = !text.surrounded && self.config.learns() != LossOn::All && ended.contains(&false);
+        Ok(Tokens { ids, mask, unended, ..Tokens::default() })
     }
 
     /// Tokens of a text in parts, which may have a few more than the text as a whole.
@@ -103,36 +134,70 @@ impl<'a> Encoder<'a> {
         Ok(count)
     }
 
-    /// Appends the end, cuts to the longest length, and counts; `rest` more tokens were cut off already.
-    fn close(&self, (ids, mask): (&mut Vec<u32>, &mut Vec<bool>), rest: u64, report: &mut Report) {
-        if ids.is_empty() {
+    /// Appends the end, does with what is too long what the settings say, and counts.
+    fn close(&self, mut tokens: Tokens, report: &mut Report) -> Result<Vec<Tokens>> {
+        if tokens.ids.is_empty() {
             report.empty = 1;
-            return;
+            return Ok(Vec::new());
         }
-        if let Some(eos) = self.eos.filter(|eos| ids.last() != Some(eos)) {
-            ids.push(eos);
-            mask.push(true);
+        if let Some(eos) = tokens.eos.filter(|eos| tokens.ids.last() != Some(eos)) {
+            tokens.ids.push(eos);
+            tokens.mask.push(true);
         }
         let longest = self.config.max_length;
-        let cut = ids.len().saturating_sub(longest) as u64 + rest;
-        ids.truncate(longest);
-        mask.truncate(longest);
-        report.truncated = u64::from(cut > 0);
-        report.tokens_cut = cut;
-        // The first token of a row is nobody's target.
-        let trained = mask.iter().skip(1).filter(|&&trained| trained).count() as u64;
-        if trained == 0 {
+        let too_many = tokens.ids.len().saturating_sub(longest) as u64 + tokens.rest;
+        let (unended, is_closed) = (tokens.unended, tokens.eos.is_some() || !self.tokenizer.suffix().is_empty());
+        let whole = vec![tokens];
+        let mut examples = match self.config.excess {
+            _ if too_many == 0 => whole,
+            Excess::Truncate => {
+                report.truncated = 1;
+                report.tokens_cut = too_many;
+                whole.into_iter().map(|it| it.piece(0, longest)).collect()
+            }
+            Excess::Drop => {
+                report.dropped = 1;
+                return Ok(Vec::new());
+            }
+            Excess::Split => {
+                report.split = 1;
+                whole.iter().flat_map(|it| (0..it.ids.len()).step_by(longest).map(|at| it.piece(at, longest))).collect()
+            }
+            Excess::Raise => {
+                return Err(Error::TooLong {
+                    place: String::new(),
+                    tokens: longest as u64 + too_many,
+                    max_length: longest,
+                });
+            }
+        };
+        examples.retain(|it| it.trained() > 0);
+        let Some(first) = examples.first() else {
             report.untrained = 1;
-            ids.clear();
-            mask.clear();
-            return;
-        }
-        report.rows_used = 1;
-        report.tokens = ids.len() as u64;
-        report.trained_tokens = trained;
-        report.unfinished = u64::from(cut > 0 && (self.eos.is_some() || !self.tokenizer.suffix().is_empty()));
+            return Ok(examples);
+        };
         let bos = self.tokenizer.bos();
-        report.doubled_bos = u64::from(bos.is_some() && ids.first() == bos.as_ref() && ids.get(1) == bos.as_ref());
+        report.doubled_bos =
+            u64::from(bos.is_some() && first.ids.first() == bos.as_ref() && first.ids.get(1) == bos.as_ref());
+        report.rows_used = 1;
+        report.tokens = examples.iter().map(|it| it.ids.len() as u64).sum();
+        report.trained_tokens = examples.iter().map(Tokens::trained).sum();
+        report.unfinished = u64::from(report.truncated > 0 && is_closed);
+        report.unended = u64::from(unended && report.truncated == 0);
+        Ok(examples)
+    }
+}
+
+impl Tokens {
+    /// Tokens from one on, so many at most.
+    fn piece(&self, from: usize, longest: usize) -> Self {
+        let to = self.ids.len().min(from + longest);
+        Self { ids: self.ids[from..to].to_vec(), mask: self.mask[from..to].to_vec(), ..Self::default() }
+    }
+
+    /// How many are somebody's target, which the first never is.
+    fn trained(&self) -> u64 {
+        self.mask.iter().skip(1).filter(|&&trained| trained).count() as u64
     }
 }
 

@@ -26,8 +26,8 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Neither parquet nor JSON Lines.
-    #[error("{}: {reason}; a data file is parquet (.parquet) or JSON Lines (.jsonl, .json: one object a line)", path.display())]
+    /// No file of rows.
+    #[error("{}: {reason}; a data file is parquet (.parquet), JSON (.jsonl, .json), Arrow (.arrow), a table (.csv, .tsv) or text (.txt)", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -44,14 +44,32 @@ pub enum Error {
         /// What the reader found.
         reason: String,
     },
-    /// A line that is not a JSON object.
-    #[error("{}: line {line}: {reason}; each line must be one JSON object", path.display())]
+    /// A row that is not a JSON object.
+    #[error("{}: line {line}: {reason}; each row must be one JSON object, on a line of its own or in a list", path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// Line number, from 1.
         line: u64,
         /// What the parser found.
+        reason: String,
+    },
+    /// A line of a table that has no row.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: u64,
+        /// What the parser found, and what to do.
+        reason: String,
+    },
+    /// An Arrow file whose bytes contradict themselves.
+    #[error("{}: corrupt Arrow file: {reason}; fetch or write the file again", path.display())]
+    CorruptArrow {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
         reason: String,
     },
     /// A column that the file does not have.
@@ -65,18 +83,20 @@ pub enum Error {
         columns: String,
     },
     /// A column that holds something other than strings.
-    #[error("{}{}: column {column:?} holds {found} where text is expected; the columns are {columns}", path.display(), place("line", *line))]
+    #[error("{}{}: column {column:?} holds {found} where {expected} is expected; the columns are {columns}", path.display(), place("line", *line))]
     ColumnType {
         /// The file.
         path: PathBuf,
         /// The column.
         column: String,
         /// Its type.
-        found: String,
+        found: Box<str>,
+        /// What it has to hold.
+        expected: &'static str,
         /// Line number from 1, in a JSON Lines file.
         line: Option<u64>,
         /// Names and types that exist.
-        columns: String,
+        columns: Box<str>,
     },
     /// A row range that reaches past the end of the file, or holds nothing.
     #[error("{}: rows {start}..{} asked for, but the file has {available} rows", path.display(), bound(*end))]
@@ -89,6 +109,52 @@ pub enum Error {
         end: usize,
         /// Rows in the file.
         available: u64,
+    },
+    /// A row whose columns do not hold what they should.
+    #[error("{place}: {reason}; mend the row, or leave it out")]
+    Row {
+        /// File and row.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A chat template that cannot be used, or that refuses a conversation.
+    #[error("{}chat template {template}{}: {reason}", before(place), at_line(*line))]
+    Template {
+        /// File and row of the conversation; empty if none is at fault.
+        place: String,
+        /// Where the template is from.
+        template: String,
+        /// Its line, from 1.
+        line: Option<usize>,
+        /// Its own words, or what failed.
+        reason: String,
+    },
+    /// Conversations, and nothing that writes them.
+    #[error(
+        "the rows are conversations, and there is no chat template to write them as text: the model has none; give one"
+    )]
+    NoTemplate,
+    /// Columns of which no layout is known.
+    #[error(
+        "no column \"text\", and none of the other layouts that are known: messages or conversations; prompt and completion; instruction and \
+         output or response; question and answer. The columns are {columns}; say what they hold, as in prompt=question,completion=answer"
+    )]
+    NoLayout {
+        /// Names and types that exist.
+        columns: String,
+    },
+    /// A row that is longer than the longest example, where none may be.
+    #[error(
+        "{place}: {tokens} tokens, of which an example may have {max_length}; raise max_length, or say what becomes of longer rows"
+    )]
+    TooLong {
+        /// File and row.
+        place: String,
+        /// Its length.
+        tokens: u64,
+        /// The longest length.
+        max_length: usize,
     },
     /// Nothing is left to train on.
     #[error("{}: no usable rows: {report}", path.display())]
@@ -153,6 +219,14 @@ pub enum Error {
 
 fn place<N: std::fmt::Display>(what: &str, number: Option<N>) -> String {
     number.map(|n| format!(": {what} {n}")).unwrap_or_default()
+}
+
+fn before(place: &str) -> String {
+    if place.is_empty() { String::new() } else { format!("{place}: ") }
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map(|it| format!(", line {it}")).unwrap_or_default()
 }
 
 fn bound(end: usize) -> String {

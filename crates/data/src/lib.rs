@@ -1,4 +1,4 @@
-//! Parquet and JSON Lines to batches of token ids with loss masks.
+//! Files of text and of conversations to batches of token ids with loss masks.
 //!
 //! This crate exists so that the question "which tokens count in the loss?" is answered in one place. A file is read
 //! a few rows at a time, each row is rendered and tokenised once, and out come ids *and* mask together; nothing later
@@ -23,11 +23,14 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod chat;
+mod columns;
 mod config;
 mod dataset;
 mod encode;
 mod epoch;
 mod error;
+mod files;
 mod guard;
 mod packing;
 mod reader;
@@ -37,10 +40,13 @@ mod shuffle;
 mod tokenizer;
 
 pub use batch::{Batch, BatchConfig, Batches, Packing, Position};
-pub use config::{Columns, DataConfig, parse_rows};
+pub use chat::{CHATML, ChatTemplate, INSTRUCTION};
+pub use columns::{ChatColumns, Chosen, ColumnNames, Columns, Layout, Turns};
+pub use config::{DataConfig, Excess, LossOn, parse_rows};
 pub use dataset::{Dataset, Example, Row};
 pub use epoch::EpochSize;
 pub use error::{Error, Result};
+pub use files::{DataFiles, Part};
 pub use reader::{Column, columns};
 pub use render::instruction_prompt;
 pub use report::Report;

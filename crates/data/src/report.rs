@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// Counts of one [`Dataset::load`](crate::Dataset::load).
 ///
-/// `rows_read = rows_used + null + empty + untrained` always holds.
+/// `rows_read = rows_used + null + empty + untrained + dropped` always holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -20,12 +20,18 @@ pub struct Report {
     pub empty: u64,
     /// Rows left out because no token of them would be trained: a single token, or an answer wholly cut off.
     pub untrained: u64,
+    /// Rows left out because they are longer than the longest example.
+    pub dropped: u64,
+    /// Rows that are longer than the longest example and became several.
+    pub split: u64,
     /// Rows longer than the longest example; their rest was cut off.
     pub truncated: u64,
     /// Tokens cut off from those.
     pub tokens_cut: u64,
     /// Used rows that should end with the end-of-text token but were cut before it, so that it is not trained there.
     pub unfinished: u64,
+    /// Used rows with an answer that no token of its own closes, so that the model does not learn to end it.
+    pub unended: u64,
     /// Used rows that begin with the beginning-of-text token twice: the text holds one and the tokenizer adds another.
     pub doubled_bos: u64,
     /// Tokens in all examples.
@@ -41,12 +47,21 @@ impl Report {
         self.null += other.null;
         self.empty += other.empty;
         self.untrained += other.untrained;
+        self.dropped += other.dropped;
+        self.split += other.split;
         self.truncated += other.truncated;
         self.tokens_cut += other.tokens_cut;
         self.unfinished += other.unfinished;
+        self.unended += other.unended;
         self.doubled_bos += other.doubled_bos;
         self.tokens += other.tokens;
         self.trained_tokens += other.trained_tokens;
+    }
+
+    /// Rows that teach nothing, or not what they should: without a trained token, with a doubled beginning, with answers that are not
+    /// closed.
+    pub fn doubtful(&self) -> u64 {
+        self.untrained + self.doubled_bos + self.unended
     }
 
     /// Sentences about what the person who made the file would want to know; none when all is well.
@@ -60,6 +75,8 @@ impl Report {
         say(self.null, "are null and were left out");
         say(self.empty, "are empty and were left out");
         say(self.untrained, "have no trained token within the maximum length and were left out");
+        say(self.dropped, "are longer than the maximum length and were left out");
+        say(self.unended, "have an answer that no special token closes, so its end is not learned");
         say(self.unfinished, "were cut before their end, so the end-of-text token is not trained there");
         say(self.doubled_bos, "begin with the beginning-of-text token twice; remove it from the text");
         out
@@ -73,8 +90,11 @@ impl fmt::Display for Report {
             (self.null, "null"),
             (self.empty, "empty"),
             (self.untrained, "without a trained token"),
+            (self.dropped, "dropped as too long"),
+            (self.split, "split"),
             (self.truncated, "truncated"),
             (self.unfinished, "cut before their end"),
+            (self.unended, "with an answer that is not closed"),
             (self.doubled_bos, "with a doubled BOS"),
         ];
         for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {

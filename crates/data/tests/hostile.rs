@@ -36,8 +36,23 @@ fn what_is_not_a_data_file_is_said_plainly() {
     expect(&written(&folder, "empty.parquet", b""), "the file is empty");
     expect(&written(&folder, "empty.jsonl", b""), "the file is empty");
     expect(&written(&folder, "page.parquet", b"<html>not found</html>"), "does not begin with the bytes PAR1");
-    expect(&written(&folder, "a.csv", b"text,label\n"), "unknown format");
-    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}]"), "one JSON array");
+    expect(&written(&folder, "a.bin", b"text,label\n"), "unknown format");
+    expect(&written(&folder, "a.jsonl.bz2", b"BZh91AY&SY"), "compressed by bzip2");
+    expect(&written(&folder, "a.txt", b"\xff\xfet\0"), "UTF-16");
+    expect(&written(&folder, "lfs.parquet", b"version https://git-lfs.github.com/spec/v1\n"), "PAR1");
+    expect(&written(&folder, "lfs.jsonl", b"version https://git-lfs.github.com/spec/v1\n"), "not JSON");
+    expect(
+        &written(&folder, "a.csv", b"text,n\nx,1\ny,2,3\n"),
+        "line 3: 3 values, where the first line names 2 columns",
+    );
+    expect(&written(&folder, "a.csv", b"text\n\xff\n"), "line 2: not UTF-8");
+    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}"), "ends inside the array");
+    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"} {}]"), "'{' where `,` or `]` is expected");
+    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}] 7"), "after the end of the array");
+    expect(&written(&folder, "a.json", b"[{\"text\": \"x\"},\n{\"text\": tru}]"), "line 2: not JSON");
+    expect(&written(&folder, "a.json", b"{\"text\":\n \"x\"\n}\n{\"text\":\n 7}"), "line 4");
+    expect(&written(&folder, "a.arrow", b"ARROW1\0\0rubbish"), "corrupt Arrow");
+    expect(&written(&folder, "a.arrow", b"\xff\xff\xff\xff\x10\0\0\0rubbish"), "corrupt Arrow");
     expect(&written(&folder, "blank.jsonl", b"\n \n"), "no usable rows");
     expect(&written(&folder, "magic.parquet", b"PAR1"), "corrupt parquet");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use halfbyte_data::{
-    Columns, DataConfig, Dataset, Error, IGNORE, Report, SpecialTokens, Tokenizer, instruction_prompt,
+    Columns, DataConfig, Dataset, Error, IGNORE, LossOn, Report, SpecialTokens, Tokenizer, instruction_prompt,
 };
 
 fn some(text: &str) -> Option<String> {
@@ -64,7 +64,8 @@ fn only_the_answer_and_its_end_are_trained() {
     let text = tokenizer().decode(dataset.row(1).ids, false).unwrap();
     assert_eq!(text, "### Instruction:\nSay it\n\n### Response:\n\nthe</s>");
     assert_eq!(report.rows_used, 2);
-    let (all, _) = load_instructions(&rows, &DataConfig { train_on_inputs: true, ..instruction_config(256) }).unwrap();
+    let (all, _) =
+        load_instructions(&rows, &DataConfig { loss_on: Some(LossOn::All), ..instruction_config(256) }).unwrap();
     assert_eq!(all.row(0).ids, dataset.row(0).ids);
     assert!((1..all.row(0).ids.len()).all(|t| all.row(0).trained(t)));
 }

@@ -9,25 +9,28 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use arrow_array::{Array, RecordBatch, StringArray};
-use arrow_schema::DataType;
+use arrow_array::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::{CHUNK_ROWS, Column, Fields, list, open};
+use super::{CHUNK_ROWS, Column, Fields, Rows, Wanted, cells, list, open, places};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
+use serde_json::Value;
 
 pub(crate) struct ParquetRows {
     path: PathBuf,
     file: File,
     metadata: ArrowReaderMetadata,
     mask: ProjectionMask,
-    names: Vec<String>,
+    /// The wanted columns by name, `None` for one that the file lacks.
+    names: Vec<Option<String>>,
     spans: VecDeque<Span>,
+    /// Rows of the file.
+    total: usize,
     current: Option<(Span, ParquetRecordBatchReader)>,
 }
 
@@ -39,39 +42,77 @@ struct Span {
 }
 
 impl ParquetRows {
-    pub(super) fn open(path: &Path, names: &[&str], range: &Range<usize>) -> Result<Self> {
-        let file = open(path)?;
+    pub(super) fn open(path: &Path, wanted: &[Wanted], range: &Range<usize>) -> Result<Self> {
+        let file = open::file(path)?;
         let metadata = load(path, &file)?;
         let fields = metadata.schema().fields();
-        let mut roots = Vec::new();
-        for &name in names {
-            let Some(index) = fields.iter().position(|field| field.name() == name) else {
-                let columns = list(&described(&metadata));
-                return Err(Error::ColumnMissing { path: path.into(), column: name.into(), columns });
-            };
-            if *fields[index].data_type() != DataType::Utf8 {
+        let columns = described(&metadata);
+        let places = places(path, wanted, &columns)?;
+        for (wanted, place) in wanted.iter().zip(&places) {
+            let Some(field) = place.map(|it| &fields[it]) else { continue };
+            if !cells::fits(wanted.kind, field.data_type()) {
                 return Err(Error::ColumnType {
                     path: path.into(),
-                    column: name.into(),
-                    found: fields[index].data_type().to_string(),
+                    column: wanted.name.clone(),
+                    found: field.data_type().to_string().into(),
+                    expected: wanted.kind.expected(),
                     line: None,
-                    columns: list(&described(&metadata)),
+                    columns: list(&columns).into(),
                 });
             }
-            roots.push(index);
         }
+        let (spans, total) = spans(path, &metadata, range)?;
+        let names = wanted.iter().zip(&places).map(|(it, place)| place.map(|_| it.name.clone())).collect();
         Ok(Self {
-            mask: ProjectionMask::roots(metadata.parquet_schema(), roots),
-            spans: spans(path, &metadata, range)?,
+            mask: ProjectionMask::roots(metadata.parquet_schema(), places.into_iter().flatten()),
+            spans,
+            total,
             path: path.into(),
-            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            names,
             file,
             metadata,
             current: None,
         })
     }
 
-    pub(super) fn next_chunk(&mut self) -> Result<Option<Vec<Fields>>> {
+    fn start(&self, span: Span) -> Result<(Span, ParquetRecordBatchReader)> {
+        let file = self.file.try_clone().map_err(|source| Error::Read { path: self.path.clone(), source })?;
+        let reader = guarded(|| {
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+                .with_row_groups(vec![span.group])
+                .with_projection(self.mask.clone())
+                .with_offset(span.skip)
+                .with_limit(span.take)
+                .with_batch_size(CHUNK_ROWS)
+                .build()
+        });
+        let reader = reader.map_err(|reason| self.corrupt(span.group, reason))?;
+        Ok((span, reader))
+    }
+
+    fn rows(&self, batch: &RecordBatch) -> Result<Vec<Fields>, String> {
+        let column =
+            |name: &String| batch.column_by_name(name).ok_or_else(|| format!("column {name:?} did not arrive"));
+        let columns: Vec<_> =
+            self.names.iter().map(|it| it.as_ref().map(column).transpose()).collect::<Result<_, _>>()?;
+        let field = |row: usize, column: &Option<_>| match column {
+            Some(column) => cells::value(column, row),
+            None => Ok(Value::Null),
+        };
+        (0..batch.num_rows()).map(|row| columns.iter().map(|column| field(row, column)).collect()).collect()
+    }
+
+    fn corrupt(&self, group: usize, reason: String) -> Error {
+        Error::CorruptParquet { path: self.path.clone(), row_group: Some(group), reason }
+    }
+}
+
+impl Rows for ParquetRows {
+    fn seen(&self) -> usize {
+        self.total
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<Vec<Fields>>> {
         loop {
             let (mut span, mut reader) = match self.current.take() {
                 Some(current) => current,
@@ -95,39 +136,10 @@ impl ParquetRows {
             }
         }
     }
-
-    fn start(&self, span: Span) -> Result<(Span, ParquetRecordBatchReader)> {
-        let file = self.file.try_clone().map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        let reader = guarded(|| {
-            ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
-                .with_row_groups(vec![span.group])
-                .with_projection(self.mask.clone())
-                .with_offset(span.skip)
-                .with_limit(span.take)
-                .with_batch_size(CHUNK_ROWS)
-                .build()
-        });
-        let reader = reader.map_err(|reason| self.corrupt(span.group, reason))?;
-        Ok((span, reader))
-    }
-
-    fn rows(&self, batch: &RecordBatch) -> Result<Vec<Fields>, String> {
-        let mut columns = Vec::with_capacity(self.names.len());
-        for name in &self.names {
-            let column = batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<StringArray>());
-            columns.push(column.ok_or_else(|| format!("column {name:?} did not arrive as text"))?);
-        }
-        let field = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
-        Ok((0..batch.num_rows()).map(|row| columns.iter().map(|column| field(column, row)).collect()).collect())
-    }
-
-    fn corrupt(&self, group: usize, reason: String) -> Error {
-        Error::CorruptParquet { path: self.path.clone(), row_group: Some(group), reason }
-    }
 }
 
 pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
-    Ok(described(&load(path, &open(path)?)?))
+    Ok(described(&load(path, &open::file(path)?)?))
 }
 
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
@@ -158,8 +170,8 @@ fn described(metadata: &ArrowReaderMetadata) -> Vec<Column> {
     fields.iter().map(|f| Column { name: f.name().clone(), kind: f.data_type().to_string() }).collect()
 }
 
-/// Cuts the row range into the row groups that it touches; the others are never read.
-fn spans(path: &Path, metadata: &ArrowReaderMetadata, range: &Range<usize>) -> Result<VecDeque<Span>> {
+/// Cuts the row range into the row groups that it touches, the others of which are never read; and how many rows there are in all.
+fn spans(path: &Path, metadata: &ArrowReaderMetadata, range: &Range<usize>) -> Result<(VecDeque<Span>, usize)> {
     let mut spans = VecDeque::new();
     let mut first = 0usize;
     for (group, info) in metadata.metadata().row_groups().iter().enumerate() {
@@ -174,10 +186,5 @@ fn spans(path: &Path, metadata: &ArrowReaderMetadata, range: &Range<usize>) -> R
         }
         first = end;
     }
-    let past_end = (range.end != usize::MAX && range.end > first) || (range.start > 0 && range.start >= first);
-    if past_end {
-        let (start, end) = (range.start, range.end);
-        return Err(Error::Rows { path: path.into(), start, end, available: first as u64 });
-    }
-    Ok(spans)
+    Ok((spans, first))
 }

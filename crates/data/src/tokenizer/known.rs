@@ -37,7 +37,7 @@ const DECIDES: KeyUse = Irrelevant("tokenizer.json says how to cut");
 const WHOLE: KeyUse = Irrelevant("rows are neither padded nor, but by --max-length, cut");
 const WHO: KeyUse = Irrelevant("it tells where the file is from");
 const PYTHON: KeyUse = Irrelevant("it tells a Python program what to return");
-const CHATS: KeyUse = Irrelevant("it is for messages, and the columns of a data file are laid out otherwise");
+const CHATS: KeyUse = Irrelevant("the chat template says how messages are written");
 const SPEED: KeyUse = Irrelevant("it chooses between ways to compute the same");
 const ENCODERS: KeyUse = Irrelevant("it is for models with an encoder");
 const NOTHING: KeyUse = Continuation(Neutral::Nothing);
@@ -78,7 +78,8 @@ pub const TOKENIZER_CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("use_fast", DECIDES),
     ("from_slow", DECIDES),
     ("use_default_system_prompt", CHATS),
-    ("chat_template", CHATS),
+    // By `ChatTemplate::load`, where rows are conversations.
+    ("chat_template", Read),
     ("chat_control_tokens", CHATS),
     ("response_template", CHATS),
     ("response_schema", CHATS),

@@ -12,6 +12,7 @@ mod sentencepiece;
 mod special;
 mod stream;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -46,6 +47,8 @@ pub const TOKENIZER_FILES: [&str; 10] = [
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
+    /// The texts of the special tokens by their keys (`bos_token`), as chat templates ask for them.
+    token_texts: Vec<(String, String)>,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     largest_id: u32,
@@ -95,6 +98,12 @@ impl Tokenizer {
         tokenizer.notes = special::contradictions(&config, &tokenizer.special, around)?;
         tokenizer.notes.extend(notes);
         tokenizer.continuation = Continuation::of(&generation);
+        for key in config.values.keys().filter(|it| it.ends_with("_token") && !it.starts_with("add_")) {
+            if let Some(text) = config.token(key).unwrap_or(None) {
+                tokenizer.token_texts.retain(|it| it.0 != *key);
+                tokenizer.token_texts.push((key.clone(), text));
+            }
+        }
         Ok(tokenizer)
     }
 
@@ -118,6 +127,7 @@ impl Tokenizer {
             .max()
             .ok_or_else(|| Error::CorruptTokenizer { path: path.into(), reason: "its vocabulary is empty".into() })?;
         Ok(Self {
+            token_texts: texts_of(&inner, &special),
             inner,
             special,
             prefix,
@@ -143,6 +153,18 @@ impl Tokenizer {
     /// The special tokens and where they came from.
     pub fn special(&self) -> &SpecialTokens {
         &self.special
+    }
+
+    /// The texts of the special tokens by their keys, such as `eos_token`.
+    pub fn token_texts(&self) -> &[(String, String)] {
+        &self.token_texts
+    }
+
+    /// The ids of tokens that are no text.
+    pub(crate) fn special_ids(&self) -> HashSet<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|it| it.1.special).map(|it| it.0);
+        special.chain(self.special.stop.iter().copied()).chain(self.special.eos).collect()
     }
 
     /// Beginning-of-text id.
@@ -317,6 +339,25 @@ fn surroundings(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(Vec<u32>,
         (Some(prefix), Some(suffix), None) => Ok((prefix.to_vec(), suffix.to_vec())),
         _ => Err(corrupt("its post-processor does not keep the text exactly once".into())),
     }
+}
+
+/// The keys and texts of the special tokens that have roles.
+fn texts_of(inner: &tokenizers::Tokenizer, special: &SpecialTokens) -> Vec<(String, String)> {
+    let roles = [("bos", special.bos), ("eos", special.eos), ("pad", special.pad), ("unk", special.unk)];
+    let text = |(role, id): (&str, Option<u32>)| Some((format!("{role}_token"), inner.id_to_token(id?)?));
+    roles.into_iter().filter_map(text).collect()
+}
+
+/// The text of a file beside the tokenizer, or nothing where there is none.
+pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let corrupt = |reason: String| Error::CorruptTokenizer { path: path.into(), reason };
+    String::from_utf8(bytes).map(Some).map_err(|error| corrupt(error.to_string()))
+}
+
+/// The value of a key in a JSON file beside the tokenizer, unless it is null.
+pub(crate) fn read_key(path: &Path, key: &str) -> Result<Option<serde_json::Value>> {
+    Ok(Settings::read(path.into())?.get(key).cloned())
 }
 
 /// The bytes of a file, or nothing where there is none.
