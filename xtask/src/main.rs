@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod bundle;
+mod chats;
 mod ci;
 mod finetune;
 mod generator;
@@ -79,6 +80,13 @@ mod flags {
                 /// Others for every seed; 2 if left out.
                 optional --seed n: usize
             }
+            /// Compare what chat templates write with transformers, byte for byte.
+            cmd chats {
+                /// A virtual environment with tests/reference/requirements.txt.
+                required --python venv: PathBuf
+                /// A folder of .jinja files.
+                required --templates dir: PathBuf
+            }
             /// Compile every CUDA kernel with NVRTC for real architectures; no GPU is needed.
             cmd kernels {
                 /// A virtual environment that has NVRTC; its wheel is fetched once if left out.
@@ -145,6 +153,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Folders(flags::Folders { python, halfbyte, count, seed }) => {
             parity::folders::run(&python, halfbyte, count.unwrap_or(300), seed.unwrap_or(2))
         }
+        flags::XtaskCmd::Chats(f) => chats::run(&f.python, &f.templates),
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),

@@ -1,6 +1,10 @@
 //! The command line. Flags carry the names that users of peft and transformers know.
 
-use crate::{base_record::BaseFlags, plan::Card};
+use crate::{
+    base_record::BaseFlags,
+    plan::Card,
+    rows::{LayoutArg, RowFlags, TemplateFlags},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
@@ -125,9 +129,19 @@ pub struct GenerateArgs {
     /// The text to continue.
     #[arg(long)]
     pub prompt: String,
-    /// Whether the prompt is continued as it stands (text), or is an instruction, laid out as in training (instruction).
+    /// Whether the prompt is continued as it stands (text), is an instruction, laid out as in training (instruction), or a message,
+    /// written by the chat template (chat).
     #[arg(long, value_enum, default_value_t = LayoutArg::Text)]
     pub layout: LayoutArg,
+    /// Same as --layout chat.
+    #[arg(long, conflicts_with = "layout")]
+    pub chat: bool,
+    /// A system message before the prompt; with --chat.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// What writes conversations.
+    #[command(flatten)]
+    pub template: TemplateFlags,
     /// Sampling.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -142,6 +156,16 @@ pub struct ChatArgs {
     /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
     #[arg(long, value_name = "[NAME=]ADAPTER")]
     pub adapter: Vec<String>,
+    /// What is made of a line: a message, written by the chat template (chat), or text that is appended to what was said and continued
+    /// (text) [default: chat if the adapter or the model has a template].
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutArg>,
+    /// A system message, which stands before the others.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// What writes conversations.
+    #[command(flatten)]
+    pub template: TemplateFlags,
     /// Sampling.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -156,15 +180,13 @@ pub struct EvalArgs {
     /// An adapter: a folder, a name on the hub, or NAME=FOLDER; may be given more than once, and each is measured on the same base.
     #[arg(long, value_name = "[NAME=]ADAPTER")]
     pub adapter: Vec<String>,
-    /// A parquet or JSON Lines file, or a data set on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT].
-    #[arg(long, value_name = "DATA")]
-    pub data: PathBuf,
-    /// Column of the text [default: text; without such a column: instruction, input and output].
-    #[arg(long, value_name = "NAME")]
-    pub text_column: Option<String>,
-    /// What a row is: a column of text, or the columns instruction, input and output.
-    #[arg(long, value_enum)]
-    pub layout: Option<LayoutArg>,
+    /// Files of rows, folders of them, patterns such as 'data/*.jsonl', or data sets on the hub,
+    /// ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other.
+    #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// What a row is.
+    #[command(flatten)]
+    pub row: RowFlags,
     /// Only these rows, such as 0..100.
     #[arg(long, value_name = "FROM..TO")]
     pub rows: Option<String>,
@@ -289,16 +311,6 @@ pub struct ModelsArgs {
     /// Print one JSON array.
     #[arg(long)]
     pub json: bool,
-}
-
-/// What a row of data is, or a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LayoutArg {
-    /// Text as it stands.
-    Text,
-    /// A task, perhaps an input, and an answer.
-    Instruction,
 }
 
 /// How frozen matrices are kept.

@@ -17,6 +17,7 @@ mod merge_check;
 mod places;
 mod plan;
 mod quantized_checkpoint;
+mod rows;
 mod save_model;
 mod streamed_matrix;
 

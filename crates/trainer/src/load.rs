@@ -1,14 +1,8 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
-use crate::{
-    base_record::BaseRecord,
-    cli::{DeviceArg, LayoutArg},
-    console,
-    failure::user_error,
-    places,
-};
+use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error, places};
 use halfbyte_cuda::Gpu;
-use halfbyte_data::{Columns, Tokenizer};
+use halfbyte_data::Tokenizer;
 use halfbyte_frozen::{
     Format,
     bitsandbytes::{self, Skipped},
@@ -183,35 +177,6 @@ impl Prepare for Waiting {
 pub(crate) fn head(folder: &ModelFolder) -> anyhow::Result<Option<String>> {
     let head = spec(folder.config())?.into_iter().find(|it| it.role == Role::Head);
     Ok(head.map(|it| it.name.trim_end_matches(".weight").to_owned()))
-}
-
-/// What the rows of a data file hold: as the flags say; else text if there is a column `text`, else instruction rows. If neither
-/// is there, reading fails with a list of what is.
-pub(crate) fn columns(path: &Path, named: Option<&str>, layout: Option<LayoutArg>) -> anyhow::Result<Columns> {
-    let text = || Columns::Text(named.unwrap_or("text").to_owned());
-    match (layout, named) {
-        (Some(LayoutArg::Text), _) | (None, Some(_)) => return Ok(text()),
-        (Some(LayoutArg::Instruction), Some(name)) => {
-            return Err(user_error(format!(
-                "--text-column {name} is a column of text, but --layout is instruction; leave one out"
-            )));
-        }
-        _ => {}
-    }
-    let names: Vec<String> = halfbyte_data::columns(path)?.into_iter().map(|it| it.name).collect();
-    let has = |name: &str| names.iter().any(|it| it == name);
-    let instruction = has("instruction") && has("output");
-    if layout.is_some() || (!has("text") && instruction) {
-        let input = has("input").then(|| "input".to_owned());
-        return Ok(Columns::Instruction { instruction: "instruction".into(), input, output: "output".into() });
-    }
-    if instruction {
-        console::warn(&format!(
-            "{}: the column text is taken whole, and instruction and output are not looked at, so the prompt is trained, too, and no end; --layout instruction takes those instead, --layout text says that text is meant",
-            path.display()
-        ));
-    }
-    Ok(text())
 }
 
 /// Settles where to compute: on the GPU that was named, or on the first if there is one and it was not refused. Asking for CUDA

@@ -1,8 +1,13 @@
 //! How far a merged model is from base + adapter: on a text, the divergence of their predictions.
 
-use crate::{failure::user_error, load, streamed_matrix::Streamed};
+use crate::{
+    failure::user_error,
+    load::BaseModel,
+    rows::{RowFlags, Rows},
+    streamed_matrix::Streamed,
+};
 use halfbyte_autograd::Tape;
-use halfbyte_data::{DataConfig, Dataset, Tokenizer};
+use halfbyte_data::Part;
 use halfbyte_lora::Context;
 use halfbyte_models::{Loading, Model, ModelFolder, Pass};
 use halfbyte_ops::{Ids, Layout};
@@ -66,14 +71,16 @@ fn top(row: &[f32]) -> usize {
 }
 
 /// The token ids of the text to compare on: the first rows of a file, or a text of our own.
-pub(crate) fn sample(tokenizer: &Tokenizer, data: Option<&Path>, positions: usize) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn sample(base: &BaseModel, data: Option<&Path>, positions: usize) -> anyhow::Result<Vec<u32>> {
+    let tokenizer = &base.tokenizer;
     let limit = MAX_TOKENS.min(positions);
     let mut ids = match data {
         None => tokenizer.encode_prompt(TEXT)?,
         Some(path) => {
-            let columns = load::columns(path, None, None)?;
-            let config = DataConfig { columns, rows: Some(0..8), max_length: limit, ..DataConfig::default() };
-            let (rows, _) = Dataset::load(path, tokenizer, &config)?;
+            let flags = RowFlags::default();
+            let mut found = Rows::find(&[path.into()], Part::HeldOut, (&flags, limit, None), base)?;
+            found.config.rows = Some(0..8);
+            let (rows, _) = found.load(tokenizer)?;
             rows.rows().flat_map(|it| it.ids.to_vec()).collect()
         }
     };

@@ -113,9 +113,9 @@ fn a_line_that_is_not_json() {
 #[test]
 fn a_file_of_another_kind() {
     let work = Work::new();
-    let data = work.path("rows.csv");
-    fs::write(&data, "text\nthe cat\n").unwrap();
-    refused(&work, &data, "", &["rows.csv", "parquet", "JSON Lines"]);
+    let data = work.path("rows.docx");
+    fs::write(&data, "PK\u{3}\u{4}").unwrap();
+    refused(&work, &data, "", &["rows.docx", "zip", "parquet", ".jsonl", ".csv"]);
 }
 
 #[test]

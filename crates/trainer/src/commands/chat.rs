@@ -1,16 +1,38 @@
-use super::session::Session;
-use crate::{cli::ChatArgs, console, failure::message, load::NO_ADAPTER};
-use std::io::{self, BufRead, Write};
+use super::{dialogue::Dialogue, session::Session};
+use crate::{
+    cli::ChatArgs,
+    console,
+    failure::{message, user_error},
+    load::NO_ADAPTER,
+    rows::{LayoutArg, own_template, template},
+};
+use std::{
+    fs::OpenOptions,
+    io::{self, BufRead, IsTerminal, Write},
+};
 
-const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/reset         forget what was said\n/quit          leave";
+const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave";
 
-/// `halfbyte chat`: every line is appended to the text so far and continued.
+/// What was said so far.
+enum Said {
+    /// A text that goes on and on, and its length before each of the lines.
+    Text(String, Vec<usize>),
+    /// Messages.
+    Turns(Box<Dialogue>),
+}
+
+/// `halfbyte chat`: every line is answered, or appended to the text so far and continued.
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let mut session = Session::open(&args.base, &args.adapter, &args.sampling)?;
     let first = session.names().next().unwrap_or(NO_ADAPTER).to_owned();
     session.activate(&first)?;
-    console::say(&format!("adapter: {first}. Type a text and the model continues it; /help lists the commands."));
-    let (mut text, mut out) = (String::new(), io::stdout().lock());
+    let mut said = begin(args, &mut session)?;
+    let what = match &said {
+        Said::Text(..) => "Type a text and the model continues it",
+        Said::Turns(_) => "Type a message and the model answers",
+    };
+    console::say(&format!("adapter: {first}. {what}; /help lists the commands."));
+    let mut out = io::stdout().lock();
     let (mut from, mut bytes) = (io::stdin().lock(), Vec::new());
     while from.read_until(b'\n', &mut bytes)? > 0 {
         let line = String::from_utf8(std::mem::take(&mut bytes));
@@ -22,7 +44,16 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             ("", _) => {}
             ("/quit" | "/exit", _) => break,
             ("/help", _) => console::say(HELP),
-            ("/reset", _) => text.clear(),
+            ("/reset", _) => said.reset(),
+            ("/undo", _) => {
+                if !said.undo() {
+                    console::warn("nothing was said yet");
+                }
+            }
+            ("/save", file) => match said.save(file) {
+                Ok(()) => console::say(&format!("appended to {file}")),
+                Err(error) => console::warn(&message(&error)),
+            },
             ("/adapters", _) => session.names().for_each(console::say),
             ("/adapter", name) => tell(session.activate(name), &session),
             ("/unload", name) => tell(session.unload(name), &session),
@@ -30,7 +61,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 console::warn(&format!("{command} is unknown; /help lists the commands"))
             }
             _ => {
-                if let Err(error) = go_on(&session, &mut text, line.trim_end(), &mut out) {
+                if let Err(error) = said.go_on(&session, line.trim_end(), &mut out) {
                     // Without a place to write to there is nobody to talk with.
                     if error.is::<io::Error>() {
                         return Err(error);
@@ -44,14 +75,110 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Appends a line to the text and continues it; if that fails, the text is as it was.
-fn go_on(session: &Session, text: &mut String, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
-    let between = if text.is_empty() { "" } else { "\n" };
-    let mut longer = format!("{text}{between}{line}");
-    let (_, said) = session.stream(&longer, out)?;
-    longer += &said;
-    *text = longer;
-    Ok(())
+/// Messages if a template was asked for or found, else text.
+fn begin(args: &ChatArgs, session: &mut Session) -> anyhow::Result<Said> {
+    let (folders, tokenizer) = (session.folders(), session.tokenizer());
+    let found = match args.layout {
+        Some(LayoutArg::Text | LayoutArg::Completion) => None,
+        Some(LayoutArg::Instruction) => {
+            let mut flags = args.template.clone();
+            flags.chat_template.get_or_insert_with(|| "instruction".into());
+            own_template(&flags, &folders, tokenizer)?
+        }
+        Some(LayoutArg::Chat) => Some(template(&args.template, &folders, tokenizer)?),
+        None => own_template(&args.template, &folders, tokenizer)?,
+    };
+    let Some(template) = found else {
+        if args.system.is_some() {
+            return Err(user_error(
+                "--system is a message, but what is typed here is continued as text; add --layout chat",
+            ));
+        }
+        return Ok(Said::Text(String::new(), Vec::new()));
+    };
+    let ends = template.end_ids(tokenizer)?;
+    session.stop_at(&ends);
+    Ok(Said::Turns(Box::new(Dialogue::new(template, args.system.as_deref()))))
+}
+
+impl Said {
+    /// Takes a line and writes what the model makes of it; if that fails, what was said is as it was.
+    fn go_on(&mut self, session: &Session, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+        match self {
+            Said::Text(text, lengths) => {
+                let between = if text.is_empty() { "" } else { "\n" };
+                let mut longer = format!("{text}{between}{line}");
+                let (_, said) = session.stream(&longer, out)?;
+                longer += &said;
+                lengths.push(text.len());
+                *text = longer;
+            }
+            Said::Turns(dialogue) => {
+                let ids = dialogue.ask(line, session.tokenizer())?;
+                match session.stream_ids(ids, &mut Dimmed { out, dims: io::stdout().is_terminal() }) {
+                    Ok((generated, said)) => dialogue.answered(&generated.ids, said.trim(), session.tokenizer())?,
+                    Err(error) => {
+                        dialogue.undo();
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self) -> bool {
+        match self {
+            Said::Text(text, lengths) => lengths.pop().map(|it| text.truncate(it)).is_some(),
+            Said::Turns(dialogue) => dialogue.undo(),
+        }
+    }
+
+    fn reset(&mut self) {
+        match self {
+            Said::Text(text, lengths) => {
+                text.clear();
+                lengths.clear();
+            }
+            Said::Turns(dialogue) => dialogue.reset(),
+        }
+    }
+
+    fn save(&self, file: &str) -> anyhow::Result<()> {
+        if file.is_empty() {
+            return Err(user_error("/save FILE: name a file"));
+        }
+        let row = match self {
+            Said::Text(text, _) => serde_json::json!({ "text": text }).to_string(),
+            Said::Turns(dialogue) => dialogue.row(),
+        };
+        let wrong = |error: io::Error| user_error(format!("{file}: {error}"));
+        let mut to = OpenOptions::new().append(true).create(true).open(file).map_err(wrong)?;
+        writeln!(to, "{row}").map_err(wrong)
+    }
+}
+
+/// Shows on a terminal what a model thinks before it answers in a dim colour.
+struct Dimmed<'a> {
+    out: &'a mut dyn Write,
+    dims: bool,
+}
+
+impl Write for Dimmed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match str::from_utf8(bytes) {
+            Ok(text) if self.dims => {
+                let text = text.replace("<think>", "\x1b[2m<think>").replace("</think>", "</think>\x1b[0m");
+                self.out.write_all(text.as_bytes())?;
+            }
+            _ => self.out.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Says which adapter is in use now, or what was wrong.

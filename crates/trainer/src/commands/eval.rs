@@ -3,9 +3,9 @@ use crate::{
     cli::EvalArgs,
     console, evaluate,
     load::{self, Waiting},
-    places,
+    rows::Rows,
 };
-use halfbyte_data::{DataConfig, Dataset, parse_rows};
+use halfbyte_data::Part;
 use halfbyte_lora::Context;
 use halfbyte_train::EvalLoss;
 use serde_json::json;
@@ -18,14 +18,8 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let named = args.adapter.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
-    let path = places::data(&args.data)?.path;
-    let config = DataConfig {
-        columns: load::columns(&path, args.text_column.as_deref(), args.layout)?,
-        rows: args.rows.as_deref().map(parse_rows).transpose()?,
-        max_length: args.max_length,
-        ..DataConfig::default()
-    };
-    let (data, report) = Dataset::load(&path, &base.tokenizer, &config)?;
+    let rows = Rows::find(&args.data, Part::HeldOut, (&args.row, args.max_length, args.rows.as_deref()), &base)?;
+    let (data, report) = rows.load(&base.tokenizer)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let mut model = load::load(&base.folder, record.format(), &device, Some(&mut waiting))?;

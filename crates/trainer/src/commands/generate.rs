@@ -1,8 +1,10 @@
-use super::session::Session;
+use super::{dialogue::Dialogue, session::Session};
 use crate::{
-    cli::{GenerateArgs, LayoutArg},
+    cli::GenerateArgs,
     console,
+    failure::user_error,
     load::NO_ADAPTER,
+    rows::{LayoutArg, template},
 };
 use halfbyte_data::instruction_prompt;
 use std::{io, time::Instant};
@@ -17,17 +19,14 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
     if names.is_empty() {
         names.push(NO_ADAPTER.to_owned());
     }
-    let prompt = match args.layout {
-        LayoutArg::Text => args.prompt.clone(),
-        LayoutArg::Instruction => instruction_prompt(&args.prompt, None),
-    };
+    let prompt = prompt(args, &mut session)?;
     for name in &names {
         session.activate(name)?;
         if names.len() > 1 {
             console::say(&format!("[{name}]"));
         }
         let begun = Instant::now();
-        let (generated, _) = session.stream(&prompt, &mut io::stdout().lock())?;
+        let (generated, _) = session.stream_ids(prompt.clone(), &mut io::stdout().lock())?;
         let seconds = begun.elapsed().as_secs_f64();
         tracing::info!(
             "{} tokens in {seconds:.2} s, {:.1} tokens/s, {:?}",
@@ -37,4 +36,21 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The tokens of the prompt in its layout.
+fn prompt(args: &GenerateArgs, session: &mut Session) -> anyhow::Result<Vec<u32>> {
+    let layout = if args.chat { LayoutArg::Chat } else { args.layout };
+    if args.system.is_some() && layout != LayoutArg::Chat {
+        return Err(user_error("--system is a message of a chat; add --chat"));
+    }
+    Ok(match layout {
+        LayoutArg::Text | LayoutArg::Completion => session.tokenizer().encode_prompt(&args.prompt)?,
+        LayoutArg::Instruction => session.tokenizer().encode_prompt(&instruction_prompt(&args.prompt, None))?,
+        LayoutArg::Chat => {
+            let template = template(&args.template, &session.folders(), session.tokenizer())?;
+            session.stop_at(&template.end_ids(session.tokenizer())?);
+            Dialogue::new(template, args.system.as_deref()).ask(&args.prompt, session.tokenizer())?
+        }
+    })
 }

@@ -31,7 +31,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     };
     check_tied(&adapter, &model.modules()).map_err(|e| user_error(format!("{}: {e}", args.adapter.display())))?;
     let positions = model.config().max_position_embeddings;
-    let ids = merge_check::sample(&base.tokenizer, args.check_data.as_deref(), positions)?;
+    let ids = merge_check::sample(&base, args.check_data.as_deref(), positions)?;
     let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));

@@ -2,6 +2,7 @@
 
 mod chat;
 mod devices;
+mod dialogue;
 mod doctor;
 mod eval;
 mod generate;

@@ -10,11 +10,17 @@ use crate::{
 use halfbyte_data::{Continuation, Tokenizer};
 use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, Model, generate};
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub(super) struct Session {
     pub(super) model: Box<dyn Model>,
     tokenizer: Tokenizer,
+    /// Where a chat template may lie: the folders of the adapters, and that of the base.
+    folders: Vec<PathBuf>,
     adapters: Vec<Arc<Adapter>>,
     ctx: Context,
     config: GenerateConfig,
@@ -43,7 +49,9 @@ impl Session {
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
         };
-        Ok(Session { model, tokenizer: opened.tokenizer, adapters, ctx: Context::default(), config })
+        let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
+        folders.push(opened.folder.dir().to_owned());
+        Ok(Session { model, tokenizer: opened.tokenizer, folders, adapters, ctx: Context::default(), config })
     }
 
     /// The names of the adapters.
@@ -79,10 +87,28 @@ impl Session {
         })
     }
 
-    /// Continues a prompt, writing the text to `out` as it comes. The text that is returned begins with what stands between
-    /// prompt and continuation, such as the space before a word, so that the two can be put together.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Where a chat template may lie, the likeliest place first.
+    pub(super) fn folders(&self) -> Vec<&Path> {
+        self.folders.iter().map(PathBuf::as_path).collect()
+    }
+
+    /// Ends texts at these tokens, too.
+    pub(super) fn stop_at(&mut self, ids: &[u32]) {
+        self.config.eos_token_ids.extend(ids);
+    }
+
+    /// Continues a text, and writes what comes to `out`; see [`stream_ids`](Self::stream_ids).
     pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
-        let ids = self.tokenizer.encode_prompt(prompt)?;
+        self.stream_ids(self.tokenizer.encode_prompt(prompt)?, out)
+    }
+
+    /// Continues tokens, writing the text to `out` as it comes. The text that is returned begins with what stands between
+    /// prompt and continuation, such as the space before a word, so that the two can be put together.
+    pub(super) fn stream_ids(&self, ids: Vec<u32>, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
         let asked = ids.clone();
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
         let generated = generate(self.model.as_ref(), &[ids], (&self.config, &self.ctx), &mut |_, id| {

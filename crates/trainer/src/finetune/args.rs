@@ -1,8 +1,9 @@
 //! The flags of `halfbyte finetune`, each of them also a key of `--config FILE.toml`.
 
 use crate::{
-    cli::{ComputeArg, DeviceArg, LayoutArg, QuantArg, Switch},
+    cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
+    rows::{ExcessArg, LayoutArg, LossOnArg, RowFlags, TemplateFlags},
 };
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -91,12 +92,15 @@ pub struct FinetuneArgs {
     /// The base model: a folder in Hugging Face's layout, or a name on its hub, ORG/NAME[@REVISION].
     #[arg(long, value_name = "MODEL", help_heading = "Files")]
     pub model: Option<PathBuf>,
-    /// Rows to train on: parquet or JSON Lines, or a data set on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT].
-    #[arg(long, value_name = "DATA", help_heading = "Files")]
-    pub data: Option<PathBuf>,
+    /// Rows to train on: files (parquet, JSON, CSV, Arrow, text), folders of them, patterns such as 'data/*.jsonl', or
+    /// data sets on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other.
+    #[arg(long, value_name = "DATA", num_args = 1.., help_heading = "Files")]
+    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
     /// Held-out rows: their loss is measured before and after.
-    #[arg(long, value_name = "DATA", help_heading = "Files")]
-    pub eval_data: Option<PathBuf>,
+    #[arg(long, value_name = "DATA", num_args = 1.., help_heading = "Files")]
+    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub eval_data: Vec<PathBuf>,
     /// Folder for the adapter, logs and checkpoints.
     #[arg(long, value_name = "DIR", visible_alias = "output-dir", help_heading = "Files")]
     #[serde(alias = "output_dir")]
@@ -113,27 +117,48 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "ADAPTER", help_heading = "Files")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Column of the text [default: text; without such a column: instruction, input and output].
+    /// Column of the text [default: text].
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
-    /// What a row is: a column of text, or the columns instruction, input and output [default: text if there is that column].
+    /// What a row is: text, instruction, completion or chat [default: by the names of the columns].
     #[arg(long, value_enum, help_heading = "Data")]
     pub layout: Option<LayoutArg>,
+    /// Which columns hold what, such as `prompt=question,completion=answer`; roles are text, instruction, input, output,
+    /// prompt, completion, messages, system and tools.
+    #[arg(long, value_name = "ROLE=NAME,..", help_heading = "Data")]
+    #[serde(deserialize_with = "joined")]
+    pub columns: Option<String>,
+    /// Writes conversations as text: a Jinja file, `chatml`, or `instruction` [default: the model's; without one: instruction].
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub chat_template: Option<String>,
+    /// A JSON object of variables for the template, such as '{"enable_thinking": false}'.
+    #[arg(long, value_name = "JSON", help_heading = "Data")]
+    pub chat_template_kwargs: Option<String>,
     /// Only these rows of --data, such as 0..1000.
     #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
     pub rows: Option<String>,
     /// Only these rows of --eval-data.
     #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
     pub eval_rows: Option<String>,
-    /// Tokens a row at most; the rest is cut off [default: 512].
+    /// Tokens a row at most [default: 512].
     #[arg(long, value_name = "N", visible_alias = "max-seq-length", help_heading = "Data")]
     #[serde(alias = "max_seq_length")]
     pub max_length: Option<usize>,
-    /// Whether rows end with the end-of-text token [default: off for text, on for instructions].
+    /// What becomes of longer rows [default: truncate].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub excess_length_strategy: Option<ExcessArg>,
+    /// The share of rows that may teach nothing, or not what they should: without a trained token, with a doubled beginning, with an
+    /// answer that is not closed. With more of them the run is refused [default: 0.1].
+    #[arg(long, value_name = "X", help_heading = "Data")]
+    pub max_doubtful_rows: Option<f64>,
+    /// Whether rows end with the end-of-text token [default: off for text and chat, on for the others].
     #[arg(long, value_enum, help_heading = "Data")]
     pub append_eos: Option<Switch>,
-    /// Train on the prompts of instruction rows, too.
-    #[arg(long, help_heading = "Data")]
+    /// What counts in the loss [default: assistant; of text: all].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub loss_on: Option<LossOnArg>,
+    /// Let prompts count in the loss, too: --loss-on all.
+    #[arg(long, help_heading = "Data", conflicts_with = "loss_on")]
     #[serde(skip_serializing_if = "is_false")]
     pub train_on_inputs: bool,
     /// Take rows in file order.
@@ -326,6 +351,51 @@ impl FinetuneArgs {
         let mut all: FinetuneArgs = merged.try_into().map_err(|e| user_error(format!("{}: {e}", path.display())))?;
         (all.overwrite, all.resume) = (self.overwrite, self.resume);
         Ok(all)
+    }
+}
+
+impl FinetuneArgs {
+    /// Those of the flags that say what a row is.
+    pub(crate) fn row_flags(&self) -> RowFlags {
+        RowFlags {
+            text_column: self.text_column.clone(),
+            layout: self.layout,
+            columns: self.columns.clone(),
+            template: TemplateFlags {
+                chat_template: self.chat_template.clone(),
+                chat_template_kwargs: self.chat_template_kwargs.clone(),
+            },
+            loss_on: self.loss_on,
+            train_on_inputs: self.train_on_inputs,
+            append_eos: self.append_eos,
+            excess_length_strategy: self.excess_length_strategy,
+        }
+    }
+}
+
+/// One path is a text in a file of settings, as several are a list.
+mod one_or_many {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::path::PathBuf;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+        if let [one] = paths { one.serialize(to) } else { paths.serialize(to) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+        // Null stands in checkpoints of runs that had no held-out rows.
+        Ok(match Option::<Paths>::deserialize(from)? {
+            None => Vec::new(),
+            Some(Paths::One(path)) => vec![path],
+            Some(Paths::Many(paths)) => paths,
+        })
     }
 }
 

@@ -18,19 +18,19 @@ use crate::{
     evaluate::{self, Answer},
     failure::{Failure, user_error},
     load::{self, BaseModel},
-    memory, places,
+    memory,
     plan::Plan,
     save_model,
 };
 use anyhow::Context as _;
 use halfbyte_autograd::Param;
-use halfbyte_data::{Dataset, Report};
+use halfbyte_data::{ChatTemplate, Dataset, Part, Report};
 use halfbyte_files::write_atomic;
 use halfbyte_lora::{Adapter, Context, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
 use halfbyte_train::{Optim, OptimConfig, StateConfig, parameters};
-use std::time::Instant;
+use std::{path::Path, sync::Arc, time::Instant};
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
@@ -95,7 +95,8 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         profile::conclude(&folder.file("profile.json"), &device)?;
     }
     let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
-    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref())).context(NOT_SAVED)?;
+    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()), data.template.as_deref())
+        .context(NOT_SAVED)?;
     let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
     let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data, (begun, &device));
@@ -115,24 +116,26 @@ struct Data {
     eval: Option<Dataset>,
     report: Report,
     used: Used,
+    /// What wrote the conversations, if the rows are some.
+    template: Option<Arc<ChatTemplate>>,
 }
 
 impl Data {
     fn load(settings: &Settings, base: &BaseModel) -> anyhow::Result<Data> {
-        let config = settings.data_config(&settings.data, settings.args.rows.as_deref())?;
-        let (train, report) = Dataset::load(&settings.data, &base.tokenizer, &config)?;
-        say(&format!("{}: {report}; {}", settings.data.display(), config.columns));
-        let used = Used::of(base, &config);
+        let rows = settings.rows(Part::Train, base)?;
+        let (train, report) = rows.load(&base.tokenizer)?;
+        say(&format!("{}: {report}; {}", rows.files.described(), rows.config.columns));
+        let used = Used::of(base, &rows.config);
         used.lines().iter().for_each(|it| say(it));
         report.warnings().iter().for_each(|it| warn(it));
+        refuse_doubtful(&report, settings.doubtful_share())?;
         let mut eval = None;
-        if let Some(named) = &settings.args.eval_data {
-            let path = &places::data(named)?.path;
-            let config = settings.data_config(path, settings.args.eval_rows.as_deref())?;
-            let (rows, report) = Dataset::load(path, &base.tokenizer, &config)?;
+        if !settings.args.eval_data.is_empty() {
+            let (rows, report) = settings.rows(Part::HeldOut, base)?.load(&base.tokenizer)?;
             report.warnings().iter().for_each(|it| warn(it));
             eval = Some(rows);
         }
+        let template = rows.config.template.clone();
         // Settings that give no batch are refused before the model is loaded.
         train.epoch_size(&settings.batch_config())?;
         let limit = base.folder.config().max_position_embeddings;
@@ -142,12 +145,25 @@ impl Data {
                 "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
             )));
         }
-        Ok(Data { train, eval, report, used })
+        Ok(Data { train, eval, report, used, template })
     }
 
     fn bytes(&self) -> usize {
         self.train.bytes() + self.eval.as_ref().map_or(0, Dataset::bytes)
     }
+}
+
+/// So many rows that teach nothing are a mistake in the data or in the flags.
+fn refuse_doubtful(report: &Report, allowed: f64) -> anyhow::Result<()> {
+    let share = report.doubtful() as f64 / report.rows_read.max(1) as f64;
+    if share <= allowed {
+        return Ok(());
+    }
+    Err(user_error(format!(
+        "{} of {} rows teach nothing, or not what they should (see above), which is more than --max-doubtful-rows {allowed} allows; mend the data, raise --max-length, or raise that share",
+        report.doubtful(),
+        report.rows_read
+    )))
 }
 
 /// Parameters in all, and those that train.
@@ -233,15 +249,17 @@ fn save_result(
     settings: &Settings,
     folder: &RunFolder,
     (model, adapter): (&dyn Model, Option<&Adapter>),
+    template: Option<&ChatTemplate>,
 ) -> anyhow::Result<()> {
+    // Where the model has another or none, later chats are to be written as these were.
+    let keep_template = || match template.filter(|it| !Path::new(it.origin()).starts_with(&settings.model)) {
+        Some(it) => write_atomic(&folder.file("chat_template.jinja"), it.source().as_bytes()),
+        None => Ok(()),
+    };
     let Some(adapter) = adapter else {
-        return save_model::save_model(
-            (model, None),
-            &settings.model,
-            folder.path(),
-            settings.save_dtype.dtype(),
-            u64::MAX,
-        );
+        let dtype = settings.save_dtype.dtype();
+        save_model::save_model((model, None), &settings.model, folder.path(), dtype, u64::MAX)?;
+        return Ok(keep_template()?);
     };
     if adapter.config.init_lora_weights.is_some() && settings.base.quant != QuantArg::None {
         warn(
@@ -250,6 +268,7 @@ fn save_result(
     }
     settings.base.write(folder.path())?;
     save_model::copy_tokenizer(&settings.model, folder.path())?;
+    keep_template()?;
     Ok(save_adapter(folder.path(), adapter)?)
 }
 

@@ -8,9 +8,11 @@ use crate::{
     base_record::{BaseFlags, BaseRecord},
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
     failure::user_error,
-    load, places,
+    load::BaseModel,
+    places,
+    rows::Rows,
 };
-use halfbyte_data::{DataConfig, parse_rows};
+use halfbyte_data::Part;
 use halfbyte_lora::LoraConfig;
 use halfbyte_models::ModelFolder;
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
@@ -23,7 +25,6 @@ pub(crate) struct Settings {
     /// The flags before the adapter's defaults were filled in.
     pub(crate) given: FinetuneArgs,
     pub(crate) model: PathBuf,
-    pub(crate) data: PathBuf,
     pub(crate) output: PathBuf,
     pub(crate) method: Method,
     pub(crate) base: BaseRecord,
@@ -57,14 +58,19 @@ impl Settings {
             value.clone().ok_or_else(|| user_error(format!("{flag} is missing: {what}")))
         };
         let model = need(&a.model, "--model", "the base model, a folder or a name on the hub")?;
-        let data = need(&a.data, "--data", "a parquet or JSON Lines file to train on")?;
+        if a.data.is_empty() {
+            return Err(user_error("--data is missing: files of rows to train on"));
+        }
         let output = need(&a.output, "--output", "the folder for the adapter, logs and checkpoints")?;
         check_paths(&a)?;
         let told = places::told(&model);
-        let (model, data) = (places::model(&model)?, places::data(&data)?);
+        let model = places::model(&model)?;
         // So that the run goes on with what it began with.
-        (a.model, a.data) = (Some(model.pinned), Some(data.pinned));
-        let (model, data) = (model.path, data.path);
+        a.model = Some(model.pinned);
+        let model = model.path;
+        for data in a.data.iter_mut().chain(&mut a.eval_data) {
+            *data = places::data(data)?.pinned;
+        }
         take_stored_format(&mut a, &model)?;
         let (method, quant) = method_and_quant(&a)?;
         (a.method, a.quant) = (Some(method), Some(quant));
@@ -79,7 +85,6 @@ impl Settings {
         let lora = adapter_flags::config(&mut a, told)?;
         let settings = Settings {
             model,
-            data,
             output,
             method,
             base,
@@ -121,16 +126,18 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What to read from the training data (or, with `rows`, from other files of the same shape).
-    pub(crate) fn data_config(&self, path: &Path, rows: Option<&str>) -> anyhow::Result<DataConfig> {
-        let columns = load::columns(path, self.args.text_column.as_deref(), self.args.layout)?;
-        Ok(DataConfig {
-            columns,
-            rows: rows.map(parse_rows).transpose()?,
-            max_length: self.max_length,
-            append_eos: self.args.append_eos.map(|it| it == Switch::On),
-            train_on_inputs: self.args.train_on_inputs,
-        })
+    /// The rows to train on, or those that are held out.
+    pub(crate) fn rows(&self, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
+        let (named, range) = match part {
+            Part::Train => (&self.args.data, &self.args.rows),
+            Part::HeldOut => (&self.args.eval_data, &self.args.eval_rows),
+        };
+        Rows::find(named, part, (&self.args.row_flags(), self.max_length, range.as_deref()), base)
+    }
+
+    /// The share of the rows that may be doubtful.
+    pub(crate) fn doubtful_share(&self) -> f64 {
+        self.args.max_doubtful_rows.unwrap_or(0.1)
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -155,6 +162,10 @@ impl Settings {
                 return Err(user_error(format!("--warmup-ratio must be between 0 and 1, got {ratio}")));
             }
         }
+        let doubtful = self.doubtful_share();
+        if !(0.0..=1.0).contains(&doubtful) {
+            return Err(user_error(format!("--max-doubtful-rows must be between 0 and 1, got {doubtful}")));
+        }
         if self.args.max_steps == Some(0) {
             return Err(user_error("--max-steps must be at least 1"));
         }
@@ -164,7 +175,7 @@ impl Settings {
             ("--eval-rows", self.args.eval_rows.is_some()),
             ("--eval-steps", self.eval_steps > 0),
         ];
-        if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && self.args.eval_data.is_none()) {
+        if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && self.args.eval_data.is_empty()) {
             return Err(user_error(format!("{flag} is about held-out rows, but there are none; add --eval-data FILE")));
         }
         if self.args.overwrite && self.args.resume {
@@ -204,14 +215,11 @@ impl Settings {
 
 /// Paths are written into the run's files, which are text.
 fn check_paths(a: &FinetuneArgs) -> anyhow::Result<()> {
-    let paths = [
-        ("--model", &a.model),
-        ("--data", &a.data),
-        ("--eval-data", &a.eval_data),
-        ("--output", &a.output),
-        ("--init-adapter", &a.init_adapter),
-    ];
-    match paths.iter().find_map(|(flag, path)| Some((flag, path.as_ref().filter(|it| it.to_str().is_none())?))) {
+    let single = [("--model", &a.model), ("--output", &a.output), ("--init-adapter", &a.init_adapter)];
+    let single = single.iter().flat_map(|(flag, path)| path.iter().map(move |it| (flag, it)));
+    let several = [("--data", &a.data), ("--eval-data", &a.eval_data)];
+    let several = several.iter().flat_map(|(flag, paths)| paths.iter().map(move |it| (flag, it)));
+    match single.chain(several).find(|it| it.1.to_str().is_none()) {
         None => Ok(()),
         Some((flag, path)) => Err(user_error(format!(
             "{flag}: the path {} is not UTF-8, and the run's settings are saved as text; give it another name",

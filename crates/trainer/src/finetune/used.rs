@@ -18,8 +18,10 @@ pub(crate) struct Token {
 pub(crate) struct Used {
     /// The columns that were read.
     columns: String,
-    /// How a row is laid out.
+    /// How a row is laid out: the text with the columns in braces, or the chat template that writes it.
     template: String,
+    /// What counts in the loss.
+    loss_on: String,
     /// Whether the end-of-text token closes each row.
     append_eos: bool,
     bos: Option<Token>,
@@ -48,7 +50,11 @@ impl Used {
         let token = |id: u32| Token { id, token: tokenizer.id_to_token(id) };
         Used {
             columns: data.columns.to_string(),
-            template: data.columns.template(),
+            template: match (&data.template, data.columns.template()) {
+                (Some(template), _) => format!("chat template {}", template.origin()),
+                (None, laid_out) => laid_out.unwrap_or_default(),
+            },
+            loss_on: format!("{:?}", data.learns()).to_lowercase(),
             append_eos: data.appends_eos(),
             bos: special.bos.map(token),
             eos: special.eos.map(token),
@@ -86,9 +92,10 @@ impl Used {
         let tied = if self.tied_head { "the output head is the embedding" } else { "an output head of its own" };
         vec![
             format!(
-                "rows as {:?}, {} the end-of-text token after each",
+                "rows as {:?}, {} the end-of-text token after each; loss on {}",
                 self.template,
-                if self.append_eos { "and" } else { "without" }
+                if self.append_eos { "and" } else { "without" },
+                self.loss_on
             ),
             format!(
                 "special tokens: bos {}, eos {}, pad {}; before a text {}, after it {}; texts end at {}",

@@ -1,0 +1,245 @@
+//! The rows that a command reads: which files, which columns, laid out how, and what of them is learned.
+
+use crate::{cli::Switch, console, failure::user_error, load::BaseModel, places};
+use clap::{Args, ValueEnum};
+use halfbyte_data::{
+    CHATML, ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, INSTRUCTION, Layout, LossOn,
+    Part, Report, Tokenizer, parse_rows,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What a row of data is, or a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayoutArg {
+    /// Text as it stands.
+    Text,
+    /// A task, perhaps an input, and an answer.
+    Instruction,
+    /// A prompt and what follows it, as they stand, or both as messages.
+    Completion,
+    /// A conversation, or a question and its answer, written by the model's chat template.
+    Chat,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(from: LayoutArg) -> Layout {
+        match from {
+            LayoutArg::Text => Layout::Text,
+            LayoutArg::Instruction => Layout::Instruction,
+            LayoutArg::Completion => Layout::Completion,
+            LayoutArg::Chat => Layout::Chat,
+        }
+    }
+}
+
+/// What of a row counts in the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOnArg {
+    /// What the assistant says, or the answer, with its end.
+    Assistant,
+    /// The assistant's last turn alone.
+    Last,
+    /// All that follows the prompt.
+    Completion,
+    /// Every token.
+    All,
+}
+
+impl From<LossOnArg> for LossOn {
+    fn from(from: LossOnArg) -> LossOn {
+        match from {
+            LossOnArg::Assistant => LossOn::Assistant,
+            LossOnArg::Last => LossOn::Last,
+            LossOnArg::Completion => LossOn::Completion,
+            LossOnArg::All => LossOn::All,
+        }
+    }
+}
+
+/// What becomes of rows that are too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExcessArg {
+    /// Their rest is cut off.
+    Truncate,
+    /// They are left out.
+    Drop,
+    /// They become several rows.
+    Split,
+    /// They are an error.
+    Raise,
+}
+
+impl From<ExcessArg> for Excess {
+    fn from(from: ExcessArg) -> Excess {
+        match from {
+            ExcessArg::Truncate => Excess::Truncate,
+            ExcessArg::Drop => Excess::Drop,
+            ExcessArg::Split => Excess::Split,
+            ExcessArg::Raise => Excess::Raise,
+        }
+    }
+}
+
+/// What writes conversations as text.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TemplateFlags {
+    /// Writes conversations as text: a Jinja file, `chatml`, or `instruction` [default: the adapter's, else the model's; without
+    /// one: instruction].
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub chat_template: Option<String>,
+    /// A JSON object of variables for the template, such as '{"enable_thinking": false}'.
+    #[arg(long, value_name = "JSON", help_heading = "Data")]
+    pub chat_template_kwargs: Option<String>,
+}
+
+/// What a row is. `finetune` has the same flags among its own, so that its file of settings can hold them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RowFlags {
+    /// Column of the text [default: text].
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// What a row is: text, instruction, completion or chat [default: by the names of the columns].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub layout: Option<LayoutArg>,
+    /// Which columns hold what, such as `prompt=question,completion=answer`; roles are text, instruction, input, output,
+    /// prompt, completion, messages, system and tools.
+    #[arg(long, value_name = "ROLE=NAME,..", help_heading = "Data")]
+    pub columns: Option<String>,
+    /// What writes conversations.
+    #[command(flatten)]
+    pub template: TemplateFlags,
+    /// What counts in the loss [default: assistant; of text: all].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub loss_on: Option<LossOnArg>,
+    /// Let prompts count in the loss, too: --loss-on all.
+    #[arg(long, help_heading = "Data", conflicts_with = "loss_on")]
+    pub train_on_inputs: bool,
+    /// Whether rows end with the end-of-text token [default: off for text and chat, on for the others].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub append_eos: Option<Switch>,
+    /// What becomes of longer rows than --max-length [default: truncate].
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub excess_length_strategy: Option<ExcessArg>,
+}
+
+/// What was made of the flags and the first of the files.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) files: DataFiles,
+    pub(crate) config: DataConfig,
+}
+
+impl Rows {
+    /// Finds files and columns; `range` is that of the rows, as a user writes it.
+    pub(crate) fn find(
+        named: &[PathBuf],
+        part: Part,
+        (flags, max_length, range): (&RowFlags, usize, Option<&str>),
+        base: &BaseModel,
+    ) -> anyhow::Result<Rows> {
+        let named: Vec<PathBuf> = named.iter().map(|it| Ok(places::data(it)?.path)).collect::<anyhow::Result<_>>()?;
+        let files = DataFiles::find(&named, part)?;
+        let columns = files.columns()?;
+        let mut names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
+        if let Some(text) = &flags.text_column {
+            if flags.layout.is_some_and(|it| it != LayoutArg::Text) || flags.columns.is_some() {
+                return Err(user_error(format!(
+                    "--text-column {text} is a column of text, but --layout or --columns says that rows are something else; leave one out"
+                )));
+            }
+            names = names.with_text(text);
+        }
+        let chosen = Columns::choose(&columns, &names, flags.layout.map(Into::into))
+            .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
+        chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
+        let conversations = chosen.columns.are_conversations(&columns);
+        let template = if conversations {
+            Some(Arc::new(template(&flags.template, &[base.folder.dir()], &base.tokenizer)?))
+        } else {
+            None
+        };
+        let loss_on = if flags.train_on_inputs { Some(LossOn::All) } else { flags.loss_on.map(Into::into) };
+        let config = DataConfig {
+            columns: chosen.columns,
+            rows: range.map(parse_rows).transpose()?,
+            max_length,
+            excess: flags.excess_length_strategy.unwrap_or(ExcessArg::Truncate).into(),
+            append_eos: flags.append_eos.map(|it| it == Switch::On),
+            loss_on,
+            template,
+        };
+        Ok(Rows { files, config })
+    }
+
+    /// Reads and tokenises them.
+    pub(crate) fn load(&self, tokenizer: &Tokenizer) -> anyhow::Result<(Dataset, Report)> {
+        Ok(Dataset::load_all(&self.files, tokenizer, &self.config)?)
+    }
+}
+
+/// The template that the flags name, else that of the first folder that has one.
+pub(crate) fn own_template(
+    flags: &TemplateFlags,
+    folders: &[&Path],
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let built_in = |source: &str, name: &str| ChatTemplate::new(source.to_owned(), name, tokenizer);
+    let found = match flags.chat_template.as_deref() {
+        Some("chatml") => Some(built_in(CHATML, "chatml")?),
+        Some("instruction") => Some(built_in(INSTRUCTION, "instruction")?),
+        Some(path) => Some(of_file(Path::new(path), tokenizer)?),
+        None => {
+            let mut found = None;
+            for folder in folders {
+                found = ChatTemplate::load(folder, tokenizer)?;
+                if found.is_some() {
+                    break;
+                }
+            }
+            found
+        }
+    };
+    found.map(|it| prepared(flags, it)).transpose()
+}
+
+/// [`own_template`], or where there is none that of instructions, which suits any model.
+pub(crate) fn template(
+    flags: &TemplateFlags,
+    folders: &[&Path],
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<ChatTemplate> {
+    if let Some(found) = own_template(flags, folders, tokenizer)? {
+        return Ok(found);
+    }
+    console::warn(
+        "the model has no chat template, so conversations are written as instructions (### Instruction: ... ### Response: ...); --chat-template takes another",
+    );
+    prepared(flags, ChatTemplate::new(INSTRUCTION.to_owned(), "instruction", tokenizer)?)
+}
+
+fn prepared(flags: &TemplateFlags, found: ChatTemplate) -> anyhow::Result<ChatTemplate> {
+    if found.takes_the_date() {
+        console::warn(&format!("{}: the chat template writes today's date into every text", found.origin()));
+    }
+    let Some(kwargs) = &flags.chat_template_kwargs else { return Ok(found) };
+    let variables = serde_json::from_str(kwargs)
+        .map_err(|error| user_error(format!("--chat-template-kwargs {kwargs}: not a JSON object: {error}")))?;
+    Ok(found.with_variables(variables))
+}
+
+fn of_file(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
+    let source = std::fs::read_to_string(path).map_err(|error| {
+        user_error(format!(
+            "--chat-template {}: {error}; it is a file, or one of chatml and instruction",
+            path.display()
+        ))
+    })?;
+    Ok(ChatTemplate::new(source, &path.display().to_string(), tokenizer)?)
+}
