@@ -64,7 +64,11 @@ const LIKE: &[(&str, Shape)] = &[
         "gemma3-1b",
         Shape { kind: Kind::Gemma3, tied: true, positions: 32_768, ..Shape::llama([1152, 6912, 26, 4, 1, 262_144]) },
     ),
+    ("phi3-mini", Shape { kind: Kind::Phi3, positions: 4096, ..Shape::llama([3072, 8192, 32, 32, 32, 32_064]) }),
+    ("phi4", Shape { kind: Kind::Phi3, positions: 16_384, ..Shape::llama([5120, 17_920, 40, 40, 10, 100_352]) }),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
+    ("pythia-1.4b", Shape { kind: Kind::GptNeoX, ..Shape::llama([2048, 8192, 24, 16, 16, 50_304]) }),
+    ("gpt2", Shape { kind: Kind::Gpt2, tied: true, positions: 1024, ..Shape::llama([768, 3072, 12, 12, 12, 50_257]) }),
     ("gpt-neo-1.3b", Shape { kind: Kind::GptNeo, tied: true, ..Shape::llama([2048, 8192, 24, 16, 16, 50_257]) }),
 ];
 
@@ -79,6 +83,9 @@ enum Kind {
     Olmo2,
     Gemma2,
     Gemma3,
+    Phi3,
+    GptNeoX,
+    Gpt2,
     GptNeo,
 }
 
@@ -143,6 +150,20 @@ impl Shape {
             Kind::Olmo2 => decoder("Olmo2ForCausalLM", "olmo2", json!({ "rope_theta": 5e5 })),
             Kind::Gemma2 => gemma(decoder("Gemma2ForCausalLM", "gemma2", json!({ "sliding_window": 4096 }))),
             Kind::Gemma3 => gemma(decoder("Gemma3ForCausalLM", "gemma3_text", json!({ "sliding_window": 512 }))),
+            Kind::Phi3 => decoder("Phi3ForCausalLM", "phi3", json!({ "rope_theta": 10000.0 })),
+            Kind::GptNeoX => json!({
+                "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": hidden,
+                "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "gelu",
+                "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": true, "layer_norm_eps": 1e-5,
+                "max_position_embeddings": positions, "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0,
+                "torch_dtype": "bfloat16",
+            }),
+            Kind::Gpt2 => json!({
+                "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocab, "n_embd": hidden,
+                "n_inner": inner, "n_layer": layers, "n_head": heads, "n_positions": positions,
+                "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied,
+                "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
+            }),
             Kind::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "vocab_size": vocab,
                 "hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": heads,
@@ -199,7 +220,7 @@ enum Fill {
 
 impl Random {
     /// Weights of norms are 1, biases 0, as in a model that was just made.
-    fn dense(WeightSpec { name, shape, role }: WeightSpec) -> Random {
+    fn dense(WeightSpec { name, shape, role, .. }: WeightSpec) -> Random {
         let fill = match role {
             Role::Bias => Fill::Constant(vec![0, 0]),
             Role::Norm => Fill::Constant(vec![0x80, 0x3f]),
@@ -311,8 +332,20 @@ mod tests {
             [6738.0, 8030.0, 13_016.0, 65_286.0, 135.0, 1316.0]
         );
         assert_eq!(
-            ["smollm3-3b", "granite-3.3-8b", "olmo2-7b", "gemma2-2b", "gemma2-9b", "gemma3-1b"].map(rounded),
-            [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0]
+            [
+                "smollm3-3b",
+                "granite-3.3-8b",
+                "olmo2-7b",
+                "gemma2-2b",
+                "gemma2-9b",
+                "gemma3-1b",
+                "phi3-mini",
+                "phi4",
+                "pythia-1.4b",
+                "gpt2"
+            ]
+            .map(rounded),
+            [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0, 3821.0, 14_660.0, 1415.0, 124.0]
         );
         assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
     }

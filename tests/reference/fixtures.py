@@ -23,11 +23,14 @@ from transformers import (
     BitsAndBytesConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -76,6 +79,16 @@ TWO_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
+# Most of each head is rotated; beyond the original length, which a continuation passes, by other numbers.
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [1.5, 3.0, 6.0],
+}
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5}
+GPT2_DROPOUTS = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 # How many ids are continued greedily, and by how many.
 PROMPT, NEW_TOKENS = 5, 64
 WORDS = (
@@ -227,6 +240,9 @@ def decoder_cases(out):
     model_case(out, "gemma2", Gemma2Config(**sizes, **GEMMA, **CAPS), 43)
     del sizes["rope_parameters"]
     model_case(out, "gemma3", Gemma3TextConfig(**sizes, **GEMMA, rope_parameters=TWO_ROPES, final_logit_softcapping=4.0), 44)
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "rope_parameters": LONG_ROPE}
+    model_case(out, "phi3", Phi3Config(**sizes, original_max_position_embeddings=40), 45)
+    model_case(out, "phi3-long", Phi3Config(**sizes, original_max_position_embeddings=8, sliding_window=5), 46)
 
 
 def model_cases(out):
@@ -249,6 +265,13 @@ def model_cases(out):
     config = GPTNeoConfig(**NEO, vocab_size=24, hidden_size=16, intermediate_size=16, max_position_embeddings=16)
     model_case(out, "gpt-neo", config, 8)
     decoder_cases(out)
+    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    neox = {"max_position_embeddings": 128, "rope_parameters": NEOX_ROPE}
+    model_case(out, "gpt-neox", GPTNeoXConfig(**sizes, **neox), 47)
+    serial = {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": False, "tie_word_embeddings": True}
+    model_case(out, "gpt-neox-serial", GPTNeoXConfig(**sizes, **neox, **serial), 48)
+    two = {"vocab_size": 24, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    model_case(out, "gpt2", GPT2Config(**two, **GPT2_DROPOUTS), 49)
 
 
 def write_tokenizer(folder):
@@ -350,6 +373,14 @@ def stack_cases(out):
         ("olmo2", Olmo2Config(**small), 52),
         ("gemma2", Gemma2Config(**small, **GEMMA, **{**CAPS, "final_logit_softcapping": 8.0}), 53),
         ("gemma3", Gemma3TextConfig(**small, **GEMMA), 54),
+        ("phi3", Phi3Config(**small, pad_token_id=0, rope_parameters={**LONG_ROPE, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}), 55),
+    ]
+    sizes = {key: small[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
+    ends = {"eos_token_id": 0, "bos_token_id": None}
+    two = {"vocab_size": len(WORDS), "n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    decoders += [
+        ("gpt-neox", GPTNeoXConfig(**sizes, max_position_embeddings=64, rope_parameters=NEOX_ROPE, **ends), 56),
+        ("gpt2", GPT2Config(**two, **GPT2_DROPOUTS, **ends), 57),
     ]
     for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)

@@ -17,11 +17,14 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GenerationConfig,
+    GPT2Config,
     GPTNeoConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -61,7 +64,10 @@ CONFIGS = [
     Olmo2Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Phi3Config,
     GPTNeoConfig,
+    GPTNeoXConfig,
+    GPT2Config,
 ]
 generation = GenerationConfig()
 lists = {config.__name__: of_class(config) for config in CONFIGS}

@@ -40,6 +40,12 @@ pub enum Family {
     Gemma2,
     /// Gemma 2 with norms on queries and keys and two bases of rotation, and without caps.
     Gemma3,
+    /// LLaMA with fused projections, and a part of every head rotated.
+    Phi3,
+    /// Layer norms, a part of every head rotated, fused queries, keys and values, attention beside the MLP.
+    GptNeoX,
+    /// Learned positions, layer norms, fused queries, keys and values, matrices stored the other way round.
+    Gpt2,
     /// Learned positions, layer norms, one global and one local layer.
     GptNeo,
 }
@@ -145,6 +151,25 @@ impl TinyModel {
                 });
                 without(decoder("Gemma3ForCausalLM", more), "hidden_act")
             }
+            Family::Phi3 => {
+                let scaling = json!({ "type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0] });
+                let more = json!({
+                    "partial_rotary_factor": 0.5, "rope_scaling": scaling, "original_max_position_embeddings": 24,
+                    "sliding_window": 2 * WINDOW,
+                });
+                decoder("Phi3ForCausalLM", more)
+            }
+            Family::GptNeoX => json!({
+                "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
+                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+                "rotary_pct": 0.5, "vocab_size": VOCAB, "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-5,
+                "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
+            }),
+            Family::Gpt2 => json!({
+                "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": HIDDEN,
+                "n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
+                "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
+            }),
             Family::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "activation_function": "gelu_new",
                 "hidden_size": HIDDEN, "intermediate_size": INNER, "num_layers": LAYERS, "num_heads": HEADS,
@@ -237,7 +262,7 @@ fn bf16_bits(value: f32) -> u16 {
 struct Noise(u64);
 
 impl Noise {
-    fn tensor(&mut self, WeightSpec { name, shape, role }: WeightSpec) -> NamedTensor {
+    fn tensor(&mut self, WeightSpec { name, shape, role, .. }: WeightSpec) -> NamedTensor {
         // Matrices keep the size of their input, norms are near one, biases small.
         let (middle, spread) = match (role, &shape[..]) {
             (_, [_, inner]) => (0.0, (3.0 / *inner as f32).sqrt()),

@@ -40,8 +40,7 @@ pub const ADAPTER_KEYS: KeyTable = KeyTable {
         ("trainable_token_indices", Read),
         ("base_model_name_or_path", Read),
         ("revision", Read),
-        // Said to count as false where it is not.
-        ("fan_in_fan_out", Read),
+        ("fan_in_fan_out", Irrelevant("the base knows which of its layers keep their matrix transposed, as in PEFT")),
         ("alora_invocation_tokens", Refused(APART)),
         ("arrow_config", Refused(APART)),
         ("corda_config", Refused(MERGE)),
@@ -172,9 +171,6 @@ fn check_type(keys: &Map<String, Value>) -> std::result::Result<(), String> {
 
 fn notes(keys: &Map<String, Value>) -> Vec<String> {
     let mut notes = Vec::new();
-    if keys.get("fan_in_fan_out").is_some_and(|it| !is_off(it)) {
-        notes.push("fan_in_fan_out is for layers that keep their matrix transposed, and this model has none; it counts as false, as in PEFT".to_owned());
-    }
     if keys.get("init_lora_weights").and_then(Value::as_str).is_some_and(|it| it.eq_ignore_ascii_case("mica")) {
         notes.push("init_lora_weights is mica: the adapter is used as it is; trained further, B changes too, which mica holds fixed".to_owned());
     }
@@ -345,9 +341,9 @@ mod tests {
     }
 
     #[test]
-    fn fan_in_fan_out_is_told_and_token_rows_are_read() {
+    fn fan_in_fan_out_is_for_the_base_to_say_and_token_rows_are_read() {
         let with = |more: &str| read(&format!(r#"{{"peft_type": "LORA", {more}}}"#)).unwrap();
-        assert!(with(r#""fan_in_fan_out": true"#).notes[0].contains("counts as false"));
+        assert!(with(r#""fan_in_fan_out": true"#).notes.is_empty());
         assert!(with(r#""fan_in_fan_out": false, "trainable_token_indices": null"#).notes.is_empty());
         assert_eq!(with(r#""trainable_token_indices": [3, 1]"#).token_rows, [(None, vec![3, 1])]);
         let named = with(r#""trainable_token_indices": {"embed_tokens": [2]}"#).token_rows;

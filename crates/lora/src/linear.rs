@@ -28,12 +28,24 @@ pub struct Linear {
     role: Role,
     base: Base,
     bias: Option<Weight>,
+    published_transposed: bool,
 }
 
 impl Linear {
     /// A layer at `path`, such as `model.layers.0.self_attn.q_proj`.
     pub fn new(path: impl Into<String>, base: Base, bias: Option<Weight>) -> Linear {
-        Linear { path: path.into(), role: Role::Linear, base, bias }
+        Linear { path: path.into(), role: Role::Linear, base, bias, published_transposed: false }
+    }
+
+    /// Whose matrix the published files hold as `(in_features, out_features)`; here it lies the other way round, as in all layers.
+    #[must_use]
+    pub fn published_transposed(self) -> Linear {
+        Linear { published_transposed: true, ..self }
+    }
+
+    /// Whether the published files hold the matrix as `(in_features, out_features)`.
+    pub fn is_published_transposed(&self) -> bool {
+        self.published_transposed
     }
 
     /// The output head at `path`, such as `lm_head`.

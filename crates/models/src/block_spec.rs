@@ -29,6 +29,8 @@ pub struct BlockSpec {
     pub residual: f32,
     /// From products with the output head to logits.
     pub logits: Shaping,
+    /// Whether queries, keys and values are one layer, and gate and up another.
+    pub fused: bool,
 }
 
 /// What differs from layer to layer.

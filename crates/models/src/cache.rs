@@ -21,6 +21,8 @@ pub struct KvCache {
     new: Vec<usize>,
     channels: usize,
     compute: DType,
+    /// Tokens of the longest text under way.
+    longest: usize,
 }
 
 /// A layer's buffers `(rows, channels)` of keys and values, made when the first ones come and tell on which device.
@@ -71,7 +73,18 @@ impl KvCache {
             }
         }
         let channels = config.num_key_value_heads * config.head_dim;
-        KvCache { layers, reaches, lengths: vec![0; sequences], new: vec![0; sequences], channels, compute }
+        let (lengths, new) = (vec![0; sequences], vec![0; sequences]);
+        KvCache { layers, reaches, lengths, new, channels, compute, longest: 0 }
+    }
+
+    /// Says how long the longest text under way is, of which the next passes may bring a part only: rotations may depend on it.
+    pub fn announce(&mut self, longest: usize) {
+        self.longest = longest;
+    }
+
+    /// What was announced last.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The tokens of every sequence, those included that layers with a window forgot.
@@ -129,7 +142,8 @@ impl KvCache {
             }
             layers.push(layer);
         }
-        Ok(KvCache { layers, reaches, new: vec![0; of.len()], lengths, channels: self.channels, compute: self.compute })
+        let (new, channels) = (vec![0; of.len()], self.channels);
+        Ok(KvCache { layers, reaches, new, lengths, channels, compute: self.compute, longest: self.longest })
     }
 
     /// Attention of a layer's new tokens, whose keys and values join those held.

@@ -14,9 +14,10 @@ use halfbyte_ops::{
     gated::{Gate, gated},
     rms_norm::{RmsNorm, rms_norm},
     rope::{RopeSpec, RopeTable, rope},
+    split::{Columns, split},
 };
 use halfbyte_tensor::{DType, Tensor};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// A model of such blocks.
 pub struct Decoder {
@@ -37,19 +38,53 @@ struct Rotation {
 
 struct Block {
     before_attention: Option<Weight>,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    qkv: Projections<3>,
     /// Of queries and of keys.
     qk_norm: Option<[Weight; 2]>,
     o_proj: Linear,
     after_attention: Option<Weight>,
     before_mlp: Option<Weight>,
-    gate_proj: Linear,
-    up_proj: Linear,
+    gate_up: Projections<2>,
     down_proj: Linear,
     after_mlp: Option<Weight>,
     layer: LayerSpec,
+}
+
+/// Layers with one input, or one layer that has the columns of all.
+struct Projections<const N: usize> {
+    linears: Vec<Linear>,
+    widths: [usize; N],
+}
+
+impl<const N: usize> Projections<N> {
+    /// Those of these names and widths, or, where one is given, the one of that name.
+    fn new(
+        weights: &mut dyn Weights,
+        at: impl Fn(&str) -> String,
+        (names, fused): ([&str; N], Option<&str>),
+        (widths, inner, bias): ([usize; N], usize, bool),
+    ) -> Result<Projections<N>> {
+        let linears = match fused {
+            Some(name) => vec![weights.linear(&at(name), (widths.iter().sum(), inner), bias)?],
+            None => {
+                let all = names.into_iter().zip(widths);
+                all.map(|(name, width)| weights.linear(&at(name), (width, inner), bias)).collect::<Result<_>>()?
+            }
+        };
+        Ok(Projections { linears, widths })
+    }
+
+    fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<[Var; N]> {
+        if let [fused] = &self.linears[..] {
+            let mut first = 0;
+            let columns = self.widths.map(|width| {
+                first += width;
+                Columns::one(first - width, width)
+            });
+            return split(tape, &fused.forward(tape, x, ctx)?, columns);
+        }
+        Linear::forward_all(std::array::from_fn::<_, N, _>(|i| &self.linears[i]), tape, x, ctx)
+    }
 }
 
 impl Decoder {
@@ -98,20 +133,6 @@ impl EmbeddingScale {
     }
 }
 
-impl Rotation {
-    /// A table for positions below `length`: the last one if it is long enough, since generation asks token by token.
-    fn table(&self, length: usize) -> Result<RopeTable> {
-        if self.spec.depends_on_length() {
-            return Ok(RopeTable::new(&self.spec, length)?);
-        }
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = last.as_ref().filter(|it| it.length() >= length) {
-            return Ok(table.clone());
-        }
-        Ok(last.insert(RopeTable::new(&self.spec, length.next_power_of_two())?).clone())
-    }
-}
-
 impl Norms {
     /// What the files call the norms before and after attention, and before and after the MLP.
     fn names(self) -> [Option<&'static str>; 4] {
@@ -124,6 +145,9 @@ impl Norms {
         }
     }
 }
+
+const QKV: [&str; 3] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+const GATE_UP: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
 
 impl Block {
     fn new(i: usize, spec: &BlockSpec, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Block> {
@@ -141,9 +165,12 @@ impl Block {
         let [q_norm, k_norm] = if spec.qk_norm == QkNorm::Whole { [q, kv] } else { [d, d] };
         Ok(Block {
             before_attention: maybe(before_attention, weights)?,
-            q_proj: weights.linear(&at("self_attn.q_proj"), (q, hidden), qkv)?,
-            k_proj: weights.linear(&at("self_attn.k_proj"), (kv, hidden), qkv)?,
-            v_proj: weights.linear(&at("self_attn.v_proj"), (kv, hidden), qkv)?,
+            qkv: Projections::new(
+                weights,
+                at,
+                (QKV, spec.fused.then_some("self_attn.qkv_proj")),
+                ([q, kv, kv], hidden, qkv),
+            )?,
             qk_norm: match spec.qk_norm {
                 QkNorm::None => None,
                 _ => Some([norm("self_attn.q_norm", q_norm, weights)?, norm("self_attn.k_norm", k_norm, weights)?]),
@@ -151,8 +178,12 @@ impl Block {
             o_proj: weights.linear(&at("self_attn.o_proj"), (hidden, q), o)?,
             after_attention: maybe(after_attention, weights)?,
             before_mlp: maybe(before_mlp, weights)?,
-            gate_proj: weights.linear(&at("mlp.gate_proj"), (inner, hidden), mlp)?,
-            up_proj: weights.linear(&at("mlp.up_proj"), (inner, hidden), mlp)?,
+            gate_up: Projections::new(
+                weights,
+                at,
+                (GATE_UP, spec.fused.then_some("mlp.gate_up_proj")),
+                ([inner; 2], hidden, mlp),
+            )?,
             down_proj: weights.linear(&at("mlp.down_proj"), (hidden, inner), mlp)?,
             after_mlp: maybe(after_mlp, weights)?,
             layer: spec.layers[i],
@@ -167,7 +198,7 @@ impl Block {
         (attend, layer): (&mut Attend<'_>, usize),
     ) -> OpResult<Var> {
         let h = run.maybe_norm(tape, x, self.before_attention.as_ref())?;
-        let [mut q, mut k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], tape, &h, &run.ctx)?;
+        let [mut q, mut k, v] = self.qkv.forward(tape, &h, &run.ctx)?;
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             q = norm(tape, &q, q_norm, (run.norm, &run.ctx))?;
             k = norm(tape, &k, k_norm, (run.norm, &run.ctx))?;
@@ -180,14 +211,14 @@ impl Block {
         let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
         let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
-        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], tape, &h, &run.ctx)?;
+        let [gate, up] = self.gate_up.forward(tape, &h, &run.ctx)?;
         let y = gated(tape, &gate, &up, run.gate)?;
         run.join(tape, &x, (&self.down_proj, &y), self.after_mlp.as_ref())
     }
 
-    fn linears(&self) -> [&Linear; 7] {
-        let it = self;
-        [&it.q_proj, &it.k_proj, &it.v_proj, &it.o_proj, &it.gate_proj, &it.up_proj, &it.down_proj]
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let mlp = self.gate_up.linears.iter().chain([&self.down_proj]);
+        self.qkv.linears.iter().chain([&self.o_proj]).chain(mlp)
     }
 
     fn norms(&self) -> impl Iterator<Item = &Weight> {
@@ -242,8 +273,8 @@ impl Model for Decoder {
     }
 
     fn forward<'m>(&'m self, tape: &Tape<'m>, pass: &mut Pass<'_>) -> Result<Var> {
-        let length = pass.layout.furthest();
-        let ropes = self.rotations.iter().map(|it| it.table(length)).collect::<Result<_>>()?;
+        let length = pass.longest();
+        let ropes = self.rotations.iter().map(|it| model::table(&it.spec, &it.last, length)).collect::<Result<_>>()?;
         let (layout, ctx) = (pass.layout.clone(), pass.ctx.clone());
         let BlockSpec { norm: of_norms, gate, residual, .. } = self.spec;
         let run = Run { shape: self.shape(), norm: of_norms, gate, residual, ropes, layout, ctx };
@@ -269,8 +300,8 @@ impl Model for Decoder {
         let mut all = model::modules(self.lm_head.as_ref(), &self.embed_tokens);
         all.weights.push(&mut self.embed_tokens);
         for it in &mut self.layers {
-            all.linears.extend([&mut it.q_proj, &mut it.k_proj, &mut it.v_proj, &mut it.o_proj]);
-            all.linears.extend([&mut it.gate_proj, &mut it.up_proj, &mut it.down_proj]);
+            all.linears.extend(it.qkv.linears.iter_mut().chain([&mut it.o_proj]));
+            all.linears.extend(it.gate_up.linears.iter_mut().chain([&mut it.down_proj]));
             all.weights.extend(&mut it.before_attention);
             all.weights.extend(it.qk_norm.iter_mut().flatten());
             all.weights.extend(&mut it.after_attention);

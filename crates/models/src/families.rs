@@ -2,7 +2,7 @@
 
 use crate::{
     Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, Norms, QkNorm,
-    config::{Keys, Parsed, Rotated, Window},
+    config::{DEFAULT_WINDOW, Keys, Parsed, Rotated, Window},
 };
 use halfbyte_ops::{Gate, RmsNorm, Shaping};
 use serde_json::Map;
@@ -27,6 +27,10 @@ pub(crate) struct Family {
     /// What scores are multiplied with.
     scale: Scale,
     around: Around,
+    /// Whether queries, keys and values are one layer, and gate and up another.
+    fused: bool,
+    /// Keys of dropouts, which are not applied.
+    dropouts: &'static [&'static str],
     /// Where the file does not say: key and value heads (else as many as query heads), channels of a head (else
     /// `hidden_size / num_attention_heads`), positions, the base of rotations, whether the head is the embedding.
     kv_heads: Option<usize>,
@@ -77,6 +81,8 @@ const LLAMA: Family = Family {
     rotated: Rotated::All,
     scale: Scale::HeadDim,
     around: Around::Nothing,
+    fused: false,
+    dropouts: &["attention_dropout"],
     kv_heads: None,
     head_dim: None,
     positions: 2048,
@@ -89,7 +95,7 @@ const MISTRAL: Family = Family {
     qkv_bias: Flag::Never,
     o_bias: Flag::Never,
     mlp_bias: Flag::Never,
-    window: Window::Everywhere,
+    window: Window::Everywhere(Some(DEFAULT_WINDOW)),
     kv_heads: Some(8),
     positions: 131_072,
     ..LLAMA
@@ -170,9 +176,24 @@ const GEMMA3: Family = Family {
     ..GEMMA2
 };
 
+const PHI3: Family = Family {
+    architecture: "Phi3ForCausalLM",
+    model_type: "phi3",
+    qkv_bias: Flag::Never,
+    o_bias: Flag::Never,
+    mlp_bias: Flag::Never,
+    norm: RmsNorm { eps: 1e-5, offset: 0.0, rounds_last: false },
+    window: Window::Everywhere(None),
+    rotated: Rotated::Part(4096),
+    fused: true,
+    dropouts: &["attention_dropout", "resid_pdrop", "embd_pdrop"],
+    positions: 4096,
+    ..LLAMA
+};
+
 /// The table.
-pub(crate) const FAMILIES: [&Family; 9] =
-    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3];
+pub(crate) const FAMILIES: [&Family; 10] =
+    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3, &PHI3];
 
 impl Family {
     /// The row of an architecture, however it is capitalised, of the same without a head (`LlamaModel`), or of a model type.
@@ -204,6 +225,7 @@ impl Family {
             embedding: EmbeddingScale::Exact(1.0),
             residual: 1.0,
             logits: Shaping::default(),
+            fused: self.fused,
         };
         Ok(ModelConfig {
             architecture: Architecture::Decoder(self.around.of(keys, plain, hidden)?),
@@ -221,7 +243,7 @@ impl Family {
             max_position_embeddings: positions,
             tie_word_embeddings: keys.flag("tie_word_embeddings", self.tied)?,
             eos_token_ids: keys.eos(),
-            notes: [notes, keys.dropout_notes(&["attention_dropout"])].concat(),
+            notes: [notes, keys.dropout_notes(self.dropouts)].concat(),
             raw: Map::new(),
         })
     }
@@ -229,7 +251,8 @@ impl Family {
 
 /// Whether `name` means the architecture that is called `architecture`, such as `LlamaForCausalLM`.
 pub(crate) fn is_named(name: &str, architecture: &str, model_type: &str) -> bool {
-    let headless = architecture.strip_suffix("ForCausalLM").map(|it| format!("{it}Model"));
+    let bare = architecture.strip_suffix("ForCausalLM").or(architecture.strip_suffix("LMHeadModel"));
+    let headless = bare.map(|it| format!("{it}Model"));
     name.eq_ignore_ascii_case(architecture)
         || headless.is_some_and(|it| it.eq_ignore_ascii_case(name))
         || name == model_type

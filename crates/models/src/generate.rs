@@ -101,6 +101,7 @@ pub fn generate(
         if live.is_empty() {
             return Ok(done.into_iter().map(|it| it.expect("every text ended")).collect());
         }
+        announce(model, &mut live, &mut cache);
         let scores = step(model, &mut live, &mut cache, ctx)?;
         stopped = vec![None; live.len()];
         for (at, mut scores) in scores {
@@ -164,6 +165,19 @@ fn finish(
     cache.retain(&keep);
     let mut keep = keep.into_iter();
     live.retain(|_| keep.next().unwrap_or(false));
+}
+
+/// Announces how long texts have become. Where all positions are rotated in another way from some length on, what the cache holds when the
+/// first text passes it is of no use any more.
+fn announce(model: &dyn Model, live: &mut [Sequence], cache: &mut KvCache) {
+    let longest = live.iter().map(|it| it.ids.len()).max().unwrap_or(0);
+    let before = cache.longest();
+    let switches = model.config().rope_switch().is_some_and(|it| before <= it && longest > it);
+    if switches && before > 0 {
+        *cache = KvCache::new(model.config(), cache.compute(), live.len());
+        live.iter_mut().for_each(|it| it.held = 0);
+    }
+    cache.announce(longest.max(before));
 }
 
 /// One pass: of every sequence what is not in the cache yet, or a chunk of it. Gives the scores of the next token for those that

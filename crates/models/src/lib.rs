@@ -1,4 +1,4 @@
-//! LLaMA, models built like it and GPT-Neo from Hugging Face folders, written once for dense, 4-bit, adapted, merged and fully trained weights.
+//! LLaMA, models built like it and the GPTs from Hugging Face folders, written once for dense, 4-bit, adapted, merged and fully trained weights.
 //!
 //! A model file holds the forward pass alone; the derivatives belong to the ops. Where its weights come from and how
 //! they are kept is the business of a [`Weights`] provider.
@@ -11,7 +11,7 @@ mod error;
 mod families;
 mod folder;
 mod generate;
-mod gpt_neo;
+mod gpt;
 mod head;
 mod model;
 mod names;
@@ -28,7 +28,7 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::{ModelFolder, loaded_dtype};
 pub use generate::{GenerateConfig, Generated, StopReason, extend, generate, scores};
-pub use gpt_neo::GptNeo;
+pub use gpt::{Gpt, GptKind, GptSpec};
 pub use head::OutputHead;
 pub use model::{Attend, Model, Pass};
 pub use registry::{SUPPORTED, build};

@@ -4,9 +4,10 @@ use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     Ids, Layout,
     attention::{AttentionShape, attention},
+    rope::{RopeSpec, RopeTable},
 };
 use halfbyte_tensor::DType;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One pass through a model: what goes in, and what it is put to.
 pub struct Pass<'a> {
@@ -57,6 +58,15 @@ impl<'a> Pass<'a> {
         Pass { ids, layout, ctx, attend: Attend::Segments, compute, checkpointing: false }
     }
 
+    /// Tokens of the longest text that the pass belongs to.
+    pub(crate) fn longest(&self) -> usize {
+        let announced = match &self.attend {
+            Attend::Segments => 0,
+            Attend::Cache(cache) => cache.longest(),
+        };
+        announced.max(self.layout.furthest())
+    }
+
     /// Leads `x` through the blocks, each of which `block` computes; the last argument is the block's number.
     pub(crate) fn blocks<'m, B>(
         &mut self,
@@ -99,6 +109,15 @@ pub trait Model: Send + Sync {
 
     /// Its parts, for adapters.
     fn modules(&mut self) -> Modules<'_>;
+}
+
+/// A table for positions below `length`: the last one if it serves, since generation asks token by token.
+pub(crate) fn table(spec: &RopeSpec, last: &Mutex<Option<RopeTable>>, length: usize) -> Result<RopeTable> {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(table) = last.as_ref().filter(|it| spec.serves(it.length(), length)) {
+        return Ok(table.clone());
+    }
+    Ok(last.insert(RopeTable::new(spec, spec.table_length(length))?).clone())
 }
 
 /// What the published files call the output head, and those that tie it by name.

@@ -1,16 +1,16 @@
 //! What tensors are called. Wrappers put names before those of the model, and a model that was saved without its head lacks the
 //! one that is usual; transformers reads all of these.
 
-use crate::{Architecture, ModelConfig};
+use crate::{Architecture, GptKind, GptSpec, ModelConfig, model::HEAD};
 
 /// What PEFT, torch.compile and DistributedDataParallel put before the names of what they wrap.
 const WRAPPERS: [&str; 3] = ["base_model.model.", "_orig_mod.", "module."];
 
 /// The model without its head: its name, and those of what it consists of.
 fn body(config: &ModelConfig) -> (&'static str, [&'static str; 4]) {
-    match config.architecture {
+    match &config.architecture {
         Architecture::Decoder(_) => ("model", ["embed_tokens", "layers", "norm", "rotary_emb"]),
-        Architecture::GptNeo { .. } => ("transformer", ["wte", "wpe", "h", "ln_f"]),
+        Architecture::Gpt(GptSpec { kind, .. }) => (kind.names().body, kind.names().parts),
     }
 }
 
@@ -30,6 +30,12 @@ pub(crate) fn canonical(config: &ModelConfig, name: &str) -> Option<String> {
     let (body, parts) = body(config);
     if found.split_once('.').is_some_and(|(first, _)| parts.contains(&first)) {
         found = format!("{body}.{found}");
+    }
+    // What older files call the head of a GPT-NeoX.
+    if let (Architecture::Gpt(GptSpec { kind: GptKind::NeoX, .. }), Some(rest)) =
+        (&config.architecture, found.strip_prefix("embed_out."))
+    {
+        found = format!("{HEAD}.{rest}");
     }
     (found != name).then_some(found)
 }

@@ -1,20 +1,17 @@
 //! Which architectures there are.
 
 use crate::{
-    Architecture, Decoder, FolderWeights, GptNeo, Loading, Model, ModelConfig, ModelFolder, Result, Weights,
+    Architecture, Decoder, FolderWeights, Gpt, Loading, Model, ModelConfig, ModelFolder, Result, Weights, config::GPTS,
     families::FAMILIES,
 };
 use halfbyte_tensor::Device;
 
-/// GPT-Neo in `architectures` and in `model_type`.
-pub(crate) const GPT_NEO: [&str; 2] = ["GPTNeoForCausalLM", "gpt_neo"];
-
 /// The architectures that can be loaded, by their names in `config.json`.
-pub const SUPPORTED: [&str; FAMILIES.len() + 1] = {
-    let mut names = [GPT_NEO[0]; FAMILIES.len() + 1];
+pub const SUPPORTED: [&str; FAMILIES.len() + GPTS.len()] = {
+    let mut names = [""; FAMILIES.len() + GPTS.len()];
     let mut i = 0;
-    while i < FAMILIES.len() {
-        names[i] = FAMILIES[i].architecture;
+    while i < names.len() {
+        names[i] = if i < FAMILIES.len() { FAMILIES[i].architecture } else { GPTS[i - FAMILIES.len()].architecture };
         i += 1;
     }
     names
@@ -24,7 +21,7 @@ pub const SUPPORTED: [&str; FAMILIES.len() + 1] = {
 pub fn build(config: &ModelConfig, weights: &mut dyn Weights) -> Result<Box<dyn Model>> {
     Ok(match config.architecture {
         Architecture::Decoder(_) => Box::new(Decoder::new(config, weights)?),
-        Architecture::GptNeo { .. } => Box::new(GptNeo::new(config, weights)?),
+        Architecture::Gpt(_) => Box::new(Gpt::new(config, weights)?),
     })
 }
 
@@ -46,7 +43,8 @@ impl ModelFolder {
 
 /// Tensors of older files that hold nothing a model needs.
 fn ignored(name: &str, tied: bool) -> bool {
-    let constant = [".attn.attention.bias", ".attn.attention.masked_bias", ".rotary_emb.inv_freq"];
+    let constant =
+        [".attention.bias", ".attention.masked_bias", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
     constant.iter().any(|it| name.ends_with(it)) || (tied && name == "lm_head.weight") || is_value_head(name)
 }
 

@@ -16,6 +16,8 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// Whether it is the matrix of a linear layer, `(in_features, out_features)` instead of the other way round.
+    pub transposed: bool,
 }
 
 /// Every weight of the model that `config` describes, in the order in which it is asked for.
@@ -33,7 +35,7 @@ struct Recorder(Vec<WeightSpec>);
 
 impl Recorder {
     fn record(&mut self, name: String, shape: &[usize], role: Role) {
-        self.0.push(WeightSpec { name, shape: shape.to_vec(), role });
+        self.0.push(WeightSpec { name, shape: shape.to_vec(), role, transposed: false });
     }
 
     fn matrix(&mut self, path: &str, dims: (usize, usize), role: Role) -> Base {
@@ -47,6 +49,16 @@ impl Weights for Recorder {
         let base = self.matrix(path, dims, Role::Linear);
         let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, base, bias))
+    }
+
+    fn transposed(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        let layer = self.linear(path, dims, bias)?;
+        let of_matrix = self.0.iter_mut().rev().find(|it| it.role == Role::Linear);
+        if let Some(it) = of_matrix {
+            it.shape.reverse();
+            it.transposed = true;
+        }
+        Ok(layer.published_transposed())
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {

@@ -1,15 +1,21 @@
-use crate::{Error, ModelFolder, Result};
+use crate::{Error, ModelFolder, Result, loaded_dtype};
 use halfbyte_autograd::Param;
 use halfbyte_files::Reading;
 use halfbyte_lora::{Base, Linear, Prepare, Role, Weight};
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
-use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor, with_float};
 use std::sync::Arc;
 
 /// Where a model's layers come from: a folder on disk, or numbers that a test makes up.
 pub trait Weights {
     /// The linear layer at `path` with a `(out_features, in_features)` matrix.
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear>;
+
+    /// As [`Weights::linear`], of a layer whose matrix the published files hold the other way round, `(in_features, out_features)`; but not
+    /// where they hold it in few bits.
+    fn transposed(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        Ok(self.linear(path, dims, bias)?.published_transposed())
+    }
 
     /// A weight that is not a linear layer's matrix: an embedding, a norm's scale, a bias.
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight>;
@@ -74,14 +80,26 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         Ok(tensor)
     }
 
-    fn matrix(&mut self, path: &str, dims: (usize, usize), is_head: bool) -> Result<Base> {
+    /// The matrix of a layer, `(out_features, in_features)`, of which the files may hold the transpose.
+    fn read_matrix(&mut self, name: &str, dims: (usize, usize), transposed: bool) -> Result<Tensor> {
+        match transposed {
+            false => self.read(name, &[dims.0, dims.1]),
+            true => Ok(turned(&self.read(name, &[dims.1, dims.0])?)),
+        }
+    }
+
+    fn matrix(&mut self, path: &str, dims: (usize, usize), (is_head, transposed): (bool, bool)) -> Result<Base> {
         let name = format!("{path}.weight");
         let refused = |source: Refusal| Error::Freeze { path: path.to_owned(), source };
         let Loading::Frozen { format, .. } = self.loading else {
-            let values = self.read(&name, &[dims.0, dims.1])?.to_dtype(DType::F32);
+            let values = self.read_matrix(&name, dims, transposed)?.to_dtype(DType::F32);
             return Ok(Base::Trainable(Param::new(name, values.to_device(self.device)?)));
         };
-        if let Some(matrix) = format.stored(path, dims, &self.reading).map_err(refused)? {
+        // A transpose of numbers is no matrix that could be taken over as it lies there.
+        let lies_across =
+            transposed && self.folder.files().get(&name).is_some_and(|it| loaded_dtype(it.1.dtype).is_some());
+        let stored = if lies_across { None } else { format.stored(path, dims, &self.reading).map_err(refused)? };
+        if let Some(matrix) = stored {
             if !is_head && self.wants(path) {
                 return Err(refused(
                     "the adapter begins with a part of this weight, which is stored in few bits already; take the original weights, or another init_lora_weights".into(),
@@ -90,7 +108,7 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
             (self.progress)(matrix.bytes());
             return self.place(matrix);
         }
-        let mut weight = self.read(&name, &[dims.0, dims.1])?;
+        let mut weight = self.read_matrix(&name, dims, transposed)?;
         if is_head {
             return self.place(format.keep(path, weight).map_err(refused)?);
         }
@@ -114,9 +132,15 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
 
 impl Weights for FolderWeights<'_, '_> {
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
-        let base = self.matrix(path, dims, false)?;
+        let base = self.matrix(path, dims, (false, false))?;
         let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, base, bias))
+    }
+
+    fn transposed(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        let base = self.matrix(path, dims, (false, true))?;
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
+        Ok(Linear::new(path, base, bias).published_transposed())
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
@@ -130,6 +154,26 @@ impl Weights for FolderWeights<'_, '_> {
     }
 
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
-        Ok(Linear::head(path, self.matrix(path, dims, true)?))
+        Ok(Linear::head(path, self.matrix(path, dims, (true, false))?))
     }
+}
+
+/// The transpose of a matrix in host memory.
+pub(crate) fn turned(matrix: &Tensor) -> Tensor {
+    /// Rows and columns that are turned at a time, which stay in the near cache.
+    const TILE: usize = 32;
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let mut out = Tensor::scratch(&[cols, rows], matrix.dtype());
+    with_float!(matrix.dtype(), T, {
+        let (from, to) = (matrix.data::<T>(), out.data_mut::<T>());
+        for (first_row, first_col) in (0..rows).step_by(TILE).flat_map(|r| (0..cols).step_by(TILE).map(move |c| (r, c)))
+        {
+            for r in first_row..rows.min(first_row + TILE) {
+                for c in first_col..cols.min(first_col + TILE) {
+                    to[c * rows + r] = from[r * cols + c];
+                }
+            }
+        }
+    });
+    out
 }

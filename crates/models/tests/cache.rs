@@ -83,7 +83,15 @@ fn configs() -> Vec<Value> {
         ),
         decoder("Olmo2ForCausalLM", json!({})),
         decoder("Gemma2ForCausalLM", json!({ "head_dim": 12, "sliding_window": 9, "attn_logit_softcapping": 1.0 })),
+        decoder("Phi3ForCausalLM", json!({ "partial_rotary_factor": 0.5, "sliding_window": 9 })),
         decoder("Gemma3ForCausalLM", json!({ "head_dim": 12, "sliding_window": 9, "sliding_window_pattern": 2 })),
+        json!({
+            "architectures": ["GPTNeoXForCausalLM"], "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 700, "rotary_pct": 0.5,
+        }),
+        json!({
+            "architectures": ["GPT2LMHeadModel"], "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 700,
+        }),
         json!({
             "architectures": ["GPTNeoForCausalLM"], "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4,
             "attention_types": [[["global", "local"], 1]], "window_size": 9, "max_position_embeddings": 700,
@@ -223,15 +231,13 @@ fn prompts_with_adapters_of_their_own_are_continued_as_each_alone() {
     for config in configs() {
         let mut model = model(&config);
         let adapters = ["one", "two"].map(|name| {
-            let norms =
-                if config["architectures"][0] == "GPTNeoForCausalLM" { "ln_2" } else { "post_attention_layernorm" };
-            // The whole embedding, which in GPT-Neo is the head, too, and a norm.
-            let saved = if name == "one" { vec![norms.to_owned()] } else { vec!["embed_tokens".to_owned()] };
-            let saved = if config["architectures"][0] == "GPTNeoForCausalLM" && name == "two" {
-                vec!["wte".into()]
-            } else {
-                saved
+            // A norm, or the whole embedding, which in GPT-Neo and GPT-2 is the head, too.
+            let [norm, embedding] = match config["architectures"][0].as_str().unwrap() {
+                "GPTNeoForCausalLM" | "GPT2LMHeadModel" => ["ln_2", "wte"],
+                "GPTNeoXForCausalLM" => ["post_attention_layernorm", "embed_in"],
+                _ => ["post_attention_layernorm", "embed_tokens"],
             };
+            let saved = vec![if name == "one" { norm } else { embedding }.to_owned()];
             let config = LoraConfig { rank: 2, modules_to_save: saved, ..LoraConfig::default() };
             let (adapter, _) = attach(&model.modules(), &config, name, 3).unwrap();
             for (i, param) in adapter.params().into_iter().enumerate() {

@@ -1,6 +1,7 @@
 //! `config.json` of published models, and of ones that are nearly so.
 
 use halfbyte_models::{Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, QkNorm};
+use halfbyte_ops::{gelu::Gelu, rope::RopeScaling};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -108,6 +109,42 @@ fn published_configurations_of_other_families_are_understood() {
     assert_eq!([of(4), of(5), of(6)], [(Some(512), Some(1)), (None, Some(0)), (Some(512), Some(1))]);
 }
 
+/// The sizes of Phi-4 mini, and of Phi-3 mini with a context of 4k.
+#[test]
+fn published_configurations_of_phi_are_understood() {
+    let factors = |value: f64| vec![value; 48];
+    let phi4 = json!({
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 200064, "hidden_act": "silu",
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75,
+        "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false,
+        "rope_scaling": { "type": "longrope", "short_factor": factors(1.0), "long_factor": factors(1.5) },
+    });
+    let config = parse(&phi4).unwrap();
+    let spec = decoder(&config);
+    assert!(spec.fused && spec.ropes[0].channels == 96 && config.rope_switch() == Some(4096));
+    let RopeScaling::LongRope { attention_factor, .. } = spec.ropes[0].scaling else { panic!("{spec:?}") };
+    assert!((attention_factor - 1.190_238).abs() < 1e-6, "{attention_factor}");
+    let phi3 = with(
+        &phi4,
+        &json!({
+            "sliding_window": 2047, "rope_scaling": null, "partial_rotary_factor": null, "num_attention_heads": 32,
+            "num_key_value_heads": 32, "max_position_embeddings": 4096,
+        }),
+    );
+    let config = parse(&phi3).unwrap();
+    assert_eq!((decoder(&config).windows()[31], decoder(&config).ropes[0].channels), (Some(2047), 96));
+    for (wrong, part) in [
+        (json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }), "rope type linear"),
+        (json!({ "rope_scaling": { "type": "su", "short_factor": [1.0] } }), "long_factor"),
+        (json!({ "partial_rotary_factor": 1.5 }), "partial_rotary_factor is 1.5"),
+        (json!({ "hidden_act": "gelu" }), "hidden_act is gelu"),
+    ] {
+        let error = parse(&with(&phi4, &wrong)).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 fn gemma(model_type: &str, more: &Value) -> Value {
     let architecture = if model_type == "gemma2" { "Gemma2ForCausalLM" } else { "Gemma3ForCausalLM" };
     let config = json!({
@@ -138,7 +175,6 @@ fn llama(more: &Value) -> Value {
 
 #[test]
 fn old_and_mixed_spellings_of_the_rotation_mean_what_they_mean_in_transformers() {
-    use halfbyte_ops::rope::RopeScaling;
     let rope = |more: Value| {
         let config = parse(&llama(&more)).unwrap();
         (decoder(&config).ropes[0].scaling.clone(), config.notes)
@@ -180,7 +216,7 @@ fn architectures_are_known_by_other_spellings_of_their_names() {
         assert!(matches!(config.architecture, Architecture::Decoder(_)), "{name}");
     }
     let neo = json!({ "architectures": ["GPTNeoModel"], "vocab_size": 32, "num_layers": 2 });
-    assert!(matches!(parse(&neo).unwrap().architecture, Architecture::GptNeo { .. }));
+    assert!(matches!(parse(&neo).unwrap().architecture, Architecture::Gpt(_)));
     assert!(parse(&llama(&json!({ "hidden_act": "swish" }))).is_ok());
     for other in ["LlamaForSequenceClassification", "LlamaForCausalLMs"] {
         assert!(parse(&llama(&json!({ "architectures": [other] }))).unwrap_err().contains("not supported"), "{other}");
@@ -233,6 +269,43 @@ fn heads_of_keys_that_are_null_are_as_many_as_those_of_queries() {
     assert_eq!(parse(&config).unwrap().num_key_value_heads, 32);
     config.as_object_mut().unwrap().remove("num_key_value_heads");
     assert_eq!(parse(&config).unwrap().num_key_value_heads, 8);
+}
+
+/// Pythia 1.4B, GPT-NeoX 20B in part, and GPT-2.
+#[test]
+fn published_configurations_of_gpts_are_understood() {
+    let gpt = |config: &Value| {
+        let config = parse(config).unwrap();
+        let Architecture::Gpt(spec) = &config.architecture else { panic!("{config:?}") };
+        (spec.clone(), config)
+    };
+    let pythia = json!({
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 2048,
+        "intermediate_size": 8192, "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "num_attention_heads": 16,
+        "num_hidden_layers": 24, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": false,
+        "use_parallel_residual": true, "vocab_size": 50304, "bos_token_id": 0, "eos_token_id": 0,
+    });
+    let (spec, config) = gpt(&pythia);
+    assert!(spec.parallel && spec.gelu == Gelu::Exact && spec.biases == [true; 2] && config.notes.is_empty());
+    assert_eq!((spec.rope.unwrap().channels, config.architecture_name()), (32, "GPTNeoXForCausalLM"));
+    assert_eq!(gpt(&with(&pythia, &json!({ "hidden_act": "gelu_fast" }))).0.gelu, Gelu::Tanh);
+    let gpt2 = json!({
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+        "vocab_size": 50257, "eos_token_id": 50256,
+    });
+    let (spec, config) = gpt(&gpt2);
+    assert!(spec.rope.is_none() && spec.scale == 0.125 && config.tie_word_embeddings && config.notes.len() == 3);
+    assert_eq!((config.hidden_size, config.intermediate_size, config.max_position_embeddings), (768, 3072, 1024));
+    for (wrong, part) in [
+        (with(&pythia, &json!({ "hidden_act": "silu" })), "hidden_act is silu"),
+        (with(&pythia, &json!({ "rotary_pct": 0.0 })), "share of heads"),
+        (with(&gpt2, &json!({ "scale_attn_by_inverse_layer_idx": true })), "scale_attn_by_inverse_layer_idx"),
+        (with(&gpt2, &json!({ "activation_function": "relu" })), "activation_function is relu"),
+    ] {
+        let error = parse(&wrong).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Every op on a GPU (or the CPU in the guise of one) beside the same op on the CPU: outputs and gradients, in every dtype.
 
 use crate::{
-    Dropout, FrozenMatrix, Gate, Head, IGNORE, Ids, Layer, Layout, LowRank, RmsNorm, RopeScaling, RopeSpec, RopeTable,
-    RowGroups, Shaping, Targets, add_scaled, cross_entropy, deal_rows, dora_scale, dropout, embedding, frozen_linear,
+    Columns, Dropout, FrozenMatrix, Gate, Gelu, Head, IGNORE, Ids, Layer, Layout, LowRank, RmsNorm, RopeScaling,
+    RopeSpec, RopeTable, RowGroups, Shaping, Targets, add_scaled, cross_entropy, deal_rows, dora_scale, dropout,
+    embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
-    gated, gather_rows, gelu_new,
+    gated, gather_rows, gelu,
     kv_rows::{Move, append_rows, move_rows},
-    layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, scale,
+    layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, scale, split,
 };
 use crate::{
     frozen::{Coded, OnDevice},
@@ -98,9 +99,34 @@ fn pointwise_ops() {
                 compare("gated", &[a.clone(), b.clone()], |tape, p| gated(tape, &p[0], &p[1], f));
             }
             compare("scale", std::slice::from_ref(&a), |tape, p| scale(tape, &p[0], 3.3));
-            compare("gelu_new", std::slice::from_ref(&a), |tape, p| gelu_new(tape, &p[0]));
+            for kind in [Gelu::Tanh, Gelu::Exact] {
+                compare("gelu", std::slice::from_ref(&a), |tape, p| gelu(tape, &p[0], kind));
+            }
             let d = Dropout { p: 0.3, seed: 0x1234_5678_9abc, site: 77 << 33 };
             compare("dropout", &[a], |tape, p| dropout(tape, &p[0], d));
+        }
+    }
+}
+
+#[test]
+fn columns_that_are_split() {
+    for dtype in FLOATS {
+        // By packs and by elements; pieces in a row, and pieces by turns as of fused heads.
+        for (d, heads) in [(8, 3), (16, 2), (5, 3)] {
+            let x = noise(&[7, 3 * d * heads], dtype, 1);
+            let fused = [0, 1, 2].map(|i| Columns { first: i * d, width: d, stride: 3 * d, count: heads });
+            let apart = [0, 1, 2].map(|i| Columns::one(i * d * heads, d * heads));
+            for all in [fused, apart] {
+                compare("split", std::slice::from_ref(&x), |tape, p| {
+                    let [a, b, c] = split(tape, &p[0], all)?;
+                    add_scaled(tape, &add_scaled(tape, &a, &b, -2.0)?, &c, 0.5)
+                });
+                // What nothing depends on.
+                compare("a part of a split", std::slice::from_ref(&x), |tape, p| {
+                    let [_, b, _] = split(tape, &p[0], all)?;
+                    Ok(b)
+                });
+            }
         }
     }
 }
@@ -137,17 +163,21 @@ fn norms() {
 
 #[test]
 fn rotations_and_embeddings() {
-    let spec = RopeSpec { theta: 10000.0, head_dim: 8, max_position: 64, scaling: RopeScaling::None };
+    let spec = RopeSpec { theta: 10000.0, channels: 8, max_position: 64, scaling: RopeScaling::None };
     let table = RopeTable::new(&spec, 64).unwrap();
     let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, 0)).collect::<Vec<_>>()).unwrap();
     let ids = Ids::new(vec![3, 0, 3, 6, 1, 3, 0]);
     for dtype in FLOATS {
         compare("rope", &[noise(&[11, 24], dtype, 1)], |tape, p| rope(tape, &p[0], &table, &layout, 8));
         for half in [1, 3, 16] {
-            let spec = RopeSpec { head_dim: 2 * half, ..spec.clone() };
+            let spec = RopeSpec { channels: 2 * half, ..spec.clone() };
             let table = RopeTable::new(&spec, 64).unwrap();
             let x = noise(&[11, 6 * half], dtype, 1);
             compare("rope", &[x], |tape, p| rope(tape, &p[0], &table, &layout, 2 * half));
+            for more in [5, 16] {
+                let x = noise(&[11, 3 * (2 * half + more)], dtype, 1);
+                compare("rope of a part", &[x], |tape, p| rope(tape, &p[0], &table, &layout, 2 * half + more));
+            }
         }
         compare("embedding", &[noise(&[7, 33], DType::F32, 2)], |tape, p| embedding(tape, &p[0], &ids, dtype));
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     gated::{Gate, gated},
-    gelu_new::gelu_new,
+    gelu::{Gelu, gelu},
     layer_norm::layer_norm,
     rms_norm::{RmsNorm, rms_norm},
 };
@@ -22,7 +22,7 @@ fn what_is_computed_again_has_the_same_bits() {
             rms_norm(&tape, &x, &w, RmsNorm { eps: 1e-5, offset: 1.0, rounds_last: true }).unwrap(),
             gated(&tape, &x, &y, Gate::Silu).unwrap(),
             gated(&tape, &x, &y, Gate::GeluTanh).unwrap(),
-            gelu_new(&tape, &x).unwrap(),
+            gelu(&tape, &x, Gelu::Tanh).unwrap(),
         ];
         for y in all {
             let kept = y.keep();

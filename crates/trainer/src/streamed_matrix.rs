@@ -3,6 +3,7 @@
 //! Slower than memory, but it lets a model be tried that would not fit, and tries the very bytes that were written.
 
 use halfbyte_files::{Placed, Reading, TensorFile};
+use halfbyte_frozen::Format;
 use halfbyte_matmul as matmul;
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
 use halfbyte_tensor::{DType, Tensor, bf16, f16};
@@ -41,8 +42,9 @@ impl Streamed {
 }
 
 impl WeightFormat for Streamed {
+    /// Of a matrix whose rows lie apart in the file, since that holds its transpose, a copy.
     fn freeze(&self, _path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
-        Err(format!("the merged folder holds it in another form than {:?} floats", weight.shape()).into())
+        Ok(Format::DENSE.freeze(weight)?)
     }
 
     fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {

@@ -25,7 +25,11 @@ pub(super) fn tensors(spec: WeightSpec) -> Result<Vec<Random>> {
     if spec.role != Role::Linear {
         return Ok(vec![Random::dense(spec)]);
     }
-    let WeightSpec { name, shape, .. } = spec;
+    let WeightSpec { name, mut shape, transposed, .. } = spec;
+    // bitsandbytes turns them all the same way.
+    if transposed {
+        shape.reverse();
+    }
     let elements: usize = shape.iter().product();
     let blocks = elements.div_ceil(BLOCK);
     let random = |end: &str, dtype, shape: &[usize], fill| Random {

@@ -70,11 +70,11 @@ fn a_configuration_that_is_not_json() {
 #[test]
 fn an_unsupported_architecture() {
     let work = Work::new();
-    let folder = with_config(&work, "architectures", serde_json::json!(["GPT2LMHeadModel"]));
+    let folder = with_config(&work, "architectures", serde_json::json!(["BertForMaskedLM"]));
     refused(
         &work,
         &folder,
-        &["config.json", "GPT2LMHeadModel", "not supported", "LlamaForCausalLM", "GPTNeoForCausalLM"],
+        &["config.json", "BertForMaskedLM", "not supported", "LlamaForCausalLM", "GPTNeoForCausalLM"],
     );
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 13] = [
     Family::Llama,
     Family::Mistral,
     Family::Qwen2,
@@ -17,6 +17,9 @@ const FAMILIES: [Family; 10] = [
     Family::Olmo2,
     Family::Gemma2,
     Family::Gemma3,
+    Family::Phi3,
+    Family::GptNeoX,
+    Family::Gpt2,
     Family::GptNeo,
 ];
 
@@ -34,6 +37,9 @@ const FILES: [(&str, &[&str]); 5] = [
             "Olmo2Config",
             "Gemma2Config",
             "Gemma3TextConfig",
+            "Phi3Config",
+            "GPTNeoXConfig",
+            "GPT2Config",
             "GPTNeoConfig",
         ],
     ),

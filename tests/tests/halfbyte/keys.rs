@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const CLASSES: [(&str, Family); 10] = [
+const CLASSES: [(&str, Family); 13] = [
     ("LlamaConfig", Family::Llama),
     ("MistralConfig", Family::Mistral),
     ("Qwen2Config", Family::Qwen2),
@@ -18,6 +18,9 @@ const CLASSES: [(&str, Family); 10] = [
     ("Olmo2Config", Family::Olmo2),
     ("Gemma2Config", Family::Gemma2),
     ("Gemma3TextConfig", Family::Gemma3),
+    ("Phi3Config", Family::Phi3),
+    ("GPTNeoXConfig", Family::GptNeoX),
+    ("GPT2Config", Family::Gpt2),
     ("GPTNeoConfig", Family::GptNeo),
 ];
 

@@ -41,7 +41,17 @@ pub(crate) fn same_step(what: &str, a: &Finetune, b: &Finetune) {
 #[test]
 fn packed_and_single_rows_give_the_same_loss_and_gradients() {
     let biased = TinyModel { attention_bias: true, tied: false, ..TinyModel::llama() };
-    let others = [Family::SmolLm3, Family::Granite, Family::Olmo2, Family::Gemma2, Family::Gemma3].map(TinyModel::of);
+    let others = [
+        Family::SmolLm3,
+        Family::Granite,
+        Family::Olmo2,
+        Family::Gemma2,
+        Family::Gemma3,
+        Family::Phi3,
+        Family::GptNeoX,
+        Family::Gpt2,
+    ]
+    .map(TinyModel::of);
     for model in [TinyModel::llama(), biased, TinyModel::gpt_neo()].into_iter().chain(others) {
         let work = Work::new();
         let together = one_step(&work, &model, "together");

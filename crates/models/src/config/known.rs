@@ -11,12 +11,18 @@ use halfbyte_files::{
 use serde_json::{Map, Value};
 
 const DECODERS: &[&str] =
-    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text"];
-const SILU: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"];
-const BIASED: &[&str] = &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text"];
+    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "phi3"];
+const SILU: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3", "gpt_neox"];
+const ROTATED: &[&str] =
+    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "phi3", "gpt_neox"];
+const BIASED: &[&str] = &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox"];
 const NEO: &[&str] = &["gpt_neo"];
-const WINDOWED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text"];
+const NEOX: &[&str] = &["gpt_neox"];
+const TWO: &[&str] = &["gpt2"];
+const LEARNED: &[&str] = &["gpt_neo", "gpt2"];
+const WINDOWED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3"];
 const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3"];
+const PDROPS: &[&str] = &["phi3", "gpt2"];
 const GRANITE: &[&str] = &["granite"];
 const GEMMA: &[&str] = &["gemma2", "gemma3_text"];
 
@@ -57,8 +63,8 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("hidden_activation", ReadIn(GEMMA)),
     ("rms_norm_eps", ReadIn(DECODERS)),
     ("rope_theta", ReadIn(DECODERS)),
-    ("rope_scaling", ReadIn(DECODERS)),
-    ("rope_parameters", ReadIn(DECODERS)),
+    ("rope_scaling", ReadIn(ROTATED)),
+    ("rope_parameters", ReadIn(ROTATED)),
     ("partial_rotary_factor", ReadIn(DECODERS)),
     ("original_max_position_embeddings", ReadIn(DECODERS)),
     ("attention_bias", ReadIn(BIASED)),
@@ -83,11 +89,28 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("use_bidirectional_attention", Refused("only models whose tokens see those before them are read")),
     ("num_layers", ReadIn(NEO)),
     ("num_heads", ReadIn(NEO)),
-    ("activation_function", ReadIn(NEO)),
+    ("activation_function", ReadIn(LEARNED)),
     ("attention_layers", ReadIn(NEO)),
     ("attention_types", ReadIn(NEO)),
     ("window_size", ReadIn(NEO)),
-    ("layer_norm_epsilon", ReadIn(NEO)),
+    ("layer_norm_epsilon", ReadIn(LEARNED)),
+    ("layer_norm_eps", ReadIn(NEOX)),
+    ("rotary_pct", ReadIn(NEOX)),
+    ("rotary_emb_base", ReadIn(NEOX)),
+    ("use_parallel_residual", ReadIn(NEOX)),
+    ("hidden_dropout", ReadIn(NEOX)),
+    ("n_embd", ReadIn(TWO)),
+    ("n_layer", ReadIn(TWO)),
+    ("n_head", ReadIn(TWO)),
+    ("n_inner", ReadIn(TWO)),
+    ("n_positions", ReadIn(TWO)),
+    ("n_ctx", Irrelevant("n_positions says how many positions there are")),
+    ("attn_pdrop", ReadIn(TWO)),
+    ("scale_attn_weights", ReadIn(TWO)),
+    ("scale_attn_by_inverse_layer_idx", Refused("scores of all layers are scaled alike")),
+    ("reorder_and_upcast_attn", SPEED),
+    ("resid_pdrop", ReadIn(PDROPS)),
+    ("embd_pdrop", ReadIn(PDROPS)),
     ("resid_dropout", ReadIn(NEO)),
     ("embed_dropout", ReadIn(NEO)),
     ("per_layer_config", Refused("every layer must have the same settings")),

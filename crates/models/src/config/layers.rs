@@ -9,8 +9,8 @@ use serde_json::Value;
 #[derive(Clone, Copy)]
 pub(crate) enum Window {
     None,
-    /// All of them, unless `sliding_window` is null; 4096 where it is absent.
-    Everywhere,
+    /// All of them, unless `sliding_window` is null; so many keys where it is absent, or none.
+    Everywhere(Option<usize>),
     /// With `use_sliding_window`: those that `layer_types` names, or those from `max_window_layers` on.
     SomeLayers,
     /// Those that `layer_types` names, or all but every so-manieth, which `sliding_window_pattern` may say instead.
@@ -28,10 +28,13 @@ pub(crate) enum Rotated {
     Some,
     /// Those with a window by another base than the others.
     ByWindow,
+    /// All alike, as much of every head as `partial_rotary_factor` says, perhaps by longrope; with the original length of a file that does
+    /// not name one.
+    Part(usize),
 }
 
 /// The window of a file that does not name one.
-const DEFAULT_WINDOW: usize = 4096;
+pub(crate) const DEFAULT_WINDOW: usize = 4096;
 /// The first layer with a window, of a file that does not name one.
 const DEFAULT_WINDOW_LAYERS: usize = 28;
 /// Every so-manieth layer is not rotated, in a file that does not say.
@@ -50,6 +53,7 @@ impl Keys<'_> {
         let windows = self.windows(window, &rotates)?;
         let (ropes, notes) = match rotated {
             Rotated::ByWindow => super::rope::by_window(self, sizes)?,
+            Rotated::Part(original) => super::rope::of_part(self, sizes, (theta, original))?,
             _ => super::rope::spec(self, sizes, theta).map(|(it, notes)| (vec![it], notes))?,
         };
         let rope = |window: Option<usize>| usize::from(window.is_some() && ropes.len() > 1);
@@ -94,7 +98,7 @@ impl Keys<'_> {
             Window::None => return Ok(vec![None; layers]),
             _ if chosen && !self.flag("use_sliding_window", false)? => None,
             _ if self.has("sliding_window") && self.given("sliding_window").is_none() => None,
-            Window::NotRotated if !self.has("sliding_window") => None,
+            Window::NotRotated | Window::Everywhere(None) if !self.has("sliding_window") => None,
             _ => Some(self.size("sliding_window", Some(DEFAULT_WINDOW))?),
         };
         if width == Some(0) {
@@ -103,7 +107,7 @@ impl Keys<'_> {
         let by_rule = self.by_rule((window, width), rotates)?;
         let Some(kinds) = self.given("layer_types") else { return Ok(by_rule) };
         let listed = listed_windows(kinds, layers, width)?;
-        if matches!(window, Window::Everywhere) && listed != by_rule {
+        if matches!(window, Window::Everywhere(_)) && listed != by_rule {
             // transformers ignores the list here, so that the two readings differ.
             return Err(
                 "layer_types and sliding_window contradict each other; in this architecture every layer has the window, or none"

@@ -24,7 +24,7 @@ pub(super) fn spec(
     }
     let nested = scaling.or(parameters).unwrap_or(&empty);
     let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", default_theta), Ok)?;
-    let spec = of(keys, nested, (head_dim, max_position, theta), &mut notes)?;
+    let spec = of(keys, (nested, false), (head_dim, max_position, theta), &mut notes)?;
     Ok((spec, notes))
 }
 
@@ -48,15 +48,80 @@ pub(super) fn by_window(
             nested.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
         }
         let theta = number(&nested, "rope_theta")?.map_or_else(|| keys.float(theta_key, default), Ok)?;
-        found.push(of(keys, &nested, (head_dim, max_position, theta), &mut notes)?);
+        found.push(of(keys, (&nested, false), (head_dim, max_position, theta), &mut notes)?);
     }
     Ok((found, notes))
 }
 
-/// One rotation, of the settings in `nested`.
+/// The one of GPT-NeoX: of as much of every head as `rotary_pct` says, a quarter where it does not.
+pub(super) fn neox(keys: &Keys<'_>, (head_dim, max_position): (usize, usize)) -> Parsed<(RopeSpec, Vec<String>)> {
+    let empty = Map::new();
+    let nested = object(keys, "rope_scaling")?.or(object(keys, "rope_parameters")?).unwrap_or(&empty);
+    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rotary_emb_base", 10_000.0), Ok)?;
+    let share = number(nested, "partial_rotary_factor")?.map_or_else(|| keys.float("rotary_pct", 0.25), Ok)?;
+    let mut notes = Vec::new();
+    let channels = share_of(head_dim, share)?;
+    let spec = of(keys, (nested, true), (channels, max_position, theta), &mut notes)?;
+    Ok((spec, notes))
+}
+
+/// The channels of a share of a head.
+fn share_of(head_dim: usize, share: f64) -> Parsed<usize> {
+    let channels = (head_dim as f64 * share) as usize;
+    if channels > 0 && channels <= head_dim {
+        return Ok(channels);
+    }
+    Err(format!("partial_rotary_factor is {share}, expected a share of heads of {head_dim} channels"))
+}
+
+/// The one of Phi-3: of as much of every head as `partial_rotary_factor` says, plain or by longrope, which older files call `su` or `yarn`.
+pub(super) fn of_part(
+    keys: &Keys<'_>,
+    (head_dim, max_position): (usize, usize),
+    (default_theta, default_original): (f64, usize),
+) -> Parsed<(Vec<RopeSpec>, Vec<String>)> {
+    let empty = Map::new();
+    let nested = object(keys, "rope_scaling")?.or(object(keys, "rope_parameters")?).unwrap_or(&empty);
+    let theta = number(nested, "rope_theta")?.map_or_else(|| keys.float("rope_theta", default_theta), Ok)?;
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(format!("rope_theta is {theta}, expected a number above 0"));
+    }
+    let share = number(nested, "partial_rotary_factor")?.or(number(keys.raw, "partial_rotary_factor")?).unwrap_or(1.0);
+    let channels = share_of(head_dim, share)?;
+    let kind =
+        ["rope_type", "type"].iter().find_map(|key| nested.get(*key).and_then(Value::as_str)).unwrap_or("default");
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "longrope" | "su" | "yarn" => {
+            let original = keys.size("original_max_position_embeddings", Some(default_original))?;
+            longrope(nested, original, max_position)?
+        }
+        other => return Err(format!("rope type {other} is not supported here; supported are default and longrope")),
+    };
+    Ok((vec![RopeSpec { theta, channels, max_position, scaling }], Vec::new()))
+}
+
+fn longrope(nested: &Map<String, Value>, original: usize, max_position: usize) -> Parsed<RopeScaling> {
+    let list = |key: &str| -> Parsed<Vec<f64>> {
+        let all = nested.get(key).and_then(Value::as_array).ok_or(format!("rope type longrope needs {key}, a list"))?;
+        all.iter().map(|it| it.as_f64().ok_or(format!("{key} holds {it}, expected numbers"))).collect()
+    };
+    let factor = number(nested, "factor")?.unwrap_or(max_position as f64 / original.max(1) as f64);
+    let grown = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+    let attention_factor = number(nested, "attention_factor")?.unwrap_or(grown);
+    if !(attention_factor.is_finite() && attention_factor > 0.0) {
+        return Err(format!(
+            "rope type longrope: the factor on scores is {attention_factor}, expected a number above 0"
+        ));
+    }
+    let (short, long) = (list("short_factor")?, list("long_factor")?);
+    Ok(RopeScaling::LongRope { short, long, original_max_position: original, attention_factor })
+}
+
+/// One rotation, of the settings in `nested`; `in_part` if a share of heads is meant.
 fn of(
     keys: &Keys<'_>,
-    nested: &Map<String, Value>,
+    (nested, in_part): (&Map<String, Value>, bool),
     (head_dim, max_position, theta): (usize, usize, f64),
     notes: &mut Vec<String>,
 ) -> Parsed<RopeSpec> {
@@ -65,7 +130,9 @@ fn of(
     }
     let kind =
         ["rope_type", "type"].iter().find_map(|key| nested.get(*key).and_then(Value::as_str)).unwrap_or("default");
-    notes.extend(partial(keys, nested, kind)?);
+    if !in_part {
+        notes.extend(partial(keys, nested, kind)?);
+    }
     let inner = number(nested, "original_max_position_embeddings")?;
     let original =
         number(keys.raw, "original_max_position_embeddings")?.or(inner).map_or(max_position, |it| it as usize);
@@ -81,7 +148,7 @@ fn of(
             ignored.join(", ")
         ));
     }
-    Ok(RopeSpec { theta, head_dim, max_position, scaling })
+    Ok(RopeSpec { theta, channels: head_dim, max_position, scaling })
 }
 
 /// The object under a key; none where it is absent, `null` or empty.

@@ -5,8 +5,14 @@ use rayon::prelude::*;
 /// Rows a thread takes at once.
 const ROWS: usize = 32;
 
-/// `(a, b) -> (a cos - b sin, b cos + a sin)` for the halves `a` and `b` of every head; the sine times `direction`.
-pub(super) fn rotate<T: Float>(x: &[T], (table, direction): (&RopeTable, f32), positions: &[u32], y: &mut [T]) {
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` for the halves `a` and `b` of what is rotated of every head; the sine times `direction`.
+/// The rest of the head stays as it is.
+pub(super) fn rotate<T: Float>(
+    (x, head_dim): (&[T], usize),
+    (table, direction): (&RopeTable, f32),
+    positions: &[u32],
+    y: &mut [T],
+) {
     let half = table.half;
     let cols = x.len() / positions.len().max(1);
     if x.is_empty() {
@@ -21,8 +27,10 @@ pub(super) fn rotate<T: Float>(x: &[T], (table, direction): (&RopeTable, f32), p
                 let row = table.row(*position);
                 cos.iter_mut().zip(row.0).for_each(|(o, v)| *o = round(*v));
                 sin.iter_mut().zip(row.1).for_each(|(o, v)| *o = direction * round(*v));
-                for (y, x) in y.chunks_mut(2 * half).zip(x.chunks(2 * half)) {
-                    let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
+                for (y, x) in y.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
+                    let (y, rest) = y.split_at_mut(2 * half);
+                    rest.copy_from_slice(&x[2 * half..]);
+                    let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x[..2 * half].split_at(half));
                     let (y, x, angle) = (y_a.iter_mut().zip(y_b), a.iter().zip(b), cos.iter().zip(&sin));
                     for (((y_a, y_b), (a, b)), (cos, sin)) in y.zip(x).zip(angle) {
                         let (a, b) = (a.to_f32(), b.to_f32());

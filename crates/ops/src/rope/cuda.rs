@@ -7,14 +7,14 @@ use std::sync::Arc;
 kernels! {
     const SOURCE = "rope", "kernel.cu", over Tensor;
     rotate as Rotate {
-        x: *const T, table: *const f32, positions: *const u32, y: *mut T, heads: i32, half: i32, length: i32, direction: f32,
-        pairs: usize,
+        x: *const T, table: *const f32, positions: *const u32, y: *mut T, heads: i32, dim: i32, half: i32, length: i32,
+        direction: f32, pairs: usize,
     }
 }
 
 pub(super) fn rotate(
     gpu: &Arc<Gpu>,
-    (x, y): (&Tensor, &mut Tensor),
+    (x, y, dim): (&Tensor, &mut Tensor, usize),
     table: &RopeTable,
     layout: &Layout,
     direction: f32,
@@ -23,9 +23,9 @@ pub(super) fn rotate(
         return Ok(());
     }
     let (on_gpu, positions) = (table.on(gpu)?, layout.positions_on(gpu)?);
-    let (heads, pairs) = (x.cols() / (2 * table.half), x.len() / 2);
+    let (heads, pairs) = (x.cols() / dim, x.len() / dim * table.half);
     let (half, length) = (table.half, table.length);
-    let kernel = Rotate { x, table: &on_gpu, positions, y, heads, half, length, direction, pairs };
-    // SAFETY: rows of `heads` heads of `2 half` channels, a position a row, and all positions lie in the table.
-    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::packs(pairs, number(x.dtype()))) }
+    let kernel = Rotate { x, table: &on_gpu, positions, y, heads, dim, half, length, direction, pairs };
+    // SAFETY: rows of `heads` heads of `dim` channels, `2 half` or more, a position a row, and all positions lie in the table.
+    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::packs(x.len() / 2, number(x.dtype()))) }
 }

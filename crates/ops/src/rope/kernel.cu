@@ -1,10 +1,11 @@
-// (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of every head; the sine times `direction`.
+// (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of the first 2 half channels of every head, of `dim`; the sine times
+// `direction`. The others are copied.
 // `table` holds (length, half) cosines and then as many sines. A thread for as many pairs as two packs hold, of one head where heads keep
 // them together.
-KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int heads, int half, int length,
+KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int heads, int dim, int half, int length,
               float direction, unsigned long long pairs) {
     const int N = Pack<T>::N;
-    bool together = half % N == 0 && on_16(x) && on_16(y) && on_16(table);
+    bool together = half % N == 0 && dim % N == 0 && on_16(x) && on_16(y) && on_16(table);
     unsigned packs = (half + N - 1) / N;
     size_t all = pairs / half * packs;
     FOR_EACH(p, all) {
@@ -12,7 +13,7 @@ KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, i
         size_t head = all >> 32 ? p / packs : (unsigned)p / packs;
         int i = N * (int)(p - head * packs);
         const float* angles = table + (size_t)positions[all >> 32 ? head / heads : (unsigned)head / (unsigned)heads] * half;
-        size_t at = head * 2 * half;
+        size_t at = head * dim;
         Pack<T> a = load_pack(x + at, i, half, together), b = load_pack(x + at + half, i, half, together);
         float c[N], s[N];
         load_floats(angles, i, half, together, c);
@@ -26,5 +27,10 @@ KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, i
         }
         store_pack(y + at, i, half, together, a);
         store_pack(y + at + half, i, half, together, b);
+    }
+    int kept = dim - 2 * half;
+    FOR_EACH(i, pairs / half * kept) {
+        size_t at = i / kept * dim + 2 * half + i % kept;
+        y[at] = x[at];
     }
 }

@@ -1,5 +1,5 @@
-//! Rotary position embedding in the convention of LLaMA in transformers: a head's first half is rotated against its
-//! second, by an angle that grows with the position.
+//! Rotary position embedding in the convention of LLaMA in transformers: the first half of a head's channels, or of those that are
+//! rotated, is rotated against the second, by an angle that grows with the position.
 
 mod cpu;
 mod cuda;
@@ -23,15 +23,14 @@ use std::sync::{Arc, OnceLock};
 pub struct RopeTable {
     half: usize,
     length: usize,
-    /// `(length, head_dim / 2)` cosines, then as many sines.
+    /// `(length, channels / 2)` cosines, then as many sines.
     values: Arc<[f32]>,
     /// The table on a GPU, from the first use there.
     on_gpu: Arc<OnceLock<Tensor>>,
 }
 
 impl RopeTable {
-    /// The table for positions `0..length`. A spec whose [`RopeSpec::depends_on_length`] needs one of its own for every
-    /// length beyond `max_position`.
+    /// The table for positions `0..length`. [`RopeSpec::serves`] says which other texts it is for.
     ///
     /// Fails if the spec holds numbers that make no rotation.
     pub fn new(spec: &RopeSpec, length: usize) -> halfbyte_tensor::Result<RopeTable> {
@@ -49,8 +48,8 @@ impl RopeTable {
         Ok(RopeTable { half, length, values: values.into(), on_gpu: Arc::default() })
     }
 
-    /// Channels of a head.
-    pub fn head_dim(&self) -> usize {
+    /// Channels of a head that are rotated.
+    pub fn channels(&self) -> usize {
         2 * self.half
     }
 
@@ -73,7 +72,7 @@ impl RopeTable {
         Ok(self.on_gpu.get_or_init(|| table).clone())
     }
 
-    /// The `head_dim / 2` cosines and sines of a position.
+    /// The `channels / 2` cosines and sines of a position.
     fn row(&self, position: u32) -> (&[f32], &[f32]) {
         let (cos, sin) = self.values.split_at(self.length * self.half);
         let at = position as usize * self.half;
@@ -81,37 +80,39 @@ impl RopeTable {
     }
 }
 
-/// `x (tokens, heads * head_dim)` with every row rotated to its position in the layout, in its dtype.
+/// `x (tokens, heads * head_dim)` with every row rotated to its position in the layout, in its dtype: of each head as many channels as the
+/// table has, from the first on.
 ///
 /// Cosines, sines, both products and their sum are rounded to the dtype of `x`, as transformers does. Saves nothing but
 /// the layout. Fails if a position lies beyond the table.
 pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<Var> {
     check(x.value(), table, layout, head_dim)?;
-    let y = rotated(x.value(), table, layout, 1.0)?;
+    let y = rotated((x.value(), head_dim), table, layout, 1.0)?;
     if !x.requires_grad() {
         return Ok(Var::constant(y));
     }
     let (table, layout) = (table.clone(), layout.clone());
-    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated(&dy, &table, &layout, -1.0)?)])))
+    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated((&dy, head_dim), &table, &layout, -1.0)?)])))
 }
 
 /// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
-fn rotated(x: &Tensor, table: &RopeTable, layout: &Layout, direction: f32) -> Result<Tensor> {
+fn rotated((x, head_dim): (&Tensor, usize), table: &RopeTable, layout: &Layout, direction: f32) -> Result<Tensor> {
     let y = x.scratch_like(x.shape(), x.dtype());
     let cost = Cost::of(3, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, {
-            cpu::rotate::<T>(x.data(), (table, direction), layout.positions(), y.data_mut());
+            cpu::rotate::<T>((x.data(), head_dim), (table, direction), layout.positions(), y.data_mut());
         });
         Ok(())
     };
-    fill(x, cost, y, host, |gpu, y| cuda::rotate(gpu, (x, y), table, layout, direction))
+    fill(x, cost, y, host, |gpu, y| cuda::rotate(gpu, (x, y, head_dim), table, layout, direction))
 }
 
 fn check(x: &Tensor, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<()> {
     crate::product::check_float("rope", x)?;
-    if table.head_dim() != head_dim {
-        let message = format!("expected heads of {} channels as the table has, got {head_dim}", table.head_dim());
+    if table.channels() > head_dim || head_dim == 0 {
+        let message =
+            format!("expected heads of {} channels or more, as the table rotates, got {head_dim}", table.channels());
         return Err(Error::invalid("rope", message).into());
     }
     if x.shape().is_empty() || x.cols() == 0 || !x.cols().is_multiple_of(head_dim) || x.rows() != layout.tokens() {

@@ -8,8 +8,8 @@ use std::f64::consts::{PI, TAU};
 pub struct RopeSpec {
     /// The base of the wavelengths (`rope_theta`).
     pub theta: f64,
-    /// Channels of a head, all of them rotated; even.
-    pub head_dim: usize,
+    /// Channels of a head that are rotated, from the first on; even.
+    pub channels: usize,
     /// `max_position_embeddings`.
     pub max_position: usize,
     /// How the frequencies are stretched for longer texts.
@@ -62,35 +62,73 @@ pub enum RopeScaling {
         /// Whether the ramp starts and ends at whole channels; true if not configured.
         truncate: bool,
     },
+    /// `longrope`: every frequency divided by a number of its own, another for texts longer than the original ones, so the table depends
+    /// on the length; and larger attention scores.
+    LongRope {
+        /// What frequencies are divided by, up to the original length.
+        short: Vec<f64>,
+        /// What they are divided by beyond.
+        long: Vec<f64>,
+        /// The length of the texts of the original training.
+        original_max_position: usize,
+        /// On cosines and sines.
+        attention_factor: f64,
+    },
 }
 
 impl RopeSpec {
-    /// Whether the table of a longer text differs in its shared positions, so that a table serves one length only.
-    pub fn depends_on_length(&self) -> bool {
-        matches!(self.scaling, RopeScaling::Dynamic { .. })
+    /// For texts of `length`, how long a table to make, so that it serves as many others as it may.
+    pub fn table_length(&self, length: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } => length,
+            _ => length.next_power_of_two().min(self.switch().filter(|it| length <= *it).unwrap_or(usize::MAX)),
+        }
     }
 
-    /// The `head_dim / 2` frequencies for texts of `length` tokens, in radians a position, and the factor on cosines and
+    /// Whether a table for texts of `made` tokens is that of texts of `length`, which a longer text's may differ from in its shared
+    /// positions.
+    pub fn serves(&self, made: usize, length: usize) -> bool {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } => made == length,
+            _ => made >= length && self.switch().is_none_or(|it| (made > it) == (length > it)),
+        }
+    }
+
+    /// The length beyond which all positions of a text are rotated in another way, if there is one.
+    pub fn switch(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { original_max_position, .. } => Some(original_max_position),
+            _ => None,
+        }
+    }
+
+    /// The `channels / 2` frequencies for texts of `length` tokens, in radians a position, and the factor on cosines and
     /// sines.
     pub(super) fn frequencies(&self, length: usize) -> Result<(Vec<f32>, f32)> {
         self.check()?;
-        let (mut theta, d) = (self.theta, self.head_dim as f64);
+        let (mut theta, d) = (self.theta, self.channels as f64);
         if let RopeScaling::Dynamic { factor } = self.scaling {
             let (max, length) = (self.max_position as f64, length.max(self.max_position) as f64);
             theta *= (factor * length / max - (factor - 1.0)).powf(d / (d - 2.0));
         }
         // transformers takes the power and the reciprocal in f32.
-        let plain = (0..self.head_dim / 2).map(|i| {
-            let power = theta.powf(f64::from((2 * i) as f32 / self.head_dim as f32)) as f32;
+        let plain = (0..self.channels / 2).map(|i| {
+            let power = theta.powf(f64::from((2 * i) as f32 / self.channels as f32)) as f32;
             f64::from(1.0 / power)
         });
         let plain: Vec<f64> = plain.collect();
-        let scaled = self.stretch(&plain);
+        let scaled = self.stretch(&plain, length);
         Ok((scaled.into_iter().map(|f| f as f32).collect(), self.attention_factor() as f32))
     }
 
-    fn stretch(&self, plain: &[f64]) -> Vec<f64> {
+    fn stretch(&self, plain: &[f64], length: usize) -> Vec<f64> {
         match self.scaling {
+            RopeScaling::LongRope { ref short, ref long, original_max_position, .. } => {
+                let factors = if length > original_max_position { long } else { short };
+                // In f32, as the plain ones: the reciprocal of a product.
+                let one = |(f, factor): (&f64, &f64)| f64::from(1.0 / (*factor as f32 * (1.0 / *f as f32)));
+                plain.iter().zip(factors).map(one).collect()
+            }
             RopeScaling::None | RopeScaling::Dynamic { .. } => plain.to_vec(),
             RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_position } => {
@@ -118,7 +156,7 @@ impl RopeSpec {
 
     /// The channels between which yarn passes from keeping a frequency to dividing it.
     fn yarn_ramp(&self, original: f64, (fast, slow): (f64, f64), truncate: bool) -> (f64, f64) {
-        let d = self.head_dim as f64;
+        let d = self.channels as f64;
         // The channel whose wavelength fits so many times into the original length.
         let channel = |rotations: f64| d * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
         let (mut low, mut high) = (channel(fast), channel(slow));
@@ -130,6 +168,9 @@ impl RopeSpec {
     }
 
     fn attention_factor(&self) -> f64 {
+        if let RopeScaling::LongRope { attention_factor, .. } = self.scaling {
+            return attention_factor;
+        }
         let RopeScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } = self.scaling else {
             return 1.0;
         };
@@ -144,8 +185,8 @@ impl RopeSpec {
 
     fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid("rope", message));
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            return refuse(format!("head_dim must be even and positive, got {}", self.head_dim));
+        if self.channels == 0 || !self.channels.is_multiple_of(2) {
+            return refuse(format!("the channels that are rotated must be even and positive, got {}", self.channels));
         }
         if !self.theta.is_finite() || self.theta <= 1.0 {
             return refuse(format!("rope_theta must be a number above 1, got {}", self.theta));
@@ -156,6 +197,7 @@ impl RopeSpec {
             RopeScaling::Dynamic { factor } => (factor, self.max_position),
             RopeScaling::Llama3 { factor, original_max_position, .. } => (factor, original_max_position),
             RopeScaling::Yarn { factor, original_max_position, .. } => (factor, original_max_position),
+            RopeScaling::LongRope { original_max_position, .. } => (1.0, original_max_position),
         };
         if !factor.is_finite() || factor <= 0.0 {
             return refuse(format!("the factor of rope scaling must be a positive number, got {factor}"));
@@ -168,11 +210,20 @@ impl RopeSpec {
 
     fn check_ramp(&self) -> Result<()> {
         match self.scaling {
-            RopeScaling::Dynamic { .. } if self.head_dim <= 2 => {
-                Err(Error::invalid("rope", "dynamic scaling needs a head_dim above 2"))
+            RopeScaling::Dynamic { .. } if self.channels <= 2 => {
+                Err(Error::invalid("rope", "dynamic scaling needs more than 2 channels that are rotated"))
             }
             RopeScaling::Llama3 { low_freq_factor: low, high_freq_factor: high, .. } if low.is_nan() || low >= high => {
                 let message = format!("low_freq_factor must be below high_freq_factor, got {low} and {high}");
+                Err(Error::invalid("rope", message))
+            }
+            RopeScaling::LongRope { ref short, ref long, .. } => {
+                let fits = |it: &[f64]| it.len() == self.channels / 2 && it.iter().all(|v| v.is_finite() && *v > 0.0);
+                if fits(short) && fits(long) {
+                    return Ok(());
+                }
+                let wanted = self.channels / 2;
+                let message = format!("longrope needs {wanted} positive numbers as short_factor and as long_factor");
                 Err(Error::invalid("rope", message))
             }
             _ => Ok(()),

@@ -5,7 +5,7 @@ use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise};
 
 fn spec(head_dim: usize, scaling: RopeScaling) -> RopeSpec {
-    RopeSpec { theta: 10000.0, head_dim, max_position: 16, scaling }
+    RopeSpec { theta: 10000.0, channels: head_dim, max_position: 16, scaling }
 }
 
 fn yarn(factor: f64) -> RopeScaling {
@@ -45,12 +45,44 @@ fn default_and_linear_frequencies() {
 #[test]
 fn dynamic_frequencies_depend_on_lengths_beyond_the_maximum_only() {
     let dynamic = spec(8, RopeScaling::Dynamic { factor: 2.0 });
-    assert!(dynamic.depends_on_length());
+    assert!(dynamic.serves(40, 40) && !dynamic.serves(41, 40) && dynamic.table_length(40) == 40);
     assert_frequencies(&dynamic, 7, &PLAIN, 1.0);
     assert_frequencies(&dynamic, 16, &PLAIN, 1.0);
     // 2 * 40 / 16 - 1 = 4; the base grows by 4^(8/6), so frequency i shrinks by 4^(i/3).
     let thirds = [1.0, 0.1 / 4f64.powf(1.0 / 3.0), 0.01 / 4f64.powf(2.0 / 3.0), 0.001 / 4.0];
     assert_frequencies(&dynamic, 40, &thirds, 1.0);
+}
+
+#[test]
+fn longrope_divides_by_other_numbers_beyond_the_original_length() {
+    let (short, long) = (vec![1.0, 2.0, 4.0, 5.0], vec![2.0, 4.0, 8.0, 10.0]);
+    let long = spec(8, RopeScaling::LongRope { short, long, original_max_position: 12, attention_factor: 1.25 });
+    assert_frequencies(&long, 12, &[1.0, 0.05, 0.0025, 0.0002], 1.25);
+    assert_frequencies(&long, 13, &[0.5, 0.025, 0.00125, 0.0001], 1.25);
+    assert_eq!([3, 9, 12, 13].map(|it| long.table_length(it)), [4, 12, 12, 16]);
+    assert!(long.serves(12, 3) && !long.serves(16, 12) && long.serves(16, 13) && !long.serves(16, 17));
+}
+
+#[test]
+fn a_part_of_every_head_is_rotated_and_the_rest_stays() {
+    for dtype in FLOATS {
+        let (layout, x) = (Layout::resumed(&[(3, 2, 0), (2, 5, 8)]).unwrap(), noise(&[5, 24], dtype, 1));
+        let table = RopeTable::new(&spec(8, RopeScaling::None), 16).unwrap();
+        let part = |of: &Tensor, head: usize, range: std::ops::Range<usize>| -> Vec<f32> {
+            of.to_f32_vec().chunks(24).flat_map(|row| row[head * 12..][range.clone()].to_vec()).collect()
+        };
+        let run =
+            |x: &Tensor, d: usize| rope(&Tape::disabled(), &Var::constant(x.clone()), &table, &layout, d).unwrap();
+        let y = run(&x, 12);
+        for head in 0..2 {
+            assert_eq!(part(y.value(), head, 8..12), part(&x, head, 8..12));
+            let alone = Tensor::from_vec(&[5, 8], part(&x, head, 0..8)).to_dtype(dtype);
+            assert_eq!(part(y.value(), head, 0..8), run(&alone, 8).value().to_f32_vec());
+        }
+    }
+    let x = Param::new("x", noise(&[2, 12], DType::F32, 1));
+    let table = RopeTable::new(&spec(4, RopeScaling::None), 4).unwrap();
+    gradcheck(&[x], |tape, p| rope(tape, &tape.param(&p[0]), &table, &Layout::new(&[2]).unwrap(), 6));
 }
 
 #[test]
@@ -195,9 +227,12 @@ fn what_makes_no_rotation_is_refused() {
         refused(x.clone(), &[1, 2], 8),
         "rope: expected shape (2, heads * 8), one row a position, got shape [1, 16]"
     );
-    assert_eq!(refused(x, &[1], 4), "rope: expected heads of 8 channels as the table has, got 4");
+    assert_eq!(refused(x, &[1], 4), "rope: expected heads of 8 channels or more, as the table rotates, got 4");
     let table = |spec: &RopeSpec| RopeTable::new(spec, 4).unwrap_err().to_string();
-    assert_eq!(table(&spec(7, RopeScaling::None)), "rope: head_dim must be even and positive, got 7");
+    assert_eq!(
+        table(&spec(7, RopeScaling::None)),
+        "rope: the channels that are rotated must be even and positive, got 7"
+    );
     assert_eq!(
         table(&spec(8, RopeScaling::Linear { factor: 0.0 })),
         "rope: the factor of rope scaling must be a positive number, got 0"

@@ -131,7 +131,10 @@ fn around(tokenizer: &Tokenizer, before: bool) -> &[u32] {
 
 /// The rotation of all layers, or which layers have which, or none.
 fn rope(config: &ModelConfig) -> Option<String> {
-    let Architecture::Decoder(spec) = &config.architecture else { return None };
+    let spec = match &config.architecture {
+        Architecture::Decoder(spec) => spec,
+        Architecture::Gpt(spec) => return spec.rope.as_ref().map(described),
+    };
     let on = |rope: Option<usize>| -> Vec<String> {
         let layers = spec.layers.iter().enumerate().filter(|it| it.1.rope == rope);
         layers.map(|it| it.0.to_string()).collect()
@@ -156,6 +159,9 @@ fn described(rope: &RopeSpec) -> String {
         RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, .. } => format!(
             "yarn (factor {factor}, beta_fast {beta_fast}, beta_slow {beta_slow}, original length {original_max_position})"
         ),
+        RopeScaling::LongRope { original_max_position, attention_factor, .. } => {
+            format!("longrope (original length {original_max_position}, scores times the square of {attention_factor})")
+        }
     };
     format!("{kind}, theta {}", rope.theta)
 }

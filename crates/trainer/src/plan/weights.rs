@@ -34,9 +34,9 @@ impl DryWeights<'_> {
         Tensor::scratch_on(self.device, shape, dtype)
     }
 
-    fn matrix(&self, path: &str, dims: (usize, usize), is_head: bool) -> Result<Base> {
+    fn matrix(&self, path: &str, dims: (usize, usize), (is_head, transposed): (bool, bool)) -> Result<Base> {
         let (name, shape) = (format!("{path}.weight"), [dims.0, dims.1]);
-        let stored = self.stored(&name, &shape)?;
+        let stored = self.stored(&name, &if transposed { [dims.1, dims.0] } else { shape })?;
         let Some(format) = self.format else {
             return Ok(Base::Trainable(Param::new(name, self.scratch(&shape, DType::F32))));
         };
@@ -51,9 +51,15 @@ impl DryWeights<'_> {
 
 impl Weights for DryWeights<'_> {
     fn linear(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
-        let base = self.matrix(path, dims, false)?;
+        let base = self.matrix(path, dims, (false, false))?;
         let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, base, bias))
+    }
+
+    fn transposed(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
+        let base = self.matrix(path, dims, (false, true))?;
+        let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
+        Ok(Linear::new(path, base, bias).published_transposed())
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
@@ -65,6 +71,6 @@ impl Weights for DryWeights<'_> {
     }
 
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
-        Ok(Linear::head(path, self.matrix(path, dims, true)?))
+        Ok(Linear::head(path, self.matrix(path, dims, (true, false))?))
     }
 }
