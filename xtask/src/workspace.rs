@@ -55,7 +55,7 @@ pub(crate) fn build_halfbyte(root: &Path) -> Result<PathBuf> {
     build_with(root, &[])
 }
 
-/// As [`build_halfbyte`], but without the half for the network, a sixth of the work, unless that is built already: a program that can
+/// As [`build_halfbyte`], but without the half for the network, a minute of CPU, unless that is built already: a program that can
 /// ask the hub is not replaced by one that cannot.
 pub(crate) fn build_halfbyte_offline(root: &Path) -> Result<PathBuf> {
     let built = std::fs::read_dir(target_dir(root)?.join("release").join("deps")).into_iter().flatten().flatten();

@@ -64,10 +64,17 @@ struct State {
 struct Repo {
     /// A commit by revision, files by commit.
     refs: BTreeMap<String, String>,
-    commits: BTreeMap<String, BTreeMap<String, Arc<Vec<u8>>>>,
+    commits: BTreeMap<String, BTreeMap<String, Arc<Stored>>>,
     gated: bool,
     /// Files that are listed and not there.
     claimed: Vec<(String, u64)>,
+}
+
+/// A file and its hashes.
+struct Stored {
+    bytes: Vec<u8>,
+    git_hash: String,
+    sha256: String,
 }
 
 /// A hub that lives as long as its process.
@@ -102,9 +109,10 @@ impl LoopbackHub {
 
     /// Adds files at a revision, as a new commit, and gives the commit.
     pub fn add(&self, id: &str, revision: &str, files: &[(&str, &[u8])]) -> String {
-        let files: BTreeMap<String, Arc<Vec<u8>>> =
-            files.iter().map(|(path, it)| ((*path).to_owned(), Arc::new(it.to_vec()))).collect();
-        let all: String = files.iter().map(|(path, it)| path.clone() + &git_hash(it)).collect();
+        let stored = |it: &[u8]| Stored { bytes: it.to_vec(), git_hash: git_hash(it), sha256: sha256(it) };
+        let files: BTreeMap<String, Arc<Stored>> =
+            files.iter().map(|(path, it)| ((*path).to_owned(), Arc::new(stored(it)))).collect();
+        let all: String = files.iter().map(|(path, it)| path.clone() + &it.git_hash).collect();
         let commit = git_hash(format!("{id}{revision}{all}").as_bytes());
         let mut state = self.lock();
         let repo = state.repos.entry(id.to_owned()).or_default();
@@ -262,18 +270,19 @@ impl LoopbackHub {
             }
             _ => {
                 let path = rest[1..].join("/");
-                let Some(bytes) = files.get(&path).cloned() else {
+                let Some(file) = files.get(&path).cloned() else {
                     return Reply::refusal(404, "EntryNotFound", "Entry not found");
                 };
-                let to = format!("{}/{}?signature=secret", state.storage, sha256(&bytes));
+                let to = format!("{}/{}?signature=secret", state.storage, file.sha256);
                 drop(state);
-                let large = bytes.len() >= LARGE;
-                let etag = if large { sha256(&bytes) } else { git_hash(&bytes) };
+                let large = file.bytes.len() >= LARGE;
+                let etag = if large { &file.sha256 } else { &file.git_hash };
                 let mut marks = vec![format!("X-Repo-Commit: {commit}"), format!("ETag: \"{etag}\"")];
                 if large {
-                    marks.extend([format!("X-Linked-ETag: \"{etag}\""), format!("X-Linked-Size: {}", bytes.len())]);
+                    marks
+                        .extend([format!("X-Linked-ETag: \"{etag}\""), format!("X-Linked-Size: {}", file.bytes.len())]);
                 }
-                let mut reply = if large { Reply::redirect(to) } else { self.bytes(seen, Some(bytes)) };
+                let mut reply = if large { Reply::redirect(to) } else { self.bytes(seen, Some(file)) };
                 reply.headers.extend(marks);
                 reply
             }
@@ -281,7 +290,7 @@ impl LoopbackHub {
     }
 
     /// The bytes of a file, or of the one that the storage knows by the address.
-    fn bytes(&self, seen: &Seen, known: Option<Arc<Vec<u8>>>) -> Reply {
+    fn bytes(&self, seen: &Seen, known: Option<Arc<Stored>>) -> Reply {
         let mut state = self.lock();
         let fault = state.faults.pop_front().unwrap_or(Fault::None);
         if let Fault::Silent(time) = fault {
@@ -297,15 +306,18 @@ impl LoopbackHub {
             };
         }
         let files = || state.repos.values().flat_map(|it| it.commits.values()).flat_map(|it| it.values());
-        let found = known.or_else(|| files().find(|it| seen.path.contains(&sha256(it))).cloned());
-        let Some(bytes) = found else { return Reply::refusal(404, "", "no such file") };
+        let found = known.or_else(|| files().find(|it| seen.path.contains(&it.sha256)).cloned());
+        let Some(file) = found else { return Reply::refusal(404, "", "no such file") };
+        let bytes = &file.bytes;
         let range = seen.range.as_deref().filter(|_| !state.ignores_ranges).and_then(parse_range);
-        let mut reply = Reply { status: 200, body: bytes.to_vec(), ..Reply::default() };
+        let mut reply = Reply { status: 200, ..Reply::default() };
         if let Some((first, last)) = range {
             let last = last.min(bytes.len() - 1);
             reply.status = 206;
             reply.headers.push(format!("Content-Range: bytes {first}-{last}/{}", bytes.len()));
             reply.body = bytes[first..=last].to_vec();
+        } else {
+            reply.body = bytes.clone();
         }
         match fault {
             Fault::Wrong => reply.body[0] ^= 1,
@@ -355,13 +367,14 @@ impl Reply {
     }
 }
 
-fn listed(path: &str, bytes: &[u8]) -> Value {
-    let pointer = 130;
-    if bytes.len() < LARGE {
-        return json!({ "type": "file", "path": path, "oid": git_hash(bytes), "size": bytes.len() });
+fn listed(path: &str, file: &Stored) -> Value {
+    let size = file.bytes.len();
+    if size < LARGE {
+        return json!({ "type": "file", "path": path, "oid": file.git_hash, "size": size });
     }
-    let lfs = json!({ "oid": sha256(bytes), "size": bytes.len(), "pointerSize": pointer });
-    json!({ "type": "file", "path": path, "oid": git_hash(path.as_bytes()), "size": bytes.len(), "lfs": lfs })
+    // git has a pointer in its place.
+    let lfs = json!({ "oid": file.sha256, "size": size, "pointerSize": 130 });
+    json!({ "type": "file", "path": path, "oid": git_hash(path.as_bytes()), "size": size, "lfs": lfs })
 }
 
 /// `bytes=0-9`.

@@ -94,7 +94,8 @@ impl Progress {
             Event::Asks { name, endpoint } => say(&format!("{name}: asking {endpoint}")),
             Event::Fetches { name, files, bytes: total, kept } => {
                 let here = if kept > 0 { format!(", of which {} came earlier", size(kept)) } else { String::new() };
-                say(&format!("{name}: fetching {files} files, {}{here}", size(total)));
+                let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+                say(&format!("{name}: fetching {files}, {}{here}", size(total)));
                 let bar = console::byte_bar(total, "fetching");
                 bar.set_position(kept);
                 // The rate is that of what comes now.
