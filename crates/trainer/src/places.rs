@@ -157,13 +157,13 @@ mod tests {
 
     #[test]
     fn a_path_is_left_as_it_is() {
-        for path in
-            ["/nowhere/at/all", "./x", "rows.jsonl", "x", "data/*.jsonl", "a/b.jsonl,a/c.jsonl", "data/rows.csv.gz"]
-        {
-            for found in [model(Path::new(path)).unwrap(), data(Path::new(path)).unwrap()] {
-                assert_eq!((found.path.as_path(), found.pinned.as_path()), (Path::new(path), Path::new(path)));
-            }
+        for path in ["/nowhere/at/all", "./x", "rows.jsonl", "x"] {
+            let found = model(Path::new(path)).unwrap();
+            assert_eq!((found.path.as_path(), found.pinned.as_path()), (Path::new(path), Path::new(path)));
             assert_eq!(told(Path::new(path)), (path.to_owned(), None));
+        }
+        for path in ["rows.jsonl", "data/*.jsonl", "a/b.jsonl,a/c.jsonl", "data/rows.csv.gz"] {
+            assert_eq!(data(Path::new(path)).unwrap().path, Path::new(path));
         }
     }
 }
