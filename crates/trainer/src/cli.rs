@@ -40,6 +40,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Measure loss and perplexity on a data set.
     Eval(EvalArgs),
+    /// Show what a training would see of its rows: token by token, what is learned of them, how long they are.
+    Data(DataArgs),
     /// Show a model's structure, what an adapter would train, and the memory it needs.
     Inspect(InspectArgs),
     /// Fold an adapter into its base and write a model folder.
@@ -197,6 +199,32 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 8, visible_alias = "batch-size")]
     pub per_device_eval_batch_size: usize,
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `halfbyte data`.
+#[derive(Args, Debug)]
+pub struct DataArgs {
+    /// The model whose tokenizer and chat template count: a folder, or a name on the hub, ORG/NAME[@REVISION].
+    #[arg(long, value_name = "MODEL")]
+    pub model: PathBuf,
+    /// The rows, as finetune takes them.
+    #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// What a row is.
+    #[command(flatten)]
+    pub row: RowFlags,
+    /// Only these rows, such as 0..100.
+    #[arg(long, value_name = "FROM..TO")]
+    pub rows: Option<String>,
+    /// Tokens a row at most.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_length: usize,
+    /// How many examples are shown.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub samples: usize,
+    /// Print one JSON object an example, with its ids and whether each is learned.
     #[arg(long)]
     pub json: bool,
 }

@@ -19,14 +19,16 @@ mod plan;
 mod quantized_checkpoint;
 mod rows;
 mod save_model;
+mod spellings;
 mod streamed_matrix;
 
-use std::{error::Error, ffi::OsString, time::Instant};
+use std::{error::Error, time::Instant};
 
 use cli::Command;
 
 pub use cli::Cli;
 pub use failure::{Interrupted, UserError, exit_code, message};
+pub use spellings::normalised;
 
 /// Runs a command. What it prints for people goes to standard error, results to standard output.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
@@ -44,6 +46,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Finetune(args) => finetune::run(*args, begun),
         Command::Generate(args) => commands::generate(&args),
         Command::Chat(args) => commands::chat(&args),
+        Command::Data(args) => commands::data(&args),
         Command::Eval(args) => commands::eval(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Merge(args) => commands::merge(&args),
@@ -53,13 +56,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Devices => commands::devices(),
         Command::Doctor => commands::doctor(),
     }
-}
-
-/// Flags as Python programs spell them, `--lora_alpha` for `--lora-alpha`.
-pub fn dashed(arg: OsString) -> OsString {
-    let Some(text) = arg.to_str().filter(|it| it.starts_with("--")) else { return arg };
-    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-    format!("{}{value}", name.replace('_', "-")).into()
 }
 
 /// More than any machine has cores; so many threads would only wait for each other.

@@ -1,11 +1,12 @@
 //! The `halfbyte` binary.
 
 use clap::Parser;
-use halfbyte_trainer::{Cli, dashed, exit_code, message, run};
+use halfbyte_trainer::{Cli, exit_code, message, normalised, run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match run(Cli::parse_from(std::env::args_os().map(dashed))) {
+    let done = normalised(std::env::args_os()).and_then(|args| run(Cli::parse_from(args)));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             halfbyte_trainer::console::error(&message(&error));

@@ -162,6 +162,44 @@ fn a_talk_keeps_the_template_and_the_tokens() {
 }
 
 #[test]
+fn rows_are_shown_as_a_training_sees_them() {
+    let work = Work::new();
+    let (model, data) = (with_template(&work), talks(&work, "talks.jsonl"));
+    let show = |flags: &[&str]| {
+        let mut args: Vec<OsString> =
+            vec!["data".into(), "--model".into(), model.clone().into(), "--data".into(), data.clone().into()];
+        args.extend(flags.iter().map(OsString::from));
+        run(args).success()
+    };
+    let text = show(&["--samples", "1"]).stdout;
+    assert!(text.contains("example 0: 19 tokens, 7 of them learned"), "{text}");
+    assert!(text.contains("[[sat|on|the|mat|</s>]]") && text.contains("[[ran|</s>]]"), "{text}");
+    assert!(text.contains("8 rows read, 8 used") && text.contains("19 tokens         8  ####"), "{text}");
+    let lines = show(&["--json", "--samples", "2", "--loss-on", "last"]).stdout;
+    let rows: Vec<Value> = lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    let learned = |row: &Value| row["trained"].as_array().unwrap().iter().filter(|it| **it == json!(true)).count();
+    assert_eq!((rows.len(), rows[0]["ids"].as_array().unwrap().len(), learned(&rows[0])), (2, 19, 2));
+    let old = fs::remove_file(model.join("model.safetensors"));
+    assert!(old.is_ok() && show(&["--samples", "1"]).stdout == text, "no weights are needed");
+}
+
+#[test]
+fn a_command_of_another_program_runs() {
+    let work = Work::new();
+    let (model, data) = (with_template(&work), talks(&work, "talks.jsonl"));
+    let mut args: Vec<OsString> =
+        vec!["finetune".into(), "--model_name_or_path".into(), model.into(), "--dataset".into(), data.into()];
+    args.extend(["--output_dir".into(), work.path("run").into()]);
+    let flags = "--do_train --stage sft --finetuning_type lora --load_in_4bit True --lora_target all --lora_rank 4 --bf16 True \
+                 --per_device_train_batch_size 2 --max_steps 1 --assistant_only_loss True --cutoff_len 64 --report_to none --eval_strategy no";
+    args.extend(flags.split_whitespace().map(OsString::from));
+    let said = run(args.clone()).success().stderr;
+    assert!(said.contains("loss on assistant") && said.contains("rank 4"), "{said}");
+    args.extend(["--neftune_noise_alpha".into(), "5".into()]);
+    run(args).user_error(&["--neftune-noise-alpha", "leave it out"]);
+}
+
+#[test]
 fn what_is_wrong_with_conversations_is_said_before_a_model_is_loaded() {
     let work = Work::new();
     let model = with_template(&work);

@@ -1,6 +1,7 @@
 //! The commands that use a model: each a file.
 
 mod chat;
+mod data;
 mod devices;
 mod dialogue;
 mod doctor;
@@ -15,6 +16,7 @@ mod quantize;
 mod session;
 
 pub(crate) use chat::chat;
+pub(crate) use data::data;
 pub(crate) use devices::devices;
 pub(crate) use doctor::doctor;
 pub(crate) use eval::eval;
