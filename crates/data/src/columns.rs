@@ -208,7 +208,8 @@ impl Columns {
         ];
         let mut found = found.into_iter().flatten();
         let Some(chosen) = found.next() else { return Err(search.nothing()) };
-        let notes = found.next().map(|other| overlooked(&chosen, &other));
+        let others = found.find(|other| other.to_string() != chosen.to_string());
+        let notes = others.map(|other| overlooked(&chosen, &other));
         Ok(Chosen { columns: chosen, notes: notes.into_iter().collect() })
     }
 

@@ -332,7 +332,7 @@ fn columns_are_chosen_by_name() {
     );
     assert_eq!(found(&["question", "answer"], "", None), one("columns question, answer"));
     assert_eq!(found(&["prompt", "response"], "", None), one("columns prompt, response"));
-    assert_eq!(found(&["prompt", "completion"], "", None).0, "columns prompt, completion");
+    assert_eq!(found(&["prompt", "completion"], "", None), one("columns prompt, completion"));
     assert_eq!(found(&["id", "messages[]"], "", None), one("column messages"));
     assert_eq!(found(&["conversations[]", "system"], "", None), one("columns conversations, system"));
     assert_eq!(found(&["instruction", "output", "text"], "", None), ("column text".into(), 1));

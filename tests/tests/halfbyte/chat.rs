@@ -172,13 +172,13 @@ fn rows_are_shown_as_a_training_sees_them() {
         run(args).success()
     };
     let text = show(&["--samples", "1"]).stdout;
-    assert!(text.contains("example 0: 19 tokens, 7 of them learned"), "{text}");
+    assert!(text.contains("example 0: 21 tokens, 7 of them learned"), "{text}");
     assert!(text.contains("[[sat|on|the|mat|</s>]]") && text.contains("[[ran|</s>]]"), "{text}");
-    assert!(text.contains("8 rows read, 8 used") && text.contains("19 tokens         8  ####"), "{text}");
+    assert!(text.contains("8 rows read, 8 used") && text.contains("21 tokens         8  ####"), "{text}");
     let lines = show(&["--json", "--samples", "2", "--loss-on", "last"]).stdout;
     let rows: Vec<Value> = lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
     let learned = |row: &Value| row["trained"].as_array().unwrap().iter().filter(|it| **it == json!(true)).count();
-    assert_eq!((rows.len(), rows[0]["ids"].as_array().unwrap().len(), learned(&rows[0])), (2, 19, 2));
+    assert_eq!((rows.len(), rows[0]["ids"].as_array().unwrap().len(), learned(&rows[0])), (2, 21, 2));
     let old = fs::remove_file(model.join("model.safetensors"));
     assert!(old.is_ok() && show(&["--samples", "1"]).stdout == text, "no weights are needed");
 }
