@@ -160,16 +160,17 @@ impl Hub {
         return Err(without_network(name, (used, watch)));
     }
 
-    /// The files of a split: from the cache, else from the hub.
+    /// The files of a split: from the cache, else from the hub. Of a name without a split, the first of `usual` is meant that there is,
+    /// such as `train`, or else the only one.
     ///
     /// # Errors
     /// As [`folder`](Self::folder); a split that is not there.
-    pub fn rows(&self, name: &DataName, watch: Watch<'_>) -> Result<Rows> {
-        match self.cached_rows(name)? {
+    pub fn rows(&self, name: &DataName, usual: &[&str], watch: Watch<'_>) -> Result<Rows> {
+        match self.cached_rows(name, usual)? {
             Some(rows) => Ok(rows),
             None => {
                 self.require_network(&name.repo, "is not there, or not as a whole")?;
-                self.pull_rows(name, watch)
+                self.pull_rows(name, usual, watch)
             }
         }
     }
@@ -178,16 +179,16 @@ impl Hub {
     ///
     /// # Errors
     /// As [`rows`](Self::rows).
-    pub fn pull_rows(&self, name: &DataName, watch: Watch<'_>) -> Result<Rows> {
+    pub fn pull_rows(&self, name: &DataName, usual: &[&str], watch: Watch<'_>) -> Result<Rows> {
         self.require_network(&name.repo, "may be there")?;
         #[cfg(feature = "network")]
-        return pull::data(self, name, watch);
+        return pull::data(self, name, usual, watch);
         #[cfg(not(feature = "network"))]
-        return Err(without_network(&name.repo, watch));
+        return Err(without_network(&name.repo, (usual, watch)));
     }
 
     /// The files of a split, if all of them are in the cache.
-    fn cached_rows(&self, name: &DataName) -> Result<Option<Rows>> {
+    fn cached_rows(&self, name: &DataName, usual: &[&str]) -> Result<Option<Rows>> {
         for at in revisions(name) {
             let repo = Repo::new(&self.settings.cache, &at);
             let Some(commit) = repo.commit(at.revision()) else { return Ok(None) };
@@ -200,8 +201,7 @@ impl Hub {
             if known.is_empty() {
                 continue;
             }
-            let split = splits::pick(&known, name.config.as_deref(), name.split.as_deref())
-                .map_err(|it| Error::asked(name.repo.to_string(), it))?;
+            let split = splits::pick(&known, name, usual).map_err(|it| Error::asked(name.repo.to_string(), it))?;
             let files: Vec<PathBuf> = split.paths.iter().map(|it| folder.join(it)).collect();
             let whole = files.iter().all(|it| it.exists());
             return Ok(whole.then_some(Rows { files, config: split.config, split: split.split, commit, fetched: 0 }));

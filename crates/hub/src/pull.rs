@@ -34,7 +34,7 @@ pub(crate) fn pull(hub: &Hub, name: &Name, used: Use, watch: Watch<'_>) -> Resul
 }
 
 /// The files of a split, from the repository itself or, where that holds none of this form, from the hub's conversion of it.
-pub(crate) fn data(hub: &Hub, name: &DataName, watch: Watch<'_>) -> Result<Rows> {
+pub(crate) fn data(hub: &Hub, name: &DataName, usual: &[&str], watch: Watch<'_>) -> Result<Rows> {
     let client = begin(hub, &name.repo, watch)?;
     let repo = Repo::new(&hub.settings.cache, &name.repo);
     for at in crate::revisions(name) {
@@ -51,8 +51,7 @@ pub(crate) fn data(hub: &Hub, name: &DataName, watch: Watch<'_>) -> Result<Rows>
             repo.set_ref(at.revision(), &commit)?;
             continue;
         }
-        let split = pick(&all, name.config.as_deref(), name.split.as_deref())
-            .map_err(|it| Error::asked(name.repo.to_string(), it))?;
+        let split = pick(&all, name, usual).map_err(|it| Error::asked(name.repo.to_string(), it))?;
         let wanted: Vec<&Entry> = tree.0.iter().filter(|it| split.paths.contains(&it.path)).collect();
         let pulled = Job { hub, client: &client, name: &at, repo, commit }.bring(&wanted)?;
         let files = split.paths.iter().map(|it| pulled.folder.join(it)).collect();

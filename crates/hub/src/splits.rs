@@ -4,6 +4,8 @@
 //! `datasets` library writes; of other files a word in the name or of a folder tells (`test.parquet`, `val/a.parquet`), and what has none
 //! is `train`.
 
+use crate::DataName;
+
 /// The files of a split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Split {
@@ -70,25 +72,28 @@ fn word(text: &str) -> Option<String> {
     words.find_map(|it| Some(WORDS.iter().find(|(_, all)| all.contains(&it.as_str()))?.0.to_owned()))
 }
 
-/// The split that is meant: the one that is named, else `train`, else the only one; of several sets the named one, else `default`.
+/// The split that is meant: the one that is named, else the first of `usual` that there is, else the only one; of several sets the named
+/// one, else `default`.
 ///
 /// # Errors
 /// What there is instead, as a sentence.
-pub(crate) fn pick(all: &[Split], config: Option<&str>, split: Option<&str>) -> Result<Split, String> {
+pub(crate) fn pick(all: &[Split], name: &DataName, usual: &[&str]) -> Result<Split, String> {
+    let (config, split) = (name.config.as_deref(), name.split.as_deref());
     let mut configs: Vec<&str> = all.iter().map(|it| it.config.as_str()).collect();
     configs.dedup();
     let named = config.or(if configs.len() == 1 { configs.first().copied() } else { Some(DEFAULT) });
     let of_config: Vec<&Split> = all.iter().filter(|it| Some(it.config.as_str()) == named).collect();
     if of_config.is_empty() {
-        let part = split.unwrap_or(TRAIN);
+        let part = split.or(usual.first().copied()).unwrap_or(TRAIN);
         return Err(match config {
             Some(it) => format!("has no part {it}; there is {}", configs.join(", ")),
             None => format!("holds several sets: {}; say which, as in :{}/{part}", configs.join(", "), configs[0]),
         });
     }
+    let named = |split: &str| of_config.iter().find(|it| it.split == split);
     let found = match split {
-        Some(split) => of_config.iter().find(|it| it.split == split),
-        None => of_config.iter().find(|it| it.split == TRAIN).or(of_config.first().filter(|_| of_config.len() == 1)),
+        Some(split) => named(split),
+        None => usual.iter().find_map(|it| named(it)).or(of_config.first().filter(|_| of_config.len() == 1)),
     };
     let there: Vec<&str> = of_config.iter().map(|it| it.split.as_str()).collect();
     found.map(|it| (*it).clone()).ok_or_else(|| match split {
@@ -100,6 +105,17 @@ pub(crate) fn pick(all: &[Split], config: Option<&str>, split: Option<&str>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Kind, Name};
+
+    fn pick(all: &[Split], config: Option<&str>, split: Option<&str>) -> Result<Split, String> {
+        picked(all, config, split, &[TRAIN])
+    }
+
+    fn picked(all: &[Split], config: Option<&str>, split: Option<&str>, usual: &[&str]) -> Result<Split, String> {
+        let repo = Name { kind: Kind::DataSet, id: "a/b".into(), revision: None };
+        let name = DataName { repo, config: config.map(str::to_owned), split: split.map(str::to_owned) };
+        super::pick(all, &name, usual)
+    }
 
     fn placed(path: &str) -> String {
         let (config, split) = place(path);
@@ -136,6 +152,7 @@ mod tests {
         let train = pick(&all, None, None).unwrap();
         assert_eq!((train.split.as_str(), train.paths.len()), ("train", 2));
         assert!(train.paths[0].contains("00000"), "shards in their order");
+        assert_eq!(picked(&all, None, None, &["test", "validation"]).unwrap().split, "test");
         assert_eq!(pick(&all, None, Some("test")).unwrap().paths.len(), 1);
         assert_eq!(pick(&all, None, Some("dev")).unwrap_err(), "has no split dev; there is test, train");
         let several = splits(["en/train/0.parquet", "de/train/0.parquet"].into_iter());

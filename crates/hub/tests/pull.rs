@@ -380,13 +380,13 @@ fn a_split_comes_from_the_repository_or_from_the_hubs_conversion() {
     remote.add("datasets/org/pictures", "main", &[("a.png", b"x")]);
     let mut here = Here::new(remote.endpoint());
     let texts = |here: &Here, name: &str| {
-        let rows = here.hub.rows(&data(name), &|_| ()).unwrap();
+        let rows = here.hub.rows(&data(name), &["train"], &|_| ()).unwrap();
         rows.files.iter().map(|it| fs::read_to_string(it).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(texts(&here, "org/rows"), ["one", "two"]);
     assert_eq!(texts(&here, "org/rows:test"), ["test"]);
     assert_eq!(texts(&here, "org/lines"), ["converted"]);
-    let message = |here: &Here, name: &str| here.hub.rows(&data(name), &|_| ()).unwrap_err().to_string();
+    let message = |here: &Here, name: &str| here.hub.rows(&data(name), &["train"], &|_| ()).unwrap_err().to_string();
     assert_eq!(message(&here, "org/rows:dev"), "org/rows: has no split dev; there is test, train");
     assert!(message(&here, "org/pictures").contains("holds no parquet files"));
     assert!(message(&here, "org/nothing").contains("no public data set"));

@@ -1,10 +1,10 @@
 //! Where a flag's model, adapter or data is: a path, or a name whose folder is in the cache or comes from the hub.
 
 use crate::console::{self, say, warn};
+use halfbyte_data::Part;
 use halfbyte_hub::{DataName, Event, Hub, Name, Place, Settings, Use, name};
 use indicatif::ProgressBar;
 use std::{
-    ffi::OsString,
     path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant},
@@ -42,18 +42,35 @@ fn folder(named: &Path, used: Use) -> anyhow::Result<Found> {
     Ok(Found { pinned: format!("{}@{commit}", name.id).into(), path })
 }
 
-/// The file of some data; of a data set in several files, these with commas between them.
-pub(crate) fn data(named: &Path) -> anyhow::Result<Found> {
-    let Some(Place::There(name)) = named.to_str().map(name::data).transpose()? else { return Ok(Found::here(named)) };
+/// What a flag names as data.
+pub(crate) struct FoundData {
+    /// The path, or the files of a data set on the hub.
+    pub(crate) files: Vec<PathBuf>,
+    /// As in [`Found`].
+    pub(crate) pinned: PathBuf,
+}
+
+/// Files of rows; of a data set on the hub whose split is not named, that which is usual for the part.
+pub(crate) fn data(named: &Path, part: Part) -> anyhow::Result<FoundData> {
+    let Some(Place::There(name)) = named.to_str().map(name::data).transpose()? else {
+        return Ok(FoundData { files: vec![named.to_owned()], pinned: named.to_owned() });
+    };
     let progress = Progress::default();
-    let rows = hub()?.rows(&name, &|it| progress.hear(it))?;
+    let rows = hub()?.rows(&name, usual(part), &|it| progress.hear(it))?;
     if name.split.is_none() {
         say(&format!("{name}: taking the split {}", rows.split));
     }
     let repo = Name { revision: Some(rows.commit), ..name.repo };
     let pinned = DataName { repo, config: Some(rows.config), split: Some(rows.split) };
-    let files: Vec<OsString> = rows.files.into_iter().map(PathBuf::into_os_string).collect();
-    Ok(Found { path: files.join(",".as_ref()).into(), pinned: pinned.to_string().into() })
+    Ok(FoundData { files: rows.files, pinned: pinned.to_string().into() })
+}
+
+/// The splits of a data set on the hub that are meant by a part, the first that there is.
+pub(crate) fn usual(part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Train => &["train"],
+        Part::HeldOut => &["test", "validation"],
+    }
 }
 
 /// A model as other programs are told of it: its name, and the revision if one was named.
@@ -163,7 +180,8 @@ mod tests {
             assert_eq!(told(Path::new(path)), (path.to_owned(), None));
         }
         for path in ["rows.jsonl", "data/*.jsonl", "a/b.jsonl,a/c.jsonl", "data/rows.csv.gz"] {
-            assert_eq!(data(Path::new(path)).unwrap().path, Path::new(path));
+            let found = data(Path::new(path), Part::Train).unwrap();
+            assert_eq!((found.files, found.pinned), (vec![PathBuf::from(path)], PathBuf::from(path)));
         }
     }
 }

@@ -144,8 +144,8 @@ impl Rows {
         (flags, max_length, range): (&RowFlags, usize, Option<&str>),
         base: &BaseModel,
     ) -> anyhow::Result<Rows> {
-        let named: Vec<PathBuf> = named.iter().map(|it| Ok(places::data(it)?.path)).collect::<anyhow::Result<_>>()?;
-        let files = DataFiles::find(&named, part)?;
+        let named = named.iter().map(|it| Ok(places::data(it, part)?.files)).collect::<anyhow::Result<Vec<_>>>()?;
+        let files = DataFiles::find(&named.concat(), part)?;
         let columns = files.columns()?;
         let mut names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
         if let Some(text) = &flags.text_column {

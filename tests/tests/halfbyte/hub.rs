@@ -32,9 +32,13 @@ impl Setup {
             write_parquet(&path, &rows.iter().map(|it| Some(*it)).collect::<Vec<_>>());
             fs::read(path).unwrap()
         };
-        let (train, test) = (shard("train", &ROWS), shard("test", &ROWS[..2]));
-        let files: [(&str, &[u8]); 2] =
-            [("data/train-00000-of-00001.parquet", &train), ("data/test-00000-of-00001.parquet", &test)];
+        let (first, second, test) =
+            (shard("first", &ROWS[..5]), shard("second", &ROWS[5..]), shard("test", &ROWS[..2]));
+        let files: [(&str, &[u8]); 3] = [
+            ("data/train-00000-of-00002.parquet", &first),
+            ("data/train-00001-of-00002.parquet", &second),
+            ("data/test-00000-of-00001.parquet", &test),
+        ];
         hub.add("datasets/acme/rows", "main", &files);
         Setup { work, hub }
     }
@@ -82,16 +86,27 @@ const FLAGS: &str = "--method qlora --quant nf4 --rank 4 --max-length 16 --per-d
 #[test]
 fn from_an_empty_cache_to_an_adapter_and_its_text() {
     let it = Setup::new();
-    let train = format!("finetune --model acme/tiny --data acme/rows --eval-data acme/rows:test --output run {FLAGS}");
+    let train = format!("finetune --model acme/tiny --data acme/rows --eval-data acme/rows --output run {FLAGS}");
     let outcome = it.run(&format!("{train} --max-steps 2 --save-steps 2")).success();
     let asked = format!("acme/tiny: asking {}", it.hub.endpoint());
-    for part in [asked.as_str(), "acme/rows: asking", "acme/rows: taking the split train"] {
+    for part in [
+        asked.as_str(),
+        "acme/rows: asking",
+        "acme/rows: taking the split train",
+        "acme/rows: taking the split test",
+        " 8 rows read",
+    ] {
         assert!(outcome.stderr.contains(part), "`{part}`: {outcome}");
     }
     let config: Value = serde_json::from_slice(&fs::read(it.work.path("run/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"acme/tiny".into(), &Value::Null));
     let settings = fs::read_to_string(it.work.path("run/config.toml")).unwrap();
-    assert!(settings.contains("model = \"acme/tiny@") && settings.contains(":default/train\""), "{settings}");
+    assert!(
+        settings.contains("model = \"acme/tiny@")
+            && settings.contains(":default/train\"")
+            && settings.contains(":default/test\""),
+        "{settings}"
+    );
 
     it.hub.forget();
     let said = it.run("generate --model acme/tiny --adapter run --prompt the --max-new-tokens 3").success();

@@ -3,6 +3,7 @@ use crate::{
     failure::user_error,
     places::{self, Progress},
 };
+use halfbyte_data::Part;
 use halfbyte_hub::{Place, Use, name};
 use std::io::Write;
 
@@ -22,7 +23,7 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
     for text in &args.data {
         let Place::There(name) = name::data(text)? else { return Err(no_name(text, "ORG/SET[@REVISION][:SPLIT]")) };
         let progress = Progress::default();
-        for file in hub.pull_rows(&name, &|it| progress.hear(it))?.files {
+        for file in hub.pull_rows(&name, places::usual(Part::Train), &|it| progress.hear(it))?.files {
             writeln!(out, "{}", file.display())?;
         }
     }

@@ -68,8 +68,8 @@ impl Settings {
         // So that the run goes on with what it began with.
         a.model = Some(model.pinned);
         let model = model.path;
-        for data in a.data.iter_mut().chain(&mut a.eval_data) {
-            *data = places::data(data)?.pinned;
+        for (named, part) in [(&mut a.data, Part::Train), (&mut a.eval_data, Part::HeldOut)] {
+            named.iter_mut().try_for_each(|it| places::data(it, part).map(|found| *it = found.pinned))?;
         }
         take_stored_format(&mut a, &model)?;
         let (method, quant) = method_and_quant(&a)?;
