@@ -115,6 +115,11 @@ pub fn suggest(asked: &TargetModules, available: &[String]) -> String {
     if fused.iter().any(|it| text.contains(it)) && qkv.iter().all(|it| has(it)) {
         return "this model keeps query, key and value apart: use q_proj, k_proj, v_proj".into();
     }
+    if let Some(own) = fused.iter().find(|it| has(it))
+        && qkv.iter().any(|it| text.contains(it))
+    {
+        return format!("this model keeps query, key and value in one layer: use {own}");
+    }
     let renamed = [
         ("o_proj", "out_proj"),
         ("out_proj", "o_proj"),
@@ -249,11 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn fused_names_get_the_split_ones_suggested() {
+    fn fused_names_get_the_split_ones_suggested_and_the_other_way_round() {
         let available: Vec<String> = ["q_proj", "k_proj", "v_proj", "out_proj"].map(str::to_owned).to_vec();
         let hint = suggest(&names(&["query_key_value"]), &available);
         assert!(hint.contains("q_proj, k_proj, v_proj"), "{hint}");
         assert!(suggest(&names(&["o_proj"]), &available).contains("out_proj"));
+        let available: Vec<String> = ["query_key_value", "dense"].map(str::to_owned).to_vec();
+        let hint = suggest(&names(&["q_proj", "v_proj"]), &available);
+        assert!(hint.contains("one layer: use query_key_value"), "{hint}");
     }
 
     #[test]

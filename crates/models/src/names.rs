@@ -39,3 +39,26 @@ pub(crate) fn canonical(config: &ModelConfig, name: &str) -> Option<String> {
     }
     (found != name).then_some(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::path::Path;
+
+    #[test]
+    fn older_files_of_gpts_have_the_names_of_today() {
+        let config = |model_type: &str| {
+            let text = json!({ "model_type": model_type, "hidden_size": 32, "num_attention_heads": 2 }).to_string();
+            ModelConfig::parse(Path::new("config.json"), &text).unwrap()
+        };
+        let (neox, two) = (config("gpt_neox"), config("gpt2"));
+        assert_eq!(canonical(&neox, "embed_out.weight").as_deref(), Some("lm_head.weight"));
+        let bare = "layers.0.attention.query_key_value.weight";
+        assert_eq!(canonical(&neox, bare), Some(format!("gpt_neox.{bare}")));
+        assert_eq!(canonical(&neox, "gpt_neox.embed_in.weight"), None);
+        // As the hub has GPT-2.
+        assert_eq!(canonical(&two, "h.0.attn.c_attn.weight").as_deref(), Some("transformer.h.0.attn.c_attn.weight"));
+        assert_eq!(canonical(&two, "embed_out.weight"), None);
+    }
+}

@@ -177,3 +177,19 @@ pub(crate) fn turned(matrix: &Tensor) -> Tensor {
     });
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_that_is_turned_twice_is_itself() {
+        let values: Vec<f32> = (0..33 * 70).map(|it| it as f32).collect();
+        let matrix = Tensor::from_vec(&[33, 70], values.clone());
+        let across = turned(&matrix);
+        assert_eq!((across.shape(), across.data::<f32>()[3 * 33 + 32]), (&[70, 33][..], values[32 * 70 + 3]));
+        assert_eq!(turned(&across).data::<f32>(), values);
+        let narrow = turned(&matrix.to_dtype(DType::Bf16));
+        assert_eq!((narrow.dtype(), narrow.shape()), (DType::Bf16, &[70, 33][..]));
+    }
+}
