@@ -179,8 +179,6 @@ fn rows_are_shown_as_a_training_sees_them() {
     let rows: Vec<Value> = lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
     let learned = |row: &Value| row["trained"].as_array().unwrap().iter().filter(|it| **it == json!(true)).count();
     assert_eq!((rows.len(), rows[0]["ids"].as_array().unwrap().len(), learned(&rows[0])), (2, 21, 2));
-    let old = fs::remove_file(model.join("model.safetensors"));
-    assert!(old.is_ok() && show(&["--samples", "1"]).stdout == text, "no weights are needed");
 }
 
 #[test]

@@ -142,10 +142,16 @@ fn folder(work: &Work, family: Family) -> std::path::PathBuf {
     let model = work.model(&TinyModel::of(family));
     let adapter = model.join("adapter");
     fs::create_dir(&adapter).unwrap();
-    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"] });
+    let target = match family {
+        Family::Phi3 => "qkv_proj",
+        Family::GptNeoX => "query_key_value",
+        Family::Gpt2 => "attn.c_proj",
+        _ => "q_proj",
+    };
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [target] });
     fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
     let mut tensors = Vec::new();
-    for (path, [out, inner]) in TinyModel::of(family).linears().into_iter().filter(|it| it.0.ends_with("q_proj")) {
+    for (path, [out, inner]) in TinyModel::of(family).linears().into_iter().filter(|it| it.0.ends_with(target)) {
         let name = |part: &str| format!("base_model.model.{path}.lora_{part}.weight");
         tensors.push((name("A"), vec![2, inner], vec![0.01; 2 * inner]));
         tensors.push((name("B"), vec![out, 2], vec![0.02; 2 * out]));
