@@ -1,4 +1,6 @@
 //! The command line. Flags carry the names that users of peft and transformers know.
+// These comments are the help that clap prints, where ORG/NAME[@REVISION] is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use crate::{
     base_record::BaseFlags,

@@ -1,4 +1,6 @@
 //! The flags of `halfbyte finetune`, each of them also a key of `--config FILE.toml`.
+// These comments are the help that clap prints, where ORG/NAME[@REVISION] is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use crate::{
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
