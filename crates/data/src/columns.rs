@@ -175,6 +175,23 @@ struct Search<'a> {
     names: &'a ColumnNames,
 }
 
+/// A prompt and its answer, whichever layout they get.
+struct Pair {
+    prompt: String,
+    input: Option<String>,
+    answer: String,
+}
+
+impl Pair {
+    fn instruction(self) -> Columns {
+        Columns::Instruction { instruction: self.prompt, input: self.input, output: self.answer }
+    }
+
+    fn turns(self) -> Turns {
+        Turns::Pair { prompt: self.prompt, input: self.input, answer: self.answer }
+    }
+}
+
 impl Columns {
     /// The columns `instruction`, `input` and `output`.
     pub fn instruction() -> Self {
@@ -203,8 +220,8 @@ impl Columns {
             search.messages(),
             search.text(),
             search.completion(),
-            search.tasks().map(Search::instruction),
-            search.questions().map(Search::instruction),
+            search.tasks().map(Pair::instruction),
+            search.questions().map(Pair::instruction),
         ];
         let mut found = found.into_iter().flatten();
         let Some(chosen) = found.next() else { return Err(search.nothing()) };
@@ -262,7 +279,7 @@ impl Columns {
     }
 }
 
-impl<'a> Search<'a> {
+impl Search<'_> {
     fn has(&self, name: &str) -> bool {
         self.columns.iter().any(|it| it.name == name)
     }
@@ -273,9 +290,9 @@ impl<'a> Search<'a> {
             Layout::Text => Some(Columns::Text(name("text", "text"))),
             Layout::Instruction if self.names.0.is_empty() => {
                 let pair = self.tasks().or_else(|| self.questions());
-                Some(pair.map_or_else(Columns::instruction, Self::instruction))
+                Some(pair.map_or_else(Columns::instruction, Pair::instruction))
             }
-            Layout::Instruction => Some(Self::instruction(self.named_pair("instruction", "output"))),
+            Layout::Instruction => Some(self.named_pair("instruction", "output").instruction()),
             Layout::Completion => Some(Columns::Completion {
                 prompt: name("prompt", "prompt"),
                 completion: name("completion", "completion"),
@@ -285,10 +302,10 @@ impl<'a> Search<'a> {
         found.ok_or_else(|| self.nothing())
     }
 
-    fn named_pair(&self, prompt: &str, answer: &str) -> Turns {
+    fn named_pair(&self, prompt: &str, answer: &str) -> Pair {
         let name = |role: &str| self.names.get(role).unwrap_or(role).to_owned();
         let input = self.names.get("input").map(str::to_owned);
-        Turns::Pair { prompt: name(prompt), input, answer: name(answer) }
+        Pair { prompt: name(prompt), input, answer: name(answer) }
     }
 
     fn chat(&self) -> Option<Columns> {
@@ -296,10 +313,10 @@ impl<'a> Search<'a> {
         let named = pair.iter().find(|it| self.names.get(it.0).or(self.names.get(it.1)).is_some());
         let turns = match (self.names.get("messages"), named) {
             (Some(name), _) => Turns::Messages(name.to_owned()),
-            (None, Some((prompt, answer))) => self.named_pair(prompt, answer),
+            (None, Some((prompt, answer))) => self.named_pair(prompt, answer).turns(),
             (None, None) => {
                 let messages = MESSAGES.iter().find(|it| self.has(it)).map(|it| Turns::Messages((*it).to_owned()));
-                messages.or_else(|| self.tasks()).or_else(|| self.questions())?
+                messages.or_else(|| self.tasks().or_else(|| self.questions()).map(Pair::turns))?
             }
         };
         Some(self.conversations(turns))
@@ -330,24 +347,15 @@ impl<'a> Search<'a> {
         both.then(|| Columns::Completion { prompt: "prompt".into(), completion: "completion".into() })
     }
 
-    fn tasks(&self) -> Option<Turns> {
+    fn tasks(&self) -> Option<Pair> {
         let (task, input, answer) = TASKS.into_iter().find(|it| self.has(it.0) && self.has(it.2))?;
         let input = self.has(input).then(|| input.to_owned());
-        Some(Turns::Pair { prompt: task.into(), input, answer: answer.into() })
+        Some(Pair { prompt: task.into(), input, answer: answer.into() })
     }
 
-    fn questions(&self) -> Option<Turns> {
+    fn questions(&self) -> Option<Pair> {
         let (question, answer) = QUESTIONS.into_iter().find(|it| self.has(it.0) && self.has(it.1))?;
-        Some(Turns::Pair { prompt: question.into(), input: None, answer: answer.into() })
-    }
-
-    fn instruction(pair: Turns) -> Columns {
-        match pair {
-            Turns::Pair { prompt, input, answer } => {
-                Columns::Instruction { instruction: prompt, input, output: answer }
-            }
-            Turns::Messages(name) => Columns::Text(name),
-        }
+        Some(Pair { prompt: question.into(), input: None, answer: answer.into() })
     }
 
     fn nothing(&self) -> Error {
@@ -357,7 +365,7 @@ impl<'a> Search<'a> {
 
 /// Whether a column's type is that of a list, in the words of any format.
 fn is_list(column: &Column) -> bool {
-    column.kind == "array" || column.kind.contains("List(") || column.kind.contains("LargeList(")
+    column.kind == "array" || column.kind.contains("List(")
 }
 
 fn overlooked(chosen: &Columns, other: &Columns) -> String {

@@ -30,19 +30,15 @@ pub(crate) fn learned(template: &ChatTemplate, conversation: &Conversation, loss
     let whole = template.text(messages, tools.as_ref(), false)?;
     let text = whole.text;
     let finder = Finder { template, messages, tools: tools.as_ref(), text: &text };
-    let turns: Vec<usize> = (0..messages.len()).filter(|at| role(&messages[*at]) == "assistant").collect();
-    let parts = match (loss_on, completion) {
-        (LossOn::All, _) => one(0..text.len()),
-        (LossOn::Completion, Some(first)) => one(finder.start(*first)?..text.len()),
-        (_, Some(first)) if whole.generation.is_none() => {
+    let parts = match (loss_on, completion, whole.generation) {
+        (LossOn::All, ..) => one(0..text.len()),
+        (LossOn::Completion, Some(first), _) => one(finder.start(*first)?..text.len()),
+        (_, _, Some(said)) => of_last(said, loss_on),
+        (_, first, None) => {
             // What is asked is not learned, whoever says it.
-            let turns: Vec<usize> = turns.into_iter().filter(|it| it >= first).collect();
-            finder.spans(&of_last(turns, loss_on))?
+            let turns = (first.unwrap_or(0)..messages.len()).filter(|at| role(&messages[*at]) == "assistant");
+            finder.spans(&of_last(turns.collect(), loss_on))?
         }
-        _ => match whole.generation {
-            Some(said) => of_last(said, loss_on),
-            None => finder.spans(&of_last(turns, loss_on))?,
-        },
     };
     Ok(Learned { text, parts })
 }

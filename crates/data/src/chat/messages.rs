@@ -170,7 +170,7 @@ fn part(part: &Value) -> Result<(), String> {
 }
 
 fn check_calls(calls: Option<&Value>) -> Result<(), String> {
-    let Some(calls) = calls.filter(|it| !it.is_null()) else { return Ok(()) };
+    let Some(calls) = calls else { return Ok(()) };
     let Some(calls) = calls.as_array() else { return Err("tool_calls is no list".into()) };
     for (at, call) in calls.iter().enumerate() {
         let function = call.get("function").unwrap_or(call);

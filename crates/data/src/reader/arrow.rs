@@ -10,7 +10,7 @@ use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, Schema};
 
-use super::{CHUNK_ROWS, Column, Counted, Fields, Rows, Wanted, cells, list, open, places};
+use super::{CHUNK_ROWS, Column, Counted, Fields, Rows, Wanted, cells, open};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 
@@ -28,21 +28,7 @@ pub(super) struct ArrowRows {
 impl ArrowRows {
     pub(super) fn open(path: &Path, wanted: &[Wanted], range: &Range<usize>) -> Result<Self> {
         let (schema, batches) = read(path)?;
-        let columns = described(&schema);
-        let places = places(path, wanted, &columns)?;
-        for (wanted, place) in wanted.iter().zip(&places) {
-            let Some(field) = place.map(|it| schema.field(it)) else { continue };
-            if !cells::fits(wanted.kind, field.data_type()) {
-                return Err(Error::ColumnType {
-                    path: path.into(),
-                    column: wanted.name.clone(),
-                    found: field.data_type().to_string().into(),
-                    expected: wanted.kind.expected(),
-                    line: None,
-                    columns: list(&columns).into(),
-                });
-            }
-        }
+        let places = cells::places(path, wanted, &schema)?;
         Ok(Self { path: path.into(), batches, places, counted: Counted::new(range), waiting: VecDeque::new() })
     }
 
@@ -85,11 +71,7 @@ impl Rows for ArrowRows {
 }
 
 pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
-    Ok(described(&read(path)?.0))
-}
-
-fn described(schema: &Schema) -> Vec<Column> {
-    schema.fields().iter().map(|f| Column { name: f.name().clone(), kind: f.data_type().to_string() }).collect()
+    Ok(cells::columns(&read(path)?.0))
 }
 
 fn read(path: &Path) -> Result<(std::sync::Arc<Schema>, Batches)> {

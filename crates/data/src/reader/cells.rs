@@ -1,18 +1,46 @@
 //! Values of arrow arrays as JSON: texts, and what lists of messages are made of.
 
+use std::path::Path;
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowDictionaryKeyType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, StructArray};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, Schema};
 use serde_json::{Map, Value};
 
-use super::Kind;
+use super::{Column, Kind, Wanted, list};
+use crate::error::{Error, Result};
+
+/// The columns of a schema.
+pub(super) fn columns(schema: &Schema) -> Vec<Column> {
+    schema.fields().iter().map(|f| Column { name: f.name().clone(), kind: f.data_type().to_string() }).collect()
+}
+
+/// Where the wanted columns stand in a schema, whose types have to be what they are to hold.
+pub(super) fn places(path: &Path, wanted: &[Wanted], schema: &Schema) -> Result<Vec<Option<usize>>> {
+    let columns = columns(schema);
+    let places = super::places(path, wanted, &columns)?;
+    for (wanted, place) in wanted.iter().zip(&places) {
+        let Some(found) = place.map(|it| schema.field(it).data_type()) else { continue };
+        if !fits(wanted.kind, found) {
+            return Err(Error::ColumnType {
+                path: path.into(),
+                column: wanted.name.clone(),
+                found: found.to_string().into(),
+                expected: wanted.kind.expected(),
+                line: None,
+                columns: list(&columns).into(),
+            });
+        }
+    }
+    Ok(places)
+}
 
 /// Whether values of a type can be had as what a column has to hold.
-pub(super) fn fits(kind: Kind, found: &DataType) -> bool {
+fn fits(kind: Kind, found: &DataType) -> bool {
     match found {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => true,
         DataType::Dictionary(_, values) => fits(Kind::Text, values),

@@ -16,7 +16,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::{CHUNK_ROWS, Column, Fields, Rows, Wanted, cells, list, open, places};
+use super::{CHUNK_ROWS, Column, Fields, Rows, Wanted, cells, open};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use serde_json::Value;
@@ -45,22 +45,7 @@ impl ParquetRows {
     pub(super) fn open(path: &Path, wanted: &[Wanted], range: &Range<usize>) -> Result<Self> {
         let file = open::file(path)?;
         let metadata = load(path, &file)?;
-        let fields = metadata.schema().fields();
-        let columns = described(&metadata);
-        let places = places(path, wanted, &columns)?;
-        for (wanted, place) in wanted.iter().zip(&places) {
-            let Some(field) = place.map(|it| &fields[it]) else { continue };
-            if !cells::fits(wanted.kind, field.data_type()) {
-                return Err(Error::ColumnType {
-                    path: path.into(),
-                    column: wanted.name.clone(),
-                    found: field.data_type().to_string().into(),
-                    expected: wanted.kind.expected(),
-                    line: None,
-                    columns: list(&columns).into(),
-                });
-            }
-        }
+        let places = cells::places(path, wanted, metadata.schema())?;
         let (spans, total) = spans(path, &metadata, range)?;
         let names = wanted.iter().zip(&places).map(|(it, place)| place.map(|_| it.name.clone())).collect();
         Ok(Self {
@@ -139,7 +124,7 @@ impl Rows for ParquetRows {
 }
 
 pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
-    Ok(described(&load(path, &open::file(path)?)?))
+    Ok(cells::columns(load(path, &open::file(path)?)?.schema()))
 }
 
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
@@ -163,11 +148,6 @@ fn lies_within(column: &ColumnChunkMetaData, file_length: u64) -> bool {
         (Ok(start), Ok(size)) => start.checked_add(size).is_some_and(|end| end <= file_length),
         _ => false,
     }
-}
-
-fn described(metadata: &ArrowReaderMetadata) -> Vec<Column> {
-    let fields = metadata.schema().fields();
-    fields.iter().map(|f| Column { name: f.name().clone(), kind: f.data_type().to_string() }).collect()
 }
 
 /// Cuts the row range into the row groups that it touches, the others of which are never read; and how many rows there are in all.
