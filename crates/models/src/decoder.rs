@@ -13,7 +13,7 @@ use halfbyte_ops::{
     attention::AttentionShape,
     gated::{Gate, gated},
     rms_norm::{RmsNorm, rms_norm},
-    rope::{RopeSpec, RopeTable, rope},
+    rope::{RopeSpec, RopeTable},
     split::{Columns, split},
 };
 use halfbyte_tensor::{DType, Tensor};
@@ -203,12 +203,9 @@ impl Block {
             q = norm(tape, &q, q_norm, (run.norm, &run.ctx))?;
             k = norm(tape, &k, k_norm, (run.norm, &run.ctx))?;
         }
-        if let Some(table) = self.layer.rope.map(|it| &run.ropes[it]) {
-            q = rope(tape, &q, table, &run.layout, run.shape.head_dim)?;
-            k = rope(tape, &k, table, &run.layout, run.shape.head_dim)?;
-        }
+        let table = self.layer.rope.map(|it| &run.ropes[it]);
         let shape = AttentionShape { window: self.layer.window, ..run.shape };
-        let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
+        let a = attend.attention(tape, [q, k, v], table, (shape, layer), &run.layout)?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
         let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
         let [gate, up] = self.gate_up.forward(tape, &h, &run.ctx)?;

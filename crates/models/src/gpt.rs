@@ -10,7 +10,7 @@ use halfbyte_ops::{
     attention::AttentionShape,
     gelu::{Gelu, gelu},
     layer_norm::layer_norm,
-    rope::{RopeSpec, RopeTable, rope},
+    rope::{RopeSpec, RopeTable},
     split::{Columns, split},
 };
 use std::sync::Mutex;
@@ -245,16 +245,12 @@ impl Block {
         (attend, layer): (&mut Attend<'_>, usize),
     ) -> OpResult<Var> {
         let h = self.ln_1.forward(tape, x, &run.ctx)?;
-        let [mut q, mut k, v] = match &self.qkv {
+        let qkv = match &self.qkv {
             Qkv::Apart([q, k, v]) => Linear::forward_all([q, k, v], tape, &h, &run.ctx)?,
             Qkv::Fused(linear, columns) => split(tape, &linear.forward(tape, &h, &run.ctx)?, *columns)?,
         };
-        if let Some(table) = &run.rope {
-            q = rope(tape, &q, table, &run.layout, run.shape.head_dim)?;
-            k = rope(tape, &k, table, &run.layout, run.shape.head_dim)?;
-        }
         let shape = AttentionShape { window: self.window, ..run.shape };
-        let a = attend.attention(tape, [&q, &k, &v], (shape, layer), &run.layout)?;
+        let a = attend.attention(tape, qkv, run.rope.as_ref(), (shape, layer), &run.layout)?;
         let y = add(tape, x, &self.out.forward(tape, &a, &run.ctx)?)?;
         let read = if run.parallel { x } else { &y };
         let h = self.widen.forward(tape, &self.ln_2.forward(tape, read, &run.ctx)?, &run.ctx)?;

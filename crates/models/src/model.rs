@@ -4,7 +4,7 @@ use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     Ids, Layout,
     attention::{AttentionShape, attention},
-    rope::{RopeSpec, RopeTable},
+    rope::{RopeSpec, RopeTable, rope},
 };
 use halfbyte_tensor::DType;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,16 +35,21 @@ pub enum Attend<'a> {
 }
 
 impl Attend<'_> {
-    /// The attention of layer `layer`, over keys that are rotated already.
+    /// The attention of layer `layer`, whose queries and keys are rotated by a table if there is one.
     pub(crate) fn attention(
         &mut self,
         tape: &Tape<'_>,
-        [q, k, v]: [&Var; 3],
+        [mut q, mut k, v]: [Var; 3],
+        table: Option<&RopeTable>,
         (shape, layer): (AttentionShape, usize),
         layout: &Layout,
     ) -> OpResult<Var> {
+        if let Some(table) = table {
+            q = rope(tape, &q, table, layout, shape.head_dim)?;
+            k = rope(tape, &k, table, layout, shape.head_dim)?;
+        }
         match self {
-            Attend::Segments => attention(tape, [q, k, v], shape, layout),
+            Attend::Segments => attention(tape, [&q, &k, &v], shape, layout),
             Attend::Cache(cache) => {
                 Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], shape, layer)?))
             }
