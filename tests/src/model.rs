@@ -50,6 +50,25 @@ pub enum Family {
     GptNeo,
 }
 
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 13] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::SmolLm3,
+        Family::Granite,
+        Family::Olmo2,
+        Family::Gemma2,
+        Family::Gemma3,
+        Family::Phi3,
+        Family::GptNeoX,
+        Family::Gpt2,
+        Family::GptNeo,
+    ];
+}
+
 /// A tensor of a folder to be written.
 #[derive(Clone, Debug)]
 pub struct NamedTensor {

@@ -175,15 +175,9 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
 }
 
-/// `halfbyte eval`.
-#[derive(Args, Debug)]
-pub struct EvalArgs {
-    /// The base model.
-    #[command(flatten)]
-    pub base: BaseArgs,
-    /// An adapter: a folder, a name on the hub, or NAME=FOLDER; may be given more than once, and each is measured on the same base.
-    #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
+/// Which rows a command reads.
+#[derive(Args, Clone, Debug)]
+pub struct ReadArgs {
     /// Files of rows, folders of them, patterns such as 'data/*.jsonl', or data sets on the hub,
     /// ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other.
     #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
@@ -197,6 +191,20 @@ pub struct EvalArgs {
     /// Tokens a row at most.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_length: usize,
+}
+
+/// `halfbyte eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// The base model.
+    #[command(flatten)]
+    pub base: BaseArgs,
+    /// An adapter: a folder, a name on the hub, or NAME=FOLDER; may be given more than once, and each is measured on the same base.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
+    pub adapter: Vec<String>,
+    /// What is measured on.
+    #[command(flatten)]
+    pub read: ReadArgs,
     /// Rows of the longest length a batch; of shorter ones more are taken together.
     #[arg(long, value_name = "N", default_value_t = 8, visible_alias = "batch-size")]
     pub per_device_eval_batch_size: usize,
@@ -211,18 +219,9 @@ pub struct DataArgs {
     /// The model whose tokenizer and chat template count: a folder, or a name on the hub, ORG/NAME[@REVISION].
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// The rows, as finetune takes them.
-    #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
-    pub data: Vec<PathBuf>,
-    /// What a row is.
+    /// What is shown.
     #[command(flatten)]
-    pub row: RowFlags,
-    /// Only these rows, such as 0..100.
-    #[arg(long, value_name = "FROM..TO")]
-    pub rows: Option<String>,
-    /// Tokens a row at most.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_length: usize,
+    pub read: ReadArgs,
     /// How many examples are shown.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub samples: usize,

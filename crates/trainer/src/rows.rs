@@ -1,6 +1,12 @@
 //! The rows that a command reads: which files, which columns, laid out how, and what of them is learned.
 
-use crate::{cli::Switch, console, failure::user_error, load::BaseModel, places};
+use crate::{
+    cli::{ReadArgs, Switch},
+    console,
+    failure::user_error,
+    load::BaseModel,
+    places,
+};
 use clap::{Args, ValueEnum};
 use halfbyte_data::{
     CHATML, ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, INSTRUCTION, Layout, LossOn,
@@ -176,6 +182,11 @@ impl Rows {
             template,
         };
         Ok(Rows { files, config })
+    }
+
+    /// As [`find`](Self::find), for commands that only read.
+    pub(crate) fn named(args: &ReadArgs, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
+        Rows::find(&args.data, part, (&args.row, args.max_length, args.rows.as_deref()), base)
     }
 
     /// Reads and tokenises them.

@@ -37,9 +37,12 @@ fn with_template(work: &Work) -> PathBuf {
     model
 }
 
-fn eval(model: &Path, data: &Path, flags: &str) -> Outcome {
+fn eval(model: &Path, data: &Path, adapter: Option<&Path>, flags: &str) -> Outcome {
     let mut args: Vec<OsString> = ["eval", "--json", "--compute-dtype", "f32", "--model"].map(OsString::from).to_vec();
     args.extend([model.into(), "--data".into(), data.into()]);
+    if let Some(adapter) = adapter {
+        args.extend(["--adapter".into(), adapter.into()]);
+    }
     args.extend(flags.split_whitespace().map(OsString::from));
     run(args)
 }
@@ -86,15 +89,8 @@ fn eval_measures_what_finetune_measured() {
         let run = work.finetune().path("--model", &model).path("--data", data).path("--eval-data", data);
         let run = run.flags("--max-steps 1 --max-length 64 --quant none --method lora --overwrite").flags(flags);
         run.run().success();
-        let flags = format!(
-            "{flags} --max-length 64 --adapter {}",
-            work.path("run").display().to_string().replace(' ', "\u{1}")
-        );
-        let mut args: Vec<OsString> =
-            ["eval", "--json", "--compute-dtype", "f32", "--model"].map(OsString::from).to_vec();
-        args.extend([model.clone().into(), "--data".into(), data.into()]);
-        args.extend(flags.split(' ').map(|it| it.replace('\u{1}', " ").into()));
-        let found = e2e::run(args).json()["loss"].as_f64().unwrap();
+        let found = eval(&model, data, Some(&work.path("run")), &format!("{flags} --max-length 64"));
+        let found = found.json()["loss"].as_f64().unwrap();
         let expected = run.summary()["eval_loss_after"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-5 * expected, "{flags}: {found}, {expected} after training");
     }
@@ -158,7 +154,7 @@ fn a_talk_keeps_the_template_and_the_tokens() {
     let saved: Value = serde_json::from_str(fs::read_to_string(&file).unwrap().trim()).unwrap();
     assert_eq!(saved["messages"][0], says("user", "the cat"));
     assert_eq!(saved["messages"].as_array().unwrap().len(), 2);
-    assert!(eval(&model, &file, "").success().json()["tokens"].as_u64().unwrap() > 0, "a row to train on");
+    assert!(eval(&model, &file, None, "").success().json()["tokens"].as_u64().unwrap() > 0, "a row to train on");
 }
 
 #[test]

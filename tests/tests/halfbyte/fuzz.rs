@@ -7,22 +7,6 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
 
-const FAMILIES: [Family; 13] = [
-    Family::Llama,
-    Family::Mistral,
-    Family::Qwen2,
-    Family::Qwen3,
-    Family::SmolLm3,
-    Family::Granite,
-    Family::Olmo2,
-    Family::Gemma2,
-    Family::Gemma3,
-    Family::Phi3,
-    Family::GptNeoX,
-    Family::Gpt2,
-    Family::GptNeo,
-];
-
 /// A file and the classes whose keys it may hold.
 const FILES: [(&str, &[&str]); 5] = [
     (
@@ -173,7 +157,7 @@ fn ended_well(outcome: &Outcome) -> Result<(), TestCaseError> {
 
 #[test]
 fn the_folder_that_is_changed_works() {
-    for family in FAMILIES {
+    for family in Family::ALL {
         let work = Work::new();
         let model = folder(&work, family);
         work.eval(&model, Some(&model.join("adapter")), "").success();
@@ -184,7 +168,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 64, ..ProptestConfig::default() })]
     #[test]
     fn any_configuration_ends_with_an_exit_code_and_one_sentence(
-        family in prop::sample::select(&FAMILIES[..]),
+        family in prop::sample::select(&Family::ALL[..]),
         changes in proptest::collection::vec(change(), 1..4),
         tuned in any::<bool>(),
     ) {

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 /// Rows token by token with what is learned of them, and how long they are.
 pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
     let base = load::open(&args.model)?;
-    let rows = Rows::find(&args.data, Part::Train, (&args.row, args.max_length, args.rows.as_deref()), &base)?;
+    let rows = Rows::named(&args.read, Part::Train, &base)?;
     let (dataset, report) = rows.load(&base.tokenizer)?;
     let mut out = io::stdout().lock();
     if args.json {
@@ -24,7 +24,7 @@ pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
         writeln!(out, "{}\n", shown(&row, &base.tokenizer, in_colour)?)?;
     }
     writeln!(out, "{}: {report}; {}", rows.files.described(), rows.config.columns)?;
-    for line in histogram(&dataset, args.max_length) {
+    for line in histogram(&dataset, args.read.max_length) {
         writeln!(out, "{line}")?;
     }
     out.flush()?;

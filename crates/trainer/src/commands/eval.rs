@@ -18,7 +18,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let named = args.adapter.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
-    let rows = Rows::find(&args.data, Part::HeldOut, (&args.row, args.max_length, args.rows.as_deref()), &base)?;
+    let rows = Rows::named(&args.read, Part::HeldOut, &base)?;
     let (data, report) = rows.load(&base.tokenizer)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
