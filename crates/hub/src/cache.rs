@@ -16,6 +16,8 @@ use crate::{
     name::{Kind, is_id},
     tree::Tree,
 };
+#[cfg(feature = "network")]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{
     collections::BTreeSet,
     fs,
@@ -119,12 +121,9 @@ impl Repo {
             return Ok(());
         }
         let up = "../".repeat(2 + path.matches('/').count());
-        let _ = fs::remove_file(&place);
-        match link(&format!("{up}blobs/{etag}"), &place, &blob) {
-            // Somebody else was quicker.
-            Err(_) if same_file(&place, &blob) => Ok(()),
-            done => done.map_err(Error::io(&place)),
-        }
+        let draft = draft(&place);
+        let done = link(&format!("{up}blobs/{etag}"), &draft, &blob).and_then(|()| fs::rename(&draft, &place));
+        done.map_err(Error::io(&place))
     }
 }
 
@@ -144,14 +143,22 @@ fn link(_: &str, place: &Path, blob: &Path) -> std::io::Result<()> {
     fs::copy(blob, place).map(|_| ())
 }
 
-/// A small file that appears whole, whoever else writes it.
+/// A name beside a place, of which no other thread or process thinks: what takes the place appears whole, and what was there stays
+/// until then, whoever else writes it.
+#[cfg(feature = "network")]
+fn draft(place: &Path) -> PathBuf {
+    static DRAFTS: AtomicU64 = AtomicU64::new(0);
+    let mut name = place.file_name().expect("a file of the cache has a name").to_owned();
+    name.push(format!(".{}-{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
+    place.with_file_name(name)
+}
+
+/// A small file.
 #[cfg(feature = "network")]
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().expect("a file of the cache lies in a folder");
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let mut name = path.file_name().expect("a file has a name").to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let draft = path.with_file_name(name);
+    let draft = draft(path);
     fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path)).map_err(Error::io(path))
 }
 
@@ -257,4 +264,37 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = paths.map_err(Error::io(folder))?;
     paths.sort();
     Ok(paths)
+}
+
+#[cfg(all(test, feature = "network"))]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    /// Threads of one process are as little in each other's way as processes are, and nobody sees a file go that was there.
+    #[test]
+    fn many_write_the_same_small_files_and_links_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let repo = Repo::new(dir.path(), &Name { kind: Kind::Model, id: "org/tiny".into(), revision: None });
+        repo.make().unwrap();
+        fs::write(repo.blob("etag"), b"bytes").unwrap();
+        let start = Barrier::new(4);
+        for round in 0..100 {
+            let (revision, path) = (format!("branch-{round}"), format!("{round}.json"));
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        start.wait();
+                        repo.set_ref(&revision, commit).unwrap();
+                        assert_eq!(repo.commit(&revision).unwrap(), commit);
+                        repo.point(commit, &path, "etag").unwrap();
+                        assert_eq!(fs::read(repo.snapshot(commit).join(&path)).unwrap(), b"bytes");
+                    });
+                }
+            });
+        }
+        let drafts = files(&repo.folder).unwrap().into_iter().filter(|it| it.to_string_lossy().ends_with(".tmp"));
+        assert_eq!(drafts.count(), 0);
+    }
 }
