@@ -74,7 +74,7 @@ fn train(folder: &Path, stop: usize) -> Result<(End, Vec<f32>, Vec<Vec<f32>>), B
     run.interrupt = &interrupt;
     run.observers.push(&mut listen);
     let notes = Default::default();
-    run.saving = Some(Saving { checkpoints: &checkpoints, every: 0, keep: 1, notes, beside: &mut beside });
+    run.saving = Some(Saving { checkpoints: &checkpoints, every: 0, keep: 1, best: false, notes, beside: &mut beside });
     let end = run.train(state)?;
     let weights = parameters(model.as_ref(), None).iter().map(|it| it.param.value().to_f32_vec()).collect();
     Ok((end, losses, weights))

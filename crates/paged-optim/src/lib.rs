@@ -29,5 +29,5 @@ pub use clip::{clip_by_global_norm, global_norm};
 pub use cuda::{CudaAdamW, CudaParamStep, sums_of_squares};
 pub use error::{Error, Result};
 pub use format::{StateFormat, StatePart};
-pub use schedule::{LrSchedule, Schedule, UnknownSchedule};
+pub use schedule::{Decay, LrSchedule, Schedule};
 pub use state::{ParamState, State, StatePlace};

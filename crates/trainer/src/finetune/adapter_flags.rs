@@ -1,6 +1,6 @@
 //! The flags of `finetune` that describe the adapter, and the `LoraConfig` they stand for.
 
-use super::args::{BiasArg, FinetuneArgs};
+use super::{args::FinetuneArgs, values::BiasArg};
 use crate::failure::user_error;
 use halfbyte_lora::{Bias, LoraConfig, Modules, Selection, TargetModules};
 

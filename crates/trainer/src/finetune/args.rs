@@ -2,80 +2,17 @@
 // These comments are the help that clap prints, where ORG/NAME[@REVISION] is no link.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+use super::{
+    config_file::{joined, one_or_many},
+    values::{BiasArg, CheckpointingArg, Method, OptimArg, SchedulerArg},
+};
 use crate::{
     cli::{ComputeArg, DeviceArg, QuantArg, Switch},
-    failure::user_error,
     rows::{ExcessArg, LayoutArg, LossOnArg, RowFlags, TemplateFlags},
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-
-/// What trains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// An adapter on a quantised base.
-    Qlora,
-    /// An adapter on a base kept as loaded.
-    Lora,
-    /// All weights.
-    Full,
-}
-
-/// Which biases train along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BiasArg {
-    /// None.
-    None,
-    /// Every bias of the model.
-    All,
-    /// The biases of the adapted layers.
-    #[value(name = "lora_only")]
-    LoraOnly,
-}
-
-/// How the learning rate falls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SchedulerArg {
-    /// It does not.
-    #[value(alias = "constant_with_warmup")]
-    Constant,
-    /// Linearly to zero.
-    Linear,
-    /// Along half a cosine to zero.
-    Cosine,
-}
-
-/// How the optimizer keeps its state. Where it lies is `optim_resident_mib`'s matter, so the names that say "paged" in
-/// transformers mean the same as those that do not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub enum OptimArg {
-    /// AdamW with two f32 numbers a parameter.
-    #[value(name = "adamw_torch", aliases = ["adamw_torch_fused", "paged_adamw", "paged_adamw_32bit"])]
-    #[serde(rename = "adamw_torch", alias = "adamw_torch_fused", alias = "paged_adamw", alias = "paged_adamw_32bit")]
-    AdamwTorch,
-    /// AdamW with two bytes a parameter, as bitsandbytes has it.
-    #[value(name = "adamw_8bit", aliases = ["adamw_bnb_8bit", "paged_adamw_8bit"])]
-    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit", alias = "paged_adamw_8bit")]
-    Adamw8bit,
-}
-
-/// Whether blocks are recomputed in the backward pass instead of being kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckpointingArg {
-    /// If the plan does not fit into the free memory otherwise.
-    Auto,
-    /// Yes.
-    #[value(alias = "true")]
-    On,
-    /// No.
-    #[value(alias = "false")]
-    Off,
-}
+use std::path::PathBuf;
 
 /// `halfbyte finetune`: all flags are optional here, so that a file can give them.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -344,19 +281,6 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl FinetuneArgs {
-    /// The flags, and under them the keys of `--config`.
-    pub fn with_file(self) -> anyhow::Result<FinetuneArgs> {
-        let Some(path) = self.config.clone() else { return Ok(self) };
-        let mut merged = read_table(&path)?;
-        let flags = toml::Table::try_from(&self).map_err(|e| user_error(e.to_string()))?;
-        merged.extend(flags);
-        let mut all: FinetuneArgs = merged.try_into().map_err(|e| user_error(format!("{}: {e}", path.display())))?;
-        (all.overwrite, all.resume) = (self.overwrite, self.resume);
-        Ok(all)
-    }
-}
-
-impl FinetuneArgs {
     /// Those of the flags that say what a row is.
     pub(crate) fn row_flags(&self) -> RowFlags {
         RowFlags {
@@ -373,76 +297,4 @@ impl FinetuneArgs {
             excess_length_strategy: self.excess_length_strategy,
         }
     }
-}
-
-/// One path is a text in a file of settings, as several are a list.
-mod one_or_many {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::path::PathBuf;
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Paths {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
-    }
-
-    pub(super) fn serialize<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
-        if let [one] = paths { one.serialize(to) } else { paths.serialize(to) }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
-        // Null stands in checkpoints of runs that had no held-out rows.
-        Ok(match Option::<Paths>::deserialize(from)? {
-            None => Vec::new(),
-            Some(Paths::One(path)) => vec![path],
-            Some(Paths::Many(paths)) => paths,
-        })
-    }
-}
-
-/// The keys of a file by their own names, whichever spelling the file has.
-fn read_table(path: &Path) -> anyhow::Result<toml::Table> {
-    let wrong = |e: String| user_error(format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-    // Parsed as flags, so that an unknown or ill-typed key is shown with its line.
-    let flags: FinetuneArgs = toml::from_str(&underscored(&text)).map_err(|e| wrong(e.to_string()))?;
-    toml::Table::try_from(flags).map_err(|e| wrong(e.to_string()))
-}
-
-/// Keys with `-` for `_`, as flags have it, are the same keys. Line by line, so that messages count them rightly; what is in a
-/// table has names of its own.
-fn underscored(text: &str) -> String {
-    let mut in_table = false;
-    let line = |line: &str| {
-        in_table |= line.trim_start().starts_with('[');
-        match line
-            .split_once('=')
-            .filter(|it| !in_table && it.0.trim().chars().all(|c| c.is_alphanumeric() || "-_".contains(c)))
-        {
-            Some((key, value)) => format!("{}={value}\n", key.replace('-', "_")),
-            None => format!("{line}\n"),
-        }
-    };
-    text.lines().map(line).collect()
-}
-
-/// A text, or as a file can also say it: a list of texts, a table of numbers.
-fn joined<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    use serde_json::Value;
-    let plain = |it: Value| match it {
-        Value::String(text) => Some(text),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    };
-    let found = match Value::deserialize(from)? {
-        Value::Null => return Ok(None),
-        Value::Array(items) => items.into_iter().map(plain).collect::<Option<Vec<_>>>().map(|it| it.join(",")),
-        Value::Object(pairs) => {
-            let pair = |(name, value): (String, Value)| Some(format!("{name}={}", plain(value)?));
-            pairs.into_iter().map(pair).collect::<Option<Vec<_>>>().map(|it| it.join(","))
-        }
-        one => plain(one),
-    };
-    found.map(Some).ok_or_else(|| serde::de::Error::custom("expected a text, a list of texts or a table of numbers"))
 }

@@ -1,6 +1,6 @@
 //! What a run begins with: a fresh adapter, one from disk, or the model itself.
 
-use super::{ADAPTER, adapter_flags, args::Method, settings::Settings};
+use super::{ADAPTER, adapter_flags, settings::Settings, values::Method};
 use crate::{
     console::{say, warn},
     failure::user_error,

@@ -1,8 +1,8 @@
 //! Whether a run fits, and whether its activations are kept: settled by rehearsals before the model is loaded.
 
 use super::{
-    args::{CheckpointingArg, Method},
     settings::Settings,
+    values::{CheckpointingArg, Method},
 };
 use crate::{
     console::mib,

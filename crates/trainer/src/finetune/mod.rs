@@ -3,6 +3,7 @@
 mod adapter_flags;
 mod args;
 mod beginning;
+mod config_file;
 mod epochs;
 mod fits;
 mod output;
@@ -13,10 +14,12 @@ mod run;
 mod settings;
 mod train;
 mod used;
+mod values;
 
-pub use args::{BiasArg, CheckpointingArg, FinetuneArgs, Method, SchedulerArg};
+pub use args::FinetuneArgs;
 pub(crate) use fits::RUNTIME_BYTES;
 pub use run::run;
+pub use values::{BiasArg, CheckpointingArg, Method, SchedulerArg};
 
 /// The name of the adapter that trains.
 pub(crate) const ADAPTER: &str = "default";

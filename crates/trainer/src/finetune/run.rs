@@ -1,7 +1,7 @@
 //! Before and after the training loop: loading, planning, evaluating, saving, summing up.
 
 use super::{
-    args::{FinetuneArgs, Method, OptimArg},
+    args::FinetuneArgs,
     beginning::Beginning,
     epochs, fits,
     output::RunFolder,
@@ -11,6 +11,7 @@ use super::{
     settings::Settings,
     train::Run,
     used::Used,
+    values::{Method, OptimArg},
 };
 use crate::{
     cli::QuantArg,

@@ -2,7 +2,8 @@
 
 use super::{
     adapter_flags,
-    args::{CheckpointingArg, FinetuneArgs, Method, OptimArg, SchedulerArg},
+    args::FinetuneArgs,
+    values::{CheckpointingArg, Method, OptimArg, SchedulerArg},
 };
 use crate::{
     base_record::{BaseFlags, BaseRecord},
@@ -106,7 +107,7 @@ impl Settings {
             schedule: match *a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear) {
                 SchedulerArg::Constant => Schedule::Constant,
                 SchedulerArg::Linear => Schedule::Linear,
-                SchedulerArg::Cosine => Schedule::Cosine,
+                SchedulerArg::Cosine => Schedule::COSINE,
             },
             learning_rate: *a.learning_rate.get_or_insert(2e-4),
             // A share of the steps is made a number when the steps are known.

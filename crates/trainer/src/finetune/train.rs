@@ -67,6 +67,7 @@ impl Run<'_> {
             checkpoints: &checkpoints,
             every: settings.save_steps,
             keep: settings.save_total_limit,
+            best: false,
             notes: resume::notes(&settings.args, self.eval_loss_before)?,
             beside: &mut beside,
         });
@@ -93,6 +94,7 @@ fn config(settings: &Settings, checkpointing: bool) -> RunConfig {
         learning_rate: settings.learning_rate,
         warmup_steps: settings.warmup_steps,
         eval_steps: settings.eval_steps,
+        early_stopping: None,
         step: StepConfig {
             compute: settings.compute.dtype(),
             checkpointing,
