@@ -8,6 +8,7 @@
 //! - [`Ranks`] is where several devices will meet; [`Alone`] is the only one so far.
 #![forbid(unsafe_code)]
 
+mod best;
 mod checkpoint;
 mod error;
 mod evaluate;
@@ -21,6 +22,7 @@ mod ranks;
 mod run;
 mod step;
 
+pub use best::{Best, EarlyStopping};
 pub use checkpoint::{Checkpoints, RunState};
 pub use error::{BoxError, Error, Result};
 pub use evaluate::{EvalLoss, evaluate};

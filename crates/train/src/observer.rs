@@ -1,11 +1,11 @@
 //! What a run tells: a console, a log, a report and a server listen alike, and the run itself prints nothing.
 
-use crate::{BoxError, Error, EvalLoss};
+use crate::{Best, BoxError, Error, EvalLoss};
 use std::{path::Path, time::Duration};
 
 /// Something that happened in a run, in this order: `Started`; for each step `Begins` and `Step`, then, where they are due,
-/// `Evaluating` batch by batch and `Evaluated`, then `Saved`; at last `Interrupted` or `Ended`. A run that fails ends
-/// without either.
+/// `Evaluating` batch by batch and `Evaluated`, then `Saved`; at last `Interrupted`, or, perhaps after `GaveUp` and `Restored`,
+/// `Ended`. A run that fails ends without either.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -54,10 +54,26 @@ pub enum Event<'a> {
         /// The step.
         step: usize,
     },
-    /// All steps were taken.
+    /// Early stopping ended the run, for nothing better came.
+    GaveUp {
+        /// The last step taken.
+        step: usize,
+        /// Steps that there would have been.
+        total: usize,
+        /// The best of those that were measured, and how many evaluations ago.
+        best: Best,
+    },
+    /// The parameters are those of the best state again.
+    Restored {
+        /// Which.
+        best: Best,
+    },
+    /// All steps were taken that there were to take.
     Ended {
         /// How many.
         steps: usize,
+        /// The one with the lowest held-out loss, if it was measured.
+        best: Option<Best>,
     },
 }
 

@@ -1,8 +1,8 @@
 //! The training loop: steps, evaluation, checkpoints, and an end that is never silent.
 
 use crate::{
-    Alone, BoxError, Checkpoints, Error, Event, How, LossScale, Micro, Objective, Observer, Optim, Ranks, Result,
-    RunState, Step, StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
+    Alone, Best, BoxError, Checkpoints, EarlyStopping, Error, Event, How, LossScale, Micro, Objective, Observer, Optim,
+    Ranks, Result, RunState, Step, StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
 };
 use halfbyte_autograd::Tape;
 use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Packing, Position};
@@ -53,6 +53,8 @@ pub struct RunConfig {
     pub warmup_steps: usize,
     /// The held-out loss is measured every so many steps; 0: never.
     pub eval_steps: usize,
+    /// When it ends for want of a better held-out loss; never, unless given.
+    pub early_stopping: Option<EarlyStopping>,
     /// How a step is computed.
     pub step: StepConfig,
 }
@@ -67,6 +69,7 @@ impl Default for RunConfig {
             learning_rate: 2e-4,
             warmup_steps: 0,
             eval_steps: 0,
+            early_stopping: None,
             step: StepConfig::default(),
         }
     }
@@ -94,6 +97,8 @@ pub struct Run<'a> {
     pub saving: Option<Saving<'a>>,
     /// Once this is true, the run saves and ends after the present step.
     pub interrupt: &'a AtomicBool,
+    /// When it saves and ends, too, after the step at hand.
+    pub deadline: Option<Instant>,
     /// Who is told what happens, one after the other.
     pub observers: Vec<&'a mut dyn Observer>,
     /// When the work began, for the time in a checkpoint.
@@ -108,6 +113,9 @@ pub struct Saving<'a> {
     pub every: usize,
     /// How many are kept; older ones go.
     pub keep: usize,
+    /// Whether the state with the lowest held-out loss is saved, kept beside the newest, and restored at the end; the last step is
+    /// measured, too.
+    pub best: bool,
     /// What is kept in the state for the run's owner.
     pub notes: Map<String, Value>,
     /// Writes what else belongs into a checkpoint's folder, such as the adapter.
@@ -117,7 +125,7 @@ pub struct Saving<'a> {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All steps were taken.
+    /// All steps were taken, or as many as early stopping let it.
     Finished {
         /// How many.
         steps: usize,
@@ -131,6 +139,16 @@ pub enum End {
         /// Where everything is, if checkpoints are written.
         checkpoint: Option<PathBuf>,
     },
+}
+
+/// What may be due after a step.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    /// Whether it is the last.
+    last: bool,
+    /// Whether the run is to stop, for whatever reason.
+    stop: bool,
+    best: Option<Best>,
 }
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -154,6 +172,7 @@ impl<'a> Run<'a> {
             ranks: &Alone,
             saving: None,
             interrupt: &NEVER,
+            deadline: None,
             observers: Vec::new(),
             begun: Instant::now(),
         }
@@ -175,35 +194,84 @@ impl<'a> Run<'a> {
             self.check(state, batches.per_epoch())?;
         }
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
+        let mut best = self.known_best(state.as_ref());
         let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached))?;
         self.tell(&Event::Started { first, total })?;
-        for n in first + 1..=total {
+        let mut n = first;
+        while n < total && !self.gives_up(best) {
+            n += 1;
             self.tell(&Event::Begins { step: n })?;
             let group = next_group(&mut batches, self.config.length.accumulation * self.ranks.world());
-            let (report, nonzero) = self.step(n, &group, schedule.lr(n as u64 - 1), &mut scale)?;
+            let (mut report, nonzero) = self.step(n, &group, schedule.lr(n as u64 - 1), &mut scale)?;
             learned.step(&nonzero);
             let at = batches.next_position();
-            let epoch = at.epoch as f64 + at.batch as f64 / batches.per_epoch() as f64;
-            self.tell(&Event::Step(&StepReport { epoch, ..report }))?;
+            report.epoch = at.epoch as f64 + at.batch as f64 / batches.per_epoch() as f64;
+            report.evaluates = self.evaluates(n, total);
+            self.tell(&Event::Step(&report))?;
             if report.evaluates {
-                self.evaluate(n)?;
+                best = self.evaluate(n, best)?;
             }
-            let interrupted = self.interrupt.load(Ordering::SeqCst);
-            if n == total || self.saves(n, interrupted) {
+            let given_up = self.gives_up(best);
+            let due = Due { last: n == total, stop: given_up || self.must_stop(), best };
+            if due.last || self.saves(n, due) {
                 let sound = self.confirm(&group);
                 sound.map_err(|source| Error::Step { step: n, source: Box::new(source) })?;
             }
-            let checkpoint = self.save(n, at, (learned.reached(), scale), interrupted)?;
-            if interrupted && n < total {
+            let checkpoint = self.save((n, at), (learned.reached(), scale), due)?;
+            if due.stop && !due.last && !given_up {
                 self.tell(&Event::Interrupted { step: n })?;
                 return Ok(End::Interrupted { step: n, total, checkpoint });
             }
         }
+        if let Some(best) = best.filter(|_| n < total) {
+            self.tell(&Event::GaveUp { step: n, total, best })?;
+        }
         let b_moved_before_the_end = (first..total.saturating_sub(1)).any(|it| schedule.lr(it as u64) > 0.0);
         let taught = learned.check(self.optim.params(), self.config.learning_rate, b_moved_before_the_end);
-        taught.map_err(|error| diverged(total, error))?;
-        self.tell(&Event::Ended { steps: total })?;
-        Ok(End::Finished { steps: total })
+        taught.map_err(|error| diverged(n, error))?;
+        self.restore(n, best)?;
+        self.tell(&Event::Ended { steps: n, best })?;
+        Ok(End::Finished { steps: n })
+    }
+
+    /// The best state so far. One that is wanted and gone leaves its place to a later one.
+    fn known_best(&self, state: Option<&RunState>) -> Option<Best> {
+        let best = state?.best?;
+        let gone = |it: &Saving<'_>| it.best && !it.checkpoints.path(best.step).exists();
+        (!self.saving.as_ref().is_some_and(gone)).then_some(best)
+    }
+
+    /// Whether early stopping ends the run.
+    fn gives_up(&self, best: Option<Best>) -> bool {
+        let patience = self.config.early_stopping.map(|it| it.patience);
+        matches!((best, patience), (Some(best), Some(patience)) if best.since >= patience)
+    }
+
+    /// Whether the run was asked to end, or its time is up.
+    fn must_stop(&self) -> bool {
+        self.interrupt.load(Ordering::SeqCst) || self.deadline.is_some_and(|it| Instant::now() >= it)
+    }
+
+    /// Whether the state with the lowest held-out loss is wanted.
+    fn wants_best(&self) -> bool {
+        self.saving.as_ref().is_some_and(|it| it.best) && self.eval.is_some()
+    }
+
+    /// Whether the held-out loss is measured after step `n`.
+    fn evaluates(&self, n: usize, total: usize) -> bool {
+        let every = self.config.eval_steps;
+        let due = every > 0 && n.is_multiple_of(every);
+        self.eval.is_some() && (due || n == total && self.wants_best())
+    }
+
+    /// Goes back to the best state after step `n`, if that is wanted and was another step's.
+    fn restore(&mut self, n: usize, best: Option<Best>) -> Result<()> {
+        let Some(best) = best.filter(|it| self.wants_best() && it.step != n) else { return Ok(()) };
+        if let Some(saving) = &self.saving {
+            let path = saving.checkpoints.path(best.step);
+            self.optim.load(&path, RunState::read(&path)?.taken())?;
+        }
+        self.tell(&Event::Restored { best })
     }
 
     /// The learning rates of the run, and with them its number of steps; `first` are behind it already.
@@ -248,7 +316,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Takes step `n`; the report lacks the position in the data.
+    /// Takes step `n`; the report lacks the position in the data, and whether an evaluation follows.
     fn step(&mut self, n: usize, group: &[Batch], lr: f64, scale: &mut LossScale) -> Result<(StepReport, Vec<bool>)> {
         let began = Instant::now();
         let step = Step {
@@ -260,7 +328,6 @@ impl<'a> Run<'a> {
         };
         let done = step.take(self.optim, scale, group, lr);
         let done = done.map_err(|source| Error::Step { step: n, source: Box::new(source) })?;
-        let every = self.config.eval_steps;
         let report = StepReport {
             step: n,
             epoch: 0.0,
@@ -269,26 +336,29 @@ impl<'a> Run<'a> {
             grad_norm: done.grad_norm,
             tokens: done.tokens,
             took: began.elapsed(),
-            evaluates: self.eval.is_some() && every > 0 && n.is_multiple_of(every),
+            evaluates: false,
         };
         Ok((report, done.nonzero))
     }
 
-    /// The held-out loss after step `n`.
-    fn evaluate(&mut self, n: usize) -> Result<()> {
-        let Some(rows) = self.eval else { return Ok(()) };
+    /// The held-out loss after step `n`, and which is the best since.
+    fn evaluate(&mut self, n: usize, best: Option<Best>) -> Result<Option<Best>> {
+        let Some(rows) = self.eval else { return Ok(best) };
         let how = (self.config.batches.batch_size, self.config.step.compute);
         let observers = &mut self.observers;
         let mut progress = |done, of| tell(observers, &Event::Evaluating { done, of });
         let ctx = Context::new(self.routing.clone());
         let loss = evaluate((self.model, &ctx), self.objective, rows, how, &mut progress);
         let loss = loss.map_err(|error| diverged(n, error))?;
-        self.tell(&Event::Evaluated { step: n, loss })
+        self.tell(&Event::Evaluated { step: n, loss })?;
+        let threshold = self.config.early_stopping.map_or(0.0, |it| it.threshold);
+        Ok(Some(Best::with(best, n, loss.loss, threshold)))
     }
 
     /// Whether a checkpoint is due after step `n`.
-    fn saves(&self, n: usize, interrupted: bool) -> bool {
-        let due = |it: &Saving<'_>| interrupted || (it.every > 0 && n.is_multiple_of(it.every));
+    fn saves(&self, n: usize, Due { stop, best, .. }: Due) -> bool {
+        let best = self.wants_best() && best.is_some_and(|it| it.step == n);
+        let due = |it: &Saving<'_>| stop || best || (it.every > 0 && n.is_multiple_of(it.every));
         self.ranks.rank() == 0 && self.saving.as_ref().is_some_and(due)
     }
 
@@ -306,12 +376,11 @@ impl<'a> Run<'a> {
     /// Saves if it is due after step `n`, and tells where.
     fn save(
         &mut self,
-        n: usize,
-        at: Position,
+        (n, at): (usize, Position),
         (reached, scale): (&[bool], LossScale),
-        interrupted: bool,
+        due: Due,
     ) -> Result<Option<PathBuf>> {
-        if !self.saves(n, interrupted) {
+        if !self.saves(n, due) {
             return Ok(None);
         }
         let Some(saving) = self.saving.as_mut() else { return Ok(None) };
@@ -324,12 +393,13 @@ impl<'a> Run<'a> {
             seconds: self.begun.elapsed().as_secs_f64(),
             reached: reached.to_vec(),
             loss_scale: Some(scale),
+            best: due.best,
             notes: saving.notes.clone(),
         };
         let mut beside = |folder: &Path| (saving.beside)(folder).map_err(Error::Caller);
         let saved = saving.checkpoints.save(&state, self.optim, &mut beside);
         let path = saved.map_err(|error| diverged(n, error))?;
-        let pruned = saving.checkpoints.prune(saving.keep);
+        let pruned = saving.checkpoints.prune(saving.keep, due.best.filter(|_| saving.best).map(|it| it.step));
         self.tell(&Event::Saved { step: n, path: &path })?;
         if let Err(error) = &pruned {
             self.tell(&Event::NotRemoved { error })?;

@@ -3,7 +3,7 @@
 mod sound;
 mod tensors;
 
-use crate::{LossScale, Optim, Result};
+use crate::{Best, LossScale, Optim, Result};
 use halfbyte_data::Position;
 use halfbyte_files::{DraftFolder, Error, read_text, remove_folder, sweep, write_atomic};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -35,6 +35,9 @@ pub struct RunState {
     pub reached: Vec<bool>,
     /// The factor on the loss, for f16.
     pub loss_scale: Option<LossScale>,
+    /// What the evaluations so far have come to, if there were some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// What the run's owner wants to find again, such as its settings.
     #[serde(flatten)]
     pub notes: Map<String, Value>,
@@ -128,7 +131,7 @@ impl Checkpoints {
         optim: &mut Optim,
         beside: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let path = self.folder.join(format!("{NAME}{}", state.step));
+        let path = self.path(state.step);
         let draft = DraftFolder::create(&path)?;
         tensors::write(&draft.folder().join(TENSORS), optim)?;
         beside(draft.folder())?;
@@ -139,13 +142,22 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Removes the oldest beyond `keep`. Each loses its name first, so that none is ever there in part.
+    /// The folder of the checkpoint of a step, there or not.
+    pub fn path(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("{NAME}{step}"))
+    }
+
+    /// Removes the oldest beyond `keep`, but neither that of step `best`, which counts among those kept, nor the newest. Each loses
+    /// its name first, so that none is ever there in part.
     ///
     /// # Errors
     /// If something cannot be removed.
-    pub fn prune(&self, keep: usize) -> Result<()> {
-        let all = self.all()?;
-        Ok(all.iter().take(all.len().saturating_sub(keep)).try_for_each(|it| remove_folder(&it.1))?)
+    pub fn prune(&self, keep: usize, best: Option<usize>) -> Result<()> {
+        let mut all = self.all()?;
+        let surplus = all.len().saturating_sub(keep);
+        all.pop();
+        let old = all.iter().filter(|it| Some(it.0) != best);
+        Ok(old.take(surplus).try_for_each(|it| remove_folder(&it.1))?)
     }
 
     fn entries(&self) -> Result<Vec<PathBuf>> {

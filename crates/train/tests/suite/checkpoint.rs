@@ -2,7 +2,7 @@ use halfbyte_autograd::Param;
 use halfbyte_lora::{Role, Trained};
 use halfbyte_paged_optim::StateFormat;
 use halfbyte_tensor::{Device, Tensor};
-use halfbyte_train::{Checkpoints, Error, LossScale, Optim, OptimConfig, RunState, StateConfig, Update};
+use halfbyte_train::{Best, Checkpoints, Error, LossScale, Optim, OptimConfig, RunState, StateConfig, Update};
 use serde_json::json;
 use std::{fs, path::Path};
 
@@ -47,6 +47,7 @@ fn state(step: usize) -> RunState {
         seconds: 0.5,
         reached: vec![true, false],
         loss_scale: Some(LossScale::new(halfbyte_tensor::DType::F16)),
+        best: Some(Best { step: 2, loss: 0.25, since: 1 }),
         notes: serde_json::Map::from_iter([("settings".to_owned(), json!({ "rank": 4 }))]),
     }
 }
@@ -54,7 +55,7 @@ fn state(step: usize) -> RunState {
 fn save(folder: &Path, step: usize, optim: &mut Optim) -> std::path::PathBuf {
     let checkpoints = Checkpoints::new(folder);
     let path = checkpoints.save(&state(step), optim, &mut |_| Ok(())).unwrap();
-    checkpoints.prune(2).unwrap();
+    checkpoints.prune(2, None).unwrap();
     path
 }
 

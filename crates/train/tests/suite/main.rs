@@ -1,5 +1,6 @@
 //! The library as its users meet it, on a model of a few thousand numbers.
 
+mod best;
 mod checkpoint;
 mod common;
 #[cfg(target_os = "linux")]

@@ -66,7 +66,7 @@ fn train(ranks: &dyn Ranks, accumulation: usize, folder: &Path) -> (Vec<f32>, Ve
     run.ranks = ranks;
     let mut beside = nothing_beside;
     let (every, keep, notes) = (1, 9, serde_json::Map::new());
-    run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, notes, beside: &mut beside });
+    run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, best: false, notes, beside: &mut beside });
     run.observers.push(&mut listen);
     run.train(None).unwrap();
     (losses, values(model.as_ref()))

@@ -46,7 +46,7 @@ fn the_rate_rises_over_the_warmup_and_the_last_step_still_learns() {
     assert_eq!(rates(Schedule::Linear, 0), [1.0, 0.75, 0.5, 0.25]);
     assert_eq!(rates(Schedule::Linear, 2), [0.0, 0.5, 1.0, 0.5]);
     assert_eq!(rates(Schedule::Constant, 1), [0.0, 1.0, 1.0, 1.0]);
-    let cosine = rates(Schedule::Cosine, 0);
+    let cosine = rates(Schedule::COSINE, 0);
     assert!(cosine[0] == 1.0 && (cosine[2] - 0.5).abs() < 1e-12 && cosine[3] > 0.0, "{cosine:?}");
 }
 
@@ -81,7 +81,7 @@ fn story(event: &Event<'_>) -> String {
         Event::Evaluated { step, .. } => format!("evaluated {step}"),
         Event::Saved { step, path } => format!("saved {step} in {}", path.file_name().unwrap().display()),
         Event::Interrupted { step } => format!("interrupted {step}"),
-        Event::Ended { steps } => format!("ended {steps}"),
+        Event::Ended { steps, .. } => format!("ended {steps}"),
         other => format!("{other:?}"),
     }
 }
@@ -111,7 +111,7 @@ fn told(folder: &std::path::Path, stop: usize) -> (Result<End, Error>, Vec<Strin
     run.interrupt = &flag;
     let mut beside = nothing_beside;
     let (every, keep, notes) = (2, 2, serde_json::Map::new());
-    run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, notes, beside: &mut beside });
+    run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, best: false, notes, beside: &mut beside });
     run.observers.push(&mut listen);
     let end = run.train(state);
     (end, story_so_far, values(model.as_ref()))
@@ -207,8 +207,14 @@ fn an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run() {
         Ok(())
     };
     let mut run = Run::new(small(), (model.as_ref(), None), &mut optim, &data);
-    run.saving =
-        Some(Saving { checkpoints: &checkpoints, every: 4, keep: 1, notes: Default::default(), beside: &mut beside });
+    run.saving = Some(Saving {
+        checkpoints: &checkpoints,
+        every: 4,
+        keep: 1,
+        best: false,
+        notes: Default::default(),
+        beside: &mut beside,
+    });
     run.observers.push(&mut listen);
     run.train(None).unwrap();
     assert!(folder.path().join("checkpoint-4").exists());
@@ -287,7 +293,7 @@ fn a_run_whose_loss_scale_left_a_step_out_goes_on_with_the_same_bits() {
         let step = StepConfig { compute: DType::F16, ..config().step };
         let mut run = Run::new(RunConfig { step, ..small() }, (model.as_ref(), None), &mut optim, &data);
         let (mut beside, every, keep, notes) = (nothing_beside, 0, 1, serde_json::Map::new());
-        run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, notes, beside: &mut beside });
+        run.saving = Some(Saving { checkpoints: &checkpoints, every, keep, best: false, notes, beside: &mut beside });
         (run.interrupt, run.objective) = (&flag, &FirstOverflows);
         run.observers.push(&mut listen);
         run.train(state).unwrap();
