@@ -60,6 +60,18 @@ fn settings_outside_their_range() {
     refused("--eval-labels a,b", &["--eval-labels", "--eval-data"]);
     refused("--samples 3", &["--samples", "--eval-data"]);
     refused("--eval-steps 3", &["--eval-steps", "--eval-data"]);
+    refused("--load-best-model-at-end", &["--load-best-model-at-end", "--eval-data"]);
+    refused("--early-stopping-patience 3", &["--early-stopping-patience", "--eval-data"]);
+    refused("--early-stopping-patience 0", &["--early-stopping-patience", "at least 1"]);
+    refused(
+        "--early-stopping-patience 1 --early-stopping-threshold nan",
+        &["--early-stopping-threshold", "at least 0"],
+    );
+    refused("--early-stopping-threshold 1", &["--early-stopping-patience"]);
+    refused("--max-minutes 0", &["--max-minutes", "above 0"]);
+    refused("--logging-steps 0", &["--logging-steps", "at least 1"]);
+    refused("--save-steps often", &["--save-steps", "4/epoch"]);
+    refused("--lr-scheduler-kwargs 3", &["--lr-scheduler-kwargs", "JSON object"]);
     refused("--quant nf5", &["nf5", "nf4"]);
     refused("--rank many", &["many", "--rank"]);
 }

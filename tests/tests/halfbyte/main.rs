@@ -11,6 +11,7 @@ mod columns;
 mod config_file;
 mod cuda;
 mod earlier;
+mod endings;
 mod failures;
 mod families;
 mod files;

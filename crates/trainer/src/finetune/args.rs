@@ -3,7 +3,8 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use super::{
-    config_file::{joined, one_or_many},
+    config_file::{joined, json, one_or_many},
+    rhythm::Cadence,
     values::{BiasArg, CheckpointingArg, Method, OptimArg, SchedulerArg},
 };
 use crate::{
@@ -218,9 +219,13 @@ pub struct FinetuneArgs {
     /// How the learning rate falls [default: linear].
     #[arg(long, value_enum, help_heading = "Training")]
     pub lr_scheduler_type: Option<SchedulerArg>,
-    /// Steps over which it rises first [default: 0].
+    /// A JSON object of arguments for it, as in transformers, such as '{"num_cycles": 3}'.
+    #[arg(long, value_name = "JSON", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json")]
+    pub lr_scheduler_kwargs: Option<String>,
+    /// Steps over which it rises first, or their share of the run [default: 0].
     #[arg(long, value_name = "N", help_heading = "Training")]
-    pub warmup_steps: Option<usize>,
+    pub warmup_steps: Option<Cadence>,
     /// Steps over which it rises first, as a share of all steps.
     #[arg(long, value_name = "X", conflicts_with = "warmup_steps", help_heading = "Training")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,25 +251,48 @@ pub struct FinetuneArgs {
     /// Optimizer state kept in memory, in MiB; the rest is paged to a file in the output folder [default: all].
     #[arg(long, value_name = "MIB", help_heading = "Training")]
     pub optim_resident_mib: Option<f64>,
+    /// End the run when so many evaluations in a row brought no lower held-out loss; the best state is then the result.
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<usize>,
+    /// By how much the loss has to be lower to end that wait [default: 0].
+    #[arg(long, value_name = "X", requires = "early_stopping_patience", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_threshold: Option<f64>,
+    /// Save and end after so many minutes, with what it takes to go on.
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_minutes: Option<f64>,
     /// Seed of the adapter's first values, of the order of the rows, and of dropout [default: 42].
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub seed: Option<u64>,
 
-    /// A line in metrics.jsonl every so many steps [default: 1].
-    #[arg(long, value_name = "N", help_heading = "Logging")]
-    pub logging_steps: Option<usize>,
+    /// A line in metrics.jsonl every so many steps, at a share of the run (0.01), or so many times an epoch (20/epoch)
+    /// [default: 1].
+    #[arg(long, value_name = "WHEN", help_heading = "Logging")]
+    pub logging_steps: Option<Cadence>,
+    /// A line for the first step, too.
+    #[arg(long, help_heading = "Logging")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub logging_first_step: bool,
     /// Type of the weights that --method full saves; an adapter is always saved in f32 [default: bf16].
     #[arg(long, value_enum, help_heading = "Logging")]
     pub save_dtype: Option<ComputeArg>,
-    /// A checkpoint every so many steps; 0 means none before the end [default: 500].
-    #[arg(long, value_name = "N", help_heading = "Logging")]
-    pub save_steps: Option<usize>,
-    /// Checkpoints kept; older ones are removed [default: 2].
+    /// A checkpoint every so many steps, at a share of the run, or so many times an epoch (1/epoch, or epoch); 0 means none before
+    /// the end [default: 500].
+    #[arg(long, value_name = "WHEN", help_heading = "Logging")]
+    pub save_steps: Option<Cadence>,
+    /// Checkpoints kept, that of the best state among them; older ones are removed [default: 2].
     #[arg(long, value_name = "N", help_heading = "Logging")]
     pub save_total_limit: Option<usize>,
-    /// The held-out loss every so many steps; 0 means only before and after [default: 0].
-    #[arg(long, value_name = "N", help_heading = "Logging")]
-    pub eval_steps: Option<usize>,
+    /// The held-out loss every so many steps, at a share of the run, or so many times an epoch; 0 means only before and after
+    /// [default: 0].
+    #[arg(long, value_name = "WHEN", help_heading = "Logging")]
+    pub eval_steps: Option<Cadence>,
+    /// Save the state whenever its held-out loss is the lowest so far, and end with the best instead of the last.
+    #[arg(long, help_heading = "Logging")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub load_best_model_at_end: bool,
     /// Measure where the time of the steps goes: a table at the end, and profile.json.
     #[arg(long, help_heading = "Logging")]
     #[serde(skip_serializing_if = "is_false")]

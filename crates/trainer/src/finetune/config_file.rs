@@ -89,3 +89,13 @@ pub(super) fn joined<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option
     };
     found.map(Some).ok_or_else(|| serde::de::Error::custom("expected a text, a list of texts or a table of numbers"))
 }
+
+/// JSON as a text, or as a file can also say it: a table.
+pub(super) fn json<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    use serde_json::Value;
+    Ok(match Value::deserialize(from)? {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    })
+}

@@ -25,22 +25,14 @@ impl Settings {
         Length { accumulation: self.accumulation, epochs: self.epochs, max_steps: self.args.max_steps }
     }
 
-    /// Steps of the run.
-    pub(super) fn total_steps(&self, data: &Dataset) -> anyhow::Result<usize> {
-        Ok(self.steps(data.epoch_size(&self.batch_config())?.batches).1)
-    }
-
-    /// Makes steps of `--warmup-ratio`, rounded up as transformers does.
-    pub(super) fn settle_warmup(&mut self, data: &Dataset) -> anyhow::Result<()> {
-        if let Some(ratio) = self.args.warmup_ratio {
-            self.warmup_steps = (ratio * self.total_steps(data)? as f64).ceil() as usize;
-        }
-        Ok(())
+    /// Steps of an epoch, and of the run.
+    pub(super) fn steps(&self, data: &Dataset) -> anyhow::Result<(usize, usize)> {
+        Ok(self.steps_of(data.epoch_size(&self.batch_config())?.batches))
     }
 
     /// Steps of an epoch that has so many batches, and of the run. Every epoch has as many batches as the others, packed or
     /// not.
-    fn steps(&self, batches_per_epoch: usize) -> (usize, usize) {
+    fn steps_of(&self, batches_per_epoch: usize) -> (usize, usize) {
         self.length().steps(batches_per_epoch, Alone.world())
     }
 }
@@ -71,7 +63,7 @@ pub(super) fn lines(settings: &Settings, data: &Dataset, device: &Device) -> any
 }
 
 fn run_line(settings: &Settings, data: &Dataset, size: &EpochSize) -> String {
-    let (per_epoch, total) = settings.steps(size.batches);
+    let (per_epoch, total) = settings.steps_of(size.batches);
     let left_out = size.rows.saturating_sub(size.batches * settings.batch_size);
     let except = if left_out == 0 { String::new() } else { format!(", but for the last {left_out} of its rows") };
     let most = (settings.accumulation * size.largest.iter().sum::<usize>()).min(size.tokens);
@@ -88,7 +80,7 @@ fn run_line(settings: &Settings, data: &Dataset, size: &EpochSize) -> String {
 
 /// What packing would gain: the tokens cost what they cost, but there are fewer batches to pay the rest for.
 fn packing_line(settings: &Settings, size: &EpochSize, packed: &EpochSize, overhead: usize) -> String {
-    let (now, then) = (settings.steps(size.batches).0, settings.steps(packed.batches).0);
+    let (now, then) = (settings.steps_of(size.batches).0, settings.steps_of(packed.batches).0);
     let cost = |it: &EpochSize| (it.tokens + overhead * it.batches) as f64;
     format!(
         "--packing on would make of {} rows {}: {} steps an epoch instead of {}, each with {:.1} x the tokens, and an epoch about {:.1} x as fast",

@@ -1,7 +1,7 @@
 //! `metrics.jsonl` while a run goes on, `summary.json` when it has ended.
 
 use anyhow::Context;
-use halfbyte_train::StepReport;
+use halfbyte_train::{Best, StepReport};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -40,6 +40,8 @@ pub(crate) struct Totals {
     /// Of the last step, if it is known.
     pub(crate) last_loss: Option<f32>,
     pub(crate) seconds_to_first_step: f64,
+    /// The state with the lowest held-out loss of those that were measured.
+    pub(crate) best: Option<Best>,
     speeds: Vec<f64>,
 }
 
@@ -73,6 +75,9 @@ impl Totals {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Summary {
     pub(crate) steps: usize,
+    /// The step with the lowest held-out loss of those that were measured on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) best: Option<Best>,
     pub(crate) eval_loss_before: Option<f64>,
     pub(crate) eval_loss_after: Option<f64>,
     pub(crate) eval_accuracy_before: Option<f64>,

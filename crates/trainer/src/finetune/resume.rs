@@ -8,14 +8,19 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Settings that may change between a run and its continuation.
-const MAY_CHANGE: [&str; 15] = [
+const MAY_CHANGE: [&str; 20] = [
     "device",
+    "early_stopping_patience",
+    "early_stopping_threshold",
     "eval_data",
     "eval_labels",
     "eval_rows",
     "eval_steps",
     "gradient_checkpointing",
+    "load_best_model_at_end",
+    "logging_first_step",
     "logging_steps",
+    "max_minutes",
     "max_steps",
     "no_eval_before",
     "num_train_epochs",
@@ -56,7 +61,14 @@ pub(super) fn resume(
     let Some((step, path)) = folder.checkpoints().all()?.pop() else { return Ok(None) };
     let state = RunState::read(&path)?;
     check(&path, &state, &settings.args, data.len())?;
-    let total = settings.total_steps(data)?;
+    let (_, total) = settings.steps(data)?;
+    let waited = state.best.map_or(0, |it| it.since);
+    let given_up = settings.early_stopping.is_some_and(|it| waited >= it.patience);
+    if given_up && folder.is_complete() {
+        return Err(user_error(format!(
+            "the run has ended already: {waited} evaluations brought no lower held-out loss (checkpoint at step {step}); raise --early-stopping-patience to go on"
+        )));
+    }
     if step > total || (step == total && folder.is_complete()) {
         return Err(user_error(format!(
             "the run of {total} steps has ended already (checkpoint at step {step}); raise --max-steps or --num-train-epochs to go on"
@@ -64,7 +76,7 @@ pub(super) fn resume(
     }
     optim.load(&path, state.taken())?;
     say(&format!("going on from {} (step {step})", path.display()));
-    if step == total {
+    if step == total || given_up {
         say("all steps were taken; what is left is to measure and to save");
     }
     Ok(Some(state))

@@ -35,11 +35,10 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
-    let mut settings = Settings::resolve(args)?;
+    let settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
     let base = load::open(&settings.model)?;
     let mut data = Data::load(&settings, &base)?;
-    settings.settle_warmup(&data.train)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut beginning = Beginning::of(&settings, &base.folder)?;
     epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
@@ -290,6 +289,7 @@ fn summary(
 ) -> Summary {
     Summary {
         steps: totals.steps,
+        best: totals.best,
         eval_loss_before: before.loss,
         eval_loss_after: after.loss,
         eval_accuracy_before: before.accuracy(),

@@ -3,6 +3,8 @@
 use super::{
     adapter_flags,
     args::FinetuneArgs,
+    rhythm::Cadence,
+    scheduler,
     values::{CheckpointingArg, Method, OptimArg, SchedulerArg},
 };
 use crate::{
@@ -17,7 +19,11 @@ use halfbyte_data::Part;
 use halfbyte_lora::LoraConfig;
 use halfbyte_models::ModelFolder;
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
+use halfbyte_train::EarlyStopping;
 use std::path::{Path, PathBuf};
+
+/// The largest learning rate where none is given.
+pub(super) const LEARNING_RATE: f64 = 2e-4;
 
 /// A run. `args` are the same settings as flags, to be written beside the result.
 #[derive(Clone, Debug)]
@@ -41,13 +47,10 @@ pub(crate) struct Settings {
     pub(crate) optim: OptimArg,
     pub(crate) schedule: Schedule,
     pub(crate) learning_rate: f64,
-    pub(crate) warmup_steps: usize,
     pub(crate) max_grad_norm: f32,
-    pub(crate) logging_steps: usize,
     pub(crate) save_dtype: ComputeArg,
-    pub(crate) save_steps: usize,
     pub(crate) save_total_limit: usize,
-    pub(crate) eval_steps: usize,
+    pub(crate) early_stopping: Option<EarlyStopping>,
     pub(crate) device: DeviceArg,
     pub(crate) checkpointing: CheckpointingArg,
 }
@@ -83,6 +86,7 @@ impl Settings {
         let compute = compute(&a);
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
         let given = a.clone();
+        fill_in(&mut a);
         let lora = adapter_flags::config(&mut a, told)?;
         let settings = Settings {
             model,
@@ -104,20 +108,12 @@ impl Settings {
                 weight_decay: *a.weight_decay.get_or_insert(0.0),
             },
             optim: *a.optim.get_or_insert(OptimArg::AdamwTorch),
-            schedule: match *a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear) {
-                SchedulerArg::Constant => Schedule::Constant,
-                SchedulerArg::Linear => Schedule::Linear,
-                SchedulerArg::Cosine => Schedule::COSINE,
-            },
-            learning_rate: *a.learning_rate.get_or_insert(2e-4),
-            // A share of the steps is made a number when the steps are known.
-            warmup_steps: if a.warmup_ratio.is_some() { 0 } else { *a.warmup_steps.get_or_insert(0) },
+            schedule: scheduler::schedule(&a)?,
+            learning_rate: *a.learning_rate.get_or_insert(LEARNING_RATE),
             max_grad_norm: *a.max_grad_norm.get_or_insert(1.0),
-            logging_steps: positive(&mut a.logging_steps, 1, "--logging-steps")?,
             save_dtype: *a.save_dtype.get_or_insert(ComputeArg::Bf16),
-            save_steps: *a.save_steps.get_or_insert(500),
             save_total_limit: positive(&mut a.save_total_limit, 2, "--save-total-limit")?,
-            eval_steps: *a.eval_steps.get_or_insert(0),
+            early_stopping: early_stopping(&a)?,
             device: *a.device.get_or_insert(DeviceArg::Auto),
             checkpointing: *a.gradient_checkpointing.get_or_insert(CheckpointingArg::Auto),
             args: a,
@@ -134,6 +130,16 @@ impl Settings {
             Part::HeldOut => (&self.args.eval_data, &self.args.eval_rows),
         };
         Rows::find(named, part, (&self.args.row_flags(), self.max_length, range.as_deref()), base)
+    }
+
+    /// Whether the held-out loss is measured on the way.
+    fn evaluates(&self) -> bool {
+        !self.args.eval_steps.is_none_or(Cadence::is_never)
+    }
+
+    /// Whether the state with the lowest held-out loss is the result.
+    pub(crate) fn wants_best(&self) -> bool {
+        self.args.load_best_model_at_end || self.early_stopping.is_some()
     }
 
     /// The share of the rows that may be doubtful.
@@ -174,10 +180,23 @@ impl Settings {
             ("--eval-labels", self.args.eval_labels.is_some()),
             ("--samples", self.args.samples > Some(0)),
             ("--eval-rows", self.args.eval_rows.is_some()),
-            ("--eval-steps", self.eval_steps > 0),
+            ("--eval-steps", self.evaluates()),
+            ("--load-best-model-at-end", self.args.load_best_model_at_end),
+            ("--early-stopping-patience", self.early_stopping.is_some()),
         ];
         if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && self.args.eval_data.is_empty()) {
             return Err(user_error(format!("{flag} is about held-out rows, but there are none; add --eval-data FILE")));
+        }
+        if self.wants_best() && !self.evaluates() {
+            return Err(user_error(
+                "the best state is found by its held-out loss, which is measured only before and after; add --eval-steps N",
+            ));
+        }
+        if self.args.logging_steps.is_some_and(Cadence::is_never) {
+            return Err(user_error("--logging-steps must be at least 1"));
+        }
+        if self.args.max_minutes.is_some_and(|it| !(it > 0.0 && it.is_finite())) {
+            return Err(user_error("--max-minutes must be above 0"));
         }
         if self.args.overwrite && self.args.resume {
             return Err(user_error("--overwrite starts again and --resume goes on; choose one"));
@@ -211,6 +230,28 @@ impl Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// What is left as a flag until the run begins.
+fn fill_in(a: &mut FinetuneArgs) {
+    a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear);
+    if a.warmup_ratio.is_none() {
+        a.warmup_steps.get_or_insert(Cadence::Steps(0));
+    }
+    a.logging_steps.get_or_insert(Cadence::Steps(1));
+    a.save_steps.get_or_insert(Cadence::Steps(500));
+    a.eval_steps.get_or_insert(Cadence::Steps(0));
+}
+
+fn early_stopping(a: &FinetuneArgs) -> anyhow::Result<Option<EarlyStopping>> {
+    let threshold = a.early_stopping_threshold.unwrap_or(0.0);
+    if !(threshold >= 0.0 && threshold.is_finite()) {
+        return Err(user_error(format!("--early-stopping-threshold must be at least 0, got {threshold}")));
+    }
+    match a.early_stopping_patience {
+        Some(0) => Err(user_error("--early-stopping-patience must be at least 1")),
+        patience => Ok(patience.map(|patience| EarlyStopping { patience, threshold })),
     }
 }
 

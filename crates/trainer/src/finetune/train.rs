@@ -1,14 +1,15 @@
-//! The training loop as the command runs it: what is shown and logged, Ctrl-C, and what to say when it stops.
+//! The training loop as the command runs it: Ctrl-C, and what to say when it stops.
 
 use super::{
+    listener::Listener,
     output::RunFolder,
-    profile,
-    record::{Metrics, MetricsLog, Totals},
+    record::{MetricsLog, Totals},
     resume,
+    rhythm::Rhythm,
     settings::Settings,
 };
 use crate::{
-    console::{self, say},
+    console,
     failure::{Failure, Interrupted},
 };
 use anyhow::anyhow;
@@ -16,8 +17,7 @@ use halfbyte_data::Dataset;
 use halfbyte_lora::{Adapter, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
-use halfbyte_train::{BoxError, End, Error, Event, Observer, Optim, RunConfig, RunState, Saving, StepConfig};
-use indicatif::ProgressBar;
+use halfbyte_train::{BoxError, End, Error, Optim, RunConfig, RunState, Saving, StepConfig};
 use std::{
     path::Path,
     sync::{
@@ -57,17 +57,20 @@ impl Run<'_> {
             Ok(())
         };
         let device = self.optim.params().first().map_or(Device::Cpu, |it| it.value().device());
-        let mut listener = Listener::new((settings, device), log, self.begun);
-        let config = config(settings, self.checkpointing);
+        let rhythm = Rhythm::of(settings, self.data)?;
+        let mut listener = Listener::new((settings, rhythm, device), log, self.begun);
+        let config = config(settings, rhythm, self.checkpointing);
+        let limit = settings.args.max_minutes.map(|it| Duration::from_secs_f64(60.0 * it));
         let mut run = halfbyte_train::Run::new(config, (self.model, self.adapter), self.optim, self.data);
         run.eval = self.eval;
         run.begun = self.begun;
         run.interrupt = &INTERRUPTED;
+        run.deadline = limit.and_then(|it| self.begun.checked_add(it));
         run.saving = Some(Saving {
             checkpoints: &checkpoints,
-            every: settings.save_steps,
+            every: rhythm.save_steps,
             keep: settings.save_total_limit,
-            best: false,
+            best: settings.wants_best(),
             notes: resume::notes(&settings.args, self.eval_loss_before)?,
             beside: &mut beside,
         });
@@ -76,105 +79,36 @@ impl Run<'_> {
         let end = run.train(state).map_err(|error| explained(error, folder, settings))?;
         TRAINED.store(true, Ordering::SeqCst);
         match end {
-            End::Finished { .. } if listener.last == listener.first => Ok(std::mem::take(&mut log.so_far)),
-            End::Finished { .. } => Ok(listener.totals),
+            End::Finished { .. } => Ok(listener.into_totals()),
             End::Interrupted { step, total, checkpoint } => {
                 let path = checkpoint.unwrap_or_else(|| folder.path().to_owned());
-                Err(Interrupted(format!("stopped after step {step} of {total}; everything is in {}: the same command with --resume (instead of --overwrite) goes on", path.display())).into())
+                let why = match settings.args.max_minutes {
+                    Some(minutes) if !INTERRUPTED.load(Ordering::SeqCst) => {
+                        format!("--max-minutes {minutes} are over: ")
+                    }
+                    _ => String::new(),
+                };
+                Err(Interrupted(format!("{why}stopped after step {step} of {total}; everything is in {}: the same command with --resume (instead of --overwrite) goes on", path.display())).into())
             }
         }
     }
 }
 
-fn config(settings: &Settings, checkpointing: bool) -> RunConfig {
+fn config(settings: &Settings, rhythm: Rhythm, checkpointing: bool) -> RunConfig {
     RunConfig {
         batches: settings.batch_config(),
         length: settings.length(),
         schedule: settings.schedule,
         learning_rate: settings.learning_rate,
-        warmup_steps: settings.warmup_steps,
-        eval_steps: settings.eval_steps,
-        early_stopping: None,
+        warmup_steps: rhythm.warmup_steps,
+        eval_steps: rhythm.eval_steps,
+        early_stopping: settings.early_stopping,
         step: StepConfig {
             compute: settings.compute.dtype(),
             checkpointing,
             max_grad_norm: settings.max_grad_norm,
             seed: settings.seed,
         },
-    }
-}
-
-/// Shows a bar, writes the log, and sums up.
-struct Listener<'a> {
-    settings: &'a Settings,
-    device: Device,
-    log: &'a mut MetricsLog,
-    begun: Instant,
-    totals: Totals,
-    steps: ProgressBar,
-    evaluation: Option<ProgressBar>,
-    /// A step whose line waits for its held-out loss.
-    pending: Option<Metrics>,
-    /// The first step whose time `--profile` takes. The two before it touch their memory for the first time.
-    profiled: usize,
-    /// Steps taken before.
-    first: usize,
-    last: usize,
-}
-
-impl<'a> Listener<'a> {
-    fn new((settings, device): (&'a Settings, Device), log: &'a mut MetricsLog, begun: Instant) -> Listener<'a> {
-        let (steps, totals) = (ProgressBar::hidden(), Totals::default());
-        let (evaluation, pending) = (None, None);
-        Listener { settings, device, log, begun, totals, steps, evaluation, pending, profiled: 0, first: 0, last: 0 }
-    }
-
-    fn take(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
-        match *event {
-            Event::Started { first, total } => {
-                (self.profiled, self.first, self.last) = (total.min(first + 3), first, total);
-                self.steps = console::step_bar(total as u64, "");
-                self.steps.set_position(first as u64);
-            }
-            Event::Begins { step } if self.settings.args.profile && step == self.profiled => {
-                profile::begin(&self.device)?
-            }
-            Event::Step(report) => {
-                let tokens_per_second = report.tokens as f64 / report.took.as_secs_f64();
-                let metrics = Metrics::new(report, tokens_per_second, self.begun.elapsed().as_secs_f64());
-                self.totals.add(&metrics);
-                self.steps.inc(1);
-                let speed = self.totals.tokens_per_second();
-                self.steps.set_message(format!("loss {:.4}, {speed:.0} tokens/s", report.loss));
-                if report.evaluates {
-                    self.pending = Some(metrics);
-                } else if report.step.is_multiple_of(self.settings.logging_steps) || report.step == self.last {
-                    self.log.write(&metrics)?;
-                }
-            }
-            Event::Evaluating { done, of } => {
-                let bar = self.evaluation.get_or_insert_with(|| console::step_bar(of as u64, "held-out loss"));
-                bar.set_position(done as u64);
-            }
-            Event::Evaluated { step, loss } => {
-                self.evaluation.take().inspect(ProgressBar::finish_and_clear);
-                say(&format!("step {step}: held-out loss {:.4}", loss.loss));
-                if let Some(metrics) = self.pending.take() {
-                    self.log.write(&Metrics { eval_loss: Some(loss.loss), ..metrics })?;
-                }
-            }
-            Event::NotRemoved { error } => console::warn(&format!("an older checkpoint could not be removed: {error}")),
-            Event::Interrupted { .. } => self.steps.abandon(),
-            Event::Ended { .. } => self.steps.finish_and_clear(),
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-impl Observer for Listener<'_> {
-    fn event(&mut self, event: &Event<'_>) -> Result<(), BoxError> {
-        Ok(self.take(event)?)
     }
 }
 

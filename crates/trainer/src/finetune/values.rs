@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -37,8 +38,28 @@ pub enum SchedulerArg {
     Constant,
     /// Linearly to zero.
     Linear,
-    /// Along half a cosine to zero.
+    /// Along half a cosine to zero; `num_cycles` waves with --lr-scheduler-kwargs.
     Cosine,
+    /// Along half a cosine to `min_lr`, or `min_lr_rate` of the largest.
+    #[value(name = "cosine_with_min_lr")]
+    CosineWithMinLr,
+    /// Along half a cosine to zero, `num_cycles` times.
+    #[value(name = "cosine_with_restarts")]
+    CosineWithRestarts,
+    /// Along a `power` of what is left, to `lr_end`.
+    Polynomial,
+    /// With the root of the steps.
+    #[value(name = "inverse_sqrt")]
+    InverseSqrt,
+    /// Over the last `num_decay_steps` steps, to `min_lr_ratio` of the largest.
+    #[value(name = "warmup_stable_decay")]
+    WarmupStableDecay,
+}
+
+impl fmt::Display for SchedulerArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("none is hidden").get_name())
+    }
 }
 
 /// How the optimizer keeps its state. Where it lies is `optim_resident_mib`'s matter, so the names that say "paged" in
