@@ -9,7 +9,7 @@ use crate::config::DataConfig;
 use crate::encode::{Encoded, Encoder};
 use crate::error::{Error, Result};
 use crate::files::{AllRows, DataFiles, Place};
-
+use crate::mixture::Source;
 use crate::report::Report;
 use crate::tokenizer::Tokenizer;
 
@@ -23,13 +23,15 @@ pub struct Example {
 }
 
 /// Tokenised rows in file order.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Dataset {
     ids: Vec<u32>,
     /// Bit `t` of the whole: token `t` of `ids` is to be predicted.
     mask: Vec<u64>,
     /// Where each row begins, and the end of the last.
     offsets: Vec<usize>,
+    /// The sources of a mixture, one after the other; none where an epoch takes each row once.
+    pub(crate) sources: Vec<Source>,
 }
 
 impl Dataset {
@@ -136,8 +138,17 @@ impl Dataset {
         (0..self.len()).map(|index| self.row(index))
     }
 
-    fn empty() -> Self {
-        Self { ids: Vec::new(), mask: Vec::new(), offsets: vec![0] }
+    pub(crate) fn empty() -> Self {
+        Self { ids: Vec::new(), mask: Vec::new(), offsets: vec![0], sources: Vec::new() }
+    }
+
+    /// Puts the rows of another after its own.
+    pub(crate) fn append(&mut self, other: &Dataset) {
+        self.ids.reserve_exact(other.ids.len());
+        for row in other.rows() {
+            let mask: Vec<bool> = (0..row.ids.len()).map(|t| row.trained(t)).collect();
+            self.push(row.ids, &mask);
+        }
     }
 
     fn push(&mut self, ids: &[u32], mask: &[bool]) {

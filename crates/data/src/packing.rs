@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Rows of examples: whichever row an index names, its examples stand together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
     /// The examples of the first row, then those of the second.
     examples: Vec<usize>,
@@ -74,12 +74,17 @@ impl Rows {
         Self { examples: grouped, ends: next }
     }
 
+    /// Puts a row after the others.
+    pub(crate) fn push(&mut self, examples: &[usize]) {
+        self.examples.extend_from_slice(examples);
+        self.ends.push(self.examples.len());
+    }
+
     /// These rows in the order given by their numbers.
     pub(crate) fn reordered(&self, order: &[usize]) -> Self {
         let mut out = Self { examples: Vec::with_capacity(self.examples.len()), ends: Vec::with_capacity(order.len()) };
         for &row in order {
-            out.examples.extend_from_slice(self.examples(row..row + 1));
-            out.ends.push(out.examples.len());
+            out.push(self.examples(row..row + 1));
         }
         out
     }

@@ -41,7 +41,8 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, other: &Report) {
+    /// Adds what another counted.
+    pub fn add(&mut self, other: &Report) {
         self.rows_read += other.rows_read;
         self.rows_used += other.rows_used;
         self.null += other.null;

@@ -179,7 +179,8 @@ pub struct ChatArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ReadArgs {
     /// Files of rows, folders of them, patterns such as 'data/*.jsonl', or data sets on the hub,
-    /// ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other.
+    /// ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other, or each with a weight as a mixture: a.parquet:0.7
+    /// b.jsonl:0.3.
     #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
     /// What a row is.

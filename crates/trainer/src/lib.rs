@@ -19,6 +19,7 @@ mod plan;
 mod quantized_checkpoint;
 mod rows;
 mod save_model;
+mod sources;
 mod spellings;
 mod streamed_matrix;
 

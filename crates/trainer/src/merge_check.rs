@@ -1,11 +1,6 @@
 //! How far a merged model is from base + adapter: on a text, the divergence of their predictions.
 
-use crate::{
-    failure::user_error,
-    load::BaseModel,
-    rows::{RowFlags, Rows},
-    streamed_matrix::Streamed,
-};
+use crate::{failure::user_error, load::BaseModel, rows::RowFlags, sources::Rows, streamed_matrix::Streamed};
 use halfbyte_autograd::Tape;
 use halfbyte_data::Part;
 use halfbyte_lora::Context;
@@ -79,8 +74,8 @@ pub(crate) fn sample(base: &BaseModel, data: Option<&Path>, positions: usize) ->
         Some(path) => {
             let flags = RowFlags::default();
             let mut found = Rows::find(&[path.into()], Part::HeldOut, (&flags, limit, None), base)?;
-            found.config.rows = Some(0..8);
-            let (rows, _) = found.load(tokenizer)?;
+            found.sources.iter_mut().for_each(|it| it.config.rows = Some(0..8));
+            let rows = found.load(tokenizer)?.dataset;
             rows.rows().flat_map(|it| it.ids.to_vec()).collect()
         }
     };

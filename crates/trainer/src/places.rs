@@ -1,6 +1,9 @@
 //! Where a flag's model, adapter or data is: a path, or a name whose folder is in the cache or comes from the hub.
 
-use crate::console::{self, say, warn};
+use crate::{
+    console::{self, say, warn},
+    failure::user_error,
+};
 use halfbyte_data::Part;
 use halfbyte_hub::{DataName, Event, Hub, Name, Place, Settings, Use, name};
 use indicatif::ProgressBar;
@@ -48,6 +51,20 @@ pub(crate) struct FoundData {
     pub(crate) files: Vec<PathBuf>,
     /// As in [`Found`].
     pub(crate) pinned: PathBuf,
+}
+
+/// A source of rows and its weight in a mixture, if the name ends in one: `a.parquet:0.7`. A path that exists as it stands is one.
+pub(crate) fn weighted(named: &Path) -> anyhow::Result<(PathBuf, Option<f64>)> {
+    let Some(text) = named.to_str().filter(|_| !named.exists()) else { return Ok((named.to_owned(), None)) };
+    let (name, weight) = halfbyte_data::parse_weight(text).map_err(|it| user_error(format!("--data {it}")))?;
+    Ok((name.into(), weight))
+}
+
+/// What names the rows of a flag for good, its weight with them.
+pub(crate) fn pinned(named: &Path, part: Part) -> anyhow::Result<PathBuf> {
+    let (name, weight) = weighted(named)?;
+    let pinned = data(&name, part)?.pinned;
+    Ok(weight.map_or_else(|| pinned.clone(), |it| format!("{}:{it}", pinned.display()).into()))
 }
 
 /// Files of rows; of a data set on the hub whose split is not named, that which is usual for the part.

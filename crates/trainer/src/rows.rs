@@ -1,22 +1,10 @@
-//! The rows that a command reads: which files, which columns, laid out how, and what of them is learned.
+//! What a row is, as flags say it: how it is laid out, what writes it, and what of it is learned.
 
-use crate::{
-    cli::{ReadArgs, Switch},
-    console,
-    failure::user_error,
-    load::BaseModel,
-    places,
-};
+use crate::{cli::Switch, console, failure::user_error};
 use clap::{Args, ValueEnum};
-use halfbyte_data::{
-    CHATML, ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, INSTRUCTION, Layout, LossOn,
-    Part, Report, Tokenizer, parse_rows,
-};
+use halfbyte_data::{CHATML, ChatTemplate, Excess, INSTRUCTION, Layout, LossOn, Tokenizer};
 use serde::{Deserialize, Serialize};
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::Path;
 
 /// What a row of data is, or a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -133,66 +121,6 @@ pub struct RowFlags {
     /// What becomes of longer rows than --max-length [default: truncate].
     #[arg(long, value_enum, help_heading = "Data")]
     pub excess_length_strategy: Option<ExcessArg>,
-}
-
-/// What was made of the flags and the first of the files.
-#[derive(Debug)]
-pub(crate) struct Rows {
-    pub(crate) files: DataFiles,
-    pub(crate) config: DataConfig,
-}
-
-impl Rows {
-    /// Finds files and columns; `range` is that of the rows, as a user writes it.
-    pub(crate) fn find(
-        named: &[PathBuf],
-        part: Part,
-        (flags, max_length, range): (&RowFlags, usize, Option<&str>),
-        base: &BaseModel,
-    ) -> anyhow::Result<Rows> {
-        let named = named.iter().map(|it| Ok(places::data(it, part)?.files)).collect::<anyhow::Result<Vec<_>>>()?;
-        let files = DataFiles::find(&named.concat(), part)?;
-        let columns = files.columns()?;
-        let mut names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
-        if let Some(text) = &flags.text_column {
-            if flags.layout.is_some_and(|it| it != LayoutArg::Text) || flags.columns.is_some() {
-                return Err(user_error(format!(
-                    "--text-column {text} is a column of text, but --layout or --columns says that rows are something else; leave one out"
-                )));
-            }
-            names = names.with_text(text);
-        }
-        let chosen = Columns::choose(&columns, &names, flags.layout.map(Into::into))
-            .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
-        chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
-        let conversations = chosen.columns.are_conversations(&columns);
-        let template = if conversations {
-            Some(Arc::new(template(&flags.template, &[base.folder.dir()], &base.tokenizer)?))
-        } else {
-            None
-        };
-        let loss_on = if flags.train_on_inputs { Some(LossOn::All) } else { flags.loss_on.map(Into::into) };
-        let config = DataConfig {
-            columns: chosen.columns,
-            rows: range.map(parse_rows).transpose()?,
-            max_length,
-            excess: flags.excess_length_strategy.unwrap_or(ExcessArg::Truncate).into(),
-            append_eos: flags.append_eos.map(|it| it == Switch::On),
-            loss_on,
-            template,
-        };
-        Ok(Rows { files, config })
-    }
-
-    /// As [`find`](Self::find), for commands that only read.
-    pub(crate) fn named(args: &ReadArgs, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
-        Rows::find(&args.data, part, (&args.row, args.max_length, args.rows.as_deref()), base)
-    }
-
-    /// Reads and tokenises them.
-    pub(crate) fn load(&self, tokenizer: &Tokenizer) -> anyhow::Result<(Dataset, Report)> {
-        Ok(Dataset::load_all(&self.files, tokenizer, &self.config)?)
-    }
 }
 
 /// The template that the flags name, else that of the first folder that has one.

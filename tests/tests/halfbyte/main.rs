@@ -24,6 +24,7 @@ mod inspect;
 mod interrupted;
 mod keys;
 mod merge;
+mod mixture;
 mod nonfinite;
 mod odd_inputs;
 mod other_tools;

@@ -1,6 +1,10 @@
 //! `halfbyte data`: what a training would see of its rows, before anything is loaded.
 
-use crate::{cli::DataArgs, console, load, rows::Rows};
+use crate::{
+    cli::DataArgs,
+    console, load,
+    sources::{Loaded, Rows},
+};
 use halfbyte_data::{Dataset, IGNORE, Part, Row, Tokenizer};
 use serde_json::json;
 use std::io::{self, IsTerminal, Write};
@@ -9,7 +13,7 @@ use std::io::{self, IsTerminal, Write};
 pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
     let base = load::open(&args.model)?;
     let rows = Rows::named(&args.read, Part::Train, &base)?;
-    let (dataset, report) = rows.load(&base.tokenizer)?;
+    let Loaded { dataset, report, lines } = rows.load(&base.tokenizer)?;
     let mut out = io::stdout().lock();
     if args.json {
         for row in dataset.rows().take(args.samples) {
@@ -23,7 +27,9 @@ pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
         writeln!(out, "example {number}: {} tokens, {} of them learned", row.ids.len(), learned(&row))?;
         writeln!(out, "{}\n", shown(&row, &base.tokenizer, in_colour)?)?;
     }
-    writeln!(out, "{}: {report}; {}", rows.files.described(), rows.config.columns)?;
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
     for line in histogram(&dataset, args.read.max_length) {
         writeln!(out, "{line}")?;
     }

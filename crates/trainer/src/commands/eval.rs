@@ -3,7 +3,7 @@ use crate::{
     cli::EvalArgs,
     console, evaluate,
     load::{self, Waiting},
-    rows::Rows,
+    sources::{Loaded, Rows},
 };
 use halfbyte_data::Part;
 use halfbyte_lora::Context;
@@ -19,7 +19,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
     let rows = Rows::named(&args.read, Part::HeldOut, &base)?;
-    let (data, report) = rows.load(&base.tokenizer)?;
+    let Loaded { dataset: data, report, .. } = rows.load(&base.tokenizer)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let mut model = load::load(&base.folder, record.format(), &device, Some(&mut waiting))?;

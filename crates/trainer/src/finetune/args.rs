@@ -33,7 +33,8 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "MODEL", help_heading = "Files")]
     pub model: Option<PathBuf>,
     /// Rows to train on: files (parquet, JSON, CSV, Arrow, text), folders of them, patterns such as 'data/*.jsonl', or
-    /// data sets on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other.
+    /// data sets on the hub, ORG/SET[@REVISION][:[CONFIG/]SPLIT]; taken one after the other, or each with a weight as a mixture:
+    /// a.parquet:0.7 b.jsonl:0.3.
     #[arg(long, value_name = "DATA", num_args = 1.., help_heading = "Files")]
     #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,

@@ -67,12 +67,15 @@ fn run_line(settings: &Settings, data: &Dataset, size: &EpochSize) -> String {
     let left_out = size.rows.saturating_sub(size.batches * settings.batch_size);
     let except = if left_out == 0 { String::new() } else { format!(", but for the last {left_out} of its rows") };
     let most = (settings.accumulation * size.largest.iter().sum::<usize>()).min(size.tokens);
+    let takes = match size.shares.len() {
+        0 => format!("each of {} examples once", thousands(data.len())),
+        sources => format!("{} rows of {sources} sources", thousands(size.rows)),
+    };
     format!(
-        "{} steps, {:.2} epochs of {}; an epoch takes each of {} examples once{except}, a step {} tokens on average and {} at most",
+        "{} steps, {:.2} epochs of {}; an epoch takes {takes}{except}, a step {} tokens on average and {} at most",
         thousands(total),
         total as f64 / per_epoch as f64,
         thousands(per_epoch),
-        thousands(data.len()),
         thousands(size.tokens / per_epoch),
         thousands(most)
     )

@@ -22,6 +22,7 @@ use crate::{
     memory,
     plan::Plan,
     save_model,
+    sources::Loaded,
 };
 use anyhow::Context as _;
 use halfbyte_autograd::Param;
@@ -123,21 +124,22 @@ struct Data {
 impl Data {
     fn load(settings: &Settings, base: &BaseModel) -> anyhow::Result<Data> {
         let rows = settings.rows(Part::Train, base)?;
-        let (train, report) = rows.load(&base.tokenizer)?;
-        say(&format!("{}: {report}; {}", rows.files.described(), rows.config.columns));
-        let used = Used::of(base, &rows.config);
+        let Loaded { dataset: train, report, lines } = rows.load(&base.tokenizer)?;
+        lines.iter().for_each(|it| say(it));
+        let used = Used::of(base, &rows);
         used.lines().iter().for_each(|it| say(it));
         report.warnings().iter().for_each(|it| warn(it));
         refuse_doubtful(&report, settings.doubtful_share())?;
         let mut eval = None;
         if !settings.args.eval_data.is_empty() {
-            let (rows, report) = settings.rows(Part::HeldOut, base)?.load(&base.tokenizer)?;
-            report.warnings().iter().for_each(|it| warn(it));
-            eval = Some(rows);
+            let held_out = settings.rows(Part::HeldOut, base)?.load(&base.tokenizer)?;
+            held_out.report.warnings().iter().for_each(|it| warn(it));
+            eval = Some(held_out.dataset);
         }
-        let template = rows.config.template.clone();
+        let template = rows.template();
         // Settings that give no batch are refused before the model is loaded.
-        train.epoch_size(&settings.batch_config())?;
+        let size = train.epoch_size(&settings.batch_config())?;
+        rows.share_lines(&size.shares).iter().for_each(|it| say(it));
         let limit = base.folder.config().max_position_embeddings;
         let longest = train.longest();
         if longest > limit {

@@ -13,7 +13,7 @@ use crate::{
     failure::user_error,
     load::BaseModel,
     places,
-    rows::Rows,
+    sources::Rows,
 };
 use halfbyte_data::Part;
 use halfbyte_lora::LoraConfig;
@@ -73,7 +73,7 @@ impl Settings {
         a.model = Some(model.pinned);
         let model = model.path;
         for (named, part) in [(&mut a.data, Part::Train), (&mut a.eval_data, Part::HeldOut)] {
-            named.iter_mut().try_for_each(|it| places::data(it, part).map(|found| *it = found.pinned))?;
+            named.iter_mut().try_for_each(|it| places::pinned(it, part).map(|found| *it = found))?;
         }
         take_stored_format(&mut a, &model)?;
         let (method, quant) = method_and_quant(&a)?;

@@ -1,7 +1,10 @@
 //! What a run takes from its files where these leave room for guesses: said before an hour of training, and written down.
 
-use crate::load::BaseModel;
-use halfbyte_data::{DataConfig, Tokenizer};
+use crate::{
+    load::BaseModel,
+    sources::{Rows, Source},
+};
+use halfbyte_data::Tokenizer;
 use halfbyte_models::{Architecture, Model, ModelConfig};
 use halfbyte_ops::rope::{RopeScaling, RopeSpec};
 use serde::Serialize;
@@ -40,15 +43,28 @@ pub(crate) struct Used {
     tied_head: bool,
     /// The linear layers that stay dense beside quantised ones.
     kept_dense: Vec<String>,
+    /// Of a mixture, what was chosen for each source; above it stands what was for the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<UsedSource>,
 }
 
-impl Used {
-    /// What is known before the weights are loaded.
-    pub(crate) fn of(base: &BaseModel, data: &DataConfig) -> Used {
-        let (tokenizer, config) = (&base.tokenizer, base.folder.config());
-        let special = tokenizer.special();
-        let token = |id: u32| Token { id, token: tokenizer.id_to_token(id) };
-        Used {
+/// What was chosen for a source of a mixture.
+#[derive(Clone, Debug, Serialize)]
+struct UsedSource {
+    data: String,
+    weight: Option<f64>,
+    columns: String,
+    template: String,
+    loss_on: String,
+    append_eos: bool,
+}
+
+impl UsedSource {
+    fn of(source: &Source) -> UsedSource {
+        let data = &source.config;
+        UsedSource {
+            data: source.files.described(),
+            weight: source.weight,
             columns: data.columns.to_string(),
             template: match (&data.template, data.columns.template()) {
                 (Some(template), _) => format!("chat template {}", template.origin()),
@@ -56,6 +72,32 @@ impl Used {
             },
             loss_on: format!("{:?}", data.learns()).to_lowercase(),
             append_eos: data.appends_eos(),
+        }
+    }
+}
+
+/// For people: what becomes of a row.
+fn row_line(template: &str, append_eos: bool, loss_on: &str) -> String {
+    let end = if append_eos { "and" } else { "without" };
+    format!("rows as {template:?}, {end} the end-of-text token after each; loss on {loss_on}")
+}
+
+impl Used {
+    /// What is known before the weights are loaded.
+    pub(crate) fn of(base: &BaseModel, rows: &Rows) -> Used {
+        let mut sources: Vec<UsedSource> = rows.sources.iter().map(UsedSource::of).collect();
+        let first = sources[0].clone();
+        if sources.len() == 1 {
+            sources.clear();
+        }
+        let (tokenizer, config) = (&base.tokenizer, base.folder.config());
+        let special = tokenizer.special();
+        let token = |id: u32| Token { id, token: tokenizer.id_to_token(id) };
+        Used {
+            columns: first.columns,
+            template: first.template,
+            loss_on: first.loss_on,
+            append_eos: first.append_eos,
             bos: special.bos.map(token),
             eos: special.eos.map(token),
             pad: special.pad.map(token),
@@ -67,6 +109,7 @@ impl Used {
             windows: config.windows(),
             tied_head: config.tie_word_embeddings,
             kept_dense: Vec::new(),
+            sources,
         }
     }
 
@@ -90,13 +133,14 @@ impl Used {
         };
         let ends: Vec<String> = self.end_ids.iter().map(u32::to_string).collect();
         let tied = if self.tied_head { "the output head is the embedding" } else { "an output head of its own" };
-        vec![
-            format!(
-                "rows as {:?}, {} the end-of-text token after each; loss on {}",
-                self.template,
-                if self.append_eos { "and" } else { "without" },
-                self.loss_on
-            ),
+        let laid_out = match &self.sources[..] {
+            [] => vec![row_line(&self.template, self.append_eos, &self.loss_on)],
+            sources => sources
+                .iter()
+                .map(|it| format!("{}: {}", it.data, row_line(&it.template, it.append_eos, &it.loss_on)))
+                .collect(),
+        };
+        let rest = [
             format!(
                 "special tokens: bos {}, eos {}, pad {}; before a text {}, after it {}; texts end at {}",
                 some(&self.bos),
@@ -112,7 +156,8 @@ impl Used {
                 self.rope.as_deref().unwrap_or("none"),
                 windows(&self.windows)
             ),
-        ]
+        ];
+        laid_out.into_iter().chain(rest).collect()
     }
 
     /// For people, once the model is loaded: the layers that are dense among quantised ones.

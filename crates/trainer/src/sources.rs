@@ -1,0 +1,188 @@
+//! The rows that a command reads: which files, which columns of them, and of several sources how much of each.
+
+use crate::{
+    cli::{ReadArgs, Switch},
+    console::{self, thousands},
+    failure::user_error,
+    load::BaseModel,
+    places,
+    rows::{LayoutArg, RowFlags, template},
+};
+use halfbyte_data::{
+    ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, LossOn, Part, Report, Share, Tokenizer,
+    parse_rows,
+};
+use std::{path::PathBuf, sync::Arc};
+
+/// Everything that a command reads.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// One, or those of a mixture.
+    pub(crate) sources: Vec<Source>,
+}
+
+/// Files whose rows are alike.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) files: DataFiles,
+    pub(crate) config: DataConfig,
+    /// Its part of a mixture, relative to those of the others.
+    pub(crate) weight: Option<f64>,
+}
+
+impl Rows {
+    /// Finds files and columns; `range` is that of the rows, as a user writes it.
+    pub(crate) fn find(
+        named: &[PathBuf],
+        part: Part,
+        (flags, max_length, range): (&RowFlags, usize, Option<&str>),
+        base: &BaseModel,
+    ) -> anyhow::Result<Rows> {
+        let mut finder = Finder { flags, max_length, range, base, template: None };
+        let named = named.iter().map(|it| places::weighted(it)).collect::<anyhow::Result<Vec<_>>>()?;
+        check_weights(&named, part, range)?;
+        let mut sources = Vec::new();
+        if named.iter().any(|it| it.1.is_some()) {
+            for (name, weight) in &named {
+                sources.push(Source { weight: *weight, ..finder.source(&[name], part)? });
+            }
+        } else {
+            let all: Vec<&PathBuf> = named.iter().map(|it| &it.0).collect();
+            sources.push(finder.source(&all, part)?);
+        }
+        Ok(Rows { sources })
+    }
+
+    /// As [`find`](Self::find), for commands that only read.
+    pub(crate) fn named(args: &ReadArgs, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
+        Rows::find(&args.data, part, (&args.row, args.max_length, args.rows.as_deref()), base)
+    }
+
+    /// Reads and tokenises them.
+    pub(crate) fn load(&self, tokenizer: &Tokenizer) -> anyhow::Result<Loaded> {
+        let mut report = Report::default();
+        let mut parts = Vec::with_capacity(self.sources.len());
+        let mut lines = Vec::with_capacity(self.sources.len());
+        for source in &self.sources {
+            let (dataset, of_it) = Dataset::load_all(&source.files, tokenizer, &source.config)?;
+            report.add(&of_it);
+            lines.push(format!("{}: {of_it}; {}", source.files.described(), source.config.columns));
+            parts.push((dataset, source.weight.unwrap_or(1.0)));
+        }
+        // What is no mixture has one part.
+        let dataset = match <[_; 1]>::try_from(parts) {
+            Ok([(dataset, _)]) => dataset,
+            Err(parts) => Dataset::mixed(parts)?,
+        };
+        Ok(Loaded { dataset, report, lines })
+    }
+
+    /// What writes the conversations, if any of the rows are some.
+    pub(crate) fn template(&self) -> Option<Arc<ChatTemplate>> {
+        self.sources.iter().find_map(|it| it.config.template.clone())
+    }
+
+    /// For people: what an epoch takes of each source of a mixture.
+    pub(crate) fn share_lines(&self, shares: &[Share]) -> Vec<String> {
+        let line = |(source, share): (&Source, &Share)| {
+            format!(
+                "{}: {} of its {} rows an epoch, {:.2} passes; weight {}",
+                source.files.described(),
+                thousands(share.taken),
+                thousands(share.rows),
+                share.taken as f64 / share.rows as f64,
+                source.weight.unwrap_or(1.0)
+            )
+        };
+        self.sources.iter().zip(shares).map(line).collect()
+    }
+}
+
+/// Tokenised rows.
+pub(crate) struct Loaded {
+    pub(crate) dataset: Dataset,
+    pub(crate) report: Report,
+    /// For people: what was read, a line a source.
+    pub(crate) lines: Vec<String>,
+}
+
+/// Refuses weights that only some sources have, and flags that do not go with them.
+fn check_weights(named: &[(PathBuf, Option<f64>)], part: Part, range: Option<&str>) -> anyhow::Result<()> {
+    let Some((weighted, _)) = named.iter().find(|it| it.1.is_some()) else { return Ok(()) };
+    let weighted = weighted.display();
+    if let Some((name, _)) = named.iter().find(|it| it.1.is_none()) {
+        let name = name.display();
+        return Err(user_error(format!(
+            "{weighted} has a weight and {name} has none: give each source one, as in {name}:1, or none at all"
+        )));
+    }
+    if part == Part::HeldOut {
+        return Err(user_error(format!(
+            "{weighted} has a weight, but rows that are measured on are taken once each; leave it out"
+        )));
+    }
+    if range.is_some() {
+        return Err(user_error(format!(
+            "--rows counts through all files, one after the other, and {weighted} is a source of a mixture, with a weight; leave one out"
+        )));
+    }
+    Ok(())
+}
+
+/// Finds what there is of each source.
+struct Finder<'a> {
+    flags: &'a RowFlags,
+    max_length: usize,
+    range: Option<&'a str>,
+    base: &'a BaseModel,
+    /// Once a source has needed it.
+    template: Option<Arc<ChatTemplate>>,
+}
+
+impl Finder<'_> {
+    /// Files that are taken one after the other, with the columns of the first.
+    fn source(&mut self, named: &[&PathBuf], part: Part) -> anyhow::Result<Source> {
+        let flags = self.flags;
+        let named = named.iter().map(|it| Ok(places::data(it, part)?.files)).collect::<anyhow::Result<Vec<_>>>()?;
+        let files = DataFiles::find(&named.concat(), part)?;
+        let columns = files.columns()?;
+        let chosen = Columns::choose(&columns, &self.names()?, flags.layout.map(Into::into))
+            .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
+        chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
+        let conversations = chosen.columns.are_conversations(&columns);
+        let loss_on = if flags.train_on_inputs { Some(LossOn::All) } else { flags.loss_on.map(Into::into) };
+        let config = DataConfig {
+            columns: chosen.columns,
+            rows: self.range.map(parse_rows).transpose()?,
+            max_length: self.max_length,
+            excess: flags.excess_length_strategy.map_or(Excess::Truncate, Into::into),
+            append_eos: flags.append_eos.map(|it| it == Switch::On),
+            loss_on,
+            template: if conversations { Some(self.template()?) } else { None },
+        };
+        Ok(Source { files, config, weight: None })
+    }
+
+    /// The names of columns, as the flags give them.
+    fn names(&self) -> anyhow::Result<ColumnNames> {
+        let flags = self.flags;
+        let names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
+        let Some(text) = &flags.text_column else { return Ok(names) };
+        if flags.layout.is_some_and(|it| it != LayoutArg::Text) || flags.columns.is_some() {
+            return Err(user_error(format!(
+                "--text-column {text} is a column of text, but --layout or --columns says that rows are something else; leave one out"
+            )));
+        }
+        Ok(names.with_text(text))
+    }
+
+    fn template(&mut self) -> anyhow::Result<Arc<ChatTemplate>> {
+        if let Some(found) = &self.template {
+            return Ok(found.clone());
+        }
+        let folder = self.base.folder.dir();
+        let found = Arc::new(template(&self.flags.template, &[folder], &self.base.tokenizer)?);
+        self.template = Some(found.clone());
+        Ok(found)
+    }
+}
