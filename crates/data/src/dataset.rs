@@ -3,14 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use crate::config::DataConfig;
-use crate::encode::{Encoded, Encoder};
 use crate::error::{Error, Result};
-use crate::files::{AllRows, DataFiles, Place};
+use crate::files::DataFiles;
 use crate::mixture::Source;
 use crate::report::Report;
+use crate::tokenised::Tokenised;
 use crate::tokenizer::Tokenizer;
 
 /// One example of one's own making, for [`Dataset::from_examples`].
@@ -51,23 +49,7 @@ impl Dataset {
     /// the end; a conversation that cannot be understood or that the template refuses; no usable row; a tokenizer without the
     /// end-of-text token where it is to be appended.
     pub fn load_all(files: &DataFiles, tokenizer: &Tokenizer, config: &DataConfig) -> Result<(Self, Report)> {
-        let encoder = Encoder::new(tokenizer, config)?;
-        let mut rows = AllRows::new(files, config.columns.wanted(), config.rows.clone().unwrap_or(0..usize::MAX));
-        let mut dataset = Self::empty();
-        let mut report = Report::default();
-        while let Some((first, chunk)) = rows.next_chunk()? {
-            let encoded: Vec<Result<Encoded>> = chunk.into_par_iter().map(|fields| encoder.encode(fields)).collect();
-            for (row, encoded) in encoded.into_iter().enumerate() {
-                let encoded = encoded.map_err(|error| located(error, &first, row as u64))?;
-                report.add(&encoded.report);
-                encoded.examples.iter().for_each(|it| dataset.push(&it.ids, &it.mask));
-            }
-        }
-        if dataset.is_empty() {
-            let path = files.paths().first().cloned().unwrap_or_default();
-            return Err(Error::NoUsableRows { path, report: Box::new(report) });
-        }
-        dataset.ids.shrink_to_fit();
+        let Tokenised { dataset, report, .. } = Tokenised::read(files, tokenizer, config)?;
         Ok((dataset, report))
     }
 
@@ -151,7 +133,46 @@ impl Dataset {
         }
     }
 
-    fn push(&mut self, ids: &[u32], mask: &[bool]) {
+    /// Gives back what is larger than it has to be.
+    pub(crate) fn shrink(&mut self) {
+        self.ids.shrink_to_fit();
+        self.mask.shrink_to_fit();
+        self.offsets.shrink_to_fit();
+    }
+
+    /// Takes some of the examples out, in their order.
+    pub(crate) fn take_out(&mut self, out: impl Fn(usize) -> bool) -> Dataset {
+        let mut taken = Self::empty();
+        let mut offsets = vec![0];
+        let mut at = 0;
+        for index in 0..self.len() {
+            let place = self.offsets[index]..self.offsets[index + 1];
+            if out(index) {
+                let row = self.row(index);
+                let mask: Vec<bool> = (0..row.ids.len()).map(|t| row.trained(t)).collect();
+                taken.push(row.ids, &mask);
+                continue;
+            }
+            // What stays moves up, so that nothing is held twice.
+            for (to, from) in (at..).zip(place.clone()) {
+                let bit = self.mask[from / 64] >> (from % 64) & 1;
+                self.mask[to / 64] = self.mask[to / 64] & !(1 << (to % 64)) | bit << (to % 64);
+            }
+            self.ids.copy_within(place.clone(), at);
+            at += place.len();
+            offsets.push(at);
+        }
+        self.ids.truncate(at);
+        self.mask.truncate(at.div_ceil(64));
+        if let Some(last) = self.mask.last_mut().filter(|_| at % 64 > 0) {
+            *last &= (1 << (at % 64)) - 1;
+        }
+        self.offsets = offsets;
+        self.shrink();
+        taken
+    }
+
+    pub(crate) fn push(&mut self, ids: &[u32], mask: &[bool]) {
         assert_eq!(ids.len(), mask.len(), "each id has one mask bit");
         for (&id, &trained) in ids.iter().zip(mask) {
             let bit = self.ids.len();
@@ -205,17 +226,5 @@ impl Row<'_> {
 impl fmt::Debug for Row<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries((0..self.ids.len()).map(|t| (self.ids[t], self.trained(t)))).finish()
-    }
-}
-
-/// Names the row, of which what went wrong with it knows nothing.
-fn located(error: Error, first: &Place, row: u64) -> Error {
-    let here = format!("{}: row {}", first.path.display(), first.row + row);
-    match error {
-        Error::Encode { reason, .. } => Error::Encode { place: here, reason },
-        Error::Row { reason, .. } => Error::Row { place: here, reason },
-        Error::TooLong { tokens, max_length, .. } => Error::TooLong { place: here, tokens, max_length },
-        Error::Template { template, line, reason, .. } => Error::Template { place: here, template, line, reason },
-        other => other,
     }
 }

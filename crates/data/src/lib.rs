@@ -32,12 +32,14 @@ mod epoch;
 mod error;
 mod files;
 mod guard;
+mod hold_out;
 mod mixture;
 mod packing;
 mod reader;
 mod render;
 mod report;
 mod shuffle;
+mod tokenised;
 mod tokenizer;
 
 pub use batch::{Batch, BatchConfig, Batches, Packing, Position};
@@ -48,11 +50,13 @@ pub use dataset::{Dataset, Example, Row};
 pub use epoch::EpochSize;
 pub use error::{Error, Result};
 pub use files::{DataFiles, Part};
+pub use hold_out::HoldOut;
 pub use mixture::{Share, parse_weight};
 pub use reader::{Column, columns};
 pub use render::instruction_prompt;
 pub use report::Report;
 pub use shuffle::permutation;
+pub use tokenised::Tokenised;
 pub use tokenizer::{
     Continuation, GENERATION_CONFIG_KEYS, KeyUse, Neutral, SpecialTokens, TOKENIZER_CONFIG_KEYS, TOKENIZER_FILES,
     TextStream, Tokenizer,

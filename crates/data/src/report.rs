@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{Dataset, Row};
 
 /// Counts of one [`Dataset::load`](crate::Dataset::load).
 ///
 /// `rows_read = rows_used + null + empty + untrained + dropped` always holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
     /// Rows in the range asked for.
@@ -34,7 +36,9 @@ pub struct Report {
     pub unended: u64,
     /// Used rows that begin with the beginning-of-text token twice: the text holds one and the tokenizer adds another.
     pub doubled_bos: u64,
-    /// Tokens in all examples.
+    /// Of the examples of used rows, those that are not trained on but measured on; see [`HoldOut`](crate::HoldOut).
+    pub held_out: u64,
+    /// Tokens in all examples that are trained on.
     pub tokens: u64,
     /// Tokens that are somebody's target.
     pub trained_tokens: u64,
@@ -55,8 +59,17 @@ impl Report {
         self.unfinished += other.unfinished;
         self.unended += other.unended;
         self.doubled_bos += other.doubled_bos;
+        self.held_out += other.held_out;
         self.tokens += other.tokens;
         self.trained_tokens += other.trained_tokens;
+    }
+
+    /// Counts examples that are held out.
+    pub(crate) fn hold_out(&mut self, taken: &Dataset) {
+        self.held_out += taken.len() as u64;
+        self.tokens -= taken.tokens() as u64;
+        let trained = |row: Row<'_>| (1..row.ids.len()).filter(|t| row.trained(*t)).count() as u64;
+        self.trained_tokens -= taken.rows().map(trained).sum::<u64>();
     }
 
     /// Rows that teach nothing, or not what they should: without a trained token, with a doubled beginning, with answers that are not
@@ -97,6 +110,7 @@ impl fmt::Display for Report {
             (self.unfinished, "cut before their end"),
             (self.unended, "with an answer that is not closed"),
             (self.doubled_bos, "with a doubled BOS"),
+            (self.held_out, "held out"),
         ];
         for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;

@@ -9,8 +9,8 @@ use crate::{
     rows::{LayoutArg, RowFlags, template},
 };
 use halfbyte_data::{
-    ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, LossOn, Part, Report, Share, Tokenizer,
-    parse_rows,
+    ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, HoldOut, LossOn, Part, Report, Share,
+    Tokenised, Tokenizer, parse_rows,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -60,21 +60,28 @@ impl Rows {
 
     /// Reads and tokenises them.
     pub(crate) fn load(&self, tokenizer: &Tokenizer) -> anyhow::Result<Loaded> {
+        self.load_split(tokenizer, None)
+    }
+
+    /// As [`load`](Self::load), but for examples that are held out.
+    pub(crate) fn load_split(&self, tokenizer: &Tokenizer, hold_out: Option<HoldOut>) -> anyhow::Result<Loaded> {
+        let read = |it: &Source| Ok(Tokenised::read(&it.files, tokenizer, &it.config)?);
+        let mut sources = self.sources.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+        let held_out = hold_out.map(|it| it.take(&mut sources)).transpose()?;
         let mut report = Report::default();
-        let mut parts = Vec::with_capacity(self.sources.len());
-        let mut lines = Vec::with_capacity(self.sources.len());
-        for source in &self.sources {
-            let (dataset, of_it) = Dataset::load_all(&source.files, tokenizer, &source.config)?;
-            report.add(&of_it);
-            lines.push(format!("{}: {of_it}; {}", source.files.described(), source.config.columns));
-            parts.push((dataset, source.weight.unwrap_or(1.0)));
+        let mut lines = Vec::with_capacity(sources.len());
+        let mut parts = Vec::with_capacity(sources.len());
+        for (source, made) in self.sources.iter().zip(sources) {
+            report.add(&made.report);
+            lines.push(format!("{}: {}; {}", source.files.described(), made.report, source.config.columns));
+            parts.push((made.dataset, source.weight.unwrap_or(1.0)));
         }
         // What is no mixture has one part.
         let dataset = match <[_; 1]>::try_from(parts) {
             Ok([(dataset, _)]) => dataset,
             Err(parts) => Dataset::mixed(parts)?,
         };
-        Ok(Loaded { dataset, report, lines })
+        Ok(Loaded { dataset, held_out, report, lines })
     }
 
     /// What writes the conversations, if any of the rows are some.
@@ -101,6 +108,8 @@ impl Rows {
 /// Tokenised rows.
 pub(crate) struct Loaded {
     pub(crate) dataset: Dataset,
+    /// What was taken out of it to measure on.
+    pub(crate) held_out: Option<Dataset>,
     pub(crate) report: Report,
     /// For people: what was read, a line a source.
     pub(crate) lines: Vec<String>,

@@ -12,6 +12,7 @@ mod config_file;
 mod cuda;
 mod earlier;
 mod endings;
+mod eval_split;
 mod failures;
 mod families;
 mod files;

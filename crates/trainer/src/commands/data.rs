@@ -13,7 +13,7 @@ use std::io::{self, IsTerminal, Write};
 pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
     let base = load::open(&args.model)?;
     let rows = Rows::named(&args.read, Part::Train, &base)?;
-    let Loaded { dataset, report, lines } = rows.load(&base.tokenizer)?;
+    let Loaded { dataset, report, lines, .. } = rows.load(&base.tokenizer)?;
     let mut out = io::stdout().lock();
     if args.json {
         for row in dataset.rows().take(args.samples) {

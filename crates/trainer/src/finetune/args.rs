@@ -81,6 +81,10 @@ pub struct FinetuneArgs {
     /// Only these rows of --eval-data.
     #[arg(long, value_name = "FROM..TO", help_heading = "Data")]
     pub eval_rows: Option<String>,
+    /// Keep these of the rows from training and measure on them, instead of --eval-data: a share, such as 0.05, or a number of them.
+    /// What a row says decides, so it stays on its side whatever rows are added.
+    #[arg(long, value_name = "X", help_heading = "Data")]
+    pub eval_split: Option<f64>,
     /// Tokens a row at most [default: 512].
     #[arg(long, value_name = "N", visible_alias = "max-seq-length", help_heading = "Data")]
     #[serde(alias = "max_seq_length")]

@@ -4,6 +4,8 @@ mod adapter_flags;
 mod args;
 mod beginning;
 mod config_file;
+mod data;
+mod data_flags;
 mod epochs;
 mod fits;
 mod listener;

@@ -3,6 +3,7 @@
 use super::{
     args::FinetuneArgs,
     beginning::Beginning,
+    data::Data,
     epochs, fits,
     output::RunFolder,
     profile,
@@ -10,29 +11,27 @@ use super::{
     resume::{eval_loss_before, resume},
     settings::Settings,
     train::Run,
-    used::Used,
     values::{Method, OptimArg},
 };
 use crate::{
     cli::QuantArg,
     console::{mib, say, thousands, warn},
     evaluate::{self, Answer},
-    failure::{Failure, user_error},
+    failure::Failure,
     load::{self, BaseModel},
     memory,
     plan::Plan,
     save_model,
-    sources::Loaded,
 };
 use anyhow::Context as _;
 use halfbyte_autograd::Param;
-use halfbyte_data::{ChatTemplate, Dataset, Part, Report};
+use halfbyte_data::ChatTemplate;
 use halfbyte_files::write_atomic;
 use halfbyte_lora::{Adapter, Context, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
 use halfbyte_train::{Optim, OptimConfig, StateConfig, parameters};
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{path::Path, time::Instant};
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
@@ -110,63 +109,6 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
 
 const NOT_SAVED: Failure =
     Failure("the result could not be saved; --resume goes on from the newest checkpoint, if there is one");
-
-/// The data sets of a run.
-struct Data {
-    train: Dataset,
-    eval: Option<Dataset>,
-    report: Report,
-    used: Used,
-    /// What wrote the conversations, if the rows are some.
-    template: Option<Arc<ChatTemplate>>,
-}
-
-impl Data {
-    fn load(settings: &Settings, base: &BaseModel) -> anyhow::Result<Data> {
-        let rows = settings.rows(Part::Train, base)?;
-        let Loaded { dataset: train, report, lines } = rows.load(&base.tokenizer)?;
-        lines.iter().for_each(|it| say(it));
-        let used = Used::of(base, &rows);
-        used.lines().iter().for_each(|it| say(it));
-        report.warnings().iter().for_each(|it| warn(it));
-        refuse_doubtful(&report, settings.doubtful_share())?;
-        let mut eval = None;
-        if !settings.args.eval_data.is_empty() {
-            let held_out = settings.rows(Part::HeldOut, base)?.load(&base.tokenizer)?;
-            held_out.report.warnings().iter().for_each(|it| warn(it));
-            eval = Some(held_out.dataset);
-        }
-        let template = rows.template();
-        // Settings that give no batch are refused before the model is loaded.
-        let size = train.epoch_size(&settings.batch_config())?;
-        rows.share_lines(&size.shares).iter().for_each(|it| say(it));
-        let limit = base.folder.config().max_position_embeddings;
-        let longest = train.longest();
-        if longest > limit {
-            return Err(user_error(format!(
-                "a row has {longest} tokens, the model has positions for {limit}; use --max-length {limit}"
-            )));
-        }
-        Ok(Data { train, eval, report, used, template })
-    }
-
-    fn bytes(&self) -> usize {
-        self.train.bytes() + self.eval.as_ref().map_or(0, Dataset::bytes)
-    }
-}
-
-/// So many rows that teach nothing are a mistake in the data or in the flags.
-fn refuse_doubtful(report: &Report, allowed: f64) -> anyhow::Result<()> {
-    let share = report.doubtful() as f64 / report.rows_read.max(1) as f64;
-    if share <= allowed {
-        return Ok(());
-    }
-    Err(user_error(format!(
-        "{} of {} rows teach nothing, or not what they should (see above), which is more than --max-doubtful-rows {allowed} allows; mend the data, raise --max-length, or raise that share",
-        report.doubtful(),
-        report.rows_read
-    )))
-}
 
 /// Parameters in all, and those that train.
 struct Counts {

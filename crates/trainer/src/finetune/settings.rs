@@ -184,9 +184,12 @@ impl Settings {
             ("--load-best-model-at-end", self.args.load_best_model_at_end),
             ("--early-stopping-patience", self.early_stopping.is_some()),
         ];
-        if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && self.args.eval_data.is_empty()) {
-            return Err(user_error(format!("{flag} is about held-out rows, but there are none; add --eval-data FILE")));
+        if let Some((flag, _)) = needs_eval_data.iter().find(|it| it.1 && !self.holds_out(it.0)) {
+            return Err(user_error(format!(
+                "{flag} is about held-out rows, but there are none; add --eval-data FILE, or --eval-split 0.05"
+            )));
         }
+        self.check_data()?;
         if self.wants_best() && !self.evaluates() {
             return Err(user_error(
                 "the best state is found by its held-out loss, which is measured only before and after; add --eval-steps N",

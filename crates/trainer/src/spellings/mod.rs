@@ -160,6 +160,7 @@ mod tests {
             ("--load_in_4bit True --use_rslora true", "--quant nf4 --use-rslora"),
             ("--quantization_bit 8 --stage sft --do_train true", "--quant int8"),
             ("--eval_strategy steps --eval_steps 5", "--eval-steps 5"),
+            ("--val_size 0.1 --val_set_size 0.0", "--eval-split 0.1"),
             ("--save_strategy no", "--save-steps 0"),
             ("--eval_strategy epoch --save_strategy epoch", "--eval-steps epoch --save-steps epoch"),
             ("--evals_per_epoch 4 --max_samples 1000", "--eval-steps 4/epoch --rows 0..1000"),
