@@ -50,6 +50,8 @@ pub enum Command {
     Merge(MergeArgs),
     /// Quantise a model and write it as a bitsandbytes checkpoint, reporting the error of every matrix.
     Quantize(QuantizeArgs),
+    /// Turn a settings file of axolotl, LLaMA-Factory or TRL into one for `finetune --config`.
+    ImportConfig(crate::import::ImportConfigArgs),
     /// Fetch models, adapters and data sets by name, or bring them up to date.
     Pull(PullArgs),
     /// List what of the hub is in the cache, and which of it can be trained.

@@ -10,6 +10,7 @@ pub mod console;
 mod evaluate;
 mod failure;
 pub mod finetune;
+pub mod import;
 mod labels;
 mod load;
 mod memory;
@@ -52,6 +53,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect(&args),
         Command::Merge(args) => commands::merge(&args),
         Command::Quantize(args) => commands::quantize(&args),
+        Command::ImportConfig(args) => import::import_config(&args),
         Command::Pull(args) => commands::pull(&args),
         Command::Models(args) => commands::models(&args),
         Command::Devices => commands::devices(),

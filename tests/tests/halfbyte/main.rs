@@ -21,6 +21,7 @@ mod formats;
 mod fuzz;
 mod generate;
 mod hub;
+mod import;
 mod inspect;
 mod interrupted;
 mod keys;

@@ -97,7 +97,7 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "X", help_heading = "Data")]
     pub max_doubtful_rows: Option<f64>,
     /// Whether rows end with the end-of-text token [default: off for text and chat, on for the others].
-    #[arg(long, value_enum, help_heading = "Data")]
+    #[arg(long, value_enum, ignore_case = true, help_heading = "Data")]
     pub append_eos: Option<Switch>,
     /// What counts in the loss [default: assistant; of text: all].
     #[arg(long, value_enum, help_heading = "Data")]
@@ -112,7 +112,7 @@ pub struct FinetuneArgs {
     pub no_shuffle: bool,
     /// Put several rows of the data, one after the other, into each row of a batch, up to --max-length tokens. They do not
     /// see each other and none is cut; a step then holds more tokens, and an epoch has fewer steps [default: off].
-    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = "Data")]
+    #[arg(long, value_enum, ignore_case = true, num_args = 0..=1, default_missing_value = "on", help_heading = "Data")]
     pub packing: Option<Switch>,
     /// Leave out the last, smaller batch of an epoch.
     #[arg(long, help_heading = "Data")]
@@ -133,7 +133,7 @@ pub struct FinetuneArgs {
     #[arg(long, value_enum, help_heading = "Model")]
     pub quant: Option<QuantArg>,
     /// Whether the scales of 4-bit blocks are quantised once more [default: on].
-    #[arg(long, value_enum, help_heading = "Model")]
+    #[arg(long, value_enum, ignore_case = true, help_heading = "Model")]
     pub double_quant: Option<Switch>,
     /// Elements that share a scale in the 4-bit formats [default: 64].
     #[arg(long, value_name = "N", help_heading = "Model")]
@@ -150,7 +150,7 @@ pub struct FinetuneArgs {
     #[serde(skip_serializing_if = "is_false")]
     pub fp16: bool,
     /// Recompute blocks in the backward pass instead of keeping them [default: auto].
-    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = "Model")]
+    #[arg(long, value_enum, ignore_case = true, num_args = 0..=1, default_missing_value = "on", help_heading = "Model")]
     pub gradient_checkpointing: Option<CheckpointingArg>,
     /// Where to compute: auto, cpu, cuda (the first GPU) or cuda:N [default: auto].
     #[arg(long, help_heading = "Model")]

@@ -47,6 +47,11 @@ pub(super) mod one_or_many {
 /// The keys of a file by their own names, whichever spelling the file has.
 fn read_table(path: &Path) -> anyhow::Result<toml::Table> {
     let wrong = |e: String| user_error(format!("{}: {e}", path.display()));
+    if path.extension().is_some_and(|it| it == "yaml" || it == "yml") {
+        return Err(wrong(
+            "is YAML; `halfbyte import-config FILE --output run.toml` makes of it what --config reads".to_owned(),
+        ));
+    }
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     // Parsed as flags, so that an unknown or ill-typed key is shown with its line.
     let flags: FinetuneArgs = toml::from_str(&underscored(&text)).map_err(|e| wrong(e.to_string()))?;

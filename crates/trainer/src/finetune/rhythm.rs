@@ -42,6 +42,7 @@ impl FromStr for Cadence {
             _ => text.strip_suffix("/epoch"),
         };
         let found = match times {
+            Some("0") => Some(Cadence::Steps(0)),
             Some(times) => times.parse().ok().map(Cadence::PerEpoch),
             None => text.parse().ok().map(Cadence::Steps).or_else(|| share(text)),
         };
@@ -125,10 +126,10 @@ mod tests {
     fn steps_shares_and_times_an_epoch() {
         let steps = |text: &str| text.parse::<Cadence>().unwrap().steps(25, 90);
         assert_eq!(
-            ["500", "0", "20.0", "0.1", "0.001", "epoch", "4/epoch", "100/epoch"].map(steps),
-            [500, 0, 20, 9, 1, 25, 7, 1]
+            ["500", "0", "20.0", "0.1", "0.001", "epoch", "4/epoch", "100/epoch", "0/epoch"].map(steps),
+            [500, 0, 20, 9, 1, 25, 7, 1, 0]
         );
-        for text in ["-1", "1.5", "often", "0/epoch", "/epoch", "nan", ""] {
+        for text in ["-1", "1.5", "often", "-1/epoch", "/epoch", "nan", ""] {
             let error = text.parse::<Cadence>().unwrap_err();
             assert!(error.contains("4/epoch"), "{error}");
         }

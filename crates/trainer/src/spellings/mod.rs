@@ -6,7 +6,7 @@ mod table;
 use crate::{console, failure::user_error};
 use Spelling::{Answer, Anyway, Is, Means, Switch, Within};
 use std::ffi::OsString;
-use table::{LORA, SPELLINGS};
+use table::{FOUR_BITS, LORA, SPELLINGS};
 
 /// What becomes of a flag.
 #[derive(Clone, Copy)]
@@ -70,28 +70,36 @@ pub fn normalised(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Ve
 pub(crate) struct Ours {
     pub(crate) flags: Vec<OsString>,
     lora: bool,
+    four_bits: bool,
 }
 
 impl Ours {
     pub(crate) fn take(&mut self, flags: Vec<OsString>) {
-        if flags == LORA {
-            self.lora = true;
-        } else {
-            self.flags.extend(flags);
+        match flags {
+            it if it == LORA => self.lora = true,
+            it if it == FOUR_BITS => self.four_bits = true,
+            it => self.flags.extend(it),
         }
     }
 
-    /// Elsewhere LoRA is LoRA, whether the base is quantised or not; here it has a name for either.
+    /// Elsewhere one flag says four bits and another which, and LoRA is LoRA, whether the base is quantised or not; here one flag says
+    /// the format, and there is a name for either.
     pub(crate) fn finish(mut self) -> Vec<OsString> {
-        let quantised = self.flags.windows(2).any(|it| it[0] == "--quant" && it[1] != "none")
-            || self
-                .flags
-                .iter()
-                .any(|it| it.to_str().is_some_and(|it| it.starts_with("--quant=") && it != "--quant=none"));
-        if self.lora && !quantised {
+        if self.four_bits && self.format().is_none() {
+            self.flags.extend(FOUR_BITS.iter().map(OsString::from));
+        }
+        if self.lora && self.format().is_none_or(|it| it == "none") {
             self.flags.extend(LORA.iter().map(OsString::from));
         }
         self.flags
+    }
+
+    /// What `--quant` says.
+    fn format(&self) -> Option<&str> {
+        let mut flags = self.flags.iter().map(|it| it.to_str().unwrap_or_default());
+        flags
+            .find_map(|it| it.strip_prefix("--quant").filter(|it| it.is_empty() || it.starts_with('=')))
+            .and_then(|attached| attached.strip_prefix('=').or_else(|| flags.next()))
     }
 }
 
@@ -156,8 +164,8 @@ mod tests {
             ("--model_name_or_path X --lora_alpha 8", "--model X --lora-alpha 8"),
             ("--model_name_or_path=X --bf16 True --fp16 False", "--model X --bf16"),
             ("--bf16 --packing", "--bf16 --packing"),
-            ("--load_in_4bit --lora_target all", "--quant nf4 --target-modules all-linear"),
-            ("--load_in_4bit True --use_rslora true", "--quant nf4 --use-rslora"),
+            ("--load_in_4bit --lora_target all", "--target-modules all-linear --quant nf4"),
+            ("--load_in_4bit True --use_rslora true", "--use-rslora --quant nf4"),
             ("--quantization_bit 8 --stage sft --do_train true", "--quant int8"),
             ("--eval_strategy steps --eval_steps 5", "--eval-steps 5"),
             ("--val_size 0.1 --val_set_size 0.0", "--eval-split 0.1"),
@@ -170,6 +178,7 @@ mod tests {
             ("--max_steps -1 --bf16 auto --resume_from_checkpoint", "--resume"),
             ("--use_peft --lora_r 8", "--lora-r 8 --method lora"),
             ("--use_peft --load_in_4bit", "--quant nf4"),
+            ("--bnb_4bit_quant_type fp4 --load_in_4bit True --use_peft", "--quant fp4"),
             ("--finetuning_type lora --quant=nf4", "--quant=nf4"),
             ("--dtype bfloat16", "--compute-dtype bf16"),
             ("--assistant_only_loss True", "--loss-on assistant"),

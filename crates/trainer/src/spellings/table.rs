@@ -5,11 +5,15 @@ use super::Spelling::{self, Answer, Anyway, Is, Means, Switch, Within};
 /// LoRA, on a base that is quantised if another flag says so.
 pub(super) const LORA: &[&str] = &["--method", "lora"];
 
+/// Four bits, of the format that another flag names.
+pub(super) const FOUR_BITS: &[&str] = &["--quant", "nf4"];
+
 /// By their names with dashes. Of several lines for a flag the first with its value counts.
 pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("model-name-or-path", Is("--model")),
     ("base-model", Is("--model")),
     ("adapter-name-or-path", Is("--init-adapter")),
+    ("lora-model-dir", Is("--init-adapter")),
     ("dataset", Is("--data")),
     ("dataset-name", Is("--data")),
     ("dataset-path", Is("--data")),
@@ -39,11 +43,11 @@ pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("lora-target-linear", Means(Some("true"), &["--target-modules", "all-linear"])),
     ("lora-modules-to-save", Is("--modules-to-save")),
     ("additional-target", Is("--modules-to-save")),
-    ("load-in-4bit", Means(Some("true"), &["--quant", "nf4"])),
+    ("load-in-4bit", Means(Some("true"), FOUR_BITS)),
     ("load-in-8bit", Means(Some("true"), &["--quant", "int8"])),
     ("load-in-4bit", Means(Some("false"), &[])),
     ("load-in-8bit", Means(Some("false"), &[])),
-    ("quantization-bit", Means(Some("4"), &["--quant", "nf4"])),
+    ("quantization-bit", Means(Some("4"), FOUR_BITS)),
     ("quantization-bit", Means(Some("8"), &["--quant", "int8"])),
     ("bnb-4bit-quant-type", Is("--quant")),
     ("bnb-4bit-use-double-quant", Is("--double-quant")),
@@ -64,6 +68,7 @@ pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("pissa-init", Means(Some("false"), &[])),
     ("loraplus-lr-ratio", Answer("A and B train with one learning rate; leave it out")),
     ("stage", Means(Some("sft"), &[])),
+    ("stage", Means(Some("pt"), &["--layout", "text"])),
     ("bf16", Means(Some("auto"), &[])),
     ("bf16", Switch("--bf16")),
     ("fp16", Means(Some("auto"), &[])),
@@ -148,6 +153,8 @@ pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("neftune-noise-alpha", Answer("no noise is added to embeddings here; leave it out")),
     ("dataset-train-split", Means(Some("train"), &[])),
     ("dataset-train-split", Answer("name the split with the data set: --data ORG/SET:SPLIT")),
+    ("fsdp-config", Answer("one process trains on one device; leave it out")),
+    ("fsdp-version", Answer("one process trains on one device; leave it out")),
     ("fsdp", Answer("one process trains on one device; leave it out")),
     ("unsloth", Means(Some("false"), &[])),
     ("use-unsloth", Means(Some("false"), &[])),
