@@ -123,6 +123,26 @@ impl KvCache {
         self.reaches.iter_mut().for_each(|it| retain(&mut it.regions, keep));
     }
 
+    /// Forgets the tokens of every sequence beyond `length`, and tells whether that could be done: what a layer with a window has
+    /// forgotten before does not come back.
+    pub fn truncate(&mut self, length: usize) -> bool {
+        let gone = |all: usize| all.saturating_sub(length);
+        let sees_enough = |it: &Reach| {
+            it.regions.iter().zip(&self.lengths).all(|(region, all)| {
+                let seen = it.window.map_or(length, |window| length.min(window - 1)).min(*all);
+                region.count >= gone(*all) + seen
+            })
+        };
+        if !self.reaches.iter().all(sees_enough) {
+            return false;
+        }
+        for reach in &mut self.reaches {
+            reach.regions.iter_mut().zip(&self.lengths).for_each(|(it, all)| it.count -= gone(*all));
+        }
+        self.lengths.iter_mut().for_each(|it| *it = length.min(*it));
+        true
+    }
+
     /// A cache whose sequences go on from the named ones of this, each as often as it is named.
     ///
     /// Fails if a GPU has no memory left.

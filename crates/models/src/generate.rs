@@ -67,7 +67,7 @@ pub struct Generated {
 const CHUNK: usize = 512;
 
 /// A text under way.
-struct Sequence {
+pub(crate) struct Sequence {
     /// Which prompt it is.
     number: usize,
     /// Prompt and new ids.
@@ -92,17 +92,30 @@ pub fn generate(
     let limit = model.config().max_position_embeddings;
     prompts.iter().try_for_each(|it| check(it, limit))?;
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
-    let fresh = |(number, ids): (usize, &Vec<u32>)| Sequence { number, ids: ids.clone(), held: 0, new: 0 };
+    let fresh = |(number, ids): (usize, &Vec<u32>)| Sequence::new(number, ids.clone(), 0);
     let mut live: Vec<Sequence> = prompts.iter().enumerate().map(fresh).collect();
     let mut cache = KvCache::new(model.config(), config.compute, live.len());
+    go_on(model, (&mut live, &mut cache), (config, ctx), on_token, &mut done)?;
+    Ok(done.into_iter().map(|it| it.expect("every text ended")).collect())
+}
+
+/// Continues texts until all have ended. The cache then holds those that ended last.
+pub(crate) fn go_on(
+    model: &dyn Model,
+    (live, cache): (&mut Vec<Sequence>, &mut KvCache),
+    (config, ctx): (&GenerateConfig, &Context),
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+    done: &mut [Option<Generated>],
+) -> Result<()> {
+    let limit = model.config().max_position_embeddings;
     loop {
         let mut stopped: Vec<Option<StopReason>> = live.iter().map(|it| it.is_full(config, limit)).collect();
-        finish(&mut live, &mut cache, &stopped, &mut done);
+        finish(live, cache, &stopped, done);
         if live.is_empty() {
-            return Ok(done.into_iter().map(|it| it.expect("every text ended")).collect());
+            return Ok(());
         }
-        announce(model, &mut live, &mut cache);
-        let scores = step(model, &mut live, &mut cache, ctx)?;
+        announce(model, live, cache);
+        let scores = step(model, live, cache, ctx)?;
         stopped = vec![None; live.len()];
         for (at, mut scores) in scores {
             let it = &mut live[at];
@@ -117,11 +130,11 @@ pub fn generate(
                 stopped[at] = Some(StopReason::Caller);
             }
         }
-        finish(&mut live, &mut cache, &stopped, &mut done);
+        finish(live, cache, &stopped, done);
     }
 }
 
-fn check(prompt: &[u32], limit: usize) -> Result<()> {
+pub(crate) fn check(prompt: &[u32], limit: usize) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no token; give the model something to continue".into()));
     }
@@ -135,6 +148,11 @@ fn check(prompt: &[u32], limit: usize) -> Result<()> {
 }
 
 impl Sequence {
+    /// A prompt, of which the cache holds the first tokens.
+    pub(crate) fn new(number: usize, ids: Vec<u32>, held: usize) -> Sequence {
+        Sequence { number, ids, held, new: 0 }
+    }
+
     fn waiting(&self) -> &[u32] {
         let rest = &self.ids[self.held..];
         &rest[..rest.len().min(CHUNK)]
@@ -162,7 +180,9 @@ fn finish(
         }
     }
     let keep: Vec<bool> = stopped.iter().map(Option::is_none).collect();
-    cache.retain(&keep);
+    if keep.contains(&true) {
+        cache.retain(&keep);
+    }
     let mut keep = keep.into_iter();
     live.retain(|_| keep.next().unwrap_or(false));
 }

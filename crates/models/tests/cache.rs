@@ -4,7 +4,8 @@ use halfbyte_autograd::Tape;
 use halfbyte_lora::{Base, Context, Linear, LoraConfig, Role, Weight, attach};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{
-    Attend, GenerateConfig, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights, build, extend, generate,
+    Attend, GenerateConfig, KeptText, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights, build, extend,
+    generate,
 };
 use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::logits};
 use halfbyte_tensor::{DType, Tensor};
@@ -298,4 +299,66 @@ fn a_prompt_beyond_the_last_position_is_refused() {
     };
     assert!(ask(&[vec![1], vec![1; 700]]).contains("700"));
     assert!(ask(&[vec![1], vec![]]).contains("no token"));
+}
+
+/// A conversation: each prompt goes on from the one before and its answer, but for the last, which takes an answer back.
+#[test]
+fn a_text_that_is_continued_again_is_not_computed_anew() {
+    for config in configs() {
+        let model = model(&config);
+        let config = GenerateConfig { max_new_tokens: 12, ..GenerateConfig::default() };
+        let ctx = Context::default();
+        let mut kept = KeptText::new();
+        let mut said = text(30, 1);
+        let mut before = Vec::new();
+        for turn in 0..4 {
+            if turn == 3 {
+                said = [before.as_slice(), &text(5, 9)].concat();
+            }
+            let held = kept.held_of(&said);
+            assert_eq!(
+                held,
+                if turn == 0 {
+                    0
+                } else if turn == 3 {
+                    before.len()
+                } else {
+                    said.len() - 10
+                },
+                "turn {turn}"
+            );
+            let alone =
+                generate(model.as_ref(), std::slice::from_ref(&said), (&config, &ctx), &mut |_, _| true).unwrap();
+            let mut streamed = Vec::new();
+            let stream = &mut |id| {
+                streamed.push(id);
+                true
+            };
+            let again = kept.generate(model.as_ref(), &said, (&config, &ctx), stream).unwrap();
+            assert_eq!(again, alone[0], "turn {turn}");
+            assert_eq!(streamed, again.ids);
+            before = said.clone();
+            // The last token that was said has not been passed through the model.
+            said = [said.as_slice(), &again.ids, &text(9, turn + 2)].concat();
+        }
+        // The same question again, and another one.
+        for prompt in [before.clone(), text(40, 7)] {
+            let alone =
+                generate(model.as_ref(), std::slice::from_ref(&prompt), (&config, &ctx), &mut |_, _| true).unwrap();
+            assert_eq!(kept.generate(model.as_ref(), &prompt, (&config, &ctx), &mut |_| true).unwrap(), alone[0]);
+        }
+    }
+}
+
+#[test]
+fn what_a_window_has_forgotten_does_not_come_back() {
+    let model = model(&configs()[1]);
+    let mut cache = KvCache::new(model.config(), DType::F32, 1);
+    for part in text(400, 1).chunks(50) {
+        next(model.as_ref(), &mut cache, &[part]);
+    }
+    assert!(!cache.truncate(100), "the window is 20");
+    assert!(cache.truncate(390) && cache.lengths() == [390]);
+    let whole = whole(model.as_ref(), &[text(400, 1)[..390].to_vec(), text(3, 5)].concat());
+    close("after a cut", &next(model.as_ref(), &mut cache, &[&text(3, 5)]), &whole[390 * 32..]);
 }

@@ -61,7 +61,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 console::warn(&format!("{command} is unknown; /help lists the commands"))
             }
             _ => {
-                if let Err(error) = said.go_on(&session, line.trim_end(), &mut out) {
+                if let Err(error) = said.go_on(&mut session, line.trim_end(), &mut out) {
                     // Without a place to write to there is nobody to talk with.
                     if error.is::<io::Error>() {
                         return Err(error);
@@ -103,7 +103,7 @@ fn begin(args: &ChatArgs, session: &mut Session) -> anyhow::Result<Said> {
 
 impl Said {
     /// Takes a line and writes what the model makes of it; if that fails, what was said is as it was.
-    fn go_on(&mut self, session: &Session, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn go_on(&mut self, session: &mut Session, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
         match self {
             Said::Text(text, lengths) => {
                 let between = if text.is_empty() { "" } else { "\n" };

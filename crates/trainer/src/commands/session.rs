@@ -9,7 +9,7 @@ use crate::{
 };
 use halfbyte_data::{Continuation, Tokenizer};
 use halfbyte_lora::{Adapter, Context};
-use halfbyte_models::{GenerateConfig, Generated, Model, generate};
+use halfbyte_models::{GenerateConfig, Generated, KeptText, Model};
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -24,6 +24,8 @@ pub(super) struct Session {
     adapters: Vec<Arc<Adapter>>,
     ctx: Context,
     config: GenerateConfig,
+    /// What the model has seen of the last text, with the adapter in use.
+    kept: KeptText,
 }
 
 impl Session {
@@ -51,7 +53,15 @@ impl Session {
         };
         let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
         folders.push(opened.folder.dir().to_owned());
-        Ok(Session { model, tokenizer: opened.tokenizer, folders, adapters, ctx: Context::default(), config })
+        Ok(Session {
+            model,
+            tokenizer: opened.tokenizer,
+            folders,
+            adapters,
+            ctx: Context::default(),
+            config,
+            kept: KeptText::new(),
+        })
     }
 
     /// The names of the adapters.
@@ -67,7 +77,7 @@ impl Session {
     /// Uses an adapter by name; `none` is the base alone.
     pub(super) fn activate(&mut self, name: &str) -> anyhow::Result<()> {
         let adapter = if name == NO_ADAPTER { None } else { Some(self.adapters[self.find(name)?].clone()) };
-        self.ctx = Context::new(adapter);
+        (self.ctx, self.kept) = (Context::new(adapter), KeptText::new());
         Ok(())
     }
 
@@ -75,7 +85,7 @@ impl Session {
     pub(super) fn unload(&mut self, name: &str) -> anyhow::Result<()> {
         let adapter = self.adapters.remove(self.find(name)?);
         if self.active() == adapter.name {
-            self.ctx = Context::default();
+            (self.ctx, self.kept) = (Context::default(), KeptText::new());
         }
         Ok(())
     }
@@ -102,16 +112,16 @@ impl Session {
     }
 
     /// Continues a text, and writes what comes to `out`; see [`stream_ids`](Self::stream_ids).
-    pub(super) fn stream(&self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
+    pub(super) fn stream(&mut self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
         self.stream_ids(self.tokenizer.encode_prompt(prompt)?, out)
     }
 
-    /// Continues tokens, writing the text to `out` as it comes. The text that is returned begins with what stands between
+    /// Continues tokens, from where they leave the text before, writing the text to `out` as it comes. The text that is returned begins with what stands between
     /// prompt and continuation, such as the space before a word, so that the two can be put together.
-    pub(super) fn stream_ids(&self, ids: Vec<u32>, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
-        let asked = ids.clone();
+    pub(super) fn stream_ids(&mut self, ids: Vec<u32>, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
-        let generated = generate(self.model.as_ref(), &[ids], (&self.config, &self.ctx), &mut |_, id| {
+        let model = self.model.as_ref();
+        let generated = self.kept.generate(model, &ids, (&self.config, &self.ctx), &mut |id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
                 out.write_all(piece.as_bytes())?;
                 Ok(out.flush()?)
@@ -123,8 +133,7 @@ impl Session {
             return Err(error);
         }
         writeln!(out, "{}", text.finish()?)?;
-        let generated = generated.into_iter().next().expect("a text for the prompt");
-        let said = self.tokenizer.continuation(&asked, &generated.ids)?;
+        let said = self.tokenizer.continuation(&ids, &generated.ids)?;
         Ok((generated, said))
     }
 }
