@@ -220,3 +220,51 @@ fn what_is_wrong_with_conversations_is_said_before_a_model_is_loaded() {
     let run = work.finetune().path("--model", &model).path("--data", &data).flags("--max-length 64 --max-steps 1");
     run.flags("--max-doubtful-rows 1").done();
 }
+
+/// A terminal of the test's own: what is typed goes in, what is shown comes out.
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_terminal_the_arrows_bring_a_line_back() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::{fs::File, io::Read};
+    let work = Work::new();
+    let model = with_template(&work);
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let path = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = || File::options().read(true).write(true).open(&path).unwrap();
+    let mut command = halfbyte();
+    command.args(["chat", "--max-new-tokens", "2", "--model"]).arg(&model).env("TERM", "xterm");
+    let mut child = command.stdin(theirs()).stdout(theirs()).stderr(Stdio::null()).spawn().unwrap();
+    // So that reading ends when the child does.
+    drop(command);
+    let mut ours = File::from(ours);
+    // Each time that a line is asked for, pasting is switched on.
+    let mut shown = String::new();
+    let mut asked_for_line = |ours: &mut File, times: usize| {
+        while shown.matches("\x1b[?2004h").count() < times {
+            let mut bytes = [0; 4096];
+            let n = ours.read(&mut bytes).unwrap();
+            shown += &String::from_utf8_lossy(&bytes[..n]);
+        }
+    };
+    let save = work.path("talk.jsonl");
+    // The second is the line before, with a word more.
+    let typed =
+        ["the cat\r".to_owned(), "\x1b[A sat\r".to_owned(), format!("/save {}\r", save.display()), "\x04".to_owned()];
+    for (at, keys) in typed.iter().enumerate() {
+        asked_for_line(&mut ours, at + 1);
+        ours.write_all(keys.as_bytes()).unwrap();
+    }
+    assert!(child.wait().unwrap().success());
+    let row: Value = serde_json::from_str(fs::read_to_string(&save).unwrap().lines().next().unwrap()).unwrap();
+    let asked: Vec<&str> = row["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["role"] == "user")
+        .map(|it| it["content"].as_str().unwrap())
+        .collect();
+    assert_eq!(asked, ["the cat", "the cat sat"]);
+}

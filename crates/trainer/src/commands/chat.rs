@@ -1,4 +1,4 @@
-use super::{dialogue::Dialogue, session::Session};
+use super::{dialogue::Dialogue, lines::Lines, session::Session};
 use crate::{
     cli::ChatArgs,
     console,
@@ -8,10 +8,10 @@ use crate::{
 };
 use std::{
     fs::OpenOptions,
-    io::{self, BufRead, IsTerminal, Write},
+    io::{self, IsTerminal, Write},
 };
 
-const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave";
+const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave (on a terminal, Ctrl-D; Ctrl-C ends an answer, the arrows bring lines back)";
 
 /// What was said so far.
 enum Said {
@@ -33,13 +33,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     };
     console::say(&format!("adapter: {first}. {what}; /help lists the commands."));
     let mut out = io::stdout().lock();
-    let (mut from, mut bytes) = (io::stdin().lock(), Vec::new());
-    while from.read_until(b'\n', &mut bytes)? > 0 {
-        let line = String::from_utf8(std::mem::take(&mut bytes));
-        let Ok(line) = line else {
-            console::warn("this line is no UTF-8 text and was left out");
-            continue;
-        };
+    let mut lines = Lines::open();
+    while let Some(line) = lines.next()? {
         match line.trim().split_once(' ').map_or((line.trim(), ""), |it| (it.0, it.1.trim())) {
             ("", _) => {}
             ("/quit" | "/exit", _) => break,

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod inspect;
+mod lines;
 mod merge;
 mod model_folder;
 mod models;

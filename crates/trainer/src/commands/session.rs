@@ -1,5 +1,6 @@
 //! A base model beside any number of adapters, ready to continue text.
 
+use super::lines::Answer;
 use crate::{
     base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
@@ -120,14 +121,14 @@ impl Session {
     /// prompt and continuation, such as the space before a word, so that the two can be put together.
     pub(super) fn stream_ids(&mut self, ids: Vec<u32>, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
         let (mut text, mut failed) = (self.tokenizer.stream(true), None);
-        let model = self.model.as_ref();
+        let (model, answer) = (self.model.as_ref(), Answer::begin());
         let generated = self.kept.generate(model, &ids, (&self.config, &self.ctx), &mut |id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
                 out.write_all(piece.as_bytes())?;
                 Ok(out.flush()?)
             });
             failed = written.err();
-            failed.is_none()
+            failed.is_none() && !answer.is_enough()
         })?;
         if let Some(error) = failed {
             return Err(error);
