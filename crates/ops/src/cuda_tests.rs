@@ -24,6 +24,7 @@ use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
 mod attention;
+mod experts;
 
 /// Four roundings of the dtype, relative to the largest value.
 fn tolerance(dtype: DType) -> f32 {

@@ -9,6 +9,7 @@ pub mod cross_entropy;
 pub mod dora;
 pub mod dropout;
 pub mod embedding;
+pub mod experts;
 pub mod frozen;
 pub mod frozen_linear;
 pub mod gated;
