@@ -53,6 +53,7 @@ pub(crate) fn attach_with(
     mut numbers: Numbers<'_>,
 ) -> Result<(Adapter, AttachReport)> {
     config.validate()?;
+    let config = &config.resolved(modules)?;
     let selection = Selection::new(config, modules.head.as_deref())?;
     let mut report = AttachReport::default();
     let mut updates = Vec::new();
@@ -80,6 +81,15 @@ impl AttachReport {
                 if place.rank > out.min(inner) {
                     let path = &place.path;
                     self.warnings.push(format!("rank {} is above the rank of {path} ({out} x {inner})", place.rank));
+                }
+                self.adapted.push(place.path.clone());
+            }
+            What::Stack(stack) => {
+                let (out, inner) = stack.dims();
+                if place.rank > out.min(inner) {
+                    let path = &place.path;
+                    self.warnings
+                        .push(format!("rank {} is above the rank of an expert's {path} ({out} x {inner})", place.rank));
                 }
                 self.adapted.push(place.path.clone());
             }

@@ -80,6 +80,8 @@ pub struct LoraConfig {
     pub lora_dropout: f32,
     /// Which layers are adapted.
     pub target_modules: TargetModules,
+    /// Parameters that get a low-rank update by their own names: an expert's matrices, or those of a router.
+    pub target_parameters: Vec<String>,
     /// Which of them are left out again.
     pub exclude_modules: Option<TargetModules>,
     /// Which biases train along.
@@ -116,6 +118,7 @@ impl Default for LoraConfig {
             lora_alpha: 8.0,
             lora_dropout: 0.0,
             target_modules: TargetModules::AllLinear,
+            target_parameters: Vec::new(),
             exclude_modules: None,
             bias: Bias::None,
             use_rslora: false,

@@ -26,6 +26,7 @@ pub const ADAPTER_KEYS: KeyTable = KeyTable {
         ("lora_alpha", Read),
         ("lora_dropout", Read),
         ("target_modules", Read),
+        ("target_parameters", Read),
         ("exclude_modules", Read),
         ("bias", Read),
         ("use_dora", Read),
@@ -48,7 +49,6 @@ pub const ADAPTER_KEYS: KeyTable = KeyTable {
         ("layer_replication", Refused(MERGE)),
         ("lora_bias", Refused(MERGE)),
         ("monteclora_config", Refused(MERGE)),
-        ("target_parameters", Refused(MERGE)),
         ("use_bdlora", Refused(MERGE)),
         ("use_qalora", Refused(MERGE)),
         ("velora_config", Refused(MERGE)),
@@ -79,7 +79,7 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     let mut put = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
     let null = ["alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "kasa_config"];
     let null_too = ["layer_replication", "lora_ga_config", "megatron_config", "monteclora_config"];
-    let null_last = ["target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"];
+    let null_last = ["trainable_token_indices", "use_bdlora", "velora_config"];
     null.iter().chain(&null_too).chain(&null_last).for_each(|key| put(key, Value::Null));
     let off = ["fan_in_fan_out", "lora_bias", "use_qalora"];
     off.iter().for_each(|key| put(key, json!(false)));
@@ -105,6 +105,8 @@ pub fn render_adapter_config(config: &LoraConfig, adapted: &[String]) -> String 
     put("rank_pattern", patterns(config.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect()));
     put("revision", json!(config.revision));
     put("target_modules", target);
+    let parameters = (!config.target_parameters.is_empty()).then(|| sorted(&config.target_parameters));
+    put("target_parameters", parameters.unwrap_or(Value::Null));
     put("task_type", json!("CAUSAL_LM"));
     put("use_dora", json!(config.use_dora));
     put("use_rslora", json!(config.use_rslora));
@@ -204,8 +206,10 @@ fn read_fields(keys: &Map<String, Value>) -> std::result::Result<LoraConfig, Str
         target_modules: match target(keys, "target_modules")? {
             Some(it) => it,
             // PEFT's default for both architectures of the zoo.
+            None if keys.get("target_parameters").is_some_and(|it| !is_off(it)) => TargetModules::Names(Vec::new()),
             None => TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
         },
+        target_parameters: field(keys, "target_parameters")?.unwrap_or_default(),
         // Unlike for the targets, `all-linear` is no keyword here.
         exclude_modules: match keys.get("exclude_modules") {
             Some(Value::String(regex)) if !regex.is_empty() => Some(TargetModules::Regex(regex.clone())),

@@ -2,7 +2,7 @@
 
 use crate::{
     Adapter, AdapterConfig, Error, LoraConfig, Modules, Result, Selection, Takeover, Tie, TokenRows, Weight, layouts,
-    parse_adapter_config,
+    older, parse_adapter_config,
     places::{copied_bias, copied_matrix, copied_weight, place, places, tie_of},
     render_adapter_config, token_rows,
     variants::{self, Copied, FileNumbers, Numbers, Part, Place, What},
@@ -117,11 +117,18 @@ fn load(
     parts: Option<&BTreeMap<String, Part>>,
 ) -> Result<Adapter> {
     let AdapterFile { dir, config, token_rows, mut tensors, .. } = file;
+    let config = config.resolved(modules)?;
     let path = dir.join(WEIGHTS);
     let wrong = |message: String| Error::File { path: path.clone(), message };
     token_rows::into_tables(modules, &token_rows, &mut tensors).map_err(wrong)?;
     let selection = Selection::new(&config, modules.head.as_deref())?;
     let mut places = places(modules, &config, &selection).map_err(|e| wrong(e.to_string()))?;
+    older::rename(modules, &mut tensors);
+    for it in &places {
+        if let What::Stack(stack) = &it.what {
+            older::into_stack(modules, stack, &mut tensors);
+        }
+    }
     unlisted_pair(modules, &selection, &mut tensors).map_err(wrong)?;
     surplus_copies(modules, &tensors, (&config, &selection), &mut places);
     // In the model's order, a bias after its matrix.
@@ -177,7 +184,9 @@ fn surplus_copies<'a>(
         }
     };
     for (index, linear) in modules.linears.iter().enumerate() {
-        add(linear.path(), index, copied_matrix(linear));
+        if linear.member().is_none() {
+            add(linear.module(), index, copied_matrix(linear));
+        }
         if let Some(bias) = linear.bias() {
             add(bias.path(), index, copied_bias(linear, bias, selection.adapts(linear.path())));
         }

@@ -15,9 +15,12 @@ mod layouts;
 mod linear;
 mod merge;
 mod modules;
+mod older;
 mod places;
 mod prepare;
 mod role;
+mod shares;
+mod stacks;
 mod svd;
 mod takeover;
 mod targets;
@@ -32,14 +35,16 @@ pub use config_json::{ADAPTER_KEYS, AdapterConfig, TokenRows, parse_adapter_conf
 pub use context::{Context, Routing};
 pub use error::{Error, Result};
 pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter};
-pub use linear::{Base, Linear};
+pub use linear::{Base, Linear, Member};
 pub use merge::{Merged, check_tied, merge};
 pub use modules::{Modules, Tie};
+pub use places::adapted;
 pub use prepare::Prepare;
 pub use role::{Role, Trained};
+pub use shares::Share;
 pub use takeover::Takeover;
 pub use targets::{Selection, layer_index, suggest};
-pub use variants::{Dora, EmbeddingLora, Full, Lora, Module, Update};
+pub use variants::{Dora, EmbeddingLora, Full, Lora, Module, Stacked, Update};
 pub use weight::Weight;
 
 #[cfg(doctest)]

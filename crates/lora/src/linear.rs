@@ -29,12 +29,31 @@ pub struct Linear {
     base: Base,
     bias: Option<Weight>,
     published_transposed: bool,
+    known: Option<Box<Known>>,
+}
+
+/// What adapters call a layer's matrix, where that is not its path.
+#[derive(Debug)]
+enum Known {
+    As(String),
+    Member(Member),
+}
+
+/// Where the matrix of one expert stands among those of all, which transformers keeps as one parameter `(experts, rows, columns)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The parameter, such as `model.layers.0.mlp.experts.gate_up_proj`.
+    pub stack: String,
+    /// The number of the expert, and of all.
+    pub expert: (usize, usize),
+    /// The first of its rows in the expert's part, and how many that has.
+    pub rows: (usize, usize),
 }
 
 impl Linear {
     /// A layer at `path`, such as `model.layers.0.self_attn.q_proj`.
     pub fn new(path: impl Into<String>, base: Base, bias: Option<Weight>) -> Linear {
-        Linear { path: path.into(), role: Role::Linear, base, bias, published_transposed: false }
+        Linear { path: path.into(), role: Role::Linear, base, bias, published_transposed: false, known: None }
     }
 
     /// Whose matrix the published files hold as `(in_features, out_features)`; here it lies the other way round, as in all layers.
@@ -53,7 +72,48 @@ impl Linear {
         Linear { role: Role::Head, ..Linear::new(path, base, None) }
     }
 
-    /// What its matrix is for: [`Role::Linear`] or [`Role::Head`].
+    /// Which adapters know by another path than files do.
+    #[must_use]
+    pub fn known_as(self, module: impl Into<String>) -> Linear {
+        Linear { known: Some(Box::new(Known::As(module.into()))), ..self }
+    }
+
+    /// The path by which adapters know it.
+    pub fn module(&self) -> &str {
+        match self.known.as_deref() {
+            Some(Known::As(module)) => module,
+            _ => &self.path,
+        }
+    }
+
+    /// The rank of an adapter's update of it.
+    pub fn rank(&self, adapter: &Adapter) -> Option<usize> {
+        let of_stack = || Some(adapter.update(&self.member()?.stack)?.stacked()?.rank());
+        let own = || Some(adapter.update(self.module())?.low_rank()?.a.value().rows());
+        own().or_else(of_stack)
+    }
+
+    /// As one of many whose matrices adapters know as one parameter.
+    #[must_use]
+    pub fn in_stack(self, member: Member) -> Linear {
+        Linear { known: Some(Box::new(Known::Member(member))), ..self }
+    }
+
+    /// The parameter that its matrix is a part of, where it is one of many.
+    pub fn member(&self) -> Option<&Member> {
+        match self.known.as_deref() {
+            Some(Known::Member(member)) => Some(member),
+            _ => None,
+        }
+    }
+
+    /// It, for something else.
+    #[must_use]
+    pub fn of_role(self, role: Role) -> Linear {
+        Linear { role, ..self }
+    }
+
+    /// What its matrix is for: [`Role::Linear`], [`Role::Head`] or [`Role::Router`].
     pub fn role(&self) -> Role {
         self.role
     }
@@ -125,7 +185,7 @@ impl Linear {
 
     /// The matrix that the pass multiplies with, if it trains as a whole: the adapter's copy, or the base.
     pub fn trained_matrix<'a>(&'a self, ctx: &'a Context) -> Option<&'a Param> {
-        match (ctx.update(&self.path), &self.base) {
+        match (ctx.update(self.module()), &self.base) {
             (Some(update), _) => update.copy(),
             (None, Base::Trainable(param)) => Some(param),
             (None, Base::Frozen(_)) => None,
@@ -141,7 +201,7 @@ impl Linear {
     /// `onto + forward(x)`: as a residual takes it up.
     pub fn forward_onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), ctx: &Context) -> Result<Var> {
         let in_product = matches!(x.value().place(), Place::Gpu(_)) && ctx.split(&self.paths()).is_none();
-        if in_product && self.shares(ctx.update(&self.path)) {
+        if in_product && self.shares(ctx.update(self.module())) {
             let [y] = Linear::together([self], tape, x, ([Some(onto)], ctx))?;
             return Ok(y);
         }
@@ -155,13 +215,13 @@ impl Linear {
 
     /// The paths by which adapters know its matrix and its bias.
     fn paths(&self) -> [&str; 2] {
-        [&self.path, self.bias.as_ref().map_or(&self.path, Weight::path)]
+        [self.module(), self.bias.as_ref().map_or(self.module(), Weight::path)]
     }
 
     /// Where all rows use the same adapter.
     fn alone<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> Result<Var> {
         let bias = self.bias.as_ref().map(|it| it.var(tape, ctx));
-        match (&self.base, ctx.update(&self.path)) {
+        match (&self.base, ctx.update(self.module())) {
             (Base::Trainable(_), _) => {
                 let Some(weight) = self.trained_matrix(ctx) else {
                     unreachable!("{}: a matrix that trains in full takes no low-rank update", self.path)
@@ -192,7 +252,7 @@ impl Linear {
         x: &Var,
         ctx: &Context,
     ) -> Result<[Var; N]> {
-        if !layers.iter().all(|it| it.shares(ctx.update(&it.path))) {
+        if !layers.iter().all(|it| it.shares(ctx.update(it.module()))) {
             let ys: Vec<Var> = layers.iter().map(|it| it.alone(tape, x, ctx)).collect::<Result<_>>()?;
             return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
         }
@@ -206,7 +266,7 @@ impl Linear {
         x: &Var,
         (onto, ctx): ([Option<&Var>; N], &Context),
     ) -> Result<[Var; N]> {
-        let updates = layers.map(|it| ctx.update(&it.path));
+        let updates = layers.map(|it| ctx.update(it.module()));
         let biases = layers.map(|it| it.bias.as_ref().map(|bias| bias.var(tape, ctx)));
         let low_rank: [Option<(&Lora, Var, Var)>; N] = updates.map(|it| {
             let lora = it.and_then(Update::low_rank)?;
@@ -225,10 +285,21 @@ impl Linear {
     /// Fails if the matrix cannot be read from its device.
     pub fn dense(&self, adapter: Option<&Adapter>) -> Result<Tensor> {
         let base = self.base.dense()?;
-        Ok(match adapter.and_then(|it| it.update(&self.path)) {
-            Some(update) => update.merge(base)?,
-            None => base,
-        })
+        let Some(adapter) = adapter else { return Ok(base) };
+        if let Some(update) = adapter.update(self.module()) {
+            return update.merge(base);
+        }
+        let stack = self.member().and_then(|it| Some((it, adapter.update(&it.stack)?.stacked()?)));
+        match stack {
+            Some((member, it)) => it.merged(member, base),
+            None => Ok(base),
+        }
+    }
+
+    /// Whether an adapter changes its matrix.
+    pub(crate) fn is_changed_by(&self, adapter: &Adapter) -> bool {
+        let of_stack = self.member().is_some_and(|it| adapter.update(&it.stack).is_some());
+        of_stack || adapter.update(self.module()).is_some()
     }
 
     /// Moves matrix and bias.

@@ -62,7 +62,7 @@ impl Merged {
     ) -> Result<(), E> {
         let failed = |e: halfbyte_autograd::Error| E::from(Error::from(e));
         for (at, linear) in modules.linears.iter_mut().enumerate() {
-            if adapter.update(linear.path()).is_some() {
+            if linear.is_changed_by(adapter) {
                 let base = freeze(linear.path(), linear.dense(Some(adapter)).map_err(failed)?)?;
                 self.matrices.push((at, linear.replace_base(base)));
             }

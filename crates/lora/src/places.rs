@@ -1,8 +1,8 @@
 //! Which places of a model a configuration means.
 
 use crate::{
-    Base, Bias, Error, Linear, LoraConfig, Modules, Result, Role, Selection, TargetModules, Tie, Weight,
-    variants::{Copied, CopyOf, Place, What},
+    Base, Bias, Error, Linear, LoraConfig, Member, Modules, Result, Role, Selection, TargetModules, Tie, Weight,
+    variants::{Copied, CopyOf, Place, StackPlace, What},
 };
 
 /// The places that get an update, in the order in which their parameters are made: matrices, embeddings, biases, and then
@@ -14,10 +14,22 @@ pub(crate) fn places<'a>(
 ) -> Result<Vec<Place<'a>>> {
     let mut all = Vec::new();
     for (index, linear) in modules.linears.iter().enumerate() {
-        let path = linear.path();
+        let path = linear.module();
+        if let Some(member) = linear.member() {
+            if selection.saves(path) || selection.saves(&member.stack) {
+                return Err(Error::Config(format!(
+                    "modules_to_save names {}, which holds experts; they train by low-rank updates (target_parameters), or with the whole model (--method full)",
+                    member.stack
+                )));
+            }
+            if let Some(what) = stack(modules, (linear, member), config, selection)? {
+                all.push(place(&member.stack, index, what, (config, selection)));
+            }
+            continue;
+        }
         let what = if selection.saves(path) {
             What::Copy(copied_matrix(linear))
-        } else if selection.adapts(path) {
+        } else if (linear.role() != Role::Router && selection.adapts(path)) || selection.means(&weight_of(path)) {
             if let Base::Trainable(_) = linear.base() {
                 return Err(Error::Config(format!("{path} trains in full; a low-rank adapter on it makes no sense")));
             }
@@ -48,6 +60,62 @@ pub(crate) fn places<'a>(
         }
     }
     Ok(all)
+}
+
+/// The paths of the linear layers, and of the parameters that hold experts, that a configuration means.
+///
+/// Fails where a place cannot have what is asked for it.
+pub fn adapted(modules: &Modules<'_>, config: &LoraConfig) -> Result<Vec<String>> {
+    let config = config.resolved(modules)?;
+    let selection = Selection::new(&config, modules.head.as_deref())?;
+    let places = places(modules, &config, &selection)?;
+    let of_linears = places.into_iter().filter(|it| matches!(it.what, What::Linear(_) | What::Stack(_)));
+    Ok(of_linears.map(|it| it.path).collect())
+}
+
+/// The parameter that holds a linear layer's matrix.
+fn weight_of(path: &str) -> String {
+    format!("{path}.weight")
+}
+
+/// The update of the parameter that an expert's matrix is the first part of, if it gets one.
+fn stack<'a>(
+    modules: &'a Modules<'_>,
+    (linear, member): (&'a Linear, &'a Member),
+    config: &LoraConfig,
+    selection: &Selection<'_>,
+) -> Result<Option<What<'a>>> {
+    if (member.expert.0, member.rows.0) != (0, 0) || !selection.means(&member.stack) {
+        return Ok(None);
+    }
+    if let Base::Trainable(_) = linear.base() {
+        return Err(Error::Config(format!("{} trains in full; a low-rank adapter on it makes no sense", member.stack)));
+    }
+    // As PEFT, which multiplies with the sum of base and update there.
+    let refused = [
+        (config.use_dora, "use_dora"),
+        (config.lora_dropout != 0.0, "lora_dropout"),
+        (config.init_lora_weights.is_some(), "init_lora_weights"),
+    ];
+    if let Some((_, name)) = refused.iter().find(|it| it.0) {
+        return Err(Error::Config(format!(
+            "{} holds experts, on which {name} is not supported, as in PEFT; leave it out, or name only modules of attention",
+            member.stack
+        )));
+    }
+    // PEFT wraps the parameters of a module one after the other, each around those before.
+    let module = |it: &Member| it.stack.rsplit_once('.').map_or("", |it| it.0).to_owned();
+    let mut behind: Vec<&str> = Vec::new();
+    for other in modules.linears.iter().filter_map(|it| it.member()) {
+        let later = other.stack != member.stack && module(other) == module(member) && selection.means(&other.stack);
+        if later && !behind.contains(&other.stack.as_str()) {
+            behind.push(&other.stack);
+        }
+    }
+    let own = modules.linears.iter().filter_map(|it| it.member()).position(|it| it.stack == member.stack);
+    let first = |stack: &str| modules.linears.iter().filter_map(|it| it.member()).position(|it| it.stack == stack);
+    let around = behind.iter().filter(|it| first(it) > own).count();
+    Ok(Some(What::Stack(StackPlace { linear, member, around })))
 }
 
 /// A copy of the head of its own, where the model ties it to the embedding and `modules_to_save` names it, as PEFT has it.
@@ -87,6 +155,7 @@ pub(crate) fn place<'a>(
     let (rank, scaling) = selection.rank_and_scaling(path);
     let role = match &what {
         What::Linear(linear) => linear.role(),
+        What::Stack(it) => it.linear.role(),
         What::Embedding(weight) => weight.role(),
         What::Copy(copied) => copied.role,
     };
@@ -94,7 +163,7 @@ pub(crate) fn place<'a>(
 }
 
 pub(crate) fn copied_matrix(linear: &Linear) -> Copied<'_> {
-    let (name, (out, inner)) = (format!("{}.weight", linear.path()), linear.dims());
+    let (name, (out, inner)) = (weight_of(linear.module()), linear.dims());
     let value = Box::new(|| linear.dense(None));
     Copied {
         read_as: vec![name.clone()],

@@ -13,6 +13,8 @@ pub enum Role {
     Linear,
     /// The matrix that turns hidden states into logits.
     Head,
+    /// The matrix that says which experts a token goes to.
+    Router,
     /// Added to what a linear layer or a norm computes.
     Bias,
 }

@@ -49,6 +49,11 @@ impl<'a> Selection<'a> {
         }
     }
 
+    /// Whether the parameter at `path` gets a low-rank update by its own name (`target_parameters`).
+    pub fn means(&self, path: &str) -> bool {
+        self.config.target_parameters.iter().any(|it| path == it || path.ends_with(&format!(".{it}")))
+    }
+
     /// Whether the module at `path` trains in full (`modules_to_save`): its path, or that of a module around it, ends
     /// in a name. As in PEFT the end need not be a whole component: `norm` means every `input_layernorm`, too.
     pub fn saves(&self, path: &str) -> bool {

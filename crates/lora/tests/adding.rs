@@ -32,6 +32,7 @@ fn a_variant_is_a_file_and_a_line() {
     for (variant, listed, own) in [
         ("dora", "dora::begin", "use_dora"),
         ("embedding", "embedding::begin", "lora_embedding_A"),
+        ("stacked", "stacked::begin", "with the experts innermost"),
         ("full", "full::begin", "modules_to_save` and trained biases"),
         ("taken", "taken::begin", "[A; A0]"),
         ("lora", "lora::begin", "lora_A.weight"),

@@ -47,7 +47,7 @@ impl Lora {
     }
 
     /// What PEFT calls `A` and `B`.
-    pub(super) fn names(path: &str) -> (String, String) {
+    pub(in crate::variants) fn names(path: &str) -> (String, String) {
         (format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight"))
     }
 
@@ -78,22 +78,26 @@ impl Update for Lora {
         vec![self.a.clone(), self.b.clone()]
     }
 
-    /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
     fn merge(&self, base: Tensor) -> OpResult<Tensor> {
-        let (shape, inner, mut w) = (base.shape().to_vec(), base.cols(), base.read_f32()?);
-        let (a, b) = (self.a.value().read_f32()?, self.b.value().read_f32()?);
-        let rank = a.len() / inner;
-        for (row, b) in w.chunks_mut(inner).zip(b.chunks(rank)) {
-            let mut update = vec![0.0f32; inner];
-            for (b, a) in b.iter().zip(a.chunks(inner)) {
-                for (u, a) in update.iter_mut().zip(a) {
-                    *u += b * a;
-                }
-            }
-            for (w, u) in row.iter_mut().zip(update) {
-                *w += self.scaling * u;
+        sum(base, [&self.a.value(), &self.b.value()], self.scaling)
+    }
+}
+
+/// `W + scaling * B A`, summed in f32 as PEFT's merge does.
+pub(super) fn sum(base: Tensor, [a, b]: [&Tensor; 2], scaling: f32) -> OpResult<Tensor> {
+    let (shape, inner, mut w) = (base.shape().to_vec(), base.cols(), base.read_f32()?);
+    let (a, b) = (a.read_f32()?, b.read_f32()?);
+    let rank = a.len() / inner;
+    for (row, b) in w.chunks_mut(inner).zip(b.chunks(rank)) {
+        let mut update = vec![0.0f32; inner];
+        for (b, a) in b.iter().zip(a.chunks(inner)) {
+            for (u, a) in update.iter_mut().zip(a) {
+                *u += b * a;
             }
         }
-        Ok(Tensor::from_vec(&shape, w))
+        for (w, u) in row.iter_mut().zip(update) {
+            *w += scaling * u;
+        }
     }
+    Ok(Tensor::from_vec(&shape, w))
 }

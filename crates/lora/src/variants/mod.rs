@@ -6,12 +6,15 @@ mod embedding;
 mod full;
 mod lora;
 mod pissa;
+mod stacked;
 mod taken;
 
 pub use dora::Dora;
 pub use embedding::EmbeddingLora;
 pub use full::Full;
 pub use lora::Lora;
+pub(crate) use stacked::StackPlace;
+pub use stacked::Stacked;
 pub(crate) use taken::Part;
 
 use crate::{Error, Linear, LoraConfig, Result, Role, Weight, svd::Matrix};
@@ -21,7 +24,7 @@ use halfbyte_tensor::{DType, Device, Tensor};
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 /// Every variant; the first that answers for a place takes it.
-const VARIANTS: [Begin; 5] = [full::begin, embedding::begin, dora::begin, taken::begin, lora::begin];
+const VARIANTS: [Begin; 6] = [full::begin, embedding::begin, stacked::begin, dora::begin, taken::begin, lora::begin];
 
 /// Every initialisation that takes a part of the base over.
 const INITIALISATIONS: [Initialisation; 1] = [pissa::PISSA];
@@ -63,6 +66,11 @@ pub trait Update: Send + Sync + fmt::Debug {
     /// The low-rank product that is all there is to this update, if it is that: layers of one input then share the packed
     /// input and one pass over the output.
     fn low_rank(&self) -> Option<&Lora> {
+        None
+    }
+
+    /// The low-rank products of many experts that this update is, if it is that.
+    fn stacked(&self) -> Option<&Stacked> {
         None
     }
 
@@ -127,6 +135,8 @@ pub(crate) enum What<'a> {
     Linear(&'a Linear),
     /// A low-rank one of a table.
     Embedding(&'a Weight),
+    /// Low-rank ones of all experts' matrices.
+    Stack(StackPlace<'a>),
     /// A copy that trains in full.
     Copy(Copied<'a>),
 }
@@ -159,7 +169,7 @@ impl Place<'_> {
     /// The order of a file's updates: linear layers, each with its bias, then the other weights.
     pub(crate) fn order(&self) -> (bool, u64, bool) {
         match &self.what {
-            What::Linear(_) => (false, self.index, false),
+            What::Linear(_) | What::Stack(_) => (false, self.index, false),
             What::Embedding(_) => (true, self.index, false),
             What::Copy(copied) => (copied.of == CopyOf::Other, self.index, copied.of != CopyOf::Matrix),
         }
@@ -223,6 +233,25 @@ impl Numbers<'_> {
             Numbers::Fresh { seed, .. } => fresh(*seed)?,
             Numbers::File(file) => file.take(read_as, shape)?,
             Numbers::Dry(device) => Tensor::scratch_on(device, shape, DType::F32),
+        };
+        Ok(Param::new(name, value))
+    }
+
+    /// A parameter whose tensor a file holds in the shape `stored` and another order; `turn` brings that of a file into ours, and
+    /// without one begins afresh.
+    pub(crate) fn param_turned(
+        &mut self,
+        name: &str,
+        stored: [usize; 2],
+        turn: impl FnOnce(Option<Tensor>) -> Tensor,
+    ) -> Result<Param> {
+        let value = match self {
+            Numbers::Fresh { .. } => turn(None),
+            Numbers::File(file) => turn(Some(file.take(&[name.to_owned()], &stored)?)),
+            Numbers::Dry(device) => {
+                let shape = turn(None).shape().to_vec();
+                Tensor::scratch_on(device, &shape, DType::F32)
+            }
         };
         Ok(Param::new(name, value))
     }

@@ -115,7 +115,7 @@ impl Facts {
 
 /// The rank of a layer's update.
 fn rank(adapter: Option<&Adapter>, linear: &Linear) -> Option<usize> {
-    Some(adapter?.update(linear.path())?.low_rank()?.a.value().shape()[0])
+    linear.rank(adapter?)
 }
 
 /// One line a module; of layers that look alike only the first is shown.

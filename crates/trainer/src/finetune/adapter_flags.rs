@@ -2,7 +2,7 @@
 
 use super::{args::FinetuneArgs, values::BiasArg};
 use crate::failure::user_error;
-use halfbyte_lora::{Bias, LoraConfig, Modules, Selection, TargetModules};
+use halfbyte_lora::{Bias, LoraConfig, Modules, TargetModules, adapted};
 
 /// The configuration that the flags ask for, on a base of this name; defaults are filled in.
 pub(super) fn config(a: &mut FinetuneArgs, (base, revision): (String, Option<String>)) -> anyhow::Result<LoraConfig> {
@@ -107,11 +107,7 @@ pub(super) fn differences(asked: &LoraConfig, has: &LoraConfig, modules: &Module
         compare(flag, asked.unwrap_or_default(), has.unwrap_or_default());
     }
     // Targets can be written in many ways; what counts is which layers they mean.
-    let layers = |config: &LoraConfig| -> anyhow::Result<Vec<&str>> {
-        let selection = Selection::new(config, modules.head.as_deref())?;
-        Ok(modules.linears.iter().map(|it| it.path()).filter(|it| selection.adapts(it)).collect())
-    };
-    let (wanted, there) = (layers(asked)?, layers(has)?);
+    let (wanted, there) = (adapted(modules, asked)?, adapted(modules, has)?);
     if wanted != there {
         found.push(format!(
             "--target-modules and --exclude-modules mean {} layers, the adapter has {} and keeps them",
