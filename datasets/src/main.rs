@@ -48,7 +48,7 @@ enum Command {
     },
     /// Writes a folder of a real model's shape with random weights, a tensor at a time
     Synth {
-        /// llama-7b, llama-8b, llama-13b, llama-65b, mistral-7b, qwen2.5-7b, qwen3-8b, smollm2-135m or gpt-neo-1.3b
+        /// llama-7b, llama-8b, llama-13b, llama-65b, mistral-7b, qwen2.5-7b, qwen3-8b, mixtral-8x7b, qwen3-30b-a3b, smollm2-135m or gpt-neo-1.3b
         #[arg(long)]
         like: String,
         /// In NF4 with double quantisation, as bitsandbytes saves it: a quarter of the disk

@@ -66,6 +66,18 @@ const LIKE: &[(&str, Shape)] = &[
     ),
     ("phi3-mini", Shape { kind: Kind::Phi3, positions: 4096, ..Shape::llama([3072, 8192, 32, 32, 32, 32_064]) }),
     ("phi4", Shape { kind: Kind::Phi3, positions: 16_384, ..Shape::llama([5120, 17_920, 40, 40, 10, 100_352]) }),
+    (
+        "mixtral-8x7b",
+        Shape { kind: Kind::Mixtral, positions: 32_768, ..Shape::llama([4096, 14_336, 32, 32, 8, 32_000]) },
+    ),
+    (
+        "mixtral-8x22b",
+        Shape { kind: Kind::Mixtral, positions: 65_536, ..Shape::llama([6144, 16_384, 56, 48, 8, 32_000]) },
+    ),
+    (
+        "qwen3-30b-a3b",
+        Shape { kind: Kind::Qwen3Moe, positions: 40_960, ..Shape::llama([2048, 6144, 48, 32, 4, 151_936]) },
+    ),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
     ("pythia-1.4b", Shape { kind: Kind::GptNeoX, ..Shape::llama([2048, 8192, 24, 16, 16, 50_304]) }),
     ("gpt2", Shape { kind: Kind::Gpt2, tied: true, positions: 1024, ..Shape::llama([768, 3072, 12, 12, 12, 50_257]) }),
@@ -84,6 +96,8 @@ enum Kind {
     Gemma2,
     Gemma3,
     Phi3,
+    Mixtral,
+    Qwen3Moe,
     GptNeoX,
     Gpt2,
     GptNeo,
@@ -151,6 +165,17 @@ impl Shape {
             Kind::Gemma2 => gemma(decoder("Gemma2ForCausalLM", "gemma2", json!({ "sliding_window": 4096 }))),
             Kind::Gemma3 => gemma(decoder("Gemma3ForCausalLM", "gemma3_text", json!({ "sliding_window": 512 }))),
             Kind::Phi3 => decoder("Phi3ForCausalLM", "phi3", json!({ "rope_theta": 10000.0 })),
+            Kind::Mixtral => {
+                let experts = json!({ "num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6 });
+                decoder("MixtralForCausalLM", "mixtral", experts)
+            }
+            Kind::Qwen3Moe => {
+                let experts = json!({
+                    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true,
+                    "decoder_sparse_step": 1, "mlp_only_layers": [], "head_dim": 128, "rope_theta": 1e6,
+                });
+                decoder("Qwen3MoeForCausalLM", "qwen3_moe", experts)
+            }
             Kind::GptNeoX => json!({
                 "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": hidden,
                 "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "gelu",
@@ -348,6 +373,8 @@ mod tests {
             [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0, 3821.0, 14_660.0, 1415.0, 124.0]
         );
         assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
+        let experts = ["mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b"];
+        assert_eq!(experts.map(rounded), [46_703.0, 140_621.0, 30_532.0]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -29,11 +30,13 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -165,6 +168,24 @@ def random_adapter(base, folder, config, seed):
     tidy(folder)
 
 
+def older_adapter(base, folder, seed):
+    """As peft wrote it with transformers 4, where each expert's matrices were linear layers, and so was the router."""
+    torch.manual_seed(seed)
+    names = ["q_proj", "gate", "w1", "w2", "w3"]
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=names, inference_mode=True)
+    config.save_pretrained(folder)
+    tensors = {}
+    with safe_open(base / "model.safetensors", "pt") as file:
+        for name in sorted(file.keys()):
+            module = name.removesuffix(".weight")
+            if module.split(".")[-1] in names:
+                out, inner = file.get_slice(name).get_shape()
+                for part, shape in (("A", (2, inner)), ("B", (out, 2))):
+                    tensors[f"base_model.model.{module}.lora_{part}.weight"] = 0.1 * torch.randn(shape)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    tidy(folder)
+
+
 def model_case(out, name, config, seed):
     folder = out / "models" / name
     random_model(folder, config, seed)
@@ -245,6 +266,28 @@ def decoder_cases(out):
     model_case(out, "phi3-long", Phi3Config(**sizes, original_max_position_embeddings=8, sliding_window=5), 46)
 
 
+def expert_cases(out):
+    """Mixtures of experts, whose loss holds the one that keeps experts equally busy."""
+    sizes = {
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    }
+    balanced = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
+    model_case(out, "mixtral", MixtralConfig(**sizes, **balanced, num_local_experts=5, sliding_window=5), 60)
+    few = {"head_dim": 8, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12}
+    # Not every block has experts.
+    three = {**sizes, "num_hidden_layers": 3, "mlp_only_layers": [1], "norm_topk_prob": True, "attention_bias": True}
+    window = {"use_sliding_window": True, "sliding_window": 5}
+    model_case(out, "qwen3-moe", Qwen3MoeConfig(**three, **few, **balanced, **window), 61)
+    model_case(out, "qwen3-moe-step", Qwen3MoeConfig(**sizes, **few, decoder_sparse_step=2), 62)
+
+
 def model_cases(out):
     llama = {
         "vocab_size": 24,
@@ -265,6 +308,7 @@ def model_cases(out):
     config = GPTNeoConfig(**NEO, vocab_size=24, hidden_size=16, intermediate_size=16, max_position_embeddings=16)
     model_case(out, "gpt-neo", config, 8)
     decoder_cases(out)
+    expert_cases(out)
     sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     neox = {"max_position_embeddings": 128, "rope_parameters": NEOX_ROPE}
     model_case(out, "gpt-neox", GPTNeoXConfig(**sizes, **neox), 47)
@@ -294,7 +338,9 @@ def batches(rows):
 
 
 def mean_loss(model):
-    """Over all predicted tokens of all rows."""
+    """Over all predicted tokens of all rows; without what keeps experts busy, which is no mean over tokens."""
+    if getattr(model.config, "output_router_logits", False):
+        model.config.output_router_logits = False
     total, count = 0.0, 0
     for ids, mask, labels in batches(ROWS):
         n = int((labels[:, 1:] != -100).sum())
@@ -382,6 +428,11 @@ def stack_cases(out):
         ("gpt-neox", GPTNeoXConfig(**sizes, max_position_embeddings=64, rope_parameters=NEOX_ROPE, **ends), 56),
         ("gpt2", GPT2Config(**two, **GPT2_DROPOUTS, **ends), 57),
     ]
+    experts = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.05}
+    decoders += [
+        ("mixtral", MixtralConfig(**small, **experts, num_local_experts=4), 63),
+        ("qwen3-moe", Qwen3MoeConfig(**small, **experts, head_dim=16, num_experts=6, moe_intermediate_size=16), 64),
+    ]
     for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)
         write_tokenizer(stack / name)
@@ -426,6 +477,8 @@ def stack_cases(out):
     }
     for seed, (name, (base, config)) in enumerate(adapters.items(), 20):
         random_adapter(stack / base, stack / "adapters" / name, config, seed)
+    older_adapter(stack / "mixtral", stack / "adapters" / "mixtral-older", 65)
+    adapters["mixtral-older"] = ("mixtral", {})
     losses = [{"base": name, "loss": evaluate(stack / name)} for name in ("llama", "gpt-neo", *(it[0] for it in decoders))]
     for name in quantised:
         losses.append({"base": name, "loss": evaluate(stack / name, None, True, name == "llama-int8")})

@@ -16,6 +16,8 @@ const LAYERS: usize = 2;
 const HEADS: usize = 4;
 /// Positions of the model.
 const POSITIONS: usize = 64;
+/// Experts of a block that has them.
+const EXPERTS: usize = 6;
 /// Keys that a query sees where it does not see all.
 const WINDOW: usize = 4;
 
@@ -42,6 +44,10 @@ pub enum Family {
     Gemma3,
     /// LLaMA with fused projections, and a part of every head rotated.
     Phi3,
+    /// LLaMA with experts in every block, and a window on every layer.
+    Mixtral,
+    /// Qwen3 with experts in the first block.
+    Qwen3Moe,
     /// Layer norms, a part of every head rotated, fused queries, keys and values, attention beside the MLP.
     GptNeoX,
     /// Learned positions, layer norms, fused queries, keys and values, matrices stored the other way round.
@@ -52,7 +58,7 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 13] = [
+    pub const ALL: [Family; 15] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -63,6 +69,8 @@ impl Family {
         Family::Gemma2,
         Family::Gemma3,
         Family::Phi3,
+        Family::Mixtral,
+        Family::Qwen3Moe,
         Family::GptNeoX,
         Family::Gpt2,
         Family::GptNeo,
@@ -118,6 +126,21 @@ impl TinyModel {
         let matrices = self.spec().into_iter().filter(|it| it.role == Role::Linear);
         let path = |name: &str| name.strip_suffix(".weight").expect("a matrix is called weight").to_owned();
         matrices.map(|it| (path(&it.name), [it.shape[0], it.shape[1]])).collect()
+    }
+
+    /// Parameters of an adapter of this rank on all linear layers.
+    pub fn adapter_parameters(&self, rank: usize) -> usize {
+        let linears = self.linears();
+        let has_experts = linears.iter().any(|it| it.0.contains(".experts."));
+        // The gate and what is beside it are one matrix of twice the rank, and of blocks without experts PEFT takes attention alone.
+        let of = |(path, [out, inner]): &(String, [usize; 2])| match path {
+            it if it.ends_with(".up_proj") || it.ends_with(".w3") => usize::from(!has_experts) * rank * (out + inner),
+            it if has_experts && it.contains(".mlp.") && !it.contains(".experts.") => 0,
+            it if has_experts && (it.ends_with(".gate_proj") || it.ends_with(".w1")) => 2 * rank * (2 * out + inner),
+            _ => rank * (out + inner),
+        };
+        let routers = self.spec().into_iter().filter(|it| it.role == Role::Router);
+        linears.iter().map(of).sum::<usize>() + routers.map(|it| rank * (it.shape[0] + it.shape[1])).sum::<usize>()
     }
 
     /// The `config.json`.
@@ -177,6 +200,18 @@ impl TinyModel {
                     "sliding_window": 2 * WINDOW,
                 });
                 decoder("Phi3ForCausalLM", more)
+            }
+            Family::Mixtral => {
+                let experts =
+                    json!({ "model_type": "mixtral", "num_local_experts": EXPERTS, "sliding_window": WINDOW });
+                decoder("MixtralForCausalLM", experts)
+            }
+            Family::Qwen3Moe => {
+                let experts = json!({
+                    "model_type": "qwen3_moe", "num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": true,
+                    "moe_intermediate_size": INNER / 2, "mlp_only_layers": [1], "head_dim": 16,
+                });
+                decoder("Qwen3MoeForCausalLM", experts)
             }
             Family::GptNeoX => json!({
                 "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",

@@ -1,6 +1,6 @@
 //! What tells the decoders that are built like LLaMA from each other.
 
-use halfbyte_ops::{Gate, cross_entropy::Shaping, rms_norm::RmsNorm, rope::RopeSpec};
+use halfbyte_ops::{Gate, cross_entropy::Shaping, experts::Choice, rms_norm::RmsNorm, rope::RopeSpec};
 
 /// What a block computes beyond the sizes that all models share, and what is around the blocks.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,34 @@ pub struct BlockSpec {
     pub logits: Shaping,
     /// Whether queries, keys and values are one layer, and gate and up another.
     pub fused: bool,
+    /// What the blocks that have experts have of them.
+    pub experts: Option<ExpertSpec>,
+}
+
+/// Experts instead of one MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertSpec {
+    /// Experts of a block.
+    pub count: usize,
+    /// How tokens choose.
+    pub choice: Choice,
+    /// Channels inside an expert.
+    pub inner: usize,
+    /// What they are called.
+    pub names: ExpertNames,
+    /// The factor on the loss that keeps experts equally busy; none where it is not trained by it.
+    pub balance: Option<f32>,
+}
+
+/// What experts and their router are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// The module that holds both, in files.
+    pub file: &'static str,
+    /// Gate, up and down, in files.
+    pub matrices: [&'static str; 3],
+    /// The module that holds both, as adapters know it.
+    pub module: &'static str,
 }
 
 /// What differs from layer to layer.
@@ -40,6 +68,8 @@ pub struct LayerSpec {
     pub window: Option<usize>,
     /// Which of the rotations its queries and keys go through; none where positions are left to the mask.
     pub rope: Option<usize>,
+    /// Whether it has experts.
+    pub sparse: bool,
 }
 
 /// Where the residual stream is normalised.

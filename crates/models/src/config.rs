@@ -1,5 +1,6 @@
 //! `config.json`, in the style of today and in that of older versions of transformers.
 
+mod experts;
 mod gpt;
 mod keys;
 mod known;
@@ -11,6 +12,7 @@ use crate::{
     families::{Family, is_named},
     registry::SUPPORTED,
 };
+pub(crate) use experts::Mixture;
 pub(crate) use gpt::{GPTS, GptFamily};
 use halfbyte_ops::rope::RopeSpec;
 pub(crate) use keys::{Keys, Parsed};
@@ -98,6 +100,14 @@ impl ModelConfig {
         match &self.architecture {
             Architecture::Decoder(spec) => spec.windows(),
             Architecture::Gpt(spec) => spec.windows.clone(),
+        }
+    }
+
+    /// The experts of a block, and the factor on the loss that keeps them equally busy, where the model is trained by it.
+    pub fn balance(&self) -> Option<(usize, f32)> {
+        match &self.architecture {
+            Architecture::Decoder(spec) => spec.experts.as_ref().and_then(|it| Some((it.count, it.balance?))),
+            Architecture::Gpt(_) => None,
         }
     }
 

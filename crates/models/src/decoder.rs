@@ -3,7 +3,9 @@
 
 use crate::{
     Architecture, Attend, Biases, BlockSpec, EmbeddingScale, Error, LayerSpec, Model, ModelConfig, Norms, OutputHead,
-    Pass, QkNorm, Result, Weights, model,
+    Pass, QkNorm, Result, Weights,
+    mlp::{Fed, Feed},
+    model,
 };
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Weight};
@@ -11,7 +13,6 @@ use halfbyte_ops::{
     Layout,
     add::{add_scaled, scale},
     attention::AttentionShape,
-    gated::{Gate, gated},
     rms_norm::{RmsNorm, rms_norm},
     rope::{RopeSpec, RopeTable},
     split::{Columns, split},
@@ -44,21 +45,20 @@ struct Block {
     o_proj: Linear,
     after_attention: Option<Weight>,
     before_mlp: Option<Weight>,
-    gate_up: Projections<2>,
-    down_proj: Linear,
+    feed: Feed,
     after_mlp: Option<Weight>,
     layer: LayerSpec,
 }
 
 /// Layers with one input, or one layer that has the columns of all.
-struct Projections<const N: usize> {
-    linears: Vec<Linear>,
-    widths: [usize; N],
+pub(crate) struct Projections<const N: usize> {
+    pub(crate) linears: Vec<Linear>,
+    pub(crate) widths: [usize; N],
 }
 
 impl<const N: usize> Projections<N> {
     /// Those of these names and widths, or, where one is given, the one of that name.
-    fn new(
+    pub(crate) fn new(
         weights: &mut dyn Weights,
         at: impl Fn(&str) -> String,
         (names, fused): ([&str; N], Option<&str>),
@@ -74,7 +74,7 @@ impl<const N: usize> Projections<N> {
         Ok(Projections { linears, widths })
     }
 
-    fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<[Var; N]> {
+    pub(crate) fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<[Var; N]> {
         if let [fused] = &self.linears[..] {
             let mut first = 0;
             let columns = self.widths.map(|width| {
@@ -147,13 +147,12 @@ impl Norms {
 }
 
 const QKV: [&str; 3] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-const GATE_UP: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
 
 impl Block {
     fn new(i: usize, spec: &BlockSpec, config: &ModelConfig, weights: &mut dyn Weights) -> Result<Block> {
         let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let Biases { qkv, o, mlp } = spec.biases;
+        let Biases { qkv, o, .. } = spec.biases;
         let at = |name: &str| format!("model.layers.{i}.{name}");
         let norm = |name: &str, channels: usize, weights: &mut dyn Weights| {
             weights.weight(&at(&format!("{name}.weight")), &[channels], Role::Norm)
@@ -178,13 +177,7 @@ impl Block {
             o_proj: weights.linear(&at("self_attn.o_proj"), (hidden, q), o)?,
             after_attention: maybe(after_attention, weights)?,
             before_mlp: maybe(before_mlp, weights)?,
-            gate_up: Projections::new(
-                weights,
-                at,
-                (GATE_UP, spec.fused.then_some("mlp.gate_up_proj")),
-                ([inner; 2], hidden, mlp),
-            )?,
-            down_proj: weights.linear(&at("mlp.down_proj"), (hidden, inner), mlp)?,
+            feed: Feed::new(weights, at, (spec, i), (hidden, inner))?,
             after_mlp: maybe(after_mlp, weights)?,
             layer: spec.layers[i],
         })
@@ -208,14 +201,15 @@ impl Block {
         let a = attend.attention(tape, [q, k, v], table, (shape, layer), &run.layout)?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
         let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
-        let [gate, up] = self.gate_up.forward(tape, &h, &run.ctx)?;
-        let y = gated(tape, &gate, &up, run.gate)?;
-        run.join(tape, &x, (&self.down_proj, &y), self.after_mlp.as_ref())
+        let after = self.after_mlp.as_ref();
+        match &self.feed {
+            Feed::Dense(it) => run.join(tape, &x, (it.down(), &it.inside(tape, &h, &run.fed)?), after),
+            Feed::Sparse(it) => run.take_up(tape, &x, &it.forward(tape, &h, &run.fed)?, after),
+        }
     }
 
     fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let mlp = self.gate_up.linears.iter().chain([&self.down_proj]);
-        self.qkv.linears.iter().chain([&self.o_proj]).chain(mlp)
+        self.qkv.linears.iter().chain([&self.o_proj]).chain(self.feed.linears())
     }
 
     fn norms(&self) -> impl Iterator<Item = &Weight> {
@@ -236,7 +230,7 @@ fn norm(tape: &Tape<'_>, x: &Var, weight: &Weight, (norm, ctx): (RmsNorm, &Conte
 struct Run {
     shape: AttentionShape,
     norm: RmsNorm,
-    gate: Gate,
+    fed: Fed,
     residual: f32,
     ropes: Vec<RopeTable>,
     layout: Layout,
@@ -259,8 +253,12 @@ impl Run {
         if weight.is_none() && self.residual == 1.0 {
             return linear.forward_onto(tape, (x, input), &self.ctx);
         }
-        let y = self.maybe_norm(tape, &linear.forward(tape, input, &self.ctx)?, weight)?;
-        add_scaled(tape, x, &y, self.residual)
+        self.take_up(tape, x, &linear.forward(tape, input, &self.ctx)?, weight)
+    }
+
+    /// The residual stream with `y`, normalised where there is a norm for it.
+    fn take_up(&self, tape: &Tape<'_>, x: &Var, y: &Var, weight: Option<&Weight>) -> OpResult<Var> {
+        add_scaled(tape, x, &self.maybe_norm(tape, y, weight)?, self.residual)
     }
 }
 
@@ -274,7 +272,7 @@ impl Model for Decoder {
         let ropes = self.rotations.iter().map(|it| model::table(&it.spec, &it.last, length)).collect::<Result<_>>()?;
         let (layout, ctx) = (pass.layout.clone(), pass.ctx.clone());
         let BlockSpec { norm: of_norms, gate, residual, .. } = self.spec;
-        let run = Run { shape: self.shape(), norm: of_norms, gate, residual, ropes, layout, ctx };
+        let run = Run { shape: self.shape(), norm: of_norms, fed: Fed::new(gate, pass), residual, ropes, layout, ctx };
         let x = self.embed(tape, pass)?;
         let x = pass.blocks(tape, x, &self.layers, move |block, tape, x, attend, i| {
             block.forward(tape, x, &run, (attend, i))
@@ -298,7 +296,7 @@ impl Model for Decoder {
         all.weights.push(&mut self.embed_tokens);
         for it in &mut self.layers {
             all.linears.extend(it.qkv.linears.iter_mut().chain([&mut it.o_proj]));
-            all.linears.extend(it.gate_up.linears.iter_mut().chain([&mut it.down_proj]));
+            all.linears.extend(it.feed.linears_mut());
             all.weights.extend(&mut it.before_attention);
             all.weights.extend(it.qk_norm.iter_mut().flatten());
             all.weights.extend(&mut it.after_attention);

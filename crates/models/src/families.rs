@@ -2,7 +2,7 @@
 
 use crate::{
     Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, Norms, QkNorm,
-    config::{DEFAULT_WINDOW, Keys, Parsed, Rotated, Window},
+    config::{DEFAULT_WINDOW, Keys, Mixture, Parsed, Rotated, Window},
 };
 use halfbyte_ops::{Gate, RmsNorm, Shaping};
 use serde_json::Map;
@@ -29,6 +29,8 @@ pub(crate) struct Family {
     around: Around,
     /// Whether queries, keys and values are one layer, and gate and up another.
     fused: bool,
+    /// Whether blocks have experts.
+    mixture: Mixture,
     /// Keys of dropouts, which are not applied.
     dropouts: &'static [&'static str],
     /// Where the file does not say: key and value heads (else as many as query heads), channels of a head (else
@@ -82,6 +84,7 @@ const LLAMA: Family = Family {
     scale: Scale::HeadDim,
     around: Around::Nothing,
     fused: false,
+    mixture: Mixture::None,
     dropouts: &["attention_dropout"],
     kv_heads: None,
     head_dim: None,
@@ -191,9 +194,29 @@ const PHI3: Family = Family {
     ..LLAMA
 };
 
+const MIXTRAL: Family = Family {
+    architecture: "MixtralForCausalLM",
+    model_type: "mixtral",
+    norm: RmsNorm { eps: 1e-5, offset: 0.0, rounds_last: false },
+    window: Window::Everywhere(None),
+    mixture: Mixture::Mixtral,
+    dropouts: &["attention_dropout", "router_jitter_noise"],
+    theta: 1_000_000.0,
+    ..MISTRAL
+};
+const QWEN3_MOE: Family = Family {
+    architecture: "Qwen3MoeForCausalLM",
+    model_type: "qwen3_moe",
+    window: Window::IfUsed,
+    mixture: Mixture::Qwen,
+    kv_heads: Some(4),
+    head_dim: None,
+    ..QWEN3
+};
+
 /// The table.
-pub(crate) const FAMILIES: [&Family; 10] =
-    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3, &PHI3];
+pub(crate) const FAMILIES: [&Family; 12] =
+    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3, &PHI3, &MIXTRAL, &QWEN3_MOE];
 
 impl Family {
     /// The row of an architecture, however it is capitalised, of the same without a head (`LlamaModel`), or of a model type.
@@ -212,6 +235,7 @@ impl Family {
         let positions = keys.size("max_position_embeddings", Some(self.positions))?;
         let (ropes, layer_specs, notes) =
             keys.layers((self.window, self.rotated), layers, (head_dim, positions, self.theta))?;
+        let (experts, layer_specs) = keys.experts(self.mixture, layer_specs)?;
         let plain = BlockSpec {
             norm: RmsNorm { eps: keys.epsilon("rms_norm_eps", f64::from(self.norm.eps))?, ..self.norm },
             norms: self.norms,
@@ -226,6 +250,7 @@ impl Family {
             residual: 1.0,
             logits: Shaping::default(),
             fused: self.fused,
+            experts,
         };
         Ok(ModelConfig {
             architecture: Architecture::Decoder(self.around.of(keys, plain, hidden)?),

@@ -237,7 +237,7 @@ fn narrowed(ctx: &Context, numbers: &[usize], layout: &Layout) -> Result<Context
 /// The hidden states of new tokens, whose keys and values join a cache that has begun a pass of this layout.
 pub fn extend(model: &dyn Model, ids: &Ids, layout: &Layout, cache: &mut KvCache, ctx: &Context) -> Result<Tensor> {
     let compute = cache.compute();
-    let mut pass = Pass { ids, layout, ctx, attend: Attend::Cache(cache), compute, checkpointing: false };
+    let mut pass = Pass { attend: Attend::Cache(cache), ..Pass::new(ids, layout, ctx, compute) };
     Ok(model.forward(&Tape::disabled(), &mut pass)?.into_value())
 }
 

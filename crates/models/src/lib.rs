@@ -14,6 +14,7 @@ mod generate;
 mod gpt;
 mod head;
 mod kept;
+mod mlp;
 mod model;
 mod names;
 mod registry;
@@ -22,7 +23,7 @@ mod save;
 mod spec;
 mod weights;
 
-pub use block_spec::{Biases, BlockSpec, EmbeddingScale, LayerSpec, Norms, QkNorm};
+pub use block_spec::{Biases, BlockSpec, EmbeddingScale, ExpertNames, ExpertSpec, LayerSpec, Norms, QkNorm};
 pub use cache::KvCache;
 pub use config::{Architecture, CONFIG_KEYS, ModelConfig, QUANTIZATION_KEYS};
 pub use decoder::Decoder;

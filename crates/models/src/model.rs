@@ -4,6 +4,7 @@ use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     Ids, Layout,
     attention::{AttentionShape, attention},
+    experts::Balance,
     rope::{RopeSpec, RopeTable, rope},
 };
 use halfbyte_tensor::DType;
@@ -23,6 +24,8 @@ pub struct Pass<'a> {
     pub compute: DType,
     /// Whether blocks are recomputed in the backward pass instead of being kept. For [`Attend::Segments`] alone.
     pub checkpointing: bool,
+    /// Which experts were chosen, for the loss that keeps them equally busy; none where nobody asks.
+    pub balance: Option<Arc<Balance>>,
 }
 
 /// What the tokens of a pass attend to.
@@ -60,7 +63,7 @@ impl Attend<'_> {
 impl<'a> Pass<'a> {
     /// One in which the sequences of the layout attend to themselves, and activations are kept.
     pub fn new(ids: &'a Ids, layout: &'a Layout, ctx: &'a Context, compute: DType) -> Pass<'a> {
-        Pass { ids, layout, ctx, attend: Attend::Segments, compute, checkpointing: false }
+        Pass { ids, layout, ctx, attend: Attend::Segments, compute, checkpointing: false, balance: None }
     }
 
     /// Tokens of the longest text that the pass belongs to.

@@ -69,6 +69,10 @@ impl Weights for Recorder {
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
         Ok(Linear::head(path, self.matrix(path, dims, Role::Head)))
     }
+
+    fn router(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
+        Ok(Linear::head(path, self.matrix(path, dims, Role::Router)).of_role(Role::Router))
+    }
 }
 
 #[derive(Debug)]

@@ -22,6 +22,11 @@ pub trait Weights {
 
     /// The output head, which is never quantised.
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear>;
+
+    /// A router, which is never quantised, either.
+    fn router(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
+        Ok(self.head(path, dims)?.of_role(Role::Router))
+    }
 }
 
 /// How weights are taken from a folder.

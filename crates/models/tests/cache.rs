@@ -112,7 +112,7 @@ fn text(length: usize, seed: u32) -> Vec<u32> {
 fn whole(model: &dyn Model, ids: &[u32]) -> Vec<f32> {
     let (ids, layout, ctx) = (Ids::new(ids.to_vec()), Layout::new(&[ids.len()]).unwrap(), Context::default());
     let (attend, compute) = (Attend::Segments, DType::F32);
-    let mut pass = Pass { ids: &ids, layout: &layout, ctx: &ctx, attend, compute, checkpointing: false };
+    let mut pass = Pass { attend, ..Pass::new(&ids, &layout, &ctx, compute) };
     model.forward(&Tape::disabled(), &mut pass).unwrap().into_value().to_f32_vec()
 }
 

@@ -109,7 +109,7 @@ fn check(fixture: &Fixture, gradient_of: &str) {
     for checkpointing in [false, true] {
         let (ctx, attend) = (Context::default(), Attend::Segments);
         let tape = Tape::recording();
-        let mut pass = Pass { ids: &ids, layout: &layout, ctx: &ctx, attend, compute: DType::F32, checkpointing };
+        let mut pass = Pass { attend, checkpointing, ..Pass::new(&ids, &layout, &ctx, DType::F32) };
         let hidden = model.forward(&tape, &mut pass).unwrap();
         let scores = logits(hidden.value(), model.head(&Tape::disabled(), &ctx).as_head()).unwrap();
         let (got, expected) = (scores.to_f32_vec(), fixture.tensor("out.logits").to_f32_vec());

@@ -6,13 +6,14 @@
 // What was compared is read by `cargo xtask parity`.
 #![allow(clippy::print_stdout)]
 
-use halfbyte_autograd::Tape;
+use halfbyte_autograd::{Grads, Param, Tape};
 use halfbyte_lora::{Context, Update, load_adapter, read_adapter};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{GenerateConfig, Loading, Model, ModelFolder, Pass, SUPPORTED, generate};
 use halfbyte_ops::{
     FrozenMatrix, IGNORE, Ids, Layout, Refusal, Targets, WeightFormat,
     cross_entropy::{cross_entropy, logits},
+    experts::Balance,
 };
 use halfbyte_tensor::{DType, Device, Tensor};
 use safetensors::SafeTensors;
@@ -120,7 +121,10 @@ fn check(name: &str) {
     let (ids, layout) = (Ids::new(real.map(|(row, t)| ids[row * time + t]).collect()), Layout::new(&lengths).unwrap());
 
     let tape = Tape::recording();
-    let hidden = model.forward(&tape, &mut Pass::new(&ids, &layout, &ctx, DType::F32)).unwrap();
+    let balance = model.config().balance().map(|(experts, factor)| (Balance::new(experts), factor));
+    let of_pass = balance.as_ref().map(|it| it.0.clone());
+    let mut pass = Pass { balance: of_pass, ..Pass::new(&ids, &layout, &ctx, DType::F32) };
+    let hidden = model.forward(&tape, &mut pass).unwrap();
     let vocab = model.config().vocab_size;
     // What stands at padding is never used.
     let real = |all: Vec<f32>| -> Vec<f32> {
@@ -131,16 +135,18 @@ fn check(name: &str) {
     judge(&format!("{name}: logits"), error(&scores.to_f32_vec(), &real(expected.floats("logits"))), logits_allowed);
     let counted = targets.rows().len() as f32;
     let loss = cross_entropy(&tape, &hidden, model.head(&tape, &ctx).as_head(), &targets, counted).unwrap();
+    let loss = match balance {
+        Some((balance, factor)) => balance.join(&tape, &loss, factor).unwrap(),
+        None => loss,
+    };
     judge(&format!("{name}: loss"), error(loss.value().data(), &expected.floats("loss")), loss_allowed);
     drop(hidden);
     let grads = tape.backward(loss).unwrap();
     let mut worst = 0.0f32;
     let mut count = 0;
-    for linear in model.parts().0 {
-        let Some(layer) = adapter.update(linear.path()).and_then(Update::low_rank) else { continue };
-        for (part, param) in [("lora_A", &layer.a), ("lora_B", &layer.b)] {
-            let wanted = expected.floats(&format!("grad.{}.{part}.weight", linear.path()));
-            worst = worst.max(error(grads.get(param).unwrap().data(), &wanted));
+    for (_, update) in adapter.updates() {
+        for (name, gradient) in of_files(update, &grads) {
+            worst = worst.max(error(gradient.data(), &expected.floats(&format!("grad.{name}"))));
             count += 1;
         }
     }
@@ -157,6 +163,15 @@ fn check(name: &str) {
             (greedy[0].len() - right) as f32,
             0.0,
         );
+    }
+}
+
+/// The gradients of an update's tensors, by the names and in the shapes of PEFT's files.
+fn of_files(update: &dyn Update, grads: &Grads) -> Vec<(String, Tensor)> {
+    let of = |param: &Param| grads.get(param).unwrap().clone();
+    match update.stacked() {
+        Some(it) => it.as_stored(of(&it.a), &of(&it.b)),
+        None => update.params().iter().map(|it| (it.name().to_owned(), of(it))).collect(),
     }
 }
 

@@ -38,7 +38,7 @@ fn a_quantised_base_trains_merges_and_is_inspected() {
         let loss = work.loss(&merged, None, "");
         assert!((loss - with).abs() < 4e-4, "{family:?}: merged {loss}, base and adapter {with}");
         let said = run(arguments("inspect --json --target-modules all-linear --rank 8", &[("--model", &base)])).json();
-        let adapter: usize = model.linears().iter().map(|(_, [out, inner])| 8 * (out + inner)).sum();
+        let adapter = model.adapter_parameters(8);
         assert_eq!(said["trainable_parameters"], adapter);
         assert_eq!(said["total_parameters"], model.parameters() + adapter);
         let text = run(arguments("inspect", &[("--model", &base)])).success().stdout;

@@ -22,6 +22,8 @@ const FILES: [(&str, &[&str]); 5] = [
             "Gemma2Config",
             "Gemma3TextConfig",
             "Phi3Config",
+            "MixtralConfig",
+            "Qwen3MoeConfig",
             "GPTNeoXConfig",
             "GPT2Config",
             "GPTNeoConfig",

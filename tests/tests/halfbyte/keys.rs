@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const CLASSES: [(&str, Family); 13] = [
+const CLASSES: [(&str, Family); 15] = [
     ("LlamaConfig", Family::Llama),
     ("MistralConfig", Family::Mistral),
     ("Qwen2Config", Family::Qwen2),
@@ -19,6 +19,8 @@ const CLASSES: [(&str, Family); 13] = [
     ("Gemma2Config", Family::Gemma2),
     ("Gemma3TextConfig", Family::Gemma3),
     ("Phi3Config", Family::Phi3),
+    ("MixtralConfig", Family::Mixtral),
+    ("Qwen3MoeConfig", Family::Qwen3Moe),
     ("GPTNeoXConfig", Family::GptNeoX),
     ("GPT2Config", Family::Gpt2),
     ("GPTNeoConfig", Family::GptNeo),

@@ -48,6 +48,7 @@ fn packed_and_single_rows_give_the_same_loss_and_gradients() {
         Family::Gemma2,
         Family::Gemma3,
         Family::Phi3,
+        Family::Mixtral,
         Family::GptNeoX,
         Family::Gpt2,
     ]

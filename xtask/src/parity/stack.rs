@@ -116,6 +116,8 @@ impl Stack {
             ("mistral", "--target-modules all-linear"),
             ("qwen2", "--target-modules all-linear --bias all"),
             ("qwen3", "--target-modules all-linear --modules-to-save q_norm"),
+            ("mixtral", "--target-modules all-linear"),
+            ("qwen3-moe", "--target-modules all-linear"),
         ];
         for (base, flags) in kinds {
             let (model, output) = (stack.join(base), self.path("adapter"));

@@ -10,18 +10,49 @@ use halfbyte_files::{
 };
 use serde_json::{Map, Value};
 
-const DECODERS: &[&str] =
-    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "phi3"];
-const SILU: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3", "gpt_neox"];
-const ROTATED: &[&str] =
-    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "phi3", "gpt_neox"];
-const BIASED: &[&str] = &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox"];
+const DECODERS: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+];
+const SILU: &[&str] =
+    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3", "gpt_neox", "mixtral", "qwen3_moe"];
+const ROTATED: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+];
+const BIASED: &[&str] =
+    &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox", "qwen3_moe"];
 const NEO: &[&str] = &["gpt_neo"];
 const NEOX: &[&str] = &["gpt_neox"];
 const TWO: &[&str] = &["gpt2"];
 const LEARNED: &[&str] = &["gpt_neo", "gpt2"];
-const WINDOWED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3"];
-const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3"];
+const WINDOWED: &[&str] =
+    &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe"];
+const LISTED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral"];
+const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3", "qwen3_moe"];
+const EXPERTS: &[&str] = &["mixtral", "qwen3_moe"];
+const QWEN_EXPERTS: &[&str] = &["qwen3_moe"];
 const PDROPS: &[&str] = &["phi3", "gpt2"];
 const GRANITE: &[&str] = &["granite"];
 const GEMMA: &[&str] = &["gemma2", "gemma3_text"];
@@ -70,9 +101,20 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("attention_bias", ReadIn(BIASED)),
     ("mlp_bias", ReadIn(&["llama", "smollm3", "granite"])),
     ("sliding_window", ReadIn(WINDOWED)),
-    ("layer_types", ReadIn(WINDOWED)),
+    ("layer_types", ReadIn(LISTED)),
     ("use_sliding_window", ReadIn(SOME_WINDOWED)),
-    ("max_window_layers", ReadIn(&["qwen2", "qwen3"])),
+    // Qwen3-MoE has the key, and there all layers have the window or none.
+    ("max_window_layers", ReadIn(&["qwen2", "qwen3", "qwen3_moe"])),
+    ("num_local_experts", ReadIn(EXPERTS)),
+    ("num_experts", ReadIn(EXPERTS)),
+    ("num_experts_per_tok", ReadIn(EXPERTS)),
+    ("output_router_logits", ReadIn(EXPERTS)),
+    ("router_aux_loss_coef", ReadIn(EXPERTS)),
+    ("router_jitter_noise", ReadIn(&["mixtral"])),
+    ("moe_intermediate_size", ReadIn(QWEN_EXPERTS)),
+    ("norm_topk_prob", ReadIn(QWEN_EXPERTS)),
+    ("decoder_sparse_step", ReadIn(QWEN_EXPERTS)),
+    ("mlp_only_layers", ReadIn(QWEN_EXPERTS)),
     ("no_rope_layers", ReadIn(&["smollm3"])),
     ("no_rope_layer_interval", ReadIn(&["smollm3"])),
     ("embedding_multiplier", ReadIn(GRANITE)),

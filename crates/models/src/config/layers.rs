@@ -17,6 +17,8 @@ pub(crate) enum Window {
     AllBut(usize),
     /// With `use_sliding_window`: those that `layer_types` names, or those that are not rotated.
     NotRotated,
+    /// With `use_sliding_window` all of them.
+    IfUsed,
 }
 
 /// How layers are rotated.
@@ -57,8 +59,11 @@ impl Keys<'_> {
             _ => super::rope::spec(self, sizes, theta).map(|(it, notes)| (vec![it], notes))?,
         };
         let rope = |window: Option<usize>| usize::from(window.is_some() && ropes.len() > 1);
-        let layer =
-            |(window, rotates): (Option<usize>, bool)| LayerSpec { window, rope: rotates.then_some(rope(window)) };
+        let layer = |(window, rotates): (Option<usize>, bool)| LayerSpec {
+            window,
+            rope: rotates.then_some(rope(window)),
+            sparse: false,
+        };
         let all = windows.into_iter().zip(rotates).map(layer).collect();
         Ok((ropes, all, notes))
     }
@@ -93,7 +98,7 @@ impl Keys<'_> {
     /// The window of every layer.
     fn windows(&self, window: Window, rotates: &[bool]) -> Parsed<Vec<Option<usize>>> {
         let layers = rotates.len();
-        let chosen = matches!(window, Window::SomeLayers | Window::NotRotated);
+        let chosen = matches!(window, Window::SomeLayers | Window::NotRotated | Window::IfUsed);
         let width = match window {
             Window::None => return Ok(vec![None; layers]),
             _ if chosen && !self.flag("use_sliding_window", false)? => None,
@@ -105,7 +110,8 @@ impl Keys<'_> {
             return Err("sliding_window is 0, with which a token would not even see itself".into());
         }
         let by_rule = self.by_rule((window, width), rotates)?;
-        let Some(kinds) = self.given("layer_types") else { return Ok(by_rule) };
+        let listed = self.given("layer_types").filter(|_| !matches!(window, Window::IfUsed));
+        let Some(kinds) = listed else { return Ok(by_rule) };
         let listed = listed_windows(kinds, layers, width)?;
         if matches!(window, Window::Everywhere(_)) && listed != by_rule {
             // transformers ignores the list here, so that the two readings differ.

@@ -10,8 +10,9 @@ use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::Batch;
 use halfbyte_lora::Context;
 use halfbyte_models::{Model, Pass};
-use halfbyte_ops::{Ids, Layout, Targets};
+use halfbyte_ops::{Ids, Layout, Targets, experts::Balance};
 use halfbyte_tensor::DType;
+use std::sync::Arc;
 
 /// A loss that is a sum over a step's rows or tokens, over how many of them count.
 pub trait Objective: Send + Sync {
@@ -69,8 +70,16 @@ impl<'a> Micro<'a> {
     /// # Errors
     /// If the model refuses the batch, or an op fails.
     pub fn hidden<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model) -> Result<Var> {
+        self.balanced(tape, model, None)
+    }
+
+    /// [`Micro::hidden`], with the experts that were chosen entered in a balance.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn balanced<'m>(&self, tape: &Tape<'m>, model: &'m dyn Model, balance: Option<Arc<Balance>>) -> Result<Var> {
         let How { compute, checkpointing, ref ctx, .. } = self.how;
         let pass = Pass::new(&self.ids, &self.layout, ctx, compute);
-        Ok(model.forward(tape, &mut Pass { checkpointing, ..pass })?)
+        Ok(model.forward(tape, &mut Pass { checkpointing, balance, ..pass })?)
     }
 }
