@@ -56,7 +56,9 @@ pub struct BatchConfig {
 pub struct Position {
     /// Passes over the data completed.
     pub epoch: u64,
-    /// Batches of this pass completed.
+    /// Of a [`Stream`](crate::Stream), rows of this pass that were behind when the present ones were read; else 0.
+    pub row: usize,
+    /// Batches of this pass completed; of a stream, of the rows that were read together.
     pub batch: usize,
 }
 
@@ -126,7 +128,7 @@ impl Batches<'_> {
     pub fn next_position(&self) -> Position {
         match self.at.batch < self.per_epoch {
             true => self.at,
-            false => Position { epoch: self.at.epoch + 1, batch: 0 },
+            false => Position { epoch: self.at.epoch + 1, row: 0, batch: 0 },
         }
     }
 
@@ -148,7 +150,7 @@ impl Iterator for Batches<'_> {
         }
         let start = at.batch * self.config.batch_size;
         let end = (start + self.config.batch_size).min(self.epoch.rows());
-        self.at = Position { epoch: at.epoch, batch: at.batch + 1 };
+        self.at = Position { batch: at.batch + 1, ..at };
         Some(self.dataset.collate(&self.epoch.examples(start..end)))
     }
 }

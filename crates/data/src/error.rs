@@ -164,6 +164,34 @@ pub enum Error {
         /// Where the rows went.
         report: Box<Report>,
     },
+    /// More tokens than there is memory for.
+    #[error(
+        "{}: the tokens of the first {rows} rows take {} MiB, and {} MiB of memory can be had; take fewer rows, or read them as training goes \
+         (streaming)", path.display(), bytes >> 20, limit >> 20
+    )]
+    TooLarge {
+        /// The file that was being read.
+        path: PathBuf,
+        /// Rows read so far, of all files.
+        rows: u64,
+        /// What was made of them, in bytes.
+        bytes: usize,
+        /// Most bytes that there may be.
+        limit: usize,
+    },
+    /// Too many rows that teach nothing, or not what they should.
+    #[error(
+        "{}: of the first {} rows {} teach nothing, or not what they should ({report}); more than a share of {allowed} is not allowed \
+         (max_doubtful_rows)", path.display(), report.rows_read, report.doubtful()
+    )]
+    Doubtful {
+        /// The file that was being read.
+        path: PathBuf,
+        /// Where the rows went.
+        report: Box<Report>,
+        /// The share that is allowed.
+        allowed: f64,
+    },
     /// A setting that makes no sense.
     #[error("{setting}: {reason}")]
     Setting {

@@ -71,6 +71,22 @@ impl DataFiles {
         }
     }
 
+    /// How many rows there are, where all files tell without being read, as parquet does.
+    ///
+    /// # Errors
+    /// A file that is missing or corrupt.
+    pub fn count(&self) -> Result<Option<usize>> {
+        self.0
+            .iter()
+            .map(|it| reader::count(it))
+            .try_fold(Some(0usize), |sum, count| Ok(sum.zip(count?).map(|it| it.0 + it.1)))
+    }
+
+    /// These files in another order.
+    pub(crate) fn reordered(&self, order: &[usize]) -> Self {
+        Self(order.iter().map(|it| self.0[*it].clone()).collect())
+    }
+
     /// The columns of the first file.
     ///
     /// # Errors
@@ -175,6 +191,9 @@ fn of_part(files: Vec<PathBuf>, part: Part) -> Vec<PathBuf> {
 pub(crate) struct AllRows<'a> {
     files: &'a [PathBuf],
     wanted: Vec<Wanted>,
+    /// What was asked for.
+    asked: Range<usize>,
+    /// What of it is read.
     range: Range<usize>,
     rows: Option<Box<dyn Rows>>,
     /// The rows of the files that were read to their ends.
@@ -194,7 +213,13 @@ pub(crate) struct Place {
 impl<'a> AllRows<'a> {
     /// Rows in a range, whose end is `usize::MAX` for the end of the last file.
     pub(crate) fn new(files: &'a DataFiles, wanted: Vec<Wanted>, range: Range<usize>) -> Self {
-        Self { files: &files.0, wanted, range, rows: None, before: 0, row: 0 }
+        Self { files: &files.0, wanted, asked: range.clone(), range, rows: None, before: 0, row: 0 }
+    }
+
+    /// Without the first of them, which may be all.
+    pub(crate) fn skipping(mut self, rows: usize) -> Self {
+        self.range.start = self.range.start.saturating_add(rows).min(self.range.end);
+        self
     }
 
     /// The next rows, and where the first of them stands; none at the end.
@@ -231,7 +256,7 @@ impl<'a> AllRows<'a> {
     }
 
     fn check_end(&self, last: &Path) -> Result<()> {
-        let Range { start, end } = self.range;
+        let Range { start, end } = self.asked;
         if end == usize::MAX && (start == 0 || start < self.before) {
             return Ok(());
         }

@@ -39,6 +39,7 @@ mod reader;
 mod render;
 mod report;
 mod shuffle;
+mod streamed;
 mod tokenised;
 mod tokenizer;
 
@@ -56,6 +57,7 @@ pub use reader::{Column, columns};
 pub use render::instruction_prompt;
 pub use report::Report;
 pub use shuffle::permutation;
+pub use streamed::{Examples, Feed, Stream, StreamBatches, StreamConfig};
 pub use tokenised::Tokenised;
 pub use tokenizer::{
     Continuation, GENERATION_CONFIG_KEYS, KeyUse, Neutral, SpecialTokens, TOKENIZER_CONFIG_KEYS, TOKENIZER_FILES,

@@ -29,11 +29,23 @@ impl Tokenised {
     /// # Errors
     /// Those of [`Dataset::load_all`].
     pub fn read(files: &DataFiles, tokenizer: &Tokenizer, config: &DataConfig) -> Result<Self> {
+        Self::read_within(files, tokenizer, config, usize::MAX)
+    }
+
+    /// As [`read`](Self::read), as long as what is made takes no more than so many bytes.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::load_all`], and more tokens than that.
+    pub fn read_within(files: &DataFiles, tokenizer: &Tokenizer, config: &DataConfig, limit: usize) -> Result<Self> {
         let encoder = Encoder::new(tokenizer, config)?;
         let mut rows = AllRows::new(files, config.columns.wanted(), config.rows.clone().unwrap_or(0..usize::MAX));
-        let mut made = Self { dataset: Dataset::empty(), report: Report::default(), keys: Vec::new() };
+        let mut made = Self::empty();
         while let Some((first, chunk)) = rows.next_chunk()? {
             made.add(&encoder, &first, chunk)?;
+            if made.dataset.bytes() > limit {
+                let rows = made.report.rows_read;
+                return Err(Error::TooLarge { path: first.path, rows, bytes: made.dataset.bytes(), limit });
+            }
         }
         if made.dataset.is_empty() {
             let path = files.paths().first().cloned().unwrap_or_default();
@@ -43,8 +55,12 @@ impl Tokenised {
         Ok(made)
     }
 
+    pub(crate) fn empty() -> Self {
+        Self { dataset: Dataset::empty(), report: Report::default(), keys: Vec::new() }
+    }
+
     /// Tokenises rows on the threads of the current rayon pool, and puts them after the others; `first` says where the first stands.
-    fn add(&mut self, encoder: &Encoder<'_>, first: &Place, rows: Vec<Fields>) -> Result<()> {
+    pub(crate) fn add(&mut self, encoder: &Encoder<'_>, first: &Place, rows: Vec<Fields>) -> Result<()> {
         let encode = |fields: Fields| (key(&fields), encoder.encode(fields));
         let encoded: Vec<(u64, Result<Encoded>)> = rows.into_par_iter().map(encode).collect();
         for (row, (key, encoded)) in encoded.into_iter().enumerate() {

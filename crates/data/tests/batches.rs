@@ -116,7 +116,7 @@ fn each_epoch_and_each_seed_has_its_own_order() {
     let data = dataset(40);
     let order = |seed, epoch| {
         let config = BatchConfig { batch_size: 40, shuffle: Some(seed), drop_last: true, packing: Packing::Off };
-        data.batches(&config, Position { epoch, batch: 0 }).unwrap().next().unwrap().rows
+        data.batches(&config, Position { epoch, row: 0, batch: 0 }).unwrap().next().unwrap().rows
     };
     assert_ne!(order(1, 0), order(1, 1));
     assert_ne!(order(1, 0), order(2, 0));
@@ -136,7 +136,7 @@ fn settings_that_give_no_batch_are_refused() {
     let data = dataset(4);
     let refused = |batch_size, drop_last, batch| {
         let config = BatchConfig { batch_size, shuffle: None, drop_last, packing: Packing::Off };
-        data.batches(&config, Position { epoch: 0, batch }).unwrap_err().to_string()
+        data.batches(&config, Position { epoch: 0, row: 0, batch }).unwrap_err().to_string()
     };
     assert!(refused(0, false, 0).contains("at least 1"));
     assert!(refused(5, true, 0).contains("4 examples make no batch of 5"));

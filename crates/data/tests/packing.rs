@@ -18,7 +18,7 @@ fn config(batch_size: usize, shuffle: Option<u64>) -> BatchConfig {
 }
 
 fn epoch(dataset: &Dataset, config: &BatchConfig, epoch: u64) -> Vec<Batch> {
-    let batches = dataset.batches(config, Position { epoch, batch: 0 }).unwrap();
+    let batches = dataset.batches(config, Position { epoch, row: 0, batch: 0 }).unwrap();
     let per_epoch = batches.per_epoch();
     batches.take(per_epoch).collect()
 }

@@ -46,6 +46,9 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A run whose end nothing says.
+    #[error("how many batches a pass over the rows has is not known, so the number of steps must be given")]
+    Endless,
     /// A run that is to go on, but is shorter than what was done.
     #[error("the run has {total} steps, but its checkpoint is of step {step}")]
     Ended {

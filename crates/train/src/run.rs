@@ -5,7 +5,7 @@ use crate::{
     Ranks, Result, RunState, Step, StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
 };
 use halfbyte_autograd::Tape;
-use halfbyte_data::{Batch, BatchConfig, Batches, Dataset, Packing, Position};
+use halfbyte_data::{Batch, BatchConfig, Dataset, Examples, Feed, Packing, Position};
 use halfbyte_lora::{Adapter, Context, Routing};
 use halfbyte_models::Model;
 use halfbyte_paged_optim::{LrSchedule, Schedule};
@@ -86,7 +86,7 @@ pub struct Run<'a> {
     /// The optimizer of what trains.
     pub optim: &'a mut Optim,
     /// The rows to train on.
-    pub data: &'a Dataset,
+    pub data: Examples<'a>,
     /// What is minimised; causal language modelling, unless changed.
     pub objective: &'a dyn Objective,
     /// The rows of `eval_steps`.
@@ -159,14 +159,14 @@ impl<'a> Run<'a> {
         config: RunConfig,
         (model, adapter): (&'a dyn Model, Option<Arc<Adapter>>),
         optim: &'a mut Optim,
-        data: &'a Dataset,
+        data: impl Into<Examples<'a>>,
     ) -> Run<'a> {
         Run {
             config,
             model,
             routing: adapter.into(),
             optim,
-            data,
+            data: data.into(),
             objective: &CausalLm,
             eval: None,
             ranks: &Alone,
@@ -188,10 +188,10 @@ impl<'a> Run<'a> {
         let position = state.as_ref().map_or_else(Position::default, RunState::position);
         let mut batches = self.data.batches(&self.config.batches, position)?;
         let first = state.as_ref().map_or(0, |it| it.step);
-        let schedule = self.schedule(batches.per_epoch(), first)?;
+        let schedule = self.schedule(batches.per_pass(), first)?;
         let total = schedule.total_steps as usize;
         if let Some(state) = &state {
-            self.check(state, batches.per_epoch())?;
+            self.check(state, &batches)?;
         }
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
         let mut best = self.known_best(state.as_ref());
@@ -201,11 +201,12 @@ impl<'a> Run<'a> {
         while n < total && !self.gives_up(best) {
             n += 1;
             self.tell(&Event::Begins { step: n })?;
-            let group = next_group(&mut batches, self.config.length.accumulation * self.ranks.world());
+            let group = batches.next_group(self.config.length.accumulation * self.ranks.world());
+            let group = group.map_err(|error| Error::Step { step: n, source: Box::new(error.into()) })?;
             let (mut report, nonzero) = self.step(n, &group, schedule.lr(n as u64 - 1), &mut scale)?;
             learned.step(&nonzero);
-            let at = batches.next_position();
-            report.epoch = at.epoch as f64 + at.batch as f64 / batches.per_epoch() as f64;
+            let at = batches.position();
+            report.epoch = batches.passes();
             report.evaluates = self.evaluates(n, total);
             self.tell(&Event::Step(&report))?;
             if report.evaluates {
@@ -275,9 +276,13 @@ impl<'a> Run<'a> {
     }
 
     /// The learning rates of the run, and with them its number of steps; `first` are behind it already.
-    fn schedule(&self, batches_per_epoch: usize, first: usize) -> Result<LrSchedule> {
+    fn schedule(&self, batches_per_pass: Option<usize>, first: usize) -> Result<LrSchedule> {
         let config = &self.config;
-        let (_, total) = config.length.steps(batches_per_epoch, self.ranks.world());
+        let total = match (batches_per_pass, config.length.max_steps) {
+            (Some(batches), _) => config.length.steps(batches, self.ranks.world()).1,
+            (None, Some(steps)) => steps,
+            (None, None) => return Err(Error::Endless),
+        };
         if first > total {
             return Err(Error::Ended { step: first, total });
         }
@@ -290,25 +295,28 @@ impl<'a> Run<'a> {
     }
 
     /// Refuses a state that another run has left, or nobody.
-    fn check(&self, state: &RunState, batches_per_epoch: usize) -> Result<()> {
+    fn check(&self, state: &RunState, batches: &Feed<'_>) -> Result<()> {
         let step = state.step;
         let wrong = |message: String| Err(Error::State { step, message });
-        let (params, examples) = (self.optim.params().len(), self.data.len());
+        let (params, examples) = (self.optim.params().len(), self.data.count());
         if state.reached.len() != params {
             return wrong(format!("it is of {} tensors, {params} train", state.reached.len()));
         }
         if state.examples != examples {
             return wrong(format!("its data had {} examples, there are {examples}", state.examples));
         }
-        let group = self.config.length.accumulation * self.ranks.world();
-        let per_epoch = batches_per_epoch.div_ceil(group);
-        let expected = Position { epoch: (step / per_epoch) as u64, batch: step % per_epoch * group };
-        let position = state.position();
-        if position != expected {
-            return wrong(format!(
-                "its place in the data is batch {} of epoch {}, but that step ends at batch {} of epoch {}",
-                position.batch, position.epoch, expected.batch, expected.epoch
-            ));
+        // Of a stream, only reading tells whether a place is there.
+        if let Feed::Held(batches) = batches {
+            let group = self.config.length.accumulation * self.ranks.world();
+            let per_epoch = batches.per_epoch().div_ceil(group);
+            let expected = Position { epoch: (step / per_epoch) as u64, row: 0, batch: step % per_epoch * group };
+            let position = state.position();
+            if position != expected {
+                return wrong(format!(
+                    "its place in the data is batch {} of epoch {}, but that step ends at batch {} of epoch {}",
+                    position.batch, position.epoch, expected.batch, expected.epoch
+                ));
+            }
         }
         match state.loss_scale.filter(|it| !it.is_of(self.config.step.compute)) {
             None => Ok(()),
@@ -388,8 +396,9 @@ impl<'a> Run<'a> {
             step: n,
             optimizer_steps: Some(self.optim.steps() as usize),
             epoch: at.epoch,
+            row: at.row,
             batch: at.batch,
-            examples: self.data.len(),
+            examples: self.data.count(),
             seconds: self.begun.elapsed().as_secs_f64(),
             reached: reached.to_vec(),
             loss_scale: Some(scale),
@@ -422,16 +431,4 @@ fn diverged(step: usize, error: Error) -> Error {
 
 fn tell(observers: &mut [&mut dyn Observer], event: &Event<'_>) -> Result<(), BoxError> {
     observers.iter_mut().try_for_each(|it| it.event(event))
-}
-
-/// The micro-batches of a step; the last group of an epoch may be smaller.
-fn next_group(batches: &mut Batches<'_>, size: usize) -> Vec<Batch> {
-    let mut group = Vec::new();
-    while group.len() < size {
-        if !group.is_empty() && batches.next_position().batch == 0 {
-            break;
-        }
-        group.extend(batches.next());
-    }
-    group
 }

@@ -5,7 +5,7 @@ use crate::{
     console::{self, thousands},
     failure::user_error,
     load::BaseModel,
-    places,
+    memory, places,
     rows::{LayoutArg, RowFlags, template},
 };
 use halfbyte_data::{
@@ -65,7 +65,9 @@ impl Rows {
 
     /// As [`load`](Self::load), but for examples that are held out.
     pub(crate) fn load_split(&self, tokenizer: &Tokenizer, hold_out: Option<HoldOut>) -> anyhow::Result<Loaded> {
-        let read = |it: &Source| Ok(Tokenised::read(&it.files, tokenizer, &it.config)?);
+        // Other programs want memory, too.
+        let limit = memory::available().map_or(usize::MAX, |it| it / 10 * 9);
+        let read = |it: &Source| Ok(Tokenised::read_within(&it.files, tokenizer, &it.config, limit)?);
         let mut sources = self.sources.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
         let held_out = hold_out.map(|it| it.take(&mut sources)).transpose()?;
         let mut report = Report::default();

@@ -37,3 +37,4 @@ mod python_stack;
 mod quantize;
 mod resume;
 mod same_bits;
+mod streaming;

@@ -91,6 +91,11 @@ pub fn columns(path: &Path) -> Result<Vec<Column>> {
     }
 }
 
+/// How many rows a file has, if it tells without being read.
+pub(crate) fn count(path: &Path) -> Result<Option<usize>> {
+    Ok(if detect(path)? == Format::Parquet { Some(parquet::count(path)?) } else { None })
+}
+
 /// Rows of one file, from first to last.
 pub(crate) trait Rows {
     /// The next rows, at most [`CHUNK_ROWS`]; none at the end of the file or of the wanted range, which may go past it.

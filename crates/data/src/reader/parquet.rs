@@ -127,6 +127,10 @@ pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
     Ok(cells::columns(load(path, &open::file(path)?)?.schema()))
 }
 
+pub(super) fn count(path: &Path) -> Result<usize> {
+    Ok(spans(path, &load(path, &open::file(path)?)?, &(0..0))?.1)
+}
+
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let corrupt = |row_group, reason| Error::CorruptParquet { path: path.into(), row_group, reason };

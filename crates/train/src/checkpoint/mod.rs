@@ -25,7 +25,10 @@ pub struct RunState {
     pub optimizer_steps: Option<usize>,
     /// Passes over the data completed.
     pub epoch: u64,
-    /// Batches of this pass completed.
+    /// Of a stream, rows of this pass that were behind when the present ones were read; else 0.
+    #[serde(default)]
+    pub row: usize,
+    /// Batches of this pass completed; of a stream, of the rows that were read together.
     pub batch: usize,
     /// Examples of the data set, to know it by.
     pub examples: usize,
@@ -83,7 +86,7 @@ impl RunState {
 
     /// The position in the data.
     pub fn position(&self) -> Position {
-        Position { epoch: self.epoch, batch: self.batch }
+        Position { epoch: self.epoch, row: self.row, batch: self.batch }
     }
 }
 

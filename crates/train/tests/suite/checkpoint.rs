@@ -42,6 +42,7 @@ fn state(step: usize) -> RunState {
         step,
         optimizer_steps: Some(step),
         epoch: 1,
+        row: 0,
         batch: 2,
         examples: 3,
         seconds: 0.5,

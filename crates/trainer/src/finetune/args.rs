@@ -85,6 +85,14 @@ pub struct FinetuneArgs {
     /// What a row says decides, so it stays on its side whatever rows are added.
     #[arg(long, value_name = "X", help_heading = "Data")]
     pub eval_split: Option<f64>,
+    /// Read rows as training goes, instead of all before: for data larger than memory. Needs --max-steps, unless the files are parquet.
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub streaming: bool,
+    /// With --streaming, how many rows are read and shuffled together [default: 10000].
+    #[arg(long, value_name = "N", visible_alias = "buffer-size", help_heading = "Data")]
+    #[serde(alias = "buffer_size")]
+    pub shuffle_buffer: Option<usize>,
     /// Tokens a row at most [default: 512].
     #[arg(long, value_name = "N", visible_alias = "max-seq-length", help_heading = "Data")]
     #[serde(alias = "max_seq_length")]

@@ -1,7 +1,7 @@
 //! Flags that say how the rows are divided and read, and which of them go together.
 
-use super::settings::Settings;
-use crate::failure::user_error;
+use super::{rhythm::Cadence, settings::Settings};
+use crate::{failure::user_error, places};
 use halfbyte_data::HoldOut;
 
 impl Settings {
@@ -23,6 +23,57 @@ impl Settings {
                 "--eval-split takes held-out rows from --data, and --eval-data names others; leave one out",
             ));
         }
+        self.check_streaming()
+    }
+
+    fn check_streaming(&self) -> anyhow::Result<()> {
+        if !self.args.streaming {
+            return match self.args.shuffle_buffer {
+                None => Ok(()),
+                Some(rows) => Err(user_error(format!(
+                    "--shuffle-buffer {rows} is of rows that are read as training goes, and without --streaming all of them are shuffled together; leave it out, or add --streaming"
+                ))),
+            };
+        }
+        if self.args.shuffle_buffer == Some(0) {
+            return Err(user_error("--shuffle-buffer must be at least 1; --no-shuffle takes rows in file order"));
+        }
+        if self.args.eval_split.is_some() {
+            return Err(user_error(
+                "--eval-split needs all rows before the first step, and --streaming reads them as training goes; name held-out rows with --eval-data",
+            ));
+        }
+        for named in &self.args.data {
+            if let (name, Some(_)) = places::weighted(named)? {
+                return Err(user_error(format!(
+                    "--streaming reads one file after the other, and {} has a weight; leave the weights out, or mix in memory without --streaming",
+                    name.display()
+                )));
+            }
+        }
         Ok(())
+    }
+
+    /// Refuses what is due so many times an epoch, where nobody knows when that is over.
+    pub(super) fn check_cadences(&self, batches_per_pass: Option<usize>) -> anyhow::Result<()> {
+        let a = &self.args;
+        let all = [
+            ("--warmup-steps", a.warmup_steps),
+            ("--logging-steps", a.logging_steps),
+            ("--save-steps", a.save_steps),
+            ("--eval-steps", a.eval_steps),
+        ];
+        let by_epoch = all.iter().find(|it| matches!(it.1, Some(Cadence::PerEpoch(_))));
+        match (by_epoch, batches_per_pass) {
+            (Some((flag, Some(cadence))), None) => Err(user_error(format!(
+                "{flag} {cadence}: of rows that are read as training goes nobody knows when an epoch is over; give a number of steps"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rows that are read, and shuffled, together.
+    pub(super) fn shuffle_buffer(&self) -> usize {
+        self.args.shuffle_buffer.unwrap_or(10_000)
     }
 }

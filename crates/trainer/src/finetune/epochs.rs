@@ -1,8 +1,8 @@
 //! What a step, an epoch and a run come to, known from the lengths of the rows alone and said before the first step.
 
-use super::settings::Settings;
+use super::{data::Train, settings::Settings};
 use crate::{cli::Switch, console::thousands};
-use halfbyte_data::{BatchConfig, Dataset, EpochSize, Packing};
+use halfbyte_data::{BatchConfig, Dataset, EpochSize, Examples, Packing, Stream};
 use halfbyte_tensor::Device;
 use halfbyte_train::{Alone, Length, Ranks};
 
@@ -26,8 +26,9 @@ impl Settings {
     }
 
     /// Steps of an epoch, and of the run.
-    pub(super) fn steps(&self, data: &Dataset) -> anyhow::Result<(usize, usize)> {
-        Ok(self.steps_of(data.epoch_size(&self.batch_config())?.batches))
+    pub(super) fn steps(&self, data: Examples<'_>) -> anyhow::Result<(usize, usize)> {
+        // Where a pass is not counted, the number of steps is given.
+        Ok(self.steps_of(data.batches_per_pass(&self.batch_config())?.unwrap_or(usize::MAX)))
     }
 
     /// Steps of an epoch that has so many batches, and of the run. Every epoch has as many batches as the others, packed or
@@ -48,8 +49,12 @@ fn overhead(device: &Device) -> usize {
 }
 
 /// Lines for people.
-pub(super) fn lines(settings: &Settings, data: &Dataset, device: &Device) -> anyhow::Result<Vec<String>> {
+pub(super) fn lines(settings: &Settings, data: &Train, device: &Device) -> anyhow::Result<Vec<String>> {
     let config = settings.batch_config();
+    let data = match data {
+        Train::Held(dataset, _) => dataset,
+        Train::Streamed(stream) => return Ok(vec![stream_line(settings, stream, settings.steps(stream.into())?.1)]),
+    };
     let size = data.epoch_size(&config)?;
     let mut lines = vec![run_line(settings, data, &size)];
     if config.packing != Packing::Off {
@@ -60,6 +65,17 @@ pub(super) fn lines(settings: &Settings, data: &Dataset, device: &Device) -> any
         lines.push(packing_line(settings, &size, &packed, overhead(device)));
     }
     Ok(lines)
+}
+
+fn stream_line(settings: &Settings, stream: &Stream, steps: usize) -> String {
+    let rows =
+        stream.rows().map_or_else(|| "an unknown number of rows".to_owned(), |it| format!("{} rows", thousands(it)));
+    let order = if settings.args.no_shuffle { "taken in file order" } else { "shuffled together" };
+    format!(
+        "{} steps on {rows}, which are read as training goes; {} at a time are {order}",
+        thousands(steps),
+        thousands(settings.shuffle_buffer())
+    )
 }
 
 fn run_line(settings: &Settings, data: &Dataset, size: &EpochSize) -> String {

@@ -1,6 +1,7 @@
 //! Whether a run fits, and whether its activations are kept: settled by rehearsals before the model is loaded.
 
 use super::{
+    data::Train,
     settings::Settings,
     values::{CheckpointingArg, Method},
 };
@@ -10,7 +11,7 @@ use crate::{
     memory,
     plan::{Plan, Rehearsal, rehearsal::Stage},
 };
-use halfbyte_data::{BatchConfig, Dataset};
+use halfbyte_data::{BatchConfig, Stream};
 use halfbyte_frozen::Format;
 use halfbyte_lora::LoraConfig;
 use halfbyte_models::ModelFolder;
@@ -31,7 +32,7 @@ pub(super) struct Settled {
 pub(super) struct Question<'a> {
     pub(super) settings: &'a Settings,
     pub(super) folder: &'a ModelFolder,
-    pub(super) data: &'a Dataset,
+    pub(super) data: &'a Train,
     /// Bytes of all data sets.
     pub(super) data_bytes: usize,
     /// The adapter that will train.
@@ -91,7 +92,7 @@ impl Question<'_> {
                 seed: settings.seed,
             },
             optim: OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), ..OptimConfig::default() },
-            lengths: data.epoch_size(&config)?.largest,
+            lengths: data.largest(&config, settings.max_length)?,
             accumulates: settings.accumulation > 1,
         };
         let mut plan = rehearsal.plan(&Stage::like(self.device))?;
@@ -112,6 +113,13 @@ impl Question<'_> {
         })
     }
 
+    /// What a run would need if its rows were read as it goes, where that is less.
+    fn streamed(&self, total: usize) -> Option<usize> {
+        let Train::Held(dataset, _) = self.data else { return None };
+        let buffers = Stream::bytes_of(self.settings.shuffle_buffer().min(dataset.len()), self.settings.max_length);
+        (buffers < dataset.bytes()).then(|| total - dataset.bytes() + buffers)
+    }
+
     fn refused(&self, asked: &Settled, (free, total): (usize, Option<usize>)) -> anyhow::Result<anyhow::Error> {
         let (plan, format) = (&asked.plan, self.settings.base.format());
         let way = |format, batch_size, checkpointing| Way { format, batch_size, checkpointing };
@@ -123,6 +131,15 @@ impl Question<'_> {
             ("--quant nf4 with both", way(Format::QLORA, 1, true)),
         ];
         let elsewhere = if total.is_some() { " or --device cpu" } else { "" };
+        if let Some(streamed) = self.streamed(plan.total()).filter(|it| *it <= free && total.is_none()) {
+            return Ok(user_error(format!(
+                "{} of memory are free, and this run needs about {} ({} for the rows); --streaming, which reads rows as training goes, would need {} and fit",
+                mib(free),
+                mib(plan.total()),
+                mib(self.data_bytes),
+                mib(streamed)
+            )));
+        }
         let mut advice = format!("nothing short of a smaller model, a shorter --max-length{elsewhere} fits");
         for (flags, way) in alternatives {
             let plan = self.plan(way)?;

@@ -2,7 +2,7 @@
 
 use super::{args::FinetuneArgs, output::RunFolder, settings::Settings};
 use crate::{console::say, failure::user_error};
-use halfbyte_data::Dataset;
+use halfbyte_data::Examples;
 use halfbyte_train::{Optim, RunState};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -53,14 +53,14 @@ pub(super) fn resume(
     settings: &Settings,
     folder: &RunFolder,
     optim: &mut Optim,
-    data: &Dataset,
+    data: Examples<'_>,
 ) -> anyhow::Result<Option<RunState>> {
     if !settings.args.resume {
         return Ok(None);
     }
     let Some((step, path)) = folder.checkpoints().all()?.pop() else { return Ok(None) };
     let state = RunState::read(&path)?;
-    check(&path, &state, &settings.args, data.len())?;
+    check(&path, &state, &settings.args, data.count())?;
     let (_, total) = settings.steps(data)?;
     let waited = state.best.map_or(0, |it| it.since);
     let given_up = settings.early_stopping.is_some_and(|it| waited >= it.patience);

@@ -2,7 +2,7 @@
 //! length of the data is known.
 
 use super::settings::Settings;
-use halfbyte_data::Dataset;
+use halfbyte_data::Examples;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, num::NonZeroUsize, str::FromStr};
 
@@ -102,7 +102,7 @@ pub(super) struct Rhythm {
 }
 
 impl Rhythm {
-    pub(super) fn of(settings: &Settings, data: &Dataset) -> anyhow::Result<Rhythm> {
+    pub(super) fn of(settings: &Settings, data: Examples<'_>) -> anyhow::Result<Rhythm> {
         let (per_epoch, total) = settings.steps(data)?;
         let args = &settings.args;
         let steps = |it: Option<Cadence>, default: usize| it.unwrap_or(Cadence::Steps(default)).steps(per_epoch, total);

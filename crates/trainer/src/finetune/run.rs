@@ -66,7 +66,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), spill_dir: folder.path().to_owned() };
     let mut optim = Optim::new(&device, &parameters(model.as_ref(), adapter.as_deref()), &config)?;
     let ctx = Context::new(adapter.clone());
-    let state = resume(&settings, &folder, &mut optim, &data.train)?;
+    let state = resume(&settings, &folder, &mut optim, data.train.examples())?;
     let before = match &state {
         Some(state) => Measured { loss: eval_loss_before(state), ..Measured::default() },
         None if settings.args.no_eval_before => Measured::default(),
@@ -79,7 +79,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let run = Run {
         settings: &settings,
         folder: &folder,
-        data: &data.train,
+        data: data.train.examples(),
         eval: data.eval.as_ref(),
         model: model.as_ref(),
         adapter: adapter.clone(),
@@ -91,6 +91,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     // What loading held is behind; the plan is of the training.
     halfbyte_tensor::pool::reset_peak();
     let totals = run.train(state, &mut log)?;
+    data.conclude();
     if settings.args.profile {
         profile::conclude(&folder.file("profile.json"), &device)?;
     }
@@ -251,7 +252,7 @@ fn summary(
         total_parameters: counts.total,
         seconds_to_first_step: totals.seconds_to_first_step,
         wall_seconds: begun.elapsed().as_secs_f64(),
-        data: data.report,
+        data: data.train.report(),
         used: data.used.clone(),
     }
 }

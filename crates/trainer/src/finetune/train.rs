@@ -13,7 +13,7 @@ use crate::{
     failure::{Failure, Interrupted},
 };
 use anyhow::anyhow;
-use halfbyte_data::Dataset;
+use halfbyte_data::{Dataset, Examples};
 use halfbyte_lora::{Adapter, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
@@ -31,7 +31,7 @@ use std::{
 pub(super) struct Run<'a> {
     pub(super) settings: &'a Settings,
     pub(super) folder: &'a RunFolder,
-    pub(super) data: &'a Dataset,
+    pub(super) data: Examples<'a>,
     pub(super) eval: Option<&'a Dataset>,
     pub(super) model: &'a dyn Model,
     /// What trains beside the model; none where the model trains.
@@ -117,7 +117,11 @@ fn explained(error: Error, folder: &RunFolder, settings: &Settings) -> anyhow::E
     match error {
         Error::Step { step, source } => {
             let context = format!("training stopped at step {step}: {}; {}", rescue(folder), advice(&source));
-            anyhow::Error::from(*source).context(context)
+            match *source {
+                // So that it is known for the user's mistake that it is.
+                Error::Data(error) => anyhow::Error::from(error).context(context),
+                other => anyhow::Error::from(other).context(context),
+            }
         }
         Error::NothingChanged { .. } => anyhow!(
             "no trainable tensor changed: nothing was saved, since the result would be the start; is --learning-rate {} what you want?",
