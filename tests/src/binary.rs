@@ -28,8 +28,9 @@ fn build() -> PathBuf {
             cargo.env_remove(&name);
         }
     }
+    // With the features that the whole workspace asks for, as the tests were built: for others much would be built once more.
     let output = cargo
-        .args(["build", "--package", "halfbyte-trainer", "--bin", "halfbyte", "--message-format", "json"])
+        .args(["build", "--workspace", "--bin", "halfbyte", "--message-format", "json"])
         .args(["--profile", profile, "--target-dir"])
         .arg(profile_dir.parent().expect("a profile's folder lies in the target folder"))
         .stderr(Stdio::inherit())
