@@ -390,7 +390,8 @@ impl Feed<'_> {
     /// # Errors
     /// What reading shows.
     pub fn next_group(&mut self, size: usize) -> Result<Vec<Batch>> {
-        let mut group = Vec::with_capacity(size);
+        // Whoever asks for more than there are asks for a pass.
+        let mut group = Vec::new();
         while group.len() < size {
             match self {
                 Self::Held(batches) if !group.is_empty() && batches.next_position().batch == 0 => break,
