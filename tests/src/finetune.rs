@@ -94,6 +94,13 @@ impl Finetune {
         Outcome::of(&mut self.command())
     }
 
+    /// Runs to the end with a limit on the address space.
+    pub fn within(&self, kib: usize) -> Outcome {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(halfbyte().get_program());
+        Outcome::of(command.args(self.args()).env("CUDA_VISIBLE_DEVICES", ""))
+    }
+
     /// Runs to the end, expects success, and gives the output folder.
     #[track_caller]
     pub fn done(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! What nobody means to give: pipes, names that are no text, settings that no machine has room for. Each gets a sentence.
 
-use e2e::{Finetune, Outcome, TinyModel, Work, halfbyte, run, write_jsonl};
+use e2e::{TinyModel, Work, run, write_jsonl};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -52,18 +52,11 @@ fn paths_that_are_no_text_are_refused_before_anything_is_loaded() {
     assert!(!odd.exists());
 }
 
-/// Runs with a limit on the address space.
-fn within(run: &Finetune, kib: usize) -> Outcome {
-    let mut command = Command::new("bash");
-    command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(halfbyte().get_program());
-    Outcome::of(command.args(run.args()).env("CUDA_VISIBLE_DEVICES", ""))
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_that_does_not_fit_is_refused_and_not_aborted() {
     let work = Work::new();
-    let outcome = within(&work.finetune().flags("--rank 65536 --threads 1"), 1_000_000);
+    let outcome = work.finetune().flags("--rank 65536 --threads 1").within(1_000_000);
     outcome.user_error(&["of memory are free", "this run needs"]);
 }
 
@@ -71,7 +64,7 @@ fn a_run_that_does_not_fit_is_refused_and_not_aborted() {
 #[test]
 fn threads_that_cannot_be_started_are_refused() {
     let work = Work::new();
-    within(&work.finetune().flags("--threads 1000"), 1_000_000).user_error(&["threads", "--threads"]);
+    work.finetune().flags("--threads 1000").within(1_000_000).user_error(&["threads", "--threads"]);
 }
 
 #[cfg(target_os = "linux")]
@@ -81,7 +74,7 @@ fn a_long_line_takes_memory_for_what_is_wanted_of_it() {
     let data = work.path("long.jsonl");
     write_jsonl(&data, &[Some("the cat sat on the mat"), Some(&"the dog ran over the hill ".repeat(800_000))]);
     let run = work.finetune().path("--data", &data).flags("--threads 1 --max-length 12");
-    let outcome = within(&run, 1_000_000).success();
+    let outcome = run.within(1_000_000).success();
     assert!(outcome.stderr.contains("1 truncated"), "{outcome}");
 }
 

@@ -1,12 +1,11 @@
 //! Rows that are read as training goes: the bits of a run that never stopped, memory that does not grow with the data, and what is
 //! refused.
 
-use e2e::{Finetune, Outcome, ROWS, Work, halfbyte, write_jsonl, write_parquet};
+use e2e::{Finetune, ROWS, Work, write_jsonl, write_parquet};
 use std::{
     fs::{self, File},
     io::{BufWriter, Write},
     path::PathBuf,
-    process::Command,
 };
 
 /// Forty rows in a file that tells how many there are, and in one that does not.
@@ -64,13 +63,6 @@ fn counted_rows_make_an_epoch() {
     assert_eq!(run.summary()["data"]["rows_read"], 40);
 }
 
-/// Runs with a limit on the address space.
-fn within(run: &Finetune, kib: usize) -> Outcome {
-    let mut command = Command::new("bash");
-    command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(halfbyte().get_program());
-    Outcome::of(command.args(run.args()).env("CUDA_VISIBLE_DEVICES", ""))
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_data_set_larger_than_memory() {
@@ -101,9 +93,9 @@ fn a_data_set_larger_than_memory() {
     assert!(large < small + 1.5, "{large} MiB instead of {small}, where all the tokens take 3");
     // And where they would not fit, that is said before anything is trained.
     let large = write("large.jsonl", 200_000);
-    let refused = within(&run(&large), 158_000);
+    let refused = run(&large).within(158_000);
     refused.user_error(&["of memory are free", "for the rows", "--streaming, which reads rows as training goes"]);
-    within(&streamed(&large).flags("--max-steps 10"), 158_000).success();
+    streamed(&large).flags("--max-steps 10").within(158_000).success();
 }
 
 #[test]

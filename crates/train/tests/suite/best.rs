@@ -1,6 +1,6 @@
 //! The best state of a run, and runs that end before their last step.
 
-use crate::common::{config, model, nothing_beside, optim, rows, values};
+use crate::common::{config, model, newest, nothing_beside, optim, rows, values};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::{Batch, BatchConfig};
 use halfbyte_models::Model;
@@ -67,11 +67,7 @@ fn told(folder: &Path, losses: &[f32], (patience, best): (Option<usize>, bool), 
     };
     let mut optim = optim(model.as_ref());
     let checkpoints = Checkpoints::new(folder);
-    let state = checkpoints.all().unwrap().pop().map(|(_, path)| {
-        let state = RunState::read(&path).unwrap();
-        optim.load(&path, state.taken()).unwrap();
-        state
-    });
+    let state = newest(&checkpoints, &mut optim);
     let batches = BatchConfig { batch_size: 2, shuffle: None, ..config().batches };
     let early_stopping = patience.map(|patience| EarlyStopping { patience, threshold: 0.0 });
     let config = RunConfig { batches, eval_steps: 1, early_stopping, ..config() };

@@ -3,7 +3,8 @@ use halfbyte_data::{Batch, Dataset, Example};
 use halfbyte_models::{Loading, Model, ModelFolder};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_train::{
-    BoxError, Micro, Objective, Optim, OptimConfig, Result, RunConfig, StepConfig, objective::CausalLm, parameters,
+    BoxError, Checkpoints, Micro, Objective, Optim, OptimConfig, Result, RunConfig, RunState, StepConfig,
+    objective::CausalLm, parameters,
 };
 use std::path::Path;
 
@@ -79,4 +80,12 @@ impl Objective for Spoiled {
 /// Adds nothing to a checkpoint.
 pub(crate) fn nothing_beside(_: &Path) -> Result<(), BoxError> {
     Ok(())
+}
+
+/// The state of the newest checkpoint, if there is one, whose tensors are restored.
+pub(crate) fn newest(checkpoints: &Checkpoints, optim: &mut Optim) -> Option<RunState> {
+    let (_, path) = checkpoints.all().unwrap().pop()?;
+    let state = RunState::read(&path).unwrap();
+    optim.load(&path, state.taken()).unwrap();
+    Some(state)
 }

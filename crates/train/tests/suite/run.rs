@@ -1,4 +1,4 @@
-use crate::common::{Spoiled, config, model, nothing_beside, optim, rows, values};
+use crate::common::{Spoiled, config, model, newest, nothing_beside, optim, rows, values};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::{Batch, BatchConfig, Dataset};
 use halfbyte_models::Model;
@@ -101,11 +101,7 @@ fn told(folder: &std::path::Path, stop: usize) -> (Result<End, Error>, Vec<Strin
     let model = model();
     let mut optim = optim(model.as_ref());
     let checkpoints = Checkpoints::new(folder);
-    let newest = checkpoints.all().unwrap().pop();
-    let state = newest.map(|(step, path)| {
-        optim.load(&path, step).unwrap();
-        RunState::read(&path).unwrap()
-    });
+    let state = newest(&checkpoints, &mut optim);
     let mut run = Run::new(RunConfig { eval_steps: 2, ..small() }, (model.as_ref(), None), &mut optim, &data);
     run.eval = Some(&held_out);
     run.interrupt = &flag;
@@ -281,11 +277,7 @@ fn a_run_whose_loss_scale_left_a_step_out_goes_on_with_the_same_bits() {
         let (data, model, flag) = (rows(8), model(), AtomicBool::new(false));
         let mut optim = optim(model.as_ref());
         let checkpoints = Checkpoints::new(folder);
-        let state = checkpoints.all().unwrap().pop().map(|(_, path)| {
-            let state = RunState::read(&path).unwrap();
-            optim.load(&path, state.taken()).unwrap();
-            state
-        });
+        let state = newest(&checkpoints, &mut optim);
         let mut listen = |event: &Event<'_>| {
             flag.store(matches!(event, Event::Step(it) if it.step == stop), Ordering::SeqCst);
             Ok(())
