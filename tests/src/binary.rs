@@ -52,6 +52,8 @@ pub fn halfbyte() -> Command {
     command
         .env("CUDA_VISIBLE_DEVICES", "")
         .env_remove("HALFBYTE_LOG")
+        // No folder can be made there.
+        .env("HALFBYTE_CACHE", "/dev/null/halfbyte")
         .env("HF_HUB_OFFLINE", "1")
         .env("HF_HUB_CACHE", "/nonexistent/hub")
         .env_remove("HF_TOKEN")

@@ -46,8 +46,8 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&draft, path)
 }
 
-/// `HALFBYTE_CACHE`, or `halfbyte` in the user's cache folder.
-fn cache_dir() -> Option<PathBuf> {
+/// Where what is found out once is kept, by all of Halfbyte: `HALFBYTE_CACHE`, or `halfbyte` in the user's cache folder.
+pub fn cache_dir() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
     let user = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|it| it.join(".cache")));
     var("HALFBYTE_CACHE").or_else(|| user().map(|it| it.join("halfbyte")))

@@ -172,6 +172,22 @@ impl Dataset {
         taken
     }
 
+    /// Ids, mask, and the length of each row.
+    pub(crate) fn raw(&self) -> (&[u32], &[u64], impl ExactSizeIterator<Item = usize>) {
+        (&self.ids, &self.mask, (0..self.len()).map(|it| self.length(it)))
+    }
+
+    /// From what [`raw`](Self::raw) gave; none if it does not fit together.
+    pub(crate) fn from_raw(ids: Vec<u32>, mask: Vec<u64>, lengths: &[usize]) -> Option<Self> {
+        let mut offsets = Vec::with_capacity(lengths.len() + 1);
+        offsets.push(0usize);
+        for length in lengths {
+            offsets.push(offsets.last()?.checked_add(*length)?);
+        }
+        let fits = offsets.last() == Some(&ids.len()) && mask.len() == ids.len().div_ceil(64);
+        (fits && !lengths.contains(&0)).then_some(Self { ids, mask, offsets, sources: Vec::new() })
+    }
+
     pub(crate) fn push(&mut self, ids: &[u32], mask: &[bool]) {
         assert_eq!(ids.len(), mask.len(), "each id has one mask bit");
         for (&id, &trained) in ids.iter().zip(mask) {

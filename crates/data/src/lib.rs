@@ -33,6 +33,7 @@ mod error;
 mod files;
 mod guard;
 mod hold_out;
+mod kept;
 mod mixture;
 mod packing;
 mod reader;

@@ -23,6 +23,7 @@ mod save_model;
 mod sources;
 mod spellings;
 mod streamed_matrix;
+mod token_cache;
 
 use std::{error::Error, time::Instant};
 

@@ -121,6 +121,9 @@ pub struct RowFlags {
     /// What becomes of longer rows than --max-length [default: truncate].
     #[arg(long, value_enum, help_heading = "Data")]
     pub excess_length_strategy: Option<ExcessArg>,
+    /// Make tokens anew, and keep none for the next time.
+    #[arg(long, help_heading = "Data")]
+    pub no_token_cache: bool,
 }
 
 /// The template that the flags name, else that of the first folder that has one.

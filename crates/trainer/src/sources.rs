@@ -2,11 +2,12 @@
 
 use crate::{
     cli::{ReadArgs, Switch},
-    console::{self, thousands},
+    console::{self, say, thousands},
     failure::user_error,
     load::BaseModel,
     memory, places,
     rows::{LayoutArg, RowFlags, template},
+    token_cache::Entry,
 };
 use halfbyte_data::{
     ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, HoldOut, LossOn, Part, Report, Share,
@@ -19,6 +20,17 @@ use std::{path::PathBuf, sync::Arc};
 pub(crate) struct Rows {
     /// One, or those of a mixture.
     pub(crate) sources: Vec<Source>,
+    /// None if tokens are to be made anew.
+    cache: Option<Cached>,
+}
+
+/// What tokens depend on beside their source.
+#[derive(Debug)]
+struct Cached {
+    /// The folder of the tokenizer.
+    model: PathBuf,
+    /// What the template is told.
+    variables: Option<String>,
 }
 
 /// Files whose rows are alike.
@@ -50,7 +62,9 @@ impl Rows {
             let all: Vec<&PathBuf> = named.iter().map(|it| &it.0).collect();
             sources.push(finder.source(&all, part)?);
         }
-        Ok(Rows { sources })
+        let cached =
+            || Cached { model: base.folder.dir().into(), variables: flags.template.chat_template_kwargs.clone() };
+        Ok(Rows { sources, cache: (!flags.no_token_cache).then(cached) })
     }
 
     /// As [`find`](Self::find), for commands that only read.
@@ -67,7 +81,7 @@ impl Rows {
     pub(crate) fn load_split(&self, tokenizer: &Tokenizer, hold_out: Option<HoldOut>) -> anyhow::Result<Loaded> {
         // Other programs want memory, too.
         let limit = memory::available().map_or(usize::MAX, |it| it / 10 * 9);
-        let read = |it: &Source| Ok(Tokenised::read_within(&it.files, tokenizer, &it.config, limit)?);
+        let read = |it: &Source| self.tokens(it, tokenizer, limit);
         let mut sources = self.sources.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
         let held_out = hold_out.map(|it| it.take(&mut sources)).transpose()?;
         let mut report = Report::default();
@@ -84,6 +98,18 @@ impl Rows {
             Err(parts) => Dataset::mixed(parts)?,
         };
         Ok(Loaded { dataset, held_out, report, lines })
+    }
+
+    /// As an earlier run made them, or made now and kept for a later one.
+    fn tokens(&self, source: &Source, tokenizer: &Tokenizer, limit: usize) -> anyhow::Result<Tokenised> {
+        let cache = self.cache.as_ref().and_then(|it| Entry::of(source, &it.model, it.variables.as_deref()));
+        if let Some(found) = cache.as_ref().and_then(|it| it.read(limit)) {
+            say(&format!("{}: tokens as an earlier command made them", source.files.described()));
+            return Ok(found);
+        }
+        let made = Tokenised::read_within(&source.files, tokenizer, &source.config, limit)?;
+        cache.iter().for_each(|it| it.write(&made));
+        Ok(made)
     }
 
     /// What writes the conversations, if any of the rows are some.

@@ -38,3 +38,4 @@ mod quantize;
 mod resume;
 mod same_bits;
 mod streaming;
+mod token_cache;

@@ -85,6 +85,10 @@ pub struct FinetuneArgs {
     /// What a row says decides, so it stays on its side whatever rows are added.
     #[arg(long, value_name = "X", help_heading = "Data")]
     pub eval_split: Option<f64>,
+    /// Make tokens anew, and keep none for the next time.
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub no_token_cache: bool,
     /// Read rows as training goes, instead of all before: for data larger than memory. Needs --max-steps, unless the files are parquet.
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "is_false")]
@@ -336,6 +340,7 @@ impl FinetuneArgs {
             train_on_inputs: self.train_on_inputs,
             append_eos: self.append_eos,
             excess_length_strategy: self.excess_length_strategy,
+            no_token_cache: self.no_token_cache,
         }
     }
 }

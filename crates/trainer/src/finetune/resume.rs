@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Settings that may change between a run and its continuation.
-const MAY_CHANGE: [&str; 20] = [
+const MAY_CHANGE: [&str; 21] = [
     "device",
     "early_stopping_patience",
     "early_stopping_threshold",
@@ -23,6 +23,7 @@ const MAY_CHANGE: [&str; 20] = [
     "max_minutes",
     "max_steps",
     "no_eval_before",
+    "no_token_cache",
     "num_train_epochs",
     "optim_resident_mib",
     "samples",
