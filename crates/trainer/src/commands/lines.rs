@@ -19,8 +19,8 @@ impl Lines {
     /// Those of standard input.
     pub(super) fn open() -> Lines {
         let talks = io::stdin().is_terminal() && io::stdout().is_terminal();
-        match DefaultEditor::new() {
-            Ok(editor) if talks => {
+        match talks.then(DefaultEditor::new) {
+            Some(Ok(editor)) => {
                 watch_interrupt();
                 Lines::Terminal(Box::new(editor))
             }

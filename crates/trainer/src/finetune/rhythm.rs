@@ -104,16 +104,13 @@ pub(super) struct Rhythm {
 impl Rhythm {
     pub(super) fn of(settings: &Settings, data: Examples<'_>) -> anyhow::Result<Rhythm> {
         let (per_epoch, total) = settings.steps(data)?;
-        let args = &settings.args;
-        let steps = |it: Option<Cadence>, default: usize| it.unwrap_or(Cadence::Steps(default)).steps(per_epoch, total);
+        let steps = |it: Cadence| it.steps(per_epoch, total);
+        let ratio = settings.args.warmup_ratio.unwrap_or(0.0);
         Ok(Rhythm {
-            warmup_steps: match args.warmup_ratio {
-                Some(ratio) => (ratio * total as f64).ceil() as usize,
-                None => steps(args.warmup_steps, 0),
-            },
-            logging_steps: steps(args.logging_steps, 1),
-            save_steps: steps(args.save_steps, 500),
-            eval_steps: steps(args.eval_steps, 0),
+            warmup_steps: settings.warmup_steps.map_or((ratio * total as f64).ceil() as usize, steps),
+            logging_steps: steps(settings.logging_steps),
+            save_steps: steps(settings.save_steps),
+            eval_steps: steps(settings.eval_steps),
         })
     }
 }

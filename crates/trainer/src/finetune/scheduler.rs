@@ -5,14 +5,13 @@ use crate::failure::user_error;
 use halfbyte_paged_optim::{Decay, Schedule};
 use serde_json::{Map, Value};
 
-/// The schedule that the flags ask for.
+/// The schedule that the flags ask for, whose largest rate is `base_lr`.
 ///
 /// # Errors
 /// Arguments that are no JSON object, are not known to this schedule, are of another type or range, or lack one that it needs.
-pub(super) fn schedule(args: &FinetuneArgs) -> anyhow::Result<Schedule> {
-    let kind = args.lr_scheduler_type.unwrap_or(SchedulerArg::Linear);
+pub(super) fn schedule(args: &mut FinetuneArgs, base_lr: f64) -> anyhow::Result<Schedule> {
+    let kind = *args.lr_scheduler_type.get_or_insert(SchedulerArg::Linear);
     let mut given = Given { kind, values: parse(args.lr_scheduler_kwargs.as_deref())? };
-    let base_lr = args.learning_rate.unwrap_or(super::settings::LEARNING_RATE);
     let schedule = match kind {
         SchedulerArg::Constant => Schedule::Constant,
         SchedulerArg::Linear => Schedule::Linear,
@@ -118,9 +117,8 @@ mod tests {
 
     fn of(kind: SchedulerArg, kwargs: &str) -> Result<Schedule, String> {
         let (lr_scheduler_type, lr_scheduler_kwargs) = (Some(kind), Some(kwargs.to_owned()));
-        let args =
-            FinetuneArgs { lr_scheduler_type, lr_scheduler_kwargs, learning_rate: Some(0.5), ..Default::default() };
-        schedule(&args).map_err(|it| it.to_string())
+        let mut args = FinetuneArgs { lr_scheduler_type, lr_scheduler_kwargs, ..Default::default() };
+        schedule(&mut args, 0.5).map_err(|it| it.to_string())
     }
 
     #[test]

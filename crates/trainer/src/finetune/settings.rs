@@ -5,7 +5,7 @@ use super::{
     args::FinetuneArgs,
     rhythm::Cadence,
     scheduler,
-    values::{CheckpointingArg, Method, OptimArg, SchedulerArg},
+    values::{CheckpointingArg, Method, OptimArg},
 };
 use crate::{
     base_record::{BaseFlags, BaseRecord},
@@ -21,9 +21,6 @@ use halfbyte_models::ModelFolder;
 use halfbyte_paged_optim::{AdamWConfig, Schedule};
 use halfbyte_train::EarlyStopping;
 use std::path::{Path, PathBuf};
-
-/// The largest learning rate where none is given.
-pub(super) const LEARNING_RATE: f64 = 2e-4;
 
 /// A run. `args` are the same settings as flags, to be written beside the result.
 #[derive(Clone, Debug)]
@@ -50,6 +47,11 @@ pub(crate) struct Settings {
     pub(crate) max_grad_norm: f32,
     pub(crate) save_dtype: ComputeArg,
     pub(crate) save_total_limit: usize,
+    /// None where `--warmup-ratio` says it.
+    pub(crate) warmup_steps: Option<Cadence>,
+    pub(crate) logging_steps: Cadence,
+    pub(crate) save_steps: Cadence,
+    pub(crate) eval_steps: Cadence,
     pub(crate) early_stopping: Option<EarlyStopping>,
     pub(crate) device: DeviceArg,
     pub(crate) checkpointing: CheckpointingArg,
@@ -86,8 +88,8 @@ impl Settings {
         let compute = compute(&a);
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);
         let given = a.clone();
-        fill_in(&mut a);
         let lora = adapter_flags::config(&mut a, told)?;
+        let learning_rate = *a.learning_rate.get_or_insert(2e-4);
         let settings = Settings {
             model,
             output,
@@ -108,8 +110,13 @@ impl Settings {
                 weight_decay: *a.weight_decay.get_or_insert(0.0),
             },
             optim: *a.optim.get_or_insert(OptimArg::AdamwTorch),
-            schedule: scheduler::schedule(&a)?,
-            learning_rate: *a.learning_rate.get_or_insert(LEARNING_RATE),
+            schedule: scheduler::schedule(&mut a, learning_rate)?,
+            learning_rate,
+            // What is a share of the run becomes a number of steps when these are known.
+            warmup_steps: warmup_steps(&mut a),
+            logging_steps: *a.logging_steps.get_or_insert(Cadence::Steps(1)),
+            save_steps: *a.save_steps.get_or_insert(Cadence::Steps(500)),
+            eval_steps: *a.eval_steps.get_or_insert(Cadence::Steps(0)),
             max_grad_norm: *a.max_grad_norm.get_or_insert(1.0),
             save_dtype: *a.save_dtype.get_or_insert(ComputeArg::Bf16),
             save_total_limit: positive(&mut a.save_total_limit, 2, "--save-total-limit")?,
@@ -134,7 +141,7 @@ impl Settings {
 
     /// Whether the held-out loss is measured on the way.
     fn evaluates(&self) -> bool {
-        !self.args.eval_steps.is_none_or(Cadence::is_never)
+        !self.eval_steps.is_never()
     }
 
     /// Whether the state with the lowest held-out loss is the result.
@@ -195,7 +202,7 @@ impl Settings {
                 "the best state is found by its held-out loss, which is measured only before and after; add --eval-steps N",
             ));
         }
-        if self.args.logging_steps.is_some_and(Cadence::is_never) {
+        if self.logging_steps.is_never() {
             return Err(user_error("--logging-steps must be at least 1"));
         }
         if self.args.max_minutes.is_some_and(|it| !(it > 0.0 && it.is_finite())) {
@@ -236,15 +243,12 @@ impl Settings {
     }
 }
 
-/// What is left as a flag until the run begins.
-fn fill_in(a: &mut FinetuneArgs) {
-    a.lr_scheduler_type.get_or_insert(SchedulerArg::Linear);
-    if a.warmup_ratio.is_none() {
-        a.warmup_steps.get_or_insert(Cadence::Steps(0));
+fn warmup_steps(a: &mut FinetuneArgs) -> Option<Cadence> {
+    match a.warmup_ratio {
+        // That both are given is refused with the other contradictions.
+        Some(_) => a.warmup_steps,
+        None => Some(*a.warmup_steps.get_or_insert(Cadence::Steps(0))),
     }
-    a.logging_steps.get_or_insert(Cadence::Steps(1));
-    a.save_steps.get_or_insert(Cadence::Steps(500));
-    a.eval_steps.get_or_insert(Cadence::Steps(0));
 }
 
 fn early_stopping(a: &FinetuneArgs) -> anyhow::Result<Option<EarlyStopping>> {

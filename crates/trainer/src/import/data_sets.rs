@@ -76,10 +76,9 @@ fn rows(import: &mut Import, sources: &[Source]) {
 
 /// A list of tables with `path`, `name`, `split`, `type`.
 fn listed(import: &mut Import, (key, list): (&str, Option<&Value>), sources: &mut Vec<Source>) {
-    let of_one = [list.cloned().unwrap_or_default()];
     let items = match list {
         Some(Value::Array(items)) => items.as_slice(),
-        Some(it) if !is_nothing(it) => &of_one,
+        Some(it) if !is_nothing(it) => std::slice::from_ref(it),
         _ => return,
     };
     for (at, item) in items.iter().enumerate() {

@@ -117,9 +117,6 @@ struct Import {
     left_out: Vec<(String, String)>,
 }
 
-/// Keys that are read together with others.
-const READ_ELSEWHERE: [&str; 2] = ["dataset_dir", "chat_template_jinja"];
-
 /// How the names of keys begin by which runs are reported to others, or that choose kernels there.
 const IDLE: [&str; 7] = ["wandb_", "trackio_", "swanlab_", "mlflow_", "comet_", "liger_", "unsloth_"];
 
@@ -138,8 +135,7 @@ impl Import {
         refuse_other_objectives(&keys, file)?;
         data_sets::take(&mut import, &keys, file)?;
         for (key, value) in &keys {
-            if !is_nothing(value) && !data_sets::KEYS.contains(&key.as_str()) && !READ_ELSEWHERE.contains(&key.as_str())
-            {
+            if !is_nothing(value) && !data_sets::KEYS.contains(&key.as_str()) {
                 import.key(key, value, &keys);
             }
         }
@@ -159,6 +155,8 @@ impl Import {
 
     fn key(&mut self, key: &str, value: &Value, keys: &Map<String, Value>) {
         match (key, value) {
+            // Read together with chat_template.
+            ("chat_template_jinja", _) => {}
             ("special_tokens", Value::Object(tokens)) => {
                 for (name, token) in tokens.iter().filter(|it| it.0 != "pad_token" && !is_nothing(it.1)) {
                     self.leave_out(
