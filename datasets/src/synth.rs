@@ -81,6 +81,7 @@ const LIKE: &[(&str, Shape)] = &[
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
     ("pythia-1.4b", Shape { kind: Kind::GptNeoX, ..Shape::llama([2048, 8192, 24, 16, 16, 50_304]) }),
     ("gpt2", Shape { kind: Kind::Gpt2, tied: true, positions: 1024, ..Shape::llama([768, 3072, 12, 12, 12, 50_257]) }),
+    ("gpt-j-6b", Shape { kind: Kind::GptJ, ..Shape::llama([4096, 16_384, 28, 16, 16, 50_400]) }),
     ("gpt-neo-1.3b", Shape { kind: Kind::GptNeo, tied: true, ..Shape::llama([2048, 8192, 24, 16, 16, 50_257]) }),
 ];
 
@@ -100,6 +101,7 @@ enum Kind {
     Qwen3Moe,
     GptNeoX,
     Gpt2,
+    GptJ,
     GptNeo,
 }
 
@@ -186,6 +188,12 @@ impl Shape {
             Kind::Gpt2 => json!({
                 "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocab, "n_embd": hidden,
                 "n_inner": inner, "n_layer": layers, "n_head": heads, "n_positions": positions,
+                "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied,
+                "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
+            }),
+            Kind::GptJ => json!({
+                "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "vocab_size": vocab, "n_embd": hidden,
+                "n_inner": inner, "n_layer": layers, "n_head": heads, "n_positions": positions, "rotary": true, "rotary_dim": 64,
                 "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied,
                 "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
             }),
@@ -367,10 +375,11 @@ mod tests {
                 "phi3-mini",
                 "phi4",
                 "pythia-1.4b",
-                "gpt2"
+                "gpt2",
+                "gpt-j-6b"
             ]
             .map(rounded),
-            [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0, 3821.0, 14_660.0, 1415.0, 124.0]
+            [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0, 3821.0, 14_660.0, 1415.0, 124.0, 6051.0]
         );
         assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
         let experts = ["mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b"];

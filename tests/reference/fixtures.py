@@ -25,6 +25,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -316,6 +317,8 @@ def model_cases(out):
     model_case(out, "gpt-neox-serial", GPTNeoXConfig(**sizes, **neox, **serial), 48)
     two = {"vocab_size": 24, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 2, "n_positions": 128}
     model_case(out, "gpt2", GPT2Config(**two, **GPT2_DROPOUTS), 49)
+    # A part of every head is rotated.
+    model_case(out, "gptj", GPTJConfig(**two, rotary_dim=4), 66)
 
 
 def write_tokenizer(folder):
@@ -432,6 +435,7 @@ def stack_cases(out):
     decoders += [
         ("mixtral", MixtralConfig(**small, **experts, num_local_experts=4), 63),
         ("qwen3-moe", Qwen3MoeConfig(**small, **experts, head_dim=16, num_experts=6, moe_intermediate_size=16), 64),
+        ("gptj", GPTJConfig(**two, rotary_dim=4, **ends), 67),
     ]
     for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)

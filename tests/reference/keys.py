@@ -18,6 +18,7 @@ from transformers import (
     Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -72,6 +73,7 @@ CONFIGS = [
     GPTNeoConfig,
     GPTNeoXConfig,
     GPT2Config,
+    GPTJConfig,
 ]
 generation = GenerationConfig()
 lists = {config.__name__: of_class(config) for config in CONFIGS}

@@ -50,6 +50,8 @@ pub enum Family {
     Qwen3Moe,
     /// Layer norms, a part of every head rotated, fused queries, keys and values, attention beside the MLP.
     GptNeoX,
+    /// Layer norms, a part of every head rotated, neighbour by neighbour, attention beside the MLP, a bias on the output head.
+    GptJ,
     /// Learned positions, layer norms, fused queries, keys and values, matrices stored the other way round.
     Gpt2,
     /// Learned positions, layer norms, one global and one local layer.
@@ -58,7 +60,7 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 15] = [
+    pub const ALL: [Family; 16] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -73,6 +75,7 @@ impl Family {
         Family::Qwen3Moe,
         Family::GptNeoX,
         Family::Gpt2,
+        Family::GptJ,
         Family::GptNeo,
     ];
 }
@@ -223,6 +226,12 @@ impl TinyModel {
                 "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": HIDDEN,
                 "n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
                 "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
+            }),
+            Family::GptJ => json!({
+                "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new", "n_embd": HIDDEN,
+                "n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
+                "rotary_dim": HIDDEN / HEADS / 2, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied,
+                "eos_token_id": EOS, "torch_dtype": dtype,
             }),
             Family::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "activation_function": "gelu_new",

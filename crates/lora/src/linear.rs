@@ -72,6 +72,12 @@ impl Linear {
         Linear { role: Role::Head, ..Linear::new(path, base, None) }
     }
 
+    /// With a bias.
+    #[must_use]
+    pub fn biased(self, bias: Weight) -> Linear {
+        Linear { bias: Some(bias), ..self }
+    }
+
     /// Which adapters know by another path than files do.
     #[must_use]
     pub fn known_as(self, module: impl Into<String>) -> Linear {
@@ -214,7 +220,7 @@ impl Linear {
     }
 
     /// The paths by which adapters know its matrix and its bias.
-    fn paths(&self) -> [&str; 2] {
+    pub fn paths(&self) -> [&str; 2] {
         [self.module(), self.bias.as_ref().map_or(self.module(), Weight::path)]
     }
 

@@ -26,7 +26,7 @@ use std::path::Path;
 pub enum Architecture {
     /// LLaMA and what is built like it.
     Decoder(BlockSpec),
-    /// GPT-2, GPT-Neo and GPT-NeoX.
+    /// GPT-2, GPT-J, GPT-Neo and GPT-NeoX.
     Gpt(GptSpec),
 }
 

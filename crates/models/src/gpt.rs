@@ -32,8 +32,8 @@ pub struct GptSpec {
     pub rope: Option<RopeSpec>,
     /// Whether attention and MLP read the same residual stream.
     pub parallel: bool,
-    /// Whether queries, keys and values have a bias, and whether attention's output has.
-    pub biases: [bool; 2],
+    /// Whether queries, keys and values have a bias, whether attention's output has, and whether the output head has.
+    pub biases: [bool; 3],
 }
 
 /// Which of the GPTs.
@@ -41,6 +41,8 @@ pub struct GptSpec {
 pub enum GptKind {
     /// `GPT2LMHeadModel`.
     Two,
+    /// `GPTJForCausalLM`.
+    J,
     /// `GPTNeoForCausalLM`.
     Neo,
     /// `GPTNeoXForCausalLM`.
@@ -52,6 +54,7 @@ pub(crate) struct Names {
     /// All but the head, and what it consists of: the embedding, positions, blocks and the last norm.
     pub(crate) body: &'static str,
     pub(crate) parts: [&'static str; 4],
+    /// Before attention and before the MLP; where the second has no name, both read what the first makes.
     norms: [&'static str; 2],
     qkv: QkvNames,
     out: &'static str,
@@ -86,6 +89,15 @@ impl GptKind {
                 transposed: false,
                 ..GptKind::Two.names()
             },
+            GptKind::J => Names {
+                parts: ["wte", "", "h", "ln_f"],
+                norms: ["ln_1", ""],
+                qkv: QkvNames::Apart(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
+                out: "attn.out_proj",
+                mlp: ["mlp.fc_in", "mlp.fc_out"],
+                transposed: false,
+                ..GptKind::Two.names()
+            },
             GptKind::NeoX => Names {
                 body: "gpt_neox",
                 parts: ["embed_in", "", "layers", "final_layer_norm"],
@@ -116,7 +128,7 @@ struct Block {
     ln_1: LayerNorm,
     qkv: Qkv,
     out: Linear,
-    ln_2: LayerNorm,
+    ln_2: Option<LayerNorm>,
     widen: Linear,
     narrow: Linear,
     window: Option<usize>,
@@ -168,7 +180,11 @@ impl Gpt {
         let layers =
             blocks.map(|i| Block::new(&format!("{}.{i}", at(2)), (spec, i), config, weights)).collect::<Result<_>>()?;
         let last = LayerNorm::new(weights, &at(3), hidden, spec.norm_eps)?;
-        let lm_head = if config.tie_word_embeddings { None } else { Some(weights.head(model::HEAD, (vocab, hidden))?) };
+        let mut lm_head =
+            if config.tie_word_embeddings { None } else { Some(weights.head(model::HEAD, (vocab, hidden))?) };
+        if let Some(head) = lm_head.take_if(|_| spec.biases[2]) {
+            lm_head = Some(head.biased(weights.weight(&format!("{}.bias", model::HEAD), &[vocab], Role::Bias)?));
+        }
         let (config, spec, rope) = (config.clone(), spec.clone(), Mutex::new(None));
         Ok(Gpt { config, spec, tokens, positions, rope, layers, last, lm_head })
     }
@@ -203,7 +219,7 @@ impl Block {
     fn new(path: &str, (spec, i): (&GptSpec, usize), config: &ModelConfig, weights: &mut dyn Weights) -> Result<Block> {
         let (hidden, inner, d, names) =
             (config.hidden_size, config.intermediate_size, config.head_dim, spec.kind.names());
-        let [qkv_bias, out_bias] = spec.biases;
+        let [qkv_bias, out_bias, _] = spec.biases;
         let at = |name: &str| format!("{path}.{name}");
         let linear = |name: &str, dims, bias, weights: &mut dyn Weights| match names.transposed {
             true => weights.transposed(&at(name), dims, bias),
@@ -230,7 +246,10 @@ impl Block {
             ln_1,
             qkv,
             out: linear(names.out, (hidden, hidden), out_bias, weights)?,
-            ln_2: LayerNorm::new(weights, &at(names.norms[1]), hidden, spec.norm_eps)?,
+            ln_2: match names.norms[1] {
+                "" => None,
+                name => Some(LayerNorm::new(weights, &at(name), hidden, spec.norm_eps)?),
+            },
             widen: linear(names.mlp[0], (inner, hidden), true, weights)?,
             narrow: linear(names.mlp[1], (hidden, inner), true, weights)?,
             window: spec.windows[i],
@@ -252,13 +271,20 @@ impl Block {
         let shape = AttentionShape { window: self.window, ..run.shape };
         let a = attend.attention(tape, qkv, run.rope.as_ref(), (shape, layer), &run.layout)?;
         let y = add(tape, x, &self.out.forward(tape, &a, &run.ctx)?)?;
-        let read = if run.parallel { x } else { &y };
-        let h = self.widen.forward(tape, &self.ln_2.forward(tape, read, &run.ctx)?, &run.ctx)?;
+        let h = match &self.ln_2 {
+            Some(norm) => norm.forward(tape, if run.parallel { x } else { &y }, &run.ctx)?,
+            None => h,
+        };
+        let h = self.widen.forward(tape, &h, &run.ctx)?;
         add(tape, &y, &self.narrow.forward(tape, &gelu(tape, &h, run.gelu)?, &run.ctx)?)
     }
 
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.qkv.all().iter().chain([&self.out, &self.widen, &self.narrow])
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &LayerNorm> {
+        [&self.ln_1].into_iter().chain(&self.ln_2)
     }
 }
 
@@ -312,7 +338,7 @@ impl Model for Gpt {
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>) {
         let linears = self.layers.iter().flat_map(Block::linears).chain(&self.lm_head).collect();
         let mut weights: Vec<&Weight> = [&self.tokens].into_iter().chain(&self.positions).collect();
-        for norm in self.layers.iter().flat_map(|it| [&it.ln_1, &it.ln_2]).chain([&self.last]) {
+        for norm in self.layers.iter().flat_map(Block::norms).chain([&self.last]) {
             weights.extend([&norm.weight, &norm.bias]);
         }
         (linears, weights)
@@ -325,7 +351,7 @@ impl Model for Gpt {
         for block in &mut self.layers {
             all.linears.extend(block.qkv.all_mut());
             all.linears.extend([&mut block.out, &mut block.widen, &mut block.narrow]);
-            for norm in [&mut block.ln_1, &mut block.ln_2] {
+            for norm in [&mut block.ln_1].into_iter().chain(&mut block.ln_2) {
                 all.weights.extend([&mut norm.weight, &mut norm.bias]);
             }
         }

@@ -13,6 +13,7 @@ use halfbyte_tensor::Tensor;
 /// What turns hidden states into logits.
 pub struct OutputHead<'m> {
     of: Of<'m>,
+    bias: Option<Var>,
     shaping: Shaping,
 }
 
@@ -27,14 +28,14 @@ enum Of<'m> {
 
 impl<'m> From<Of<'m>> for OutputHead<'m> {
     fn from(of: Of<'m>) -> OutputHead<'m> {
-        OutputHead { of, shaping: Shaping::default() }
+        OutputHead { of, bias: None, shaping: Shaping::default() }
     }
 }
 
 impl<'m> OutputHead<'m> {
     /// The head of a model: the embedding if `linear` is none.
     pub(crate) fn of(tape: &Tape<'m>, linear: Option<&'m Linear>, embedding: &Weight, ctx: &Context) -> OutputHead<'m> {
-        if let Some((groups, contexts)) = ctx.split(&linear.map_or([embedding.path(), HEAD], |it| [it.path(); 2])) {
+        if let Some((groups, contexts)) = ctx.split(&linear.map_or([embedding.path(), HEAD], Linear::paths)) {
             let heads = contexts.iter().map(|it| OutputHead::of(tape, linear, embedding, it)).collect();
             return Of::ByRow(groups, heads).into();
         }
@@ -43,10 +44,11 @@ impl<'m> OutputHead<'m> {
             let own = ctx.routing.adapter().and_then(|it| it.update(HEAD)).and_then(Update::copy);
             return Of::Var(own.map_or_else(|| embedding.head_var(tape, ctx), |it| tape.param(it))).into();
         };
-        match (linear.trained_matrix(ctx), linear.base()) {
-            (Some(param), _) | (None, Base::Trainable(param)) => Of::Var(tape.param(param)).into(),
-            (None, Base::Frozen(matrix)) => Of::Frozen(matrix.as_ref()).into(),
-        }
+        let of = match (linear.trained_matrix(ctx), linear.base()) {
+            (Some(param), _) | (None, Base::Trainable(param)) => Of::Var(tape.param(param)),
+            (None, Base::Frozen(matrix)) => Of::Frozen(matrix.as_ref()),
+        };
+        OutputHead { bias: linear.bias().map(|it| it.var(tape, ctx)), ..of.into() }
     }
 
     /// With other logits than its products.
@@ -67,7 +69,7 @@ impl<'m> OutputHead<'m> {
             Of::Var(var) => Head::trainable(var),
             Of::ByRow(..) => panic!("rows of different adapters have no head in common"),
         };
-        head.shaped(self.shaping)
+        head.biased(self.bias.as_ref()).shaped(self.shaping)
     }
 
     /// The sum of the cross-entropies of all targets, divided by `denominator`, after hidden states `(tokens, hidden_size)`.

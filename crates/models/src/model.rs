@@ -131,13 +131,13 @@ pub(crate) fn table(spec: &RopeSpec, last: &Mutex<Option<RopeTable>>, length: us
 /// What the published files call the output head, and those that tie it by name.
 pub(crate) const HEAD: &str = "lm_head";
 
-/// The paths of the weights that a model's head may read: its own matrix's, or that of the embedding and the one by which an
-/// adapter unties it.
-pub(crate) fn head_paths(model: &dyn Model) -> [String; 2] {
+/// The paths of the weights that a model's head may read: its own matrix's and its bias's, or that of the embedding and the one by which
+/// an adapter unties it.
+pub(crate) fn head_paths(model: &dyn Model) -> [String; 3] {
     let (linears, weights) = model.parts();
     let own = linears.iter().find(|it| it.role() == Role::Head).map(|it| it.path());
     let tied = || weights.iter().find(|it| it.role() == Role::Embedding).map(|it| it.path());
-    [own.or_else(tied).unwrap_or_default().to_owned(), HEAD.to_owned()]
+    [own.or_else(tied).unwrap_or_default().to_owned(), HEAD.to_owned(), format!("{HEAD}.bias")]
 }
 
 /// No parts yet, but what there is to say about the head: a layer of its own, or the embedding.

@@ -1,7 +1,10 @@
 //! `config.json` of published models, and of ones that are nearly so.
 
 use halfbyte_models::{Architecture, Biases, BlockSpec, EmbeddingScale, ModelConfig, QkNorm};
-use halfbyte_ops::{gelu::Gelu, rope::RopeScaling};
+use halfbyte_ops::{
+    gelu::Gelu,
+    rope::{Pairs, RopeScaling},
+};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -286,7 +289,7 @@ fn published_configurations_of_gpts_are_understood() {
         "use_parallel_residual": true, "vocab_size": 50304, "bos_token_id": 0, "eos_token_id": 0,
     });
     let (spec, config) = gpt(&pythia);
-    assert!(spec.parallel && spec.gelu == Gelu::Exact && spec.biases == [true; 2] && config.notes.is_empty());
+    assert!(spec.parallel && spec.gelu == Gelu::Exact && spec.biases == [true, true, false] && config.notes.is_empty());
     assert_eq!((spec.rope.unwrap().channels, config.architecture_name()), (32, "GPTNeoXForCausalLM"));
     assert_eq!(gpt(&with(&pythia, &json!({ "hidden_act": "gelu_fast" }))).0.gelu, Gelu::Tanh);
     let gpt2 = json!({
@@ -297,7 +300,23 @@ fn published_configurations_of_gpts_are_understood() {
     let (spec, config) = gpt(&gpt2);
     assert!(spec.rope.is_none() && spec.scale == 0.125 && config.tie_word_embeddings && config.notes.len() == 3);
     assert_eq!((config.hidden_size, config.intermediate_size, config.max_position_embeddings), (768, 3072, 1024));
+    // As EleutherAI's gpt-j-6B has it.
+    let gptj = json!({
+        "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new", "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0, "resid_pdrop": 0.0, "n_embd": 4096, "n_head": 16, "n_inner": null, "n_layer": 28,
+        "n_positions": 2048, "rotary": true, "rotary_dim": 64, "scale_attn_weights": true, "tie_word_embeddings": false,
+        "vocab_size": 50400, "eos_token_id": 50256, "gradient_checkpointing": false, "layer_norm_epsilon": 1e-5,
+    });
+    let (spec, config) = gpt(&gptj);
+    let rope = spec.rope.unwrap();
+    assert!(
+        spec.parallel && spec.biases == [false, false, true] && spec.scale == 1.0 / 16.0 && config.notes.is_empty()
+    );
+    assert_eq!((rope.channels, rope.pairs, config.intermediate_size), (64, Pairs::Neighbours, 16_384));
     for (wrong, part) in [
+        (with(&gptj, &json!({ "rotary_dim": null })), "rotary_dim"),
+        (with(&gptj, &json!({ "rotary_dim": 512 })), "rotary_dim is 512"),
+        (with(&gptj, &json!({ "tie_word_embeddings": true })), "tie_word_embeddings is true"),
         (with(&pythia, &json!({ "hidden_act": "silu" })), "hidden_act is silu"),
         (with(&pythia, &json!({ "rotary_pct": 0.0 })), "share of heads"),
         (with(&gpt2, &json!({ "scale_attn_by_inverse_layer_idx": true })), "scale_attn_by_inverse_layer_idx"),

@@ -164,7 +164,13 @@ fn norms() {
 
 #[test]
 fn rotations_and_embeddings() {
-    let spec = RopeSpec { theta: 10000.0, channels: 8, max_position: 64, scaling: RopeScaling::None };
+    let spec = RopeSpec {
+        theta: 10000.0,
+        channels: 8,
+        max_position: 64,
+        scaling: RopeScaling::None,
+        pairs: rope::Pairs::Halves,
+    };
     let table = RopeTable::new(&spec, 64).unwrap();
     let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, 0)).collect::<Vec<_>>()).unwrap();
     let ids = Ids::new(vec![3, 0, 3, 6, 1, 3, 0]);
@@ -179,6 +185,10 @@ fn rotations_and_embeddings() {
                 let x = noise(&[11, 3 * (2 * half + more)], dtype, 1);
                 compare("rope of a part", &[x], |tape, p| rope(tape, &p[0], &table, &layout, 2 * half + more));
             }
+            let spec = RopeSpec { pairs: rope::Pairs::Neighbours, ..spec };
+            let table = RopeTable::new(&spec, 64).unwrap();
+            let x = noise(&[11, 3 * (2 * half + 6)], dtype, 1);
+            compare("rope of neighbours", &[x], |tape, p| rope(tape, &p[0], &table, &layout, 2 * half + 6));
         }
         compare("embedding", &[noise(&[7, 33], DType::F32, 2)], |tape, p| embedding(tape, &p[0], &ids, dtype));
     }
@@ -449,14 +459,23 @@ fn the_loss_and_the_logits() {
                     cross_entropy(tape, &p[0], Head::trainable(&p[1]).shaped(shaping), &targets, 3.0)
                 });
             }
+            let bias = noise(&[vocab], DType::F32, 3);
+            compare("cross_entropy with a bias", &[h.clone(), w.clone(), bias.clone()], |tape, p| {
+                cross_entropy(tape, &p[0], Head::trainable(&p[1]).biased(Some(&p[2])), &targets, 3.0)
+            });
             let Some(gpu) = gpu() else { return };
             let there = |t: &Tensor| Var::constant(t.to_device(&Device::Cuda(gpu.clone())).unwrap());
             let (w, on_gpu) = (Var::constant(w.clone()), there(&w));
+            let got_h = there(&h).value().clone();
             for shaping in shapings {
                 let got = logits(there(&h).value(), Head::trainable(&on_gpu).shaped(shaping)).unwrap();
                 let expected = logits(&h, Head::trainable(&w).shaped(shaping)).unwrap();
                 near("logits", &got, &expected, 4.0 * tolerance(dtype));
             }
+            let (bias, there) = (Var::constant(bias.clone()), there(&bias));
+            let got = logits(&got_h, Head::trainable(&on_gpu).biased(Some(&there))).unwrap();
+            let expected = logits(&h, Head::trainable(&w).biased(Some(&bias))).unwrap();
+            near("logits with a bias", &got, &expected, 4.0 * tolerance(dtype));
         }
     }
 }

@@ -26,6 +26,7 @@ const FILES: [(&str, &[&str]); 5] = [
             "Qwen3MoeConfig",
             "GPTNeoXConfig",
             "GPT2Config",
+            "GPTJConfig",
             "GPTNeoConfig",
         ],
     ),

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const CLASSES: [(&str, Family); 15] = [
+const CLASSES: [(&str, Family); 16] = [
     ("LlamaConfig", Family::Llama),
     ("MistralConfig", Family::Mistral),
     ("Qwen2Config", Family::Qwen2),
@@ -23,6 +23,7 @@ const CLASSES: [(&str, Family); 15] = [
     ("Qwen3MoeConfig", Family::Qwen3Moe),
     ("GPTNeoXConfig", Family::GptNeoX),
     ("GPT2Config", Family::Gpt2),
+    ("GPTJConfig", Family::GptJ),
     ("GPTNeoConfig", Family::GptNeo),
 ];
 

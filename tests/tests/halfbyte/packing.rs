@@ -51,6 +51,7 @@ fn packed_and_single_rows_give_the_same_loss_and_gradients() {
         Family::Mixtral,
         Family::GptNeoX,
         Family::Gpt2,
+        Family::GptJ,
     ]
     .map(TinyModel::of);
     for model in [TinyModel::llama(), biased, TinyModel::gpt_neo()].into_iter().chain(others) {

@@ -58,7 +58,7 @@ fn kind(folder: &Path, config: &Settings) -> Result<Option<Kind>> {
     let text = |settings: &Settings, key: &str| settings.get(key).and_then(Value::as_str).map(str::to_owned);
     let class = text(config, "tokenizer_class").or_else(|| text(&model, "model_type")).unwrap_or_default();
     match (class.trim_end_matches("Fast"), words, pieces) {
-        ("GPT2Tokenizer" | "gpt_neo", true, _) => Ok(Some(Kind::Gpt2)),
+        ("GPT2Tokenizer" | "gpt_neo" | "gptj", true, _) => Ok(Some(Kind::Gpt2)),
         ("Qwen2Tokenizer" | "qwen2" | "qwen3", true, _) => Ok(Some(Kind::Qwen2)),
         ("LlamaTokenizer" | "llama" | "mistral", _, true) => Ok(Some(Kind::SentencePiece)),
         _ => {

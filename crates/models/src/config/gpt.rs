@@ -5,7 +5,10 @@ use super::{
     keys::{Keys, Parsed},
 };
 use crate::{GptKind, GptSpec};
-use halfbyte_ops::gelu::Gelu;
+use halfbyte_ops::{
+    gelu::Gelu,
+    rope::{Pairs, RopeScaling, RopeSpec},
+};
 use serde_json::{Map, Value};
 
 /// One of them by its names.
@@ -18,16 +21,18 @@ pub(crate) struct GptFamily {
 }
 
 /// All of them.
-pub(crate) const GPTS: [GptFamily; 3] = [
+pub(crate) const GPTS: [GptFamily; 4] = [
     GptFamily { architecture: "GPTNeoForCausalLM", model_type: "gpt_neo", kind: GptKind::Neo },
     GptFamily { architecture: "GPTNeoXForCausalLM", model_type: "gpt_neox", kind: GptKind::NeoX },
     GptFamily { architecture: "GPT2LMHeadModel", model_type: "gpt2", kind: GptKind::Two },
+    GptFamily { architecture: "GPTJForCausalLM", model_type: "gptj", kind: GptKind::J },
 ];
 
 impl GptFamily {
     /// Reads the configuration.
     pub(crate) fn config(&self, keys: &Keys<'_>) -> Parsed<ModelConfig> {
         match self.kind {
+            GptKind::J => j(keys),
             GptKind::Neo => neo(keys),
             GptKind::NeoX => neox(keys),
             GptKind::Two => two(keys),
@@ -96,7 +101,7 @@ fn neo(keys: &Keys<'_>) -> Parsed<ModelConfig> {
             gelu: Gelu::Tanh,
             rope: None,
             parallel: false,
-            biases: [false, true],
+            biases: [false, true, false],
         })
     })
 }
@@ -126,6 +131,7 @@ fn neox(keys: &Keys<'_>) -> Parsed<ModelConfig> {
     let config = sized(keys, &sizes, |layers, head_dim| {
         let (rope, told) = super::rope::neox(keys, (head_dim, positions))?;
         notes = told;
+        let attention_bias = keys.flag("attention_bias", true)?;
         Ok(GptSpec {
             kind: GptKind::NeoX,
             norm_eps: keys.epsilon("layer_norm_eps", 1e-5)?,
@@ -134,24 +140,67 @@ fn neox(keys: &Keys<'_>) -> Parsed<ModelConfig> {
             gelu,
             rope: Some(rope),
             parallel: keys.flag("use_parallel_residual", true)?,
-            biases: [keys.flag("attention_bias", true)?; 2],
+            biases: [attention_bias, attention_bias, false],
         })
     })?;
     Ok(ModelConfig { notes: [notes, config.notes.clone()].concat(), ..config })
 }
 
+/// What GPT-2 calls its sizes, and GPT-J.
+const TWO: Sizes = Sizes {
+    hidden: ("n_embd", 768),
+    layers: ("n_layer", 12),
+    heads: ("n_head", 12),
+    inner: "n_inner",
+    positions: ("n_positions", 1024),
+    vocab: 50257,
+    tied: true,
+    dropouts: &["resid_pdrop", "embd_pdrop", "attn_pdrop"],
+};
+
+fn j(keys: &Keys<'_>) -> Parsed<ModelConfig> {
+    keys.expect("activation_function", &["gelu_new", "gelu_pytorch_tanh"])?;
+    if keys.flag("tie_word_embeddings", false)? {
+        return Err("tie_word_embeddings is true; here the output head has a matrix of its own, and a bias".into());
+    }
+    if !keys.flag("scale_attn_weights", true)? {
+        return Err("scale_attn_weights is false; scores are scaled in this architecture, as in transformers".into());
+    }
+    let sizes = Sizes {
+        hidden: ("n_embd", 4096),
+        layers: ("n_layer", 28),
+        heads: ("n_head", 16),
+        positions: ("n_positions", 2048),
+        vocab: 50400,
+        tied: false,
+        ..TWO
+    };
+    let max_position = keys.size("max_position_embeddings", Some(keys.size("n_positions", Some(2048))?))?;
+    let channels = match keys.has("rotary_dim") {
+        true => keys.size("rotary_dim", None)?,
+        false => 64,
+    };
+    sized(keys, &sizes, |layers, head_dim| {
+        if channels > head_dim || !head_dim.is_multiple_of(2) {
+            return Err(format!("rotary_dim is {channels}, of heads of {head_dim} channels"));
+        }
+        let scaling = RopeScaling::None;
+        Ok(GptSpec {
+            kind: GptKind::J,
+            norm_eps: keys.epsilon("layer_norm_epsilon", 1e-5)?,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            windows: vec![None; layers],
+            gelu: Gelu::Tanh,
+            rope: Some(RopeSpec { theta: 10_000.0, channels, max_position, scaling, pairs: Pairs::Neighbours }),
+            parallel: true,
+            biases: [false, false, true],
+        })
+    })
+}
+
 fn two(keys: &Keys<'_>) -> Parsed<ModelConfig> {
     keys.expect("activation_function", &["gelu_new", "gelu_pytorch_tanh"])?;
-    let sizes = Sizes {
-        hidden: ("n_embd", 768),
-        layers: ("n_layer", 12),
-        heads: ("n_head", 12),
-        inner: "n_inner",
-        positions: ("n_positions", 1024),
-        vocab: 50257,
-        tied: true,
-        dropouts: &["resid_pdrop", "embd_pdrop", "attn_pdrop"],
-    };
+    let sizes = TWO;
     sized(keys, &sizes, |layers, head_dim| {
         let scaled = keys.flag("scale_attn_weights", true)?;
         Ok(GptSpec {
@@ -162,7 +211,7 @@ fn two(keys: &Keys<'_>) -> Parsed<ModelConfig> {
             gelu: Gelu::Tanh,
             rope: None,
             parallel: false,
-            biases: [true, true],
+            biases: [true, true, false],
         })
     })
 }

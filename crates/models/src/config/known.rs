@@ -45,15 +45,15 @@ const BIASED: &[&str] =
     &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox", "qwen3_moe"];
 const NEO: &[&str] = &["gpt_neo"];
 const NEOX: &[&str] = &["gpt_neox"];
-const TWO: &[&str] = &["gpt2"];
-const LEARNED: &[&str] = &["gpt_neo", "gpt2"];
+const TWO: &[&str] = &["gpt2", "gptj"];
+const GELU_NEW: &[&str] = &["gpt_neo", "gpt2", "gptj"];
 const WINDOWED: &[&str] =
     &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe"];
 const LISTED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral"];
 const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3", "qwen3_moe"];
 const EXPERTS: &[&str] = &["mixtral", "qwen3_moe"];
 const QWEN_EXPERTS: &[&str] = &["qwen3_moe"];
-const PDROPS: &[&str] = &["phi3", "gpt2"];
+const PDROPS: &[&str] = &["phi3", "gpt2", "gptj"];
 const GRANITE: &[&str] = &["granite"];
 const GEMMA: &[&str] = &["gemma2", "gemma3_text"];
 
@@ -131,11 +131,11 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("use_bidirectional_attention", Refused("only models whose tokens see those before them are read")),
     ("num_layers", ReadIn(NEO)),
     ("num_heads", ReadIn(NEO)),
-    ("activation_function", ReadIn(LEARNED)),
+    ("activation_function", ReadIn(GELU_NEW)),
     ("attention_layers", ReadIn(NEO)),
     ("attention_types", ReadIn(NEO)),
     ("window_size", ReadIn(NEO)),
-    ("layer_norm_epsilon", ReadIn(LEARNED)),
+    ("layer_norm_epsilon", ReadIn(GELU_NEW)),
     ("layer_norm_eps", ReadIn(NEOX)),
     ("rotary_pct", ReadIn(NEOX)),
     ("rotary_emb_base", ReadIn(NEOX)),
@@ -146,6 +146,8 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("n_head", ReadIn(TWO)),
     ("n_inner", ReadIn(TWO)),
     ("n_positions", ReadIn(TWO)),
+    ("rotary_dim", ReadIn(&["gptj"])),
+    ("rotary", Irrelevant("rotary_dim says how much of every head is rotated")),
     ("n_ctx", Irrelevant("n_positions says how many positions there are")),
     ("attn_pdrop", ReadIn(TWO)),
     ("scale_attn_weights", ReadIn(TWO)),

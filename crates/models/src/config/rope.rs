@@ -1,5 +1,5 @@
 use super::keys::{Keys, Parsed, number};
-use halfbyte_ops::rope::{RopeScaling, RopeSpec};
+use halfbyte_ops::rope::{Pairs, RopeScaling, RopeSpec};
 use serde_json::{Map, Value};
 
 /// Keys of every kind.
@@ -98,7 +98,7 @@ pub(super) fn of_part(
         }
         other => return Err(format!("rope type {other} is not supported here; supported are default and longrope")),
     };
-    Ok((vec![RopeSpec { theta, channels, max_position, scaling }], Vec::new()))
+    Ok((vec![RopeSpec { theta, channels, max_position, scaling, pairs: Pairs::Halves }], Vec::new()))
 }
 
 fn longrope(nested: &Map<String, Value>, original: usize, max_position: usize) -> Parsed<RopeScaling> {
@@ -148,7 +148,7 @@ fn of(
             ignored.join(", ")
         ));
     }
-    Ok(RopeSpec { theta, channels: head_dim, max_position, scaling })
+    Ok(RopeSpec { theta, channels: head_dim, max_position, scaling, pairs: Pairs::Halves })
 }
 
 /// The object under a key; none where it is absent, `null` or empty.

@@ -16,6 +16,7 @@ pub(super) struct Job<'a> {
     pub(super) denominator: f32,
     pub(super) want_dh: bool,
     pub(super) want_dw: bool,
+    pub(super) want_db: bool,
     /// What is held at once.
     pub(super) at_once: AtOnce,
 }
@@ -27,6 +28,8 @@ pub(super) struct Found {
     pub(super) dh: Option<Tensor>,
     /// f32 `(vocab, channels)`.
     pub(super) dw: Option<Tensor>,
+    /// f32 `(vocab)`.
+    pub(super) db: Option<Tensor>,
 }
 
 /// How much of the logits is held at once: a function of the shape alone, so that sums are the same on every machine.
@@ -54,6 +57,7 @@ pub(super) struct Sums {
     pub(super) loss: f64,
     pub(super) dh: Option<Tensor>,
     pub(super) dw: Option<Tensor>,
+    pub(super) db: Option<Tensor>,
 }
 
 impl Job<'_> {
@@ -65,10 +69,13 @@ impl Job<'_> {
             Place::Host => {
                 // A format that computes its own forward is asked for whole rows.
                 let own_forward = self.head.override_forward(&gather(self.h, &counted[..1])).is_some();
-                let Sums { loss, dh, dw } =
-                    if self.want_dw || own_forward { self.run_rows(dims)? } else { self.run_strips(dims) };
+                let Sums { loss, dh, dw, db } = if self.want_dw || self.want_db || own_forward {
+                    self.run_rows(dims)?
+                } else {
+                    self.run_strips(dims)
+                };
                 let loss = Tensor::scalar((loss / f64::from(self.denominator)) as f32);
-                Ok(Found { loss, dh, dw })
+                Ok(Found { loss, dh, dw, db })
             }
             Place::Dry(ledger) => Ok(self.run_dry(ledger, dims)),
         }
@@ -79,7 +86,8 @@ impl Job<'_> {
         let (rows, kept) = (self.targets.rows().len(), self.kept_dtype());
         let dh = self.want_dh.then(|| self.h.scratch_like(&[self.h.rows(), channels], kept));
         let dw = self.want_dw.then(|| self.h.scratch_like(&[vocab, channels], DType::F32));
-        let passing = if self.want_dw {
+        let db = self.want_db.then(|| self.h.scratch_like(&[vocab], DType::F32));
+        let passing = if self.want_dw || self.want_db {
             let at_once = self.at_once.whole_rows.min(rows);
             at_once * (4 * vocab + 2 * channels * kept.size())
         } else {
@@ -90,12 +98,20 @@ impl Job<'_> {
         let products = 1 + usize::from(self.want_dh) + usize::from(self.want_dw);
         let cost = Cost::of(0, &[self.h]).flops(2 * products * rows * vocab * channels);
         cost.passing(passing).count(ledger);
-        Found { loss: self.h.scratch_like(&[1], DType::F32), dh, dw }
+        Found { loss: self.h.scratch_like(&[1], DType::F32), dh, dw, db }
     }
 
     /// The factor on the gradients of products.
     pub(super) fn scale(&self) -> f32 {
         self.head.shaping.factor / self.denominator
+    }
+
+    /// Begins logits with the bias, and says whether there is one: the products are added to it.
+    pub(super) fn begin(&self, bias: Option<&[f32]>, logits: &mut [f32]) -> bool {
+        if let Some(bias) = bias {
+            logits.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+        }
+        bias.is_some()
     }
 
     pub(super) fn compute(&self) -> Compute {

@@ -5,6 +5,7 @@ use super::{Head, Matrix, Shaping};
 use crate::{
     frozen,
     gpu_product::{Operand, multiply, product},
+    product::bias_gradient,
 };
 use halfbyte_autograd::{Result, Var};
 use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
@@ -16,7 +17,7 @@ kernels! {
     gather_rows as GatherRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
     scatter_rows as ScatterRows { x: *const T, rows: *const u32, out: *mut T, cols: i32, first: i32, n: usize }
     softmax_loss as SoftmaxLoss {
-        logits: *const f32, targets: *const u32, losses: *mut f32, grad: Option<*mut T>, vocab: i32, first: i32, scale: f32, cap: f32,
+        logits: *const f32, bias: Option<*const f32>, targets: *const u32, losses: *mut f32, grad: Option<*mut T>, vocab: i32, first: i32, scale: f32, cap: f32,
     }
     shape_logits as ShapeLogits { z: *const f32, factor: f32, cap: f32, y: *mut f32, n: usize }
     mean_loss as MeanLoss { losses: *const f32, mean: *mut f32, n: i32, denominator: f32 }
@@ -68,6 +69,8 @@ impl Job<'_> {
         let device = self.h.device();
         let mut dh = self.want_dh.then(|| Tensor::zeros_on(&device, &[self.h.rows(), channels], kept));
         let mut dw = self.want_dw.then(|| Tensor::zeros_on(&device, &[vocab, channels], DType::F32));
+        let mut db = self.want_db.then(|| Tensor::zeros_on(&device, &[vocab], DType::F32));
+        let bias = self.head.bias.map(|it| it.value().to_dtype(DType::F32));
         let (w, counted) = (self.head.on_gpu(dtype)?, self.targets.rows().len());
         let (places, targets) = self.targets.on(gpu)?;
         let mut losses = self.h.scratch_like(&[counted], DType::F32);
@@ -80,17 +83,21 @@ impl Job<'_> {
             // SAFETY: all rows lie in `h`; `n` places from `first` on are there.
             unsafe { kernel.launch(gpu, number(dtype), Launch::packs(elements, number(dtype))) }?;
             let logits = product(shaping.factor, Operand::new(&h), Operand::new(&w).t(), DType::F32)?;
-            let wanted = self.want_dh || self.want_dw;
+            let wanted = self.want_dh || self.want_dw || self.want_db;
             let mut grad = wanted.then(|| h.scratch_like(&[n, vocab], dtype));
             let (losses, scale, cap) = (&mut losses, early, shaping.cap.unwrap_or(0.0));
+            let bias = bias.as_ref();
             let kernel =
-                SoftmaxLoss { logits: &logits, targets, losses, grad: grad.as_mut(), vocab, first, scale, cap };
+                SoftmaxLoss { logits: &logits, bias, targets, losses, grad: grad.as_mut(), vocab, first, scale, cap };
             // SAFETY: a block a row of logits, whose target the caller checked.
             unsafe { kernel.launch(gpu, number(dtype), Launch::rows(n, row_threads(vocab))) }?;
             drop(logits);
             let Some(grad) = grad else { continue };
             if let Some(dw) = &mut dw {
                 multiply(late, Operand::new(&grad).t(), Operand::new(&h), 1.0, dw)?;
+            }
+            if let Some(sum) = db.take() {
+                db = Some(crate::add::sum(&sum, &bias_gradient(&grad)?, late)?);
             }
             if let Some(dh) = &mut dh {
                 let part = product(late, Operand::new(&grad), Operand::new(&w), kept)?;
@@ -103,6 +110,6 @@ impl Job<'_> {
         let kernel = MeanLoss { losses: &losses, mean: &mut loss, n: counted, denominator: self.denominator };
         // SAFETY: one block over all losses.
         unsafe { kernel.launch(gpu, Number::F32, Launch::rows(1, 256)) }?;
-        Ok(Found { loss, dh, dw })
+        Ok(Found { loss, dh, dw, db })
     }
 }

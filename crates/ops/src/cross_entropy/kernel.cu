@@ -40,19 +40,28 @@ KERNEL shape_logits(const float* z, float factor, float cap, float* y, unsigned 
 
 #define KEPT 8 // packs of a row of logits that a thread keeps in registers; what is beyond is read again
 
-// One block a row of logits yet to be capped, the first of which is row `first` of targets and losses: losses[row] = log(sum exp(l)) -
-// l[target], and, if wanted, grad = scale * (softmax - onehot) * slope(l), rounded.
-KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses, T* grad, int vocab, int first,
+// One block a row of logits yet to be biased and capped, the first of which is row `first` of targets and losses: losses[row] =
+// log(sum exp(l)) - l[target], and, if wanted, grad = scale * (softmax - onehot) * slope(l), rounded.
+KERNEL softmax_loss(const float* logits, const float* bias, const unsigned* targets, float* losses, T* grad, int vocab, int first,
                     float scale, float cap) {
     __shared__ float scratch[32];
     const float* row = logits + (size_t)blockIdx.x * vocab;
     T* out = grad ? grad + (size_t)blockIdx.x * vocab : nullptr;
     int target = (int)targets[first + blockIdx.x];
-    bool together = vocab % 4 == 0 && on_16(logits) && on_16(grad);
+    bool together = vocab % 4 == 0 && on_16(logits) && on_16(bias) && on_16(grad);
+    auto products_of = [&](int i) {
+        Pack<float> z = load_pack(row, i, vocab, together);
+        if (bias) {
+            Pack<float> b = load_pack(bias, i, vocab, together);
+#pragma unroll
+            for (int j = 0; j < 4; j++) z.v[j] += b.v[j];
+        }
+        return z;
+    };
     Pack<float> kept[KEPT + 1];
     float largest = -INF, sum = 0.0f;
     for_packs<float, KEPT>(vocab, [&](int i, int k) {
-        kept[k] = load_pack(row, i, vocab, together);
+        kept[k] = products_of(i);
 #pragma unroll
         for (int j = 0; j < 4; j++)
             if (i + j < vocab) largest = fmaxf(largest, kept[k].v[j] = capped(kept[k].v[j], cap));
@@ -60,7 +69,7 @@ KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses,
     largest = block_max(largest, scratch);
     for_packs<float, KEPT>(vocab, [&](int i, int k) {
         bool again = k == KEPT;
-        if (again) kept[k] = load_pack(row, i, vocab, together);
+        if (again) kept[k] = products_of(i);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             kept[k].v[j] = expf((again ? capped(kept[k].v[j], cap) : kept[k].v[j]) - largest);
@@ -68,17 +77,17 @@ KERNEL softmax_loss(const float* logits, const unsigned* targets, float* losses,
         }
     });
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) losses[first + blockIdx.x] = largest + logf(sum) - capped(row[target], cap);
+    if (threadIdx.x == 0) losses[first + blockIdx.x] = largest + logf(sum) - capped(row[target] + (bias ? bias[target] : 0.0f), cap);
     if (!grad) return;
     float inverse = 1.0f / sum;
     for_packs<float, KEPT>(vocab, [&](int i, int k) {
         if (k == KEPT) {
-            kept[k] = load_pack(row, i, vocab, together);
+            kept[k] = products_of(i);
 #pragma unroll
             for (int j = 0; j < 4; j++) kept[k].v[j] = expf(capped(kept[k].v[j], cap) - largest);
         }
         Pack<float> products;
-        if (cap > 0.0f) products = load_pack(row, i, vocab, together);
+        if (cap > 0.0f) products = products_of(i);
         Four four;
 #pragma unroll
         for (int j = 0; j < 4; j++) {

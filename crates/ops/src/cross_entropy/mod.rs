@@ -34,6 +34,8 @@ const OP: &str = "cross_entropy";
 pub struct Head<'a, 'm> {
     /// `(vocab, channels)`.
     pub matrix: Matrix<'a, 'm>,
+    /// Added to every row of products, `(vocab)`; it may train, too. Only where products are not shaped.
+    pub bias: Option<&'a Var>,
     /// From a product to a logit.
     pub shaping: Shaping,
 }
@@ -50,18 +52,24 @@ pub enum Matrix<'a, 'm> {
 impl<'a, 'm> Head<'a, 'm> {
     /// Logits are the products with a matrix that never trains.
     pub fn frozen(matrix: &'m dyn FrozenMatrix) -> Head<'a, 'm> {
-        Head { matrix: Matrix::Frozen(matrix), shaping: Shaping::default() }
+        Head { matrix: Matrix::Frozen(matrix), bias: None, shaping: Shaping::default() }
     }
 
     /// Logits are the products with a matrix that may train.
     pub fn trainable(matrix: &'a Var) -> Head<'a, 'm> {
-        Head { matrix: Matrix::Trainable(matrix), shaping: Shaping::default() }
+        Head { matrix: Matrix::Trainable(matrix), bias: None, shaping: Shaping::default() }
     }
 
     /// With other logits.
     #[must_use]
     pub fn shaped(self, shaping: Shaping) -> Head<'a, 'm> {
         Head { shaping, ..self }
+    }
+
+    /// With a bias.
+    #[must_use]
+    pub fn biased(self, bias: Option<&'a Var>) -> Head<'a, 'm> {
+        Head { bias, ..self }
     }
 
     fn dims(&self) -> Result<(usize, usize)> {
@@ -76,6 +84,20 @@ impl<'a, 'm> Head<'a, 'm> {
             Matrix::Frozen(w) => w.source(),
             Matrix::Trainable(w) => product::source(w.value()),
         }
+    }
+
+    fn check(&self, op: &'static str) -> Result<()> {
+        self.shaping.check(op)?;
+        let Some(bias) = self.bias else { return Ok(()) };
+        if self.shaping != Shaping::default() {
+            return Err(Error::invalid(op, "expected a bias or shaped logits, got a head with both").into());
+        }
+        product::check_bias(op, Some(bias.value()), self.dims()?.0)
+    }
+
+    /// The bias in f32, in host memory.
+    fn bias_values(&self) -> Option<Vec<f32>> {
+        self.bias.map(|it| it.value().to_f32_vec())
     }
 
     fn requires_grad(&self) -> bool {
@@ -103,7 +125,7 @@ pub fn cross_entropy<'m>(
     targets: &Targets,
     denominator: f32,
 ) -> Result<Var> {
-    head.shaping.check(OP)?;
+    head.check(OP)?;
     let (vocab, channels) = head.dims()?;
     product::check_input(OP, h.value(), channels)?;
     check_targets(targets, h.value().rows(), vocab)?;
@@ -118,32 +140,38 @@ pub fn cross_entropy<'m>(
         denominator,
         want_dh: tape.is_recording() && h.requires_grad(),
         want_dw: tape.is_recording() && head.requires_grad(),
+        want_db: tape.is_recording() && head.bias.is_some_and(Var::requires_grad),
         at_once: cpu::AtOnce::new(vocab),
     };
-    let cpu::Found { loss, dh, dw } = job.run()?;
+    let cpu::Found { loss, dh, dw, db } = job.run()?;
     let (dtype, shape) = (h.value().dtype(), h.value().shape().to_vec());
     let none = no_bias();
     let w = if let Matrix::Trainable(w) = head.matrix { w } else { &none };
-    Ok(tape.record(OP, [h, w], loss, move |dy, _| {
+    Ok(tape.record(OP, [h, w, head.bias.unwrap_or(&none)], loss, move |dy, _| {
         // The seed of the backward pass, which stays in host memory: reading it waits for nobody.
         let scale = dy.to_f32_vec()[0];
         let dh = dh.map(|it| Ok(cpu::scaled(it, scale)?.to_dtype(dtype).reshape(&shape)?));
         let dh: Option<Result<Tensor>> = dh;
-        Ok([dh.transpose()?, dw.map(|it| cpu::scaled(it, scale)).transpose()?])
+        let [dw, db] = [dw, db].map(|it| it.map(|it| cpu::scaled(it, scale)).transpose());
+        Ok([dh.transpose()?, dw?, db?])
     }))
 }
 
 /// All logits, f32 `(rows, vocab)`, of `h (rows, channels)`: for a few rows, as generation needs them.
 pub fn logits(h: &Tensor, head: Head<'_, '_>) -> Result<Tensor> {
     product::check_input("logits", h, head.dims()?.1)?;
+    head.check("logits")?;
+    let bias = head.bias.map(Var::value);
     let x = Left::new(h);
     let products = match head.matrix {
-        Matrix::Frozen(w) => frozen::multiply(&x, w, Side::Forward, Epilogue { bias: None, dtype: DType::F32 }),
+        Matrix::Frozen(w) => frozen::multiply(&x, w, Side::Forward, Epilogue { bias, dtype: DType::F32 }),
         Matrix::Trainable(w) if on_gpu(h) => {
             let w = w.value().to_dtype(h.dtype());
-            Ok(gpu_product::product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?)
+            let mut products = gpu_product::product(1.0, Operand::new(h), Operand::new(&w).t(), DType::F32)?;
+            gpu_product::cuda::add_bias(&mut products, bias)?;
+            Ok(products)
         }
-        Matrix::Trainable(w) => product::forward(&x, Right::Dense(w.value()), None, DType::F32),
+        Matrix::Trainable(w) => product::forward(&x, Right::Dense(w.value()), bias, DType::F32),
     };
     head.shaping.of_products(products?)
 }

@@ -81,9 +81,10 @@ impl Job<'_> {
     pub(super) fn run_strips(&self, (vocab, channels): (usize, usize)) -> Sums {
         let (kept, shaping) = (self.kept_dtype(), self.head.shaping);
         let dh = self.want_dh.then(|| Tensor::zeros(&[self.h.rows(), channels], kept));
-        let mut found = Sums { loss: 0.0, dh, dw: None };
+        let mut found = Sums { loss: 0.0, dh, dw: None, db: None };
         let (at_once, width) = (self.at_once.strip.0.min(self.targets.rows().len()), self.at_once.strip.1.min(vocab));
         let (head, again) = (self.head.source(), self.want_dh.then(|| self.head.source()));
+        let bias = self.head.bias_values();
         let mut logits = Tensor::scratch(&[at_once, width], DType::F32);
         for (rows, ids) in self.targets.rows().chunks(at_once).zip(self.targets.ids().chunks(at_once)) {
             let h = gather(self.h, rows);
@@ -94,7 +95,8 @@ impl Job<'_> {
                 let strip = &mut logits.data_mut::<f32>()[..rows.len() * cols];
                 let (hs, w) = (product::source(&h), Operand::new(&*head).rows(start, cols).t());
                 let product = Product::new(Operand::new(&*hs), w, self.compute());
-                matmul(&Product { alpha: shaping.factor, ..product }, Out::F32(strip));
+                let accumulate = self.begin(bias.as_deref().map(|it| &it[start..][..cols]), strip);
+                matmul(&Product { alpha: shaping.factor, accumulate, ..product }, Out::F32(strip));
                 match &again {
                     Some(head) => {
                         self.weigh(&mut states, strip, Operand::new(&**head).rows(start, cols), (start, &mut sums))

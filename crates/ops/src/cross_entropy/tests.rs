@@ -91,6 +91,46 @@ fn gradients_agree_with_differences() {
 }
 
 #[test]
+fn a_bias_joins_the_logits_and_has_a_gradient() {
+    let param = |name, shape: &[usize], seed| Param::new(name, noise(shape, DType::F32, seed));
+    let (h, w, b) = (param("h", &[5, 4], 1), param("w", &[9, 4], 2), param("b", &[9], 3));
+    let frozen = Plain::leaked(w.value());
+    let targets = Targets::new(vec![8, IGNORE, 0, 3, 3]);
+    gradcheck(&[h.clone(), w.clone(), b.clone()], |tape, p| {
+        let [h, w, b] = [0, 1, 2].map(|it| tape.param(&p[it]));
+        cross_entropy(tape, &h, Head::trainable(&w).biased(Some(&b)), &targets, 4.0)
+    });
+    gradcheck(&[h.clone(), b.clone()], |tape, p| {
+        let b = tape.param(&p[1]);
+        cross_entropy(tape, &tape.param(&p[0]), Head::frozen(frozen).biased(Some(&b)), &targets, 4.0)
+    });
+    // As a column of the matrix, beside a channel that is 1; in strips and in rows.
+    let beside = |left: &Tensor, right: &dyn Fn(usize) -> f32| {
+        let rows = left.to_f32_vec().chunks(4).enumerate().flat_map(|(i, row)| [row, &[right(i)]].concat()).collect();
+        Tensor::from_vec::<f32>(&[left.rows(), 5], rows)
+    };
+    let bias = b.value().to_f32_vec();
+    let (wide_h, wide_w) = (beside(&h.value(), &|_| 1.0), Var::constant(beside(&w.value(), &|i| bias[i])));
+    let constant = [&w, &b].map(|it| Var::constant(it.value()));
+    let loss = |tape: &Tape<'static>, h: &Var, head: Head<'_, 'static>| {
+        f64::from(cross_entropy(tape, h, head, &targets, 4.0).unwrap().value().data::<f32>()[0])
+    };
+    let expected = loss(&Tape::disabled(), &Var::constant(wide_h.clone()), Head::trainable(&wide_w));
+    for head in [Head::frozen(frozen), Head::trainable(&constant[0])] {
+        let head = head.biased(Some(&constant[1]));
+        let got = loss(&Tape::disabled(), &Var::constant(h.value()), head);
+        assert!((got - expected).abs() < 1e-6 * expected, "{got}, expected {expected}");
+        let got = logits(&h.value(), head).unwrap().to_f32_vec();
+        let all = logits(&wide_h, Head::trainable(&wide_w)).unwrap().to_f32_vec();
+        assert_close("logits", &got, &all.iter().map(|it| f64::from(*it)).collect::<Vec<_>>(), 1e-5);
+    }
+    let capped = Shaping { factor: 1.0, cap: Some(1.5) };
+    let both = Head::frozen(frozen).biased(Some(&constant[1])).shaped(capped);
+    let refused = cross_entropy(&Tape::disabled(), &Var::constant(h.value()), both, &targets, 1.0).unwrap_err();
+    assert!(refused.to_string().contains("a head with both"), "{refused}");
+}
+
+#[test]
 fn gradients_through_a_frozen_head_agree_with_differences() {
     let w = Plain::leaked(noise(&[9, 4], DType::F32, 2));
     gradcheck(&[Param::new("h", noise(&[5, 4], DType::F32, 1))], |tape, p| {
@@ -107,7 +147,8 @@ fn pieces_change_nothing_but_rounding_and_cover_everything() {
     let run = |want_dw, at_once| {
         let head = Head::trainable(&w);
         let targets = &Targets::new(targets.clone());
-        let job = cpu::Job { h: &h, head: &head, targets, denominator: 2.0, want_dh: true, want_dw, at_once };
+        let job =
+            cpu::Job { h: &h, head: &head, targets, denominator: 2.0, want_dh: true, want_dw, want_db: false, at_once };
         let found = job.run().unwrap();
         (
             found.loss.data::<f32>()[0],
@@ -144,7 +185,16 @@ fn strips_of_growing_and_of_infinite_logits_sum_like_the_whole() {
     for width in [1, 2, 3, 4, 12] {
         let at_once = cpu::AtOnce { whole_rows: 1, strip: (1, width) };
         let (head, targets) = (Head::trainable(&w), &Targets::new(vec![10]));
-        let job = cpu::Job { h: &h, head: &head, targets, denominator: 1.0, want_dh: true, want_dw: false, at_once };
+        let job = cpu::Job {
+            h: &h,
+            head: &head,
+            targets,
+            denominator: 1.0,
+            want_dh: true,
+            want_dw: false,
+            want_db: false,
+            at_once,
+        };
         let found = job.run().unwrap();
         let loss = found.loss.data::<f32>()[0];
         assert!((loss - 30.0).abs() < 1e-5, "{width}: {loss}");

@@ -1,11 +1,11 @@
-use super::RopeTable;
+use super::{Pairs, RopeTable};
 use halfbyte_tensor::{Float, vectorised};
 use rayon::prelude::*;
 
 /// Rows a thread takes at once.
 const ROWS: usize = 32;
 
-/// `(a, b) -> (a cos - b sin, b cos + a sin)` for the halves `a` and `b` of what is rotated of every head; the sine times `direction`.
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` for the pairs `a` and `b` of what is rotated of every head; the sine times `direction`.
 /// The rest of the head stays as it is.
 pub(super) fn rotate<T: Float>(
     (x, head_dim): (&[T], usize),
@@ -30,6 +30,16 @@ pub(super) fn rotate<T: Float>(
                 for (y, x) in y.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
                     let (y, rest) = y.split_at_mut(2 * half);
                     rest.copy_from_slice(&x[2 * half..]);
+                    if table.pairs == Pairs::Neighbours {
+                        for ((y, x), (cos, sin)) in
+                            y.chunks_exact_mut(2).zip(x.chunks_exact(2)).zip(cos.iter().zip(&sin))
+                        {
+                            let (a, b) = (x[0].to_f32(), x[1].to_f32());
+                            y[0] = T::from_f32(round(a * cos) - round(b * sin));
+                            y[1] = T::from_f32(round(b * cos) + round(a * sin));
+                        }
+                        continue;
+                    }
                     let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x[..2 * half].split_at(half));
                     let (y, x, angle) = (y_a.iter_mut().zip(y_b), a.iter().zip(b), cos.iter().zip(&sin));
                     for (((y_a, y_b), (a, b)), (cos, sin)) in y.zip(x).zip(angle) {

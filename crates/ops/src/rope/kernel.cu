@@ -34,3 +34,22 @@ KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, i
         y[at] = x[at];
     }
 }
+
+// As `rotate`, where each even channel turns against the next one. A head has an even number of channels, `n` is half of all elements.
+KERNEL rotate_neighbours(const T* x, const float* table, const unsigned* positions, T* y, int heads, int dim, int half, int length,
+                         float direction, unsigned long long n) {
+    FOR_EACH(p, n) {
+        size_t head = p / (dim / 2);
+        int i = (int)(p - head * (dim / 2));
+        float a = to_f32(x[2 * p]), b = to_f32(x[2 * p + 1]);
+        if (i < half) {
+            const float* angles = table + (size_t)positions[head / heads] * half;
+            float cosine = rounded<T>(angles[i]), sine = direction * rounded<T>(angles[(size_t)length * half + i]);
+            float left = a;
+            a = rounded<T>(left * cosine) - rounded<T>(b * sine);
+            b = rounded<T>(b * cosine) + rounded<T>(left * sine);
+        }
+        y[2 * p] = Round<T>::of(a);
+        y[2 * p + 1] = Round<T>::of(b);
+    }
+}

@@ -1,5 +1,5 @@
-//! Rotary position embedding in the convention of LLaMA in transformers: the first half of a head's channels, or of those that are
-//! rotated, is rotated against the second, by an angle that grows with the position.
+//! Rotary position embedding: of a head's channels, or of those that are rotated, each turns against another, by an angle that grows with
+//! the position; in the convention of LLaMA in transformers the first half against the second, in that of GPT-J each against the next.
 
 mod cpu;
 mod cuda;
@@ -7,7 +7,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use spec::{RopeScaling, RopeSpec};
+pub use spec::{Pairs, RopeScaling, RopeSpec};
 
 use crate::{
     layout::Layout,
@@ -22,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     half: usize,
+    pairs: Pairs,
     length: usize,
     /// `(length, channels / 2)` cosines, then as many sines.
     values: Arc<[f32]>,
@@ -45,7 +46,7 @@ impl RopeTable {
                 (*cos, *sin) = (c as f32 * factor, s as f32 * factor);
             }
         }
-        Ok(RopeTable { half, length, values: values.into(), on_gpu: Arc::default() })
+        Ok(RopeTable { half, pairs: spec.pairs, length, values: values.into(), on_gpu: Arc::default() })
     }
 
     /// Channels of a head that are rotated.
@@ -113,6 +114,11 @@ fn check(x: &Tensor, table: &RopeTable, layout: &Layout, head_dim: usize) -> Res
     if table.channels() > head_dim || head_dim == 0 {
         let message =
             format!("expected heads of {} channels or more, as the table rotates, got {head_dim}", table.channels());
+        return Err(Error::invalid("rope", message).into());
+    }
+    if table.pairs == Pairs::Neighbours && !head_dim.is_multiple_of(2) {
+        let message =
+            format!("expected heads of an even number of channels where neighbours turn together, got {head_dim}");
         return Err(Error::invalid("rope", message).into());
     }
     if x.shape().is_empty() || x.cols() == 0 || !x.cols().is_multiple_of(head_dim) || x.rows() != layout.tokens() {

@@ -14,6 +14,18 @@ pub struct RopeSpec {
     pub max_position: usize,
     /// How the frequencies are stretched for longer texts.
     pub scaling: RopeScaling,
+    /// Which channels turn together.
+    pub pairs: Pairs,
+}
+
+/// Which two channels of those that are rotated turn together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pairs {
+    /// One of the first half and the one as far into the second, as in LLaMA.
+    #[default]
+    Halves,
+    /// One and the next, as in GPT-J.
+    Neighbours,
 }
 
 /// A rope type of transformers, with its settings (`rope_scaling`, `rope_parameters`).

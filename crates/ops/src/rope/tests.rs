@@ -1,11 +1,11 @@
-use super::{RopeScaling, RopeSpec, RopeTable, rope};
+use super::{Pairs, RopeScaling, RopeSpec, RopeTable, rope};
 use crate::{Layout, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise};
 
 fn spec(head_dim: usize, scaling: RopeScaling) -> RopeSpec {
-    RopeSpec { theta: 10000.0, channels: head_dim, max_position: 16, scaling }
+    RopeSpec { theta: 10000.0, channels: head_dim, max_position: 16, scaling, pairs: Pairs::Halves }
 }
 
 fn yarn(factor: f64) -> RopeScaling {
@@ -83,6 +83,34 @@ fn a_part_of_every_head_is_rotated_and_the_rest_stays() {
     let x = Param::new("x", noise(&[2, 12], DType::F32, 1));
     let table = RopeTable::new(&spec(4, RopeScaling::None), 4).unwrap();
     gradcheck(&[x], |tape, p| rope(tape, &tape.param(&p[0]), &table, &Layout::new(&[2]).unwrap(), 6));
+}
+
+#[test]
+fn neighbours_turn_as_halves_do_that_are_dealt_out() {
+    // Channel i of a half is every other channel.
+    let dealt = |x: &[f32], d: usize, part: usize| -> Vec<f32> {
+        let place = |i: usize| if i >= part { i } else { i % 2 * (part / 2) + i / 2 };
+        x.chunks(d)
+            .flat_map(|head| {
+                let mut out = vec![0.0; d];
+                (0..d).for_each(|i| out[place(i)] = head[i]);
+                out
+            })
+            .collect()
+    };
+    for dtype in FLOATS {
+        let (layout, x) = (Layout::resumed(&[(3, 2, 0), (2, 5, 8)]).unwrap(), noise(&[5, 24], dtype, 1));
+        let run = |x: &Tensor, pairs| {
+            let table = RopeTable::new(&RopeSpec { pairs, ..spec(8, RopeScaling::None) }, 16).unwrap();
+            rope(&Tape::disabled(), &Var::constant(x.clone()), &table, &layout, 12).unwrap().value().to_f32_vec()
+        };
+        let halves = Tensor::from_vec(&[5, 24], dealt(&x.to_f32_vec(), 12, 8)).to_dtype(dtype);
+        assert_eq!(dealt(&run(&x, Pairs::Neighbours), 12, 8), run(&halves, Pairs::Halves), "{dtype}");
+    }
+    let table = RopeTable::new(&RopeSpec { pairs: Pairs::Neighbours, ..spec(4, RopeScaling::None) }, 4).unwrap();
+    gradcheck(&[Param::new("x", noise(&[2, 12], DType::F32, 1))], |tape, p| {
+        rope(tape, &tape.param(&p[0]), &table, &Layout::new(&[2]).unwrap(), 6)
+    });
 }
 
 #[test]
