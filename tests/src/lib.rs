@@ -11,6 +11,8 @@ mod finetune;
 mod model;
 mod tokenizer;
 mod torch;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod traced;
 mod work;
 
 pub use adapter::Tensors;

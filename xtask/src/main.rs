@@ -20,6 +20,7 @@ mod parity;
 mod pretrain;
 mod python;
 mod tidy;
+mod torture;
 mod workspace;
 
 mod flags {
@@ -111,6 +112,15 @@ mod flags {
                 /// The folder; it must be new or empty.
                 required --output dir: PathBuf
             }
+            /// Kill, refuse, cut short and compare for so long, and print what was tried; a failure names the seed that repeats it.
+            cmd torture {
+                /// Minutes that each kind of trouble takes; all go on side by side.
+                required --minutes n: u64
+                /// The seed of the first attempt; 1 when left out.
+                optional --seed n: u64
+                /// Tests whose names hold this alone, such as `kills`.
+                optional --only name: String
+            }
             /// Package the reusable crates and build a consumer of each outside the workspace.
             cmd package-check {
                 /// One of nf4, matmul, data, files, paged-optim, lora; all when left out.
@@ -158,6 +168,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
         flags::XtaskCmd::Synth(f) => generator::synth(&f.like, f.quantized, &f.output),
+        flags::XtaskCmd::Torture(f) => torture::run(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

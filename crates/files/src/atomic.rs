@@ -6,6 +6,7 @@
 
 use crate::{Error, Result};
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
@@ -64,6 +65,11 @@ impl Write for Draft {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Whether a file's name is one that drafts have.
+pub fn is_draft(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(PREFIX)
 }
 
 pub(crate) fn parent(path: &Path) -> &Path {

@@ -18,7 +18,7 @@ mod sharded;
 mod torch;
 mod writer;
 
-pub use atomic::{Draft, write_atomic};
+pub use atomic::{Draft, is_draft, write_atomic};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use folder::{DraftFolder, make_folder, remove_folder, settle, sweep};

@@ -16,12 +16,16 @@ use crate::{
     name::{Kind, is_id},
     tree::Tree,
 };
-#[cfg(feature = "network")]
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+};
+#[cfg(feature = "network")]
+use std::{
+    io::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 /// What Halfbyte writes into a part of the file that it is fetching, and which pieces it has. Both end as huggingface_hub's own do, so
@@ -90,11 +94,15 @@ impl Repo {
         let tag = self.folder.with_file_name("CACHEDIR.TAG");
         if !tag.exists() {
             // Nothing depends on it.
-            let _ = fs::write(
-                tag,
-                "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds files that can be fetched again.\n",
+            let _ = write_whole(
+                &tag,
+                b"Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds files that can be fetched again.\n",
             );
         }
+        for folder in ["refs", "trees", "snapshots"] {
+            sweep(&self.folder.join(folder));
+        }
+        sweep_journals(&self.folder.join("blobs"));
         Ok(())
     }
 
@@ -121,8 +129,12 @@ impl Repo {
             return Ok(());
         }
         let up = "../".repeat(2 + path.matches('/').count());
+        let target = format!("{up}blobs/{etag}");
+        if cfg!(unix) && link(&target, &place, &blob).is_ok() {
+            return Ok(());
+        }
         let draft = draft(&place);
-        let done = link(&format!("{up}blobs/{etag}"), &draft, &blob).and_then(|()| fs::rename(&draft, &place));
+        let done = link(&target, &draft, &blob).and_then(|()| fs::rename(&draft, &place));
         done.map_err(Error::io(&place))
     }
 }
@@ -153,13 +165,65 @@ fn draft(place: &Path) -> PathBuf {
     place.with_file_name(name)
 }
 
-/// A small file.
+/// A small file, which after a loss of power has the old contents or the new, too.
 #[cfg(feature = "network")]
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().expect("a file of the cache lies in a folder");
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let draft = draft(path);
-    fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path)).map_err(Error::io(path))
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&draft)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().map_err(|error| {
+        // Where it cannot be removed either, the next pull sweeps it.
+        let _ = fs::remove_file(&draft);
+        Error::io(path)(error)
+    })
+}
+
+/// After this long nobody is writing a draft any more.
+#[cfg(feature = "network")]
+const STALE: Duration = Duration::from_secs(600);
+
+/// Removes drafts that killed processes left in a folder and below. Whose they are is not known, so only age tells.
+#[cfg(feature = "network")]
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(found) = entry.metadata() else { continue };
+        if found.is_dir() {
+            sweep(&entry.path());
+        } else if is_draft(&entry.file_name().to_string_lossy())
+            && found.modified().is_ok_and(|it| it.elapsed().is_ok_and(|age| age > STALE))
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes the notes of what came of files that are whole since: a process was killed when it had given the file its name. Who is
+/// fetching one has a part of it beside the notes.
+#[cfg(feature = "network")]
+fn sweep_journals(blobs: &Path) {
+    for entry in fs::read_dir(blobs).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(etag) = name.strip_suffix(PIECES)
+            && blobs.join(etag).is_file()
+            && !blobs.join(format!("{etag}{PART}")).exists()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether a name is one that [`draft`] makes.
+#[cfg(feature = "network")]
+fn is_draft(name: &str) -> bool {
+    let numbers = name.strip_suffix(".tmp").and_then(|it| it.rsplit_once('.')).and_then(|it| it.1.split_once('-'));
+    let is_number = |it: &str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit());
+    numbers.is_some_and(|(process, count)| is_number(process) && is_number(count))
 }
 
 pub(crate) fn is_commit(text: &str) -> bool {
@@ -296,5 +360,37 @@ mod tests {
         }
         let drafts = files(&repo.folder).unwrap().into_iter().filter(|it| it.to_string_lossy().ends_with(".tmp"));
         assert_eq!(drafts.count(), 0);
+    }
+
+    #[test]
+    fn drafts_that_nobody_writes_any_more_go() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("COMMIT")).unwrap();
+        let old = std::time::SystemTime::now() - 2 * STALE;
+        for name in ["main.12-0.tmp", "COMMIT/config.json.7-31.tmp", "main", "a.tmp", "b.x-1.tmp", "12-0.tmp"] {
+            let file = fs::File::create(dir.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        let young = draft(&dir.path().join("main"));
+        fs::write(&young, "").unwrap();
+        sweep(dir.path());
+        let mut left = files(dir.path()).unwrap();
+        left.sort();
+        let mut expected: Vec<PathBuf> =
+            ["12-0.tmp", "a.tmp", "b.x-1.tmp", "main"].map(|it| dir.path().join(it)).into();
+        expected.push(young);
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn notes_about_a_file_that_is_whole_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a", "a.pieces", "b.pieces", "c", "c.pieces", "c.part"];
+        let names = names.map(|it| it.replace(".pieces", PIECES).replace(".part", PART));
+        names.iter().for_each(|it| fs::write(dir.path().join(it), "").unwrap());
+        sweep_journals(dir.path());
+        let left = names.each_ref().map(|it| dir.path().join(it).exists());
+        assert_eq!(left, [true, false, true, true, true, true]);
     }
 }

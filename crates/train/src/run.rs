@@ -195,8 +195,13 @@ impl<'a> Run<'a> {
         }
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
         let mut best = self.known_best(state.as_ref());
+        let goes_on = state.is_some();
         let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached))?;
         self.tell(&Event::Started { first, total })?;
+        if goes_on {
+            // A run that was killed between a checkpoint and the removal of those before has left them.
+            self.prune(best)?;
+        }
         let mut n = first;
         while n < total && !self.gives_up(best) {
             n += 1;
@@ -408,12 +413,18 @@ impl<'a> Run<'a> {
         let mut beside = |folder: &Path| (saving.beside)(folder).map_err(Error::Caller);
         let saved = saving.checkpoints.save(&state, self.optim, &mut beside);
         let path = saved.map_err(|error| diverged(n, error))?;
-        let pruned = saving.checkpoints.prune(saving.keep, due.best.filter(|_| saving.best).map(|it| it.step));
         self.tell(&Event::Saved { step: n, path: &path })?;
-        if let Err(error) = &pruned {
-            self.tell(&Event::NotRemoved { error })?;
-        }
+        self.prune(due.best)?;
         Ok(Some(path))
+    }
+
+    /// Removes checkpoints beyond those that are to be kept, if it can.
+    fn prune(&mut self, best: Option<Best>) -> Result<()> {
+        let Some(saving) = self.saving.as_ref().filter(|_| self.ranks.rank() == 0) else { return Ok(()) };
+        match saving.checkpoints.prune(saving.keep, best.filter(|_| saving.best).map(|it| it.step)) {
+            Ok(()) => Ok(()),
+            Err(error) => self.tell(&Event::NotRemoved { error: &error }),
+        }
     }
 
     fn tell(&mut self, event: &Event<'_>) -> Result<()> {

@@ -7,16 +7,20 @@ use crate::sources::Source;
 use halfbyte_data::{DataFiles, TOKENIZER_FILES, Tokenised};
 use halfbyte_files::Draft;
 use std::{
-    fs::{self, File},
+    ffi::OsStr,
+    fs::{self, File, Metadata},
     hash::Hasher,
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use twox_hash::{XxHash3_64, XxHash3_128};
 
 /// Most bytes in the cache; the entries that were used longest ago go first.
 const LIMIT: u64 = 10 << 30;
+
+/// After this long nobody is writing a draft any more.
+const STALE: Duration = Duration::from_secs(3600);
 
 /// Where the tokens of a source are, or would be.
 pub(crate) struct Entry {
@@ -38,7 +42,12 @@ impl Entry {
         part(&mut key, format!("{} {version} {flags:?} {variables:?}", Tokenised::FORMAT).as_bytes());
         part(&mut key, template.as_bytes());
         for name in TOKENIZER_FILES.iter().chain(["config.json"].iter()) {
-            part(&mut key, &fs::read(model.join(name)).unwrap_or_default());
+            match fs::read(model.join(name)) {
+                Ok(bytes) => part(&mut key, &bytes),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => part(&mut key, &[]),
+                // Of what could not be read this once nothing can be known.
+                Err(_) => return None,
+            }
         }
         hash_files(&mut key, &source.files).ok()?;
         let path = halfbyte_cuda::cache_dir()?.join("tokens").join(format!("{:032x}", key.finish_128()));
@@ -95,9 +104,11 @@ fn hash_files(key: &mut XxHash3_128, files: &DataFiles) -> io::Result<()> {
         let mut file = File::open(path)?;
         key.write(&file.metadata()?.len().to_le_bytes());
         loop {
-            match file.read(&mut piece)? {
-                0 => break,
-                count => key.write(&piece[..count]),
+            match file.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => key.write(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -110,6 +121,10 @@ fn prune(folder: &Path, limit: u64) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let about = entry.metadata()?;
+        if is_left(&entry.file_name(), &about) {
+            let _ = fs::remove_file(entry.path());
+            continue;
+        }
         entries.push((about.modified()?, about.len(), entry.path()));
     }
     entries.sort();
@@ -122,6 +137,12 @@ fn prune(folder: &Path, limit: u64) -> io::Result<()> {
         total -= bytes;
     }
     Ok(())
+}
+
+/// Whether a killed command left it: drafts of others look like it, but for their age.
+fn is_left(name: &OsStr, about: &Metadata) -> bool {
+    let is_old = |it: SystemTime| it.elapsed().is_ok_and(|age| age > STALE);
+    halfbyte_files::is_draft(name) && about.modified().is_ok_and(is_old)
 }
 
 /// Bytes that are hashed on their way.
@@ -153,7 +174,6 @@ impl<T: Write> Write for Hashed<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn the_entries_that_were_used_longest_ago_go_first() {
@@ -170,5 +190,16 @@ mod tests {
         assert_eq!(["a", "b", "c"].map(there), [false, true, true]);
         prune(folder.path(), 100).unwrap();
         assert_eq!(["a", "b", "c"].map(there), [false, true, false]);
+    }
+
+    #[test]
+    fn drafts_that_killed_commands_left_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for (age, name) in [(7200, ".tmp-old"), (0, ".tmp-new"), (7200, "entry")] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        prune(folder.path(), 300).unwrap();
+        assert_eq!([".tmp-old", ".tmp-new", "entry"].map(|it| folder.path().join(it).exists()), [false, true, true]);
     }
 }

@@ -39,3 +39,5 @@ mod resume;
 mod same_bits;
 mod streaming;
 mod token_cache;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod torture;

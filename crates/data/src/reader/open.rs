@@ -1,7 +1,7 @@
 //! Opening a data file: what is no file is refused, and what is compressed is decompressed on the way.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
@@ -31,7 +31,7 @@ pub(super) fn file(path: &Path) -> Result<File> {
 /// Opens a file for reading from its beginning, through gzip or Zstandard if its first bytes say so.
 pub(super) fn bytes(path: &Path) -> Result<Bytes> {
     let read = |source| Error::Read { path: path.into(), source };
-    let mut raw = BufReader::with_capacity(1 << 16, file(path)?);
+    let mut raw = BufReader::with_capacity(1 << 16, Patient(file(path)?));
     let head = raw.fill_buf().map_err(read)?;
     let compressed_by = |name: &str| Error::Format {
         path: path.into(),
@@ -52,6 +52,20 @@ pub(super) fn bytes(path: &Path) -> Result<Bytes> {
     })
 }
 
+/// A reader that tries again what a signal interrupted: those who read by buffers do not, and some network file systems let signals in.
+struct Patient<R>(R);
+
+impl<R: Read> Read for Patient<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(out) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+}
+
 /// The first bytes of a file, decompressed.
 pub(super) fn head(path: &Path, count: u64) -> Result<Vec<u8>> {
     let mut head = Vec::new();
@@ -64,4 +78,28 @@ pub(super) fn extension(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let name = [".gz", ".zst", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
     name.rsplit_once('.').map(|it| it.1.to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_signal_interrupts_is_tried_again() {
+        struct Interrupted(usize);
+        impl Read for Interrupted {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+                self.0 += 1;
+                match self.0 {
+                    1 | 2 => Err(io::ErrorKind::Interrupted.into()),
+                    3 => {
+                        out[0] = b'x';
+                        Ok(1)
+                    }
+                    _ => Ok(0),
+                }
+            }
+        }
+        assert_eq!(BufReader::new(Patient(Interrupted(0))).fill_buf().unwrap(), b"x");
+    }
 }

@@ -218,6 +218,24 @@ fn an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run() {
 }
 
 #[test]
+fn checkpoints_that_a_killed_run_had_no_time_to_remove_go_when_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, model) = (rows(8), model());
+    let checkpoints = Checkpoints::new(folder.path());
+    let left = |keep, resumes: bool| {
+        let (mut optim, mut beside) = (optim(model.as_ref()), nothing_beside);
+        let state = if resumes { newest(&checkpoints, &mut optim) } else { None };
+        let mut run = Run::new(small(), (model.as_ref(), None), &mut optim, &data);
+        let (notes, best) = (Default::default(), false);
+        run.saving = Some(Saving { checkpoints: &checkpoints, every: 1, keep, best, notes, beside: &mut beside });
+        run.train(state).unwrap();
+        checkpoints.all().unwrap().into_iter().map(|it| it.0).collect::<Vec<_>>()
+    };
+    assert_eq!(left(3, false), [2, 3, 4]);
+    assert_eq!(left(1, true), [4], "although no step is left to be saved");
+}
+
+#[test]
 fn an_interruption_at_the_last_step_comes_too_late() {
     let folder = tempfile::tempdir().unwrap();
     let (end, story, _) = told(folder.path(), 4);

@@ -135,6 +135,16 @@ impl MetricsLog {
         Ok(MetricsLog { path: path.to_owned(), file, so_far })
     }
 
+    /// A second handle, by which what was written is made to last while somebody else writes.
+    pub(crate) fn handle(&self) -> anyhow::Result<File> {
+        self.file.try_clone().with_context(|| self.path.display().to_string())
+    }
+
+    /// Makes what was written last.
+    pub(crate) fn sync(&self) -> anyhow::Result<()> {
+        self.file.sync_data().with_context(|| self.path.display().to_string())
+    }
+
     /// Appends a line.
     pub(crate) fn write(&mut self, metrics: &Metrics) -> anyhow::Result<()> {
         let line = serde_json::to_string(metrics)? + "\n";

@@ -101,6 +101,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
     let summary = summary(&counts, &plan, &totals, pages, (&before, &after), &data, (begun, &device));
+    log.sync()?;
     // Last of all: it says that the rest is whole.
     let text = format!("{:#}\n", serde_json::to_value(&summary)?);
     write_atomic(&folder.file("summary.json"), text.as_bytes()).context(NOT_SAVED)?;

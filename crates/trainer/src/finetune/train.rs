@@ -49,7 +49,10 @@ impl Run<'_> {
         let (settings, folder) = (self.settings, self.folder);
         let checkpoints = folder.checkpoints();
         let adapter = self.adapter.clone();
+        let logged = log.handle()?;
         let mut beside = |dir: &Path| -> Result<(), BoxError> {
+            // A run that goes on from this checkpoint does not log its steps again.
+            logged.sync_data()?;
             if let Some(adapter) = &adapter {
                 save_adapter(dir, adapter)?;
                 settings.base.write(dir)?;
