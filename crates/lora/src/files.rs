@@ -70,14 +70,28 @@ pub fn read_adapter(dir: &Path) -> Result<AdapterFile> {
     }
     let text = read_text(&config_path)?;
     let AdapterConfig { lora: config, token_rows, notes } = parse_adapter_config(&config_path, &text)?;
-    let mut path = dir.join(WEIGHTS);
+    let tensors = read_tensors(&TensorFile::open(&weights(dir))?)?;
+    Ok(AdapterFile { dir: dir.to_owned(), config, notes, token_rows, tensors })
+}
+
+/// The rows of a module's own matrix in an adapter's file, of which only the header is read; none where the file holds no such matrix.
+pub fn stored_rows(dir: &Path, module: &str) -> Result<Option<usize>> {
+    let file = TensorFile::open(&weights(dir))?;
+    let wanted = format!("{module}{WEIGHT}");
+    Ok(file.tensors().iter().find(|it| key(it.0) == wanted).and_then(|it| it.1.shape.first().copied()))
+}
+
+/// The file of an adapter's weights.
+fn weights(dir: &Path) -> PathBuf {
+    let path = dir.join(WEIGHTS);
     // As PEFT wrote it before safetensors.
     let older = dir.join("adapter_model.bin");
-    if !path.exists() && older.exists() {
-        path = older;
-    }
-    let tensors = read_tensors(&TensorFile::open(&path)?)?;
-    Ok(AdapterFile { dir: dir.to_owned(), config, notes, token_rows, tensors })
+    if !path.exists() && older.exists() { older } else { path }
+}
+
+/// The name of a tensor without PEFT's prefix, and without the adapter's own, which old files carry inside it.
+fn key(name: &str) -> String {
+    name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.", ".")
 }
 
 /// A read adapter for a model, under `name`. The model is left as it is, so a file that is refused leaves nothing behind.
@@ -283,9 +297,7 @@ fn read_tensors(file: &TensorFile) -> Result<BTreeMap<String, Tensor>> {
                 format!("{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run");
             return Err(Error::File { path: file.path().to_owned(), message });
         }
-        // Old files carry the adapter's name inside the key.
-        let key = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.", ".");
-        tensors.insert(key, value.to_dtype(DType::F32));
+        tensors.insert(key(name), value.to_dtype(DType::F32));
     }
     Ok(tensors)
 }

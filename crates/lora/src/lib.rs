@@ -34,7 +34,7 @@ pub use config::{Bias, LoraConfig, TargetModules};
 pub use config_json::{ADAPTER_KEYS, AdapterConfig, TokenRows, parse_adapter_config, render_adapter_config};
 pub use context::{Context, Routing};
 pub use error::{Error, Result};
-pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter};
+pub use files::{AdapterFile, load_adapter, read_adapter, save_adapter, stored_rows};
 pub use linear::{Base, Linear, Member};
 pub use merge::{Merged, check_tied, merge};
 pub use modules::{Modules, Tie};

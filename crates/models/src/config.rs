@@ -125,6 +125,12 @@ impl ModelConfig {
         self.raw.insert("tie_word_embeddings".into(), false.into());
     }
 
+    /// Another number of tokens, whatever the file says.
+    pub(crate) fn resize_vocabulary(&mut self, rows: usize) {
+        self.vocab_size = rows;
+        self.raw.insert("vocab_size".into(), rows.into());
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         let sizes = [
             ("vocab_size", self.vocab_size),

@@ -10,6 +10,8 @@ use std::path::Path;
 pub struct ModelFolder {
     config: ModelConfig,
     files: ShardedFiles,
+    /// Rows that embedding and output head have in the files, where the model is to have others.
+    stored_vocab: Option<usize>,
 }
 
 impl ModelFolder {
@@ -35,7 +37,7 @@ impl ModelFolder {
                 "the files hold a value head (v_head), which is no part of a language model and is left out".into(),
             );
         }
-        let mut folder = ModelFolder { config, files };
+        let mut folder = ModelFolder { config, files, stored_vocab: None };
         folder.settle_tie()?;
         Ok(folder)
     }
@@ -104,6 +106,23 @@ impl ModelFolder {
         self.config.raw.get("quantization_config").is_some_and(|it| !it.is_null())
     }
 
+    /// Gives embedding and output head `rows` rows, as transformers' `resize_token_embeddings`: those beyond the stored ones are the
+    /// mean of these.
+    pub fn resize_vocabulary(&mut self, rows: usize) {
+        self.stored_vocab.get_or_insert(self.config.vocab_size);
+        self.config.resize_vocabulary(rows);
+    }
+
+    /// The shape that the files are to hold where a model asks for `shape`: another one of a table that was resized.
+    pub fn stored_shape(&self, name: &str, shape: &[usize]) -> Vec<usize> {
+        let is_table =
+            || name == names::embedding(&self.config) || name.strip_prefix(HEAD).is_some_and(|it| it.starts_with('.'));
+        match self.stored_vocab {
+            Some(stored) if shape[0] == self.config.vocab_size && is_table() => [&[stored], &shape[1..]].concat(),
+            _ => shape.to_vec(),
+        }
+    }
+
     /// Its tensors.
     pub fn files(&self) -> &ShardedFiles {
         &self.files
@@ -126,20 +145,41 @@ impl ModelFolder {
                 false => format!("{name} is stored as {}, expected F32, F16 or BF16", it.dtype),
             }));
         };
-        if it.shape != shape {
-            return Err(wrong(format!("{name} has shape {:?}, config.json asks for {shape:?}", it.shape)));
+        let stored = self.stored_shape(name, shape);
+        if it.shape != stored {
+            return Err(wrong(format!("{name} has shape {:?}, config.json asks for {stored:?}", it.shape)));
         }
-        let tensor = match it.dtype {
-            Dtype::F64 => Tensor::from_vec(shape, narrowed(&file.read(it)?)),
-            _ => Tensor::filled(shape, dtype, |bytes| file.read_part(it, 0, bytes))?,
+        let mut tensor = match it.dtype {
+            Dtype::F64 => Tensor::from_vec(&stored, narrowed(&file.read(it)?)),
+            _ => Tensor::filled(&stored, dtype, |bytes| file.read_part(it, 0, bytes))?,
         };
         if !tensor.is_finite()? {
             return Err(wrong(format!(
                 "{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run"
             )));
         }
+        if stored != shape {
+            tensor = with_rows(&tensor, shape);
+        }
         Ok(tensor)
     }
+}
+
+/// The first rows of a table, or all of them and then as many of their mean as `shape` asks for.
+fn with_rows(table: &Tensor, shape: &[usize]) -> Tensor {
+    let width: usize = shape[1..].iter().product();
+    let mut values = table.to_dtype(DType::F32).data::<f32>().to_vec();
+    let rows = values.len() / width;
+    if rows < shape[0] {
+        let mut sums = vec![0.0f64; width];
+        for row in values.chunks_exact(width) {
+            sums.iter_mut().zip(row).for_each(|(sum, it)| *sum += f64::from(*it));
+        }
+        let mean: Vec<f32> = sums.iter().map(|it| (it / rows as f64) as f32).collect();
+        (rows..shape[0]).for_each(|_| values.extend_from_slice(&mean));
+    }
+    values.truncate(shape[0] * width);
+    Tensor::from_vec(shape, values).to_dtype(table.dtype())
 }
 
 /// What tensors of a stored dtype are loaded as; none where they are no floating-point numbers. Double precision is narrowed.

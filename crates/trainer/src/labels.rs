@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn continuations_of_one_beginning_score_as_the_whole_texts() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models/tiny-llama");
-        let base = load::open(&dir).unwrap();
+        let base = load::open(&dir, &[]).unwrap();
         let model = load::load(&base.folder, Format::DENSE, &Device::Cpu, None).unwrap();
         let labels = ["positive", "negative", "nothing of the kind"].map(str::to_owned);
         let prompts = ["The film was long and dull. Its label is", "A good story", "x"];

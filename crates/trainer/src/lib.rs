@@ -24,6 +24,7 @@ mod sources;
 mod spellings;
 mod streamed_matrix;
 mod token_cache;
+mod vocabulary;
 
 use std::{error::Error, time::Instant};
 

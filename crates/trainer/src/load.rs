@@ -1,6 +1,6 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
-use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error, places};
+use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error, places, vocabulary};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::Tokenizer;
 use halfbyte_frozen::{
@@ -20,16 +20,19 @@ pub(crate) const NO_ADAPTER: &str = "none";
 pub(crate) struct BaseModel {
     pub(crate) folder: ModelFolder,
     pub(crate) tokenizer: Tokenizer,
+    /// Where the tokenizer lies: beside the model, or beside an adapter that brings its own.
+    pub(crate) tokenizer_dir: PathBuf,
 }
 
-/// Opens a model without loading its weights.
-pub(crate) fn open(named: &Path) -> anyhow::Result<BaseModel> {
+/// Opens a model without loading its weights, for use with adapters by name or with none.
+pub(crate) fn open(named: &Path, adapters: &[(String, PathBuf)]) -> anyhow::Result<BaseModel> {
     let dir = places::model(named)?.path;
-    let folder = ModelFolder::open(&dir)?;
-    let mut tokenizer = Tokenizer::load(&dir)?;
+    let mut folder = ModelFolder::open(&dir)?;
+    vocabulary::resize(&mut folder, adapters)?;
+    let (mut tokenizer, tokenizer_dir) = vocabulary::tokenizer(&dir, adapters)?;
     tokenizer.check_vocab(folder.config().vocab_size)?;
     folder.config().notes.iter().chain(tokenizer.notes()).for_each(|it| console::warn(it));
-    Ok(BaseModel { folder, tokenizer })
+    Ok(BaseModel { folder, tokenizer, tokenizer_dir })
 }
 
 /// Loads the weights onto a device, every linear layer in `format` unless the checkpoint is quantised already, with a

@@ -11,10 +11,10 @@ use serde_json::json;
 use std::path::Path;
 
 /// Writes a model with an adapter folded in, as a folder that transformers loads. The configuration, by which a folder is known
-/// as a model's, is written last.
+/// as a model's, is written last. Other files come from the folders `from`, of which the last counts.
 pub(crate) fn save_model(
     (model, adapter): (&dyn Model, Option<&Adapter>),
-    from: &Path,
+    from: &[&Path],
     to: &Path,
     dtype: DType,
     max_shard_size: u64,
@@ -26,8 +26,10 @@ pub(crate) fn save_model(
     config.insert(key.into(), json!(dtype.torch_name()));
     // The base may have been stored quantised; what is written here is not.
     config.remove("quantization_config");
-    copy_files(from, to, &["generation_config.json"])?;
-    copy_tokenizer(from, to)?;
+    for from in from {
+        copy_files(from, to, &["generation_config.json"])?;
+        copy_tokenizer(from, to)?;
+    }
     Ok(write_atomic(&to.join("config.json"), format!("{:#}\n", serde_json::Value::Object(config)).as_bytes())?)
 }
 

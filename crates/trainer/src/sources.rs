@@ -63,7 +63,7 @@ impl Rows {
             sources.push(finder.source(&all, part)?);
         }
         let cached =
-            || Cached { model: base.folder.dir().into(), variables: flags.template.chat_template_kwargs.clone() };
+            || Cached { model: base.tokenizer_dir.clone(), variables: flags.template.chat_template_kwargs.clone() };
         Ok(Rows { sources, cache: (!flags.no_token_cache).then(cached) })
     }
 
@@ -217,8 +217,8 @@ impl Finder<'_> {
         if let Some(found) = &self.template {
             return Ok(found.clone());
         }
-        let folder = self.base.folder.dir();
-        let found = Arc::new(template(&self.flags.template, &[folder], &self.base.tokenizer)?);
+        let folders = [self.base.tokenizer_dir.as_path(), self.base.folder.dir()];
+        let found = Arc::new(template(&self.flags.template, &folders, &self.base.tokenizer)?);
         self.template = Some(found.clone());
         Ok(found)
     }

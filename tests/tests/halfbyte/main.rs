@@ -41,3 +41,4 @@ mod streaming;
 mod token_cache;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod torture;
+mod vocabulary;

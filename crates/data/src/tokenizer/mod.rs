@@ -182,6 +182,20 @@ impl Tokenizer {
         &self.special.stop
     }
 
+    /// Whether it gives each token of `other` the same id, and knows no more.
+    pub fn knows_what(&self, other: &Tokenizer) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
+    /// Stops where `other` does, too, at tokens that both have under one id.
+    pub fn stop_also(&mut self, other: &Tokenizer) {
+        for id in &other.special.stop {
+            if !self.special.stop.contains(id) && self.id_to_token(*id) == other.id_to_token(*id) {
+                self.special.stop.push(*id);
+            }
+        }
+    }
+
     /// One more than the largest id: the rows that an embedding must have.
     pub fn vocab_size(&self) -> usize {
         self.largest_id as usize + 1

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Write};
 
 /// Rows token by token with what is learned of them, and how long they are.
 pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
-    let base = load::open(&args.model)?;
+    let base = load::open(&args.model, &[])?;
     let rows = Rows::named(&args.read, Part::Train, &base)?;
     let Loaded { dataset, report, lines, .. } = rows.load(&base.tokenizer)?;
     let mut out = io::stdout().lock();

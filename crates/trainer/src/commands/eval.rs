@@ -14,8 +14,8 @@ use std::{io::Write, sync::Arc};
 /// `halfbyte eval`: loss and perplexity of a data set.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let device = load::device(args.base.device)?;
-    let base = load::open(&args.base.model)?;
     let named = args.adapter.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
+    let base = load::open(&args.base.model, &named)?;
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
     let rows = Rows::named(&args.read, Part::HeldOut, &base)?;

@@ -15,7 +15,7 @@ use std::io::Write;
 
 /// `halfbyte inspect`: structure, trainable share and memory plan, from the headers of the model's files.
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let base = load::open(&args.base.model)?;
+    let base = load::open(&args.base.model, &[])?;
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), None)?;
     let lora = args.target_modules.as_ref().map(|targets| LoraConfig {
         rank: args.rank,

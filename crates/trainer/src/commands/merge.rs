@@ -20,10 +20,10 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let (model_dir, adapter_dir) = (places::model(&args.model)?.path, places::adapter(&args.adapter)?);
     let target = Target { output: &args.output, overwrite: args.overwrite, sources: &[&model_dir, &adapter_dir] };
     target.check()?;
-    let base = load::open(&model_dir)?;
+    let named = [("adapter".to_owned(), adapter_dir.clone())];
+    let base = load::open(&model_dir, &named)?;
     let flags = BaseFlags { quant: args.quant, double_quant: args.double_quant, block_size: args.block_size };
     let record = BaseRecord::resolve(&base.folder, &flags, Some(&adapter_dir))?;
-    let named = [("adapter".to_owned(), adapter_dir.clone())];
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu, Some(&mut waiting))?;
     let Some(adapter) = waiting.adapters(model.as_mut(), &Device::Cpu)?.pop().map(Arc::new) else {
@@ -35,7 +35,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));
-        save_model(what, &model_dir, draft, args.dtype.dtype(), args.max_shard_size)?;
+        save_model(what, &[&model_dir, &base.tokenizer_dir], draft, args.dtype.dtype(), args.max_shard_size)?;
         let merged = merge_check::predictions_of_folder(draft, &ids)?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;

@@ -36,7 +36,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     }
     let format = args.quant.format(args.double_quant == Switch::On, args.block_size);
     let dir = places::model(&args.model)?.path;
-    let base = load::open(&dir)?;
+    let base = load::open(&dir, &[])?;
     if let Some(stored) = BaseRecord::stored(&base.folder)? {
         return Err(user_error(format!(
             "{}: is quantised already, as {stored}; quantising it again would add error to error: take the original weights",

@@ -34,7 +34,7 @@ impl Session {
     pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Session> {
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
-        let opened = load::open(&base.model)?;
+        let opened = load::open(&base.model, &named)?;
         differences(opened.tokenizer.continuation_asked(), sampling).iter().for_each(|it| console::warn(it));
         let first = named.first().map(|it| it.1.as_path());
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;

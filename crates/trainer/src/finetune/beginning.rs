@@ -10,7 +10,7 @@ use crate::{
 use halfbyte_lora::{Adapter, LoraConfig, Prepare, Takeover, attach};
 use halfbyte_models::{Model, ModelFolder};
 use halfbyte_tensor::Device;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 /// Settled before the base is loaded, since an adapter may begin with a part of it.
 pub(super) enum Beginning {
@@ -23,14 +23,22 @@ pub(super) enum Beginning {
 }
 
 impl Beginning {
-    pub(super) fn of(settings: &Settings, folder: &ModelFolder) -> anyhow::Result<Beginning> {
+    /// The adapter that the run begins with, if there is one.
+    pub(super) fn named(settings: &Settings) -> anyhow::Result<Vec<(String, PathBuf)>> {
+        let init = settings.args.init_adapter.as_ref().filter(|_| settings.method != Method::Full);
+        init.map(|it| Ok((ADAPTER.to_owned(), places::adapter(it)?))).into_iter().collect()
+    }
+
+    pub(super) fn of(
+        settings: &Settings,
+        named: &[(String, PathBuf)],
+        folder: &ModelFolder,
+    ) -> anyhow::Result<Beginning> {
         if settings.method == Method::Full {
             return Ok(Beginning::Model);
         }
-        if let Some(named) = &settings.args.init_adapter {
-            let dir = places::adapter(named)?;
-            let named = [(ADAPTER.to_owned(), dir.clone())];
-            let waiting = Waiting::read(&named, folder, settings.base)?;
+        if let Some((_, dir)) = named.first() {
+            let waiting = Waiting::read(named, folder, settings.base)?;
             if waiting.of_token_rows().is_some() {
                 return Err(user_error(format!(
                     "{}: --init-adapter was trained on some rows of a table alone (trainable_token_indices), which cannot go on here; merge it into the base (halfbyte merge) and begin another",

@@ -37,10 +37,11 @@ use std::{path::Path, time::Instant};
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
-    let base = load::open(&settings.model)?;
+    let named = Beginning::named(&settings)?;
+    let base = load::open(&settings.model, &named)?;
     let mut data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
-    let mut beginning = Beginning::of(&settings, &base.folder)?;
+    let mut beginning = Beginning::of(&settings, &named, &base.folder)?;
     epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
     let fits::Settled { plan, checkpointing } = fits::settle(&fits::Question {
         settings: &settings,
@@ -96,7 +97,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         profile::conclude(&folder.file("profile.json"), &device)?;
     }
     let after = measure(&settings, (model.as_ref(), &ctx), &base, &data, "after")?;
-    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()), data.template.as_deref())
+    save_result(&settings, &folder, (model.as_ref(), adapter.as_deref()), (&base, data.template.as_deref()))
         .context(NOT_SAVED)?;
     let pages = optim.stats();
     show_samples(settings.args.samples.unwrap_or(0), &before, &after);
@@ -195,16 +196,18 @@ fn save_result(
     settings: &Settings,
     folder: &RunFolder,
     (model, adapter): (&dyn Model, Option<&Adapter>),
-    template: Option<&ChatTemplate>,
+    (base, template): (&BaseModel, Option<&ChatTemplate>),
 ) -> anyhow::Result<()> {
     // Where the model has another or none, later chats are to be written as these were.
-    let keep_template = || match template.filter(|it| !Path::new(it.origin()).starts_with(&settings.model)) {
+    let from = [settings.model.as_path(), &base.tokenizer_dir];
+    let beside = |it: &ChatTemplate| from.iter().any(|from| Path::new(it.origin()).starts_with(from));
+    let keep_template = || match template.filter(|it| !beside(it)) {
         Some(it) => write_atomic(&folder.file("chat_template.jinja"), it.source().as_bytes()),
         None => Ok(()),
     };
     let Some(adapter) = adapter else {
         let dtype = settings.save_dtype.dtype();
-        save_model::save_model((model, None), &settings.model, folder.path(), dtype, u64::MAX)?;
+        save_model::save_model((model, None), &from, folder.path(), dtype, u64::MAX)?;
         return Ok(keep_template()?);
     };
     if adapter.config.init_lora_weights.is_some() && settings.base.quant != QuantArg::None {
@@ -213,7 +216,9 @@ fn save_result(
         );
     }
     settings.base.write(folder.path())?;
-    save_model::copy_tokenizer(&settings.model, folder.path())?;
+    for from in from {
+        save_model::copy_tokenizer(from, folder.path())?;
+    }
     keep_template()?;
     Ok(save_adapter(folder.path(), adapter)?)
 }

@@ -23,8 +23,9 @@ impl DryWeights<'_> {
             return Err(self.folder.files().missing(name).into());
         };
         let Some(dtype) = loaded_dtype(info.dtype) else { return Ok(None) };
-        if info.shape != shape {
-            let message = format!("{name} has shape {:?}, config.json asks for {shape:?}", info.shape);
+        let wanted = self.folder.stored_shape(name, shape);
+        if info.shape != wanted {
+            let message = format!("{name} has shape {:?}, config.json asks for {wanted:?}", info.shape);
             return Err(Error::File { path: file.path().to_owned(), message });
         }
         Ok(Some(dtype))
