@@ -78,6 +78,7 @@ const LIKE: &[(&str, Shape)] = &[
         "qwen3-30b-a3b",
         Shape { kind: Kind::Qwen3Moe, positions: 40_960, ..Shape::llama([2048, 6144, 48, 32, 4, 151_936]) },
     ),
+    ("gpt-oss-20b", Shape { kind: Kind::GptOss, positions: 131_072, ..Shape::llama([2880, 2880, 24, 64, 8, 201_088]) }),
     ("smollm2-135m", Shape { tied: true, ..Shape::llama([576, 1536, 30, 9, 3, 49_152]) }),
     ("pythia-1.4b", Shape { kind: Kind::GptNeoX, ..Shape::llama([2048, 8192, 24, 16, 16, 50_304]) }),
     ("gpt2", Shape { kind: Kind::Gpt2, tied: true, positions: 1024, ..Shape::llama([768, 3072, 12, 12, 12, 50_257]) }),
@@ -99,6 +100,7 @@ enum Kind {
     Phi3,
     Mixtral,
     Qwen3Moe,
+    GptOss,
     GptNeoX,
     Gpt2,
     GptJ,
@@ -178,6 +180,17 @@ impl Shape {
                 });
                 decoder("Qwen3MoeForCausalLM", "qwen3_moe", experts)
             }
+            Kind::GptOss => {
+                let experts = json!({
+                    "num_local_experts": 32, "num_experts_per_tok": 4, "head_dim": 64, "sliding_window": 128,
+                    "attention_bias": true, "swiglu_limit": 7.0, "rope_theta": 150_000, "rms_norm_eps": 1e-5,
+                    "rope_scaling": {
+                        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+                        "original_max_position_embeddings": 4096,
+                    },
+                });
+                decoder("GptOssForCausalLM", "gpt_oss", experts)
+            }
             Kind::GptNeoX => json!({
                 "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": hidden,
                 "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "gelu",
@@ -211,6 +224,9 @@ impl Shape {
     /// Every tensor, in the order of a forward pass.
     fn tensors(&self, quantized: bool) -> Result<Vec<Random>> {
         let all = self.spec()?.into_iter();
+        if quantized && self.kind == Kind::GptOss {
+            return Ok(all.flat_map(quantized::in_mxfp4).collect());
+        }
         if !quantized {
             return Ok(all.map(Random::dense).collect());
         }
@@ -255,7 +271,7 @@ impl Random {
     /// Weights of norms are 1, biases 0, as in a model that was just made.
     fn dense(WeightSpec { name, shape, role, .. }: WeightSpec) -> Random {
         let fill = match role {
-            Role::Bias => Fill::Constant(vec![0, 0]),
+            Role::Bias | Role::Sink => Fill::Constant(vec![0, 0]),
             Role::Norm => Fill::Constant(vec![0x80, 0x3f]),
             _ => Fill::Normal,
         };
@@ -317,7 +333,10 @@ fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: u64) -> Result
     // Last, so that a folder whose writing was cut off is not mistaken for a model.
     let mut config = shape.config();
     if quantized {
-        config["quantization_config"] = bitsandbytes::quantization_config(Format::QLORA);
+        config["quantization_config"] = match shape.kind {
+            Kind::GptOss => json!({ "quant_method": "mxfp4" }),
+            _ => bitsandbytes::quantization_config(Format::QLORA),
+        };
     }
     fs::write(out.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     Ok(shape.spec()?.iter().map(|it| it.shape.iter().product::<usize>()).sum())
@@ -382,8 +401,8 @@ mod tests {
             [3075.0, 8171.0, 7299.0, 2614.0, 9242.0, 1000.0, 3821.0, 14_660.0, 1415.0, 124.0, 6051.0]
         );
         assert_eq!(["mistral-7b", "qwen2.5-7b", "qwen3-8b"].map(rounded), [7242.0, 7616.0, 8191.0]);
-        let experts = ["mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b"];
-        assert_eq!(experts.map(rounded), [46_703.0, 140_621.0, 30_532.0]);
+        let experts = ["mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "gpt-oss-20b"];
+        assert_eq!(experts.map(rounded), [46_703.0, 140_621.0, 30_532.0, 20_915.0]);
     }
 
     #[test]

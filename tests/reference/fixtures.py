@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +26,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
+    GptOssConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -40,6 +41,7 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 ROPE = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},
@@ -91,6 +93,20 @@ LONG_ROPE = {
     "short_factor": [1.0, 1.5, 2.0],
     "long_factor": [1.5, 3.0, 6.0],
 }
+OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+}
+# Attention, and both parameters that hold experts, and the router.
+OSS_TARGETS = (
+    ["q_proj", "k_proj", "v_proj", "o_proj"],
+    ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.router.weight"],
+)
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5}
 GPT2_DROPOUTS = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 # How many ids are continued greedily, and by how many.
@@ -187,10 +203,39 @@ def older_adapter(base, folder, seed):
     tidy(folder)
 
 
-def model_case(out, name, config, seed):
+def model_case(out, name, config, seed, target="all-linear", parameters=None):
     folder = out / "models" / name
     random_model(folder, config, seed)
-    expect(folder, config.vocab_size, 12, seed)
+    expect(folder, config.vocab_size, 12, seed, {"target_modules": target, "target_parameters": parameters})
+
+
+def with_packed_experts(folder, seed):
+    """Gives a gpt-oss experts whose numbers MXFP4 has, and returns them as it has them."""
+    generator = torch.Generator().manual_seed(seed)
+    path = folder / "model.safetensors"
+    state, packed = load_file(path), {}
+    for name, weight in sorted(state.items()):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inner, outer = weight.shape
+            some = {"generator": generator, "dtype": torch.uint8}
+            blocks = torch.randint(0, 256, (experts, outer, inner // 32, 16), **some)
+            scales = torch.randint(122, 125, (experts, outer, inner // 32), **some)
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            state[name] = convert_moe_packed_tensors(blocks, scales).contiguous()
+            assert state[name].shape == weight.shape
+    save_file(state, path, {"format": "pt"})
+    return packed
+
+
+def pack_experts(folder, packed):
+    """Puts packed experts in the place of those that they are."""
+    state = load_file(folder / "model.safetensors")
+    kept = {name: it for name, it in state.items() if f"{name}_blocks" not in packed}
+    save_file(kept | packed, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": skipped}
+    (folder / "config.json").write_text(json.dumps(config, sort_keys=True, separators=(",", ":")) + "\n")
 
 
 def existing_model_case(out, model):
@@ -202,8 +247,8 @@ def existing_model_case(out, model):
     expect(folder, json.loads((model / "config.json").read_text())["vocab_size"], 48, 9)
 
 
-def expect(folder, vocab_size, time, seed):
-    random_adapter(folder, folder / "adapter", {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"}, seed)
+def expect(folder, vocab_size, time, seed, target={"target_modules": "all-linear"}):
+    random_adapter(folder, folder / "adapter", {"r": 2, "lora_alpha": 3, **target}, seed)
     model = PeftModel.from_pretrained(load(folder), folder / "adapter", is_trainable=True).train()
     torch.manual_seed(seed)
     ids = torch.randint(2, vocab_size, (2, time))
@@ -287,6 +332,10 @@ def expert_cases(out):
     window = {"use_sliding_window": True, "sliding_window": 5}
     model_case(out, "qwen3-moe", Qwen3MoeConfig(**three, **few, **balanced, **window), 61)
     model_case(out, "qwen3-moe-step", Qwen3MoeConfig(**sizes, **few, decoder_sparse_step=2), 62)
+    # Limits that are reached, and wavelengths on either side of the ramp.
+    limits = {"swiglu_limit": 0.4, "swiglu_alpha": 1.3, "num_local_experts": 5, "num_experts_per_tok": 2}
+    oss = {**sizes, **balanced, **limits, "head_dim": 8, "sliding_window": 5, "rope_parameters": OSS_ROPE}
+    model_case(out, "gpt-oss", GptOssConfig(**oss), 68, OSS_TARGETS[0], OSS_TARGETS[1])
 
 
 def model_cases(out):
@@ -437,9 +486,13 @@ def stack_cases(out):
         ("qwen3-moe", Qwen3MoeConfig(**small, **experts, head_dim=16, num_experts=6, moe_intermediate_size=16), 64),
         ("gptj", GPTJConfig(**two, rotary_dim=4, **ends), 67),
     ]
+    oss = {**small, **experts, "intermediate_size": 64, "num_local_experts": 4, "head_dim": 16, "swiglu_limit": 1.5}
+    oss = GptOssConfig(**oss, sliding_window=6, rope_parameters=OSS_ROPE)
+    decoders += [("gpt-oss", oss, 69), ("gpt-oss-mxfp4", oss, 70)]
     for name, config, seed in [("llama", llama, 11), ("gpt-neo", neo, 12), *decoders]:
         random_model(stack / name, config, seed)
         write_tokenizer(stack / name)
+    packed = with_packed_experts(stack / "gpt-oss-mxfp4", 71)
     quantised = {
         "llama-nf4-double": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
@@ -479,6 +532,8 @@ def stack_cases(out):
         "neo-all": ("gpt-neo", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}),
         **{f"{name}-all": (name, {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}) for name, _, _ in decoders},
     }
+    for name in ("gpt-oss-all", "gpt-oss-mxfp4-all"):
+        adapters[name][1].update(target_modules=OSS_TARGETS[0], target_parameters=OSS_TARGETS[1])
     for seed, (name, (base, config)) in enumerate(adapters.items(), 20):
         random_adapter(stack / base, stack / "adapters" / name, config, seed)
     older_adapter(stack / "mixtral", stack / "adapters" / "mixtral-older", 65)
@@ -501,6 +556,7 @@ def stack_cases(out):
         {"base": base, "adapter": name, "losses": train(stack / base, stack / "adapters" / name, 100, "nf4" in base)}
         for base, name in runs
     ]
+    pack_experts(stack / "gpt-oss-mxfp4", packed)
     (stack / "expected.json").write_text(json.dumps({"losses": losses, "trainings": trainings}) + "\n")
     (stack / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
 

@@ -19,6 +19,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPTJConfig,
+    GptOssConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -74,6 +75,7 @@ CONFIGS = [
     GPTNeoXConfig,
     GPT2Config,
     GPTJConfig,
+    GptOssConfig,
 ]
 generation = GenerationConfig()
 lists = {config.__name__: of_class(config) for config in CONFIGS}

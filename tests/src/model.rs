@@ -48,6 +48,8 @@ pub enum Family {
     Mixtral,
     /// Qwen3 with experts in the first block.
     Qwen3Moe,
+    /// LLaMA with sinks, limits in the gate, experts in one parameter, biases, and a window on every other layer.
+    GptOss,
     /// Layer norms, a part of every head rotated, fused queries, keys and values, attention beside the MLP.
     GptNeoX,
     /// Layer norms, a part of every head rotated, neighbour by neighbour, attention beside the MLP, a bias on the output head.
@@ -60,7 +62,7 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 16] = [
+    pub const ALL: [Family; 17] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -73,6 +75,7 @@ impl Family {
         Family::Phi3,
         Family::Mixtral,
         Family::Qwen3Moe,
+        Family::GptOss,
         Family::GptNeoX,
         Family::Gpt2,
         Family::GptJ,
@@ -126,7 +129,8 @@ impl TinyModel {
 
     /// The paths of all linear layers with `(out, in)`, the output head apart.
     pub fn linears(&self) -> Vec<(String, [usize; 2])> {
-        let matrices = self.spec().into_iter().filter(|it| it.role == Role::Linear);
+        // Experts that are one parameter are no layers.
+        let matrices = self.spec().into_iter().filter(|it| it.role == Role::Linear && it.shape.len() == 2);
         let path = |name: &str| name.strip_suffix(".weight").expect("a matrix is called weight").to_owned();
         matrices.map(|it| (path(&it.name), [it.shape[0], it.shape[1]])).collect()
     }
@@ -142,7 +146,7 @@ impl TinyModel {
             it if has_experts && (it.ends_with(".gate_proj") || it.ends_with(".w1")) => 2 * rank * (2 * out + inner),
             _ => rank * (out + inner),
         };
-        let routers = self.spec().into_iter().filter(|it| it.role == Role::Router);
+        let routers = self.spec().into_iter().filter(|it| has_experts && it.role == Role::Router);
         linears.iter().map(of).sum::<usize>() + routers.map(|it| rank * (it.shape[0] + it.shape[1])).sum::<usize>()
     }
 
@@ -215,6 +219,15 @@ impl TinyModel {
                     "moe_intermediate_size": INNER / 2, "mlp_only_layers": [1], "head_dim": 16,
                 });
                 decoder("Qwen3MoeForCausalLM", experts)
+            }
+            Family::GptOss => {
+                let experts = json!({
+                    "model_type": "gpt_oss", "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": WINDOW,
+                    "head_dim": 16, "swiglu_limit": 1.5, "rope_scaling": {
+                        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "truncate": false,
+                    },
+                });
+                decoder("GptOssForCausalLM", experts)
             }
             Family::GptNeoX => json!({
                 "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
@@ -328,7 +341,9 @@ impl Noise {
     fn tensor(&mut self, WeightSpec { name, shape, role, .. }: WeightSpec) -> NamedTensor {
         // Matrices keep the size of their input, norms are near one, biases small.
         let (middle, spread) = match (role, &shape[..]) {
-            (_, [_, inner]) => (0.0, (3.0 / *inner as f32).sqrt()),
+            (Role::Bias, _) => (0.0, 0.1),
+            (Role::Sink, _) => (0.0, 1.0),
+            (_, [_, inner] | [_, inner, _]) => (0.0, (3.0 / *inner as f32).sqrt()),
             (Role::Norm, _) => (1.0, 0.1),
             _ => (0.0, 0.1),
         };

@@ -10,6 +10,7 @@ mod error;
 mod four_bit;
 mod int8;
 mod llm_int8;
+pub mod mxfp4;
 mod quant;
 
 pub use dense::DenseMatrix;

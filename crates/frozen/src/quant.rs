@@ -1,4 +1,5 @@
-use crate::{FrozenMatrix, Result, dense::Dense, four_bit::FourBit, int8::EightBit};
+use crate::{FrozenMatrix, Result, dense::Dense, four_bit::FourBit, int8::EightBit, mxfp4};
+use halfbyte_files::Reading;
 use halfbyte_nf4::QuantType;
 use halfbyte_ops::{Refusal, WeightFormat};
 use halfbyte_tensor::{DType, Device, Ledger, Tensor};
@@ -98,5 +99,14 @@ impl WeightFormat for Format {
 
     fn keep(&self, _path: &str, weight: Tensor) -> std::result::Result<Arc<dyn FrozenMatrix>, Refusal> {
         Ok(Format::freeze(&Format::DENSE, weight)?)
+    }
+
+    fn stored(
+        &self,
+        path: &str,
+        dims: (usize, usize),
+        files: &Reading<'_>,
+    ) -> std::result::Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
+        Ok(mxfp4::stored(path, dims, files)?)
     }
 }

@@ -48,6 +48,15 @@ pub(crate) fn places<'a>(
         }
     }
     for (index, linear) in modules.linears.iter().enumerate() {
+        if let Some(member) = linear.member().filter(|_| linear.bias().is_some()) {
+            if config.bias == Bias::All {
+                return Err(Error::Config(format!(
+                    "bias is all, but the biases of the experts of {} do not train; leave it out, or say lora_only",
+                    member.stack
+                )));
+            }
+            continue;
+        }
         if let Some(bias) = linear.bias().filter(|_| bias_trains(config, selection, linear.path())) {
             let adapted = all.iter().any(|it| it.path == linear.path() && matches!(it.what, What::Linear(_)));
             all.push(place(bias.path(), index, What::Copy(copied_bias(linear, bias, adapted)), (config, selection)));

@@ -15,6 +15,8 @@ pub enum Role {
     Head,
     /// The matrix that says which experts a token goes to.
     Router,
+    /// A score for each head of attention, which joins its softmaxes.
+    Sink,
     /// Added to what a linear layer or a norm computes.
     Bias,
 }
@@ -27,7 +29,7 @@ impl Role {
 
     /// Whether AdamW's weight decay applies: biases and norms are left alone, as in transformers.
     pub fn decays(self) -> bool {
-        !matches!(self, Role::Norm | Role::Bias)
+        !matches!(self, Role::Norm | Role::Bias | Role::Sink)
     }
 }
 

@@ -48,10 +48,11 @@ impl Linear {
     ) -> Result<[Var; N]> {
         let Some(share) = share else { return Linear::forward_all(layers, tape, x, ctx) };
         let none = Dropout { p: 0.0, seed: 0, site: 0 };
+        let biases = layers.map(|it| it.bias().map(|bias| bias.var(tape, ctx)));
         let all = std::array::from_fn(|i| {
             let Base::Frozen(w) = layers[i].base() else { unreachable!("{}: the base trains", layers[i].path()) };
             let lora = LowRank { a: &share.a, b: &share.b[i], scaling: share.scaling, dropout: none };
-            Layer { w: w.as_ref(), bias: None, lora: Some(lora), onto: None }
+            Layer { w: w.as_ref(), bias: biases[i].as_ref(), lora: Some(lora), onto: None }
         });
         lora_linears(tape, x, all)
     }

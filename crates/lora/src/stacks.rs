@@ -96,6 +96,10 @@ impl LoraConfig {
 
 /// The names of modules that are parameters today.
 fn renamed(modules: &Modules<'_>) -> Vec<Renamed> {
+    // A family that came with version 5 has always had parameters there.
+    if modules.linears.iter().any(|it| it.member().is_some() && it.is_published_transposed()) {
+        return Vec::new();
+    }
     let mut all: Vec<Renamed> = Vec::new();
     for linear in &modules.linears {
         let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();

@@ -19,6 +19,8 @@ pub struct BlockSpec {
     pub scale: f32,
     /// Scores stay below this in size.
     pub cap: Option<f32>,
+    /// Whether every head has a score that joins its softmaxes and weighs nothing.
+    pub sinks: bool,
     /// The rotations of queries and keys that some layer has.
     pub ropes: Vec<RopeSpec>,
     /// What differs from layer to layer.
@@ -55,8 +57,11 @@ pub struct ExpertSpec {
 pub struct ExpertNames {
     /// The module that holds both, in files.
     pub file: &'static str,
-    /// Gate, up and down, in files.
-    pub matrices: [&'static str; 3],
+    /// The router.
+    pub router: &'static str,
+    /// Gate, up and down, in files; none where these have gate and up, channel by channel, in one parameter for all experts, and down in
+    /// another, with biases.
+    pub matrices: Option<[&'static str; 3]>,
     /// The module that holds both, as adapters know it.
     pub module: &'static str,
 }

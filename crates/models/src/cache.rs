@@ -2,7 +2,7 @@ use crate::{ModelConfig, Result};
 use halfbyte_autograd::Result as OpResult;
 use halfbyte_ops::{
     Layout,
-    attention::{AttentionShape, attend_cached},
+    attention::{AttentionShape, attend_cached_with_sinks},
     kv_rows::{Move, append_rows, move_rows},
 };
 use halfbyte_tensor::{DType, Tensor};
@@ -170,7 +170,7 @@ impl KvCache {
     pub(crate) fn attention(
         &mut self,
         [q, k, v]: [&Tensor; 3],
-        shape: AttentionShape,
+        (shape, sinks): (AttentionShape, Option<&Tensor>),
         layer: usize,
     ) -> OpResult<Tensor> {
         let layer = &mut self.layers[layer];
@@ -179,7 +179,7 @@ impl KvCache {
         let layout = reach.layout.as_ref().expect("a pass over a cache begins with `begin`");
         let [keys, values] = layer.settle(reach, k)?;
         append_rows([keys, values], [k, v], layout)?;
-        attend_cached(q, keys, values, shape, layout)
+        attend_cached_with_sinks(q, [keys, values], (shape, sinks), layout)
     }
 
     /// Counts the tokens that all layers have taken in.

@@ -10,6 +10,7 @@ mod rope;
 use crate::{
     BlockSpec, Error, GptSpec, Result,
     families::{Family, is_named},
+    folder::MXFP4,
     registry::SUPPORTED,
 };
 pub(crate) use experts::Mixture;
@@ -81,7 +82,7 @@ impl ModelConfig {
         let found = found.map_err(wrong)?;
         let (architecture, model_type) = found.names();
         let mut config = found.config(&keys).map_err(wrong)?;
-        check_quantization(&raw).map_err(wrong)?;
+        check_quantization(&raw, model_type).map_err(wrong)?;
         config.notes.extend(known::check(&raw, model_type).map_err(wrong)?);
         config.notes.extend(contradiction(&raw, architecture, model_type));
         config.raw = raw;
@@ -185,10 +186,11 @@ impl Known {
 }
 
 /// Checkpoints of bitsandbytes are read as they are; those of other quantisers are refused by name.
-fn check_quantization(raw: &Map<String, Value>) -> Parsed<()> {
+fn check_quantization(raw: &Map<String, Value>, model_type: &str) -> Parsed<()> {
     let Some(settings) = raw.get("quantization_config").filter(|it| !it.is_null()) else { return Ok(()) };
     match settings.get("quant_method").and_then(Value::as_str) {
         Some("bitsandbytes") => Ok(()),
+        Some(MXFP4) if model_type == "gpt_oss" => Ok(()),
         // Files of the first versions name no method.
         None if settings.get("load_in_4bit").is_some() || settings.get("load_in_8bit").is_some() => Ok(()),
         other => Err(format!(

@@ -42,6 +42,8 @@ struct Block {
     qkv: Projections<3>,
     /// Of queries and of keys.
     qk_norm: Option<[Weight; 2]>,
+    /// A score a head.
+    sinks: Option<Weight>,
     o_proj: Linear,
     after_attention: Option<Weight>,
     before_mlp: Option<Weight>,
@@ -54,6 +56,8 @@ struct Block {
 pub(crate) struct Projections<const N: usize> {
     pub(crate) linears: Vec<Linear>,
     pub(crate) widths: [usize; N],
+    /// Whether the one layer has a column of each in turn.
+    pub(crate) in_turn: bool,
 }
 
 impl<const N: usize> Projections<N> {
@@ -71,17 +75,25 @@ impl<const N: usize> Projections<N> {
                 all.map(|(name, width)| weights.linear(&at(name), (width, inner), bias)).collect::<Result<_>>()?
             }
         };
-        Ok(Projections { linears, widths })
+        Ok(Projections { linears, widths, in_turn: false })
+    }
+
+    /// Those of each in what the one layer gives.
+    pub(crate) fn columns(&self) -> [Columns; N] {
+        let mut first = 0;
+        std::array::from_fn(|i| {
+            let width = self.widths[i];
+            first += width;
+            match self.in_turn {
+                true => Columns { first: i, width: 1, stride: N, count: width },
+                false => Columns::one(first - width, width),
+            }
+        })
     }
 
     pub(crate) fn forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, ctx: &Context) -> OpResult<[Var; N]> {
         if let [fused] = &self.linears[..] {
-            let mut first = 0;
-            let columns = self.widths.map(|width| {
-                first += width;
-                Columns::one(first - width, width)
-            });
-            return split(tape, &fused.forward(tape, x, ctx)?, columns);
+            return split(tape, &fused.forward(tape, x, ctx)?, self.columns());
         }
         Linear::forward_all(std::array::from_fn::<_, N, _>(|i| &self.linears[i]), tape, x, ctx)
     }
@@ -174,6 +186,7 @@ impl Block {
                 QkNorm::None => None,
                 _ => Some([norm("self_attn.q_norm", q_norm, weights)?, norm("self_attn.k_norm", k_norm, weights)?]),
             },
+            sinks: if spec.sinks { Some(sinks(weights, &at("self_attn.sinks"), config)?) } else { None },
             o_proj: weights.linear(&at("self_attn.o_proj"), (hidden, q), o)?,
             after_attention: maybe(after_attention, weights)?,
             before_mlp: maybe(before_mlp, weights)?,
@@ -198,7 +211,8 @@ impl Block {
         }
         let table = self.layer.rope.map(|it| &run.ropes[it]);
         let shape = AttentionShape { window: self.layer.window, ..run.shape };
-        let a = attend.attention(tape, [q, k, v], table, (shape, layer), &run.layout)?;
+        let sinks = self.sinks.as_ref().map(|it| it.value().to_dtype(DType::F32));
+        let a = attend.attention(tape, [q, k, v], table, (shape, sinks.as_ref(), layer), &run.layout)?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
         let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
         let after = self.after_mlp.as_ref();
@@ -212,10 +226,23 @@ impl Block {
         self.qkv.linears.iter().chain([&self.o_proj]).chain(self.feed.linears())
     }
 
-    fn norms(&self) -> impl Iterator<Item = &Weight> {
+    /// What is no linear layer.
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
         let it = self;
-        let rest = it.after_attention.iter().chain(&it.before_mlp).chain(&it.after_mlp);
+        let rest = it.sinks.iter().chain(&it.after_attention).chain(&it.before_mlp).chain(&it.after_mlp);
         it.before_attention.iter().chain(it.qk_norm.iter().flatten()).chain(rest)
+    }
+}
+
+/// The sinks of a block, f32 or fewer bits; they never train.
+fn sinks(weights: &mut dyn Weights, name: &str, config: &ModelConfig) -> Result<Weight> {
+    let found = weights.weight(name, &[config.num_attention_heads], Role::Sink)?;
+    match found.param() {
+        Some(_) => Err(Error::Input(format!(
+            "{name} cannot train: --method full is not supported for {}; train an adapter",
+            config.architecture_name()
+        ))),
+        None => Ok(found),
     }
 }
 
@@ -286,8 +313,8 @@ impl Model for Decoder {
 
     fn parts(&self) -> (Vec<&Linear>, Vec<&Weight>) {
         let linears = self.layers.iter().flat_map(Block::linears).chain(&self.lm_head).collect();
-        let norms = self.layers.iter().flat_map(Block::norms);
-        let weights = [&self.embed_tokens].into_iter().chain(norms).chain([&self.norm]).collect();
+        let others = self.layers.iter().flat_map(Block::weights);
+        let weights = [&self.embed_tokens].into_iter().chain(others).chain([&self.norm]).collect();
         (linears, weights)
     }
 
@@ -299,7 +326,7 @@ impl Model for Decoder {
             all.linears.extend(it.feed.linears_mut());
             all.weights.extend(&mut it.before_attention);
             all.weights.extend(it.qk_norm.iter_mut().flatten());
-            all.weights.extend(&mut it.after_attention);
+            all.weights.extend(it.sinks.iter_mut().chain(&mut it.after_attention));
             all.weights.extend(it.before_mlp.iter_mut().chain(&mut it.after_mlp));
         }
         all.weights.push(&mut self.norm);

@@ -47,6 +47,8 @@ enum Flag {
     Never,
     /// As this key says; else not.
     Key(&'static str),
+    /// As this key says; else they have.
+    Unless(&'static str),
 }
 
 /// What scores are multiplied with.
@@ -67,6 +69,8 @@ enum Around {
     /// Gemma's root of `hidden_size`, and soft-caps; those of files that do not say: on scores, none for a family that has none, and
     /// on logits.
     Caps(Option<f64>, Option<f64>),
+    /// gpt-oss's sinks, and the limits of its gate.
+    Sinks,
 }
 
 const LLAMA: Family = Family {
@@ -159,7 +163,7 @@ const GEMMA2: Family = Family {
     gate: ("hidden_activation", Gate::GeluTanh),
     norm: RmsNorm { eps: 1e-6, offset: 1.0, rounds_last: true },
     norms: Norms::Around,
-    window: Window::AllBut(2),
+    window: Window::AllBut(2, DEFAULT_WINDOW),
     scale: Scale::RootOf("query_pre_attn_scalar"),
     around: Around::Caps(Some(50.0), Some(30.0)),
     kv_heads: Some(4),
@@ -172,7 +176,7 @@ const GEMMA3: Family = Family {
     architecture: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
     qk_norm: QkNorm::Heads,
-    window: Window::AllBut(6),
+    window: Window::AllBut(6, DEFAULT_WINDOW),
     rotated: Rotated::ByWindow,
     around: Around::Caps(None, None),
     positions: 131_072,
@@ -213,10 +217,29 @@ const QWEN3_MOE: Family = Family {
     head_dim: None,
     ..QWEN3
 };
+const GPT_OSS: Family = Family {
+    architecture: "GptOssForCausalLM",
+    model_type: "gpt_oss",
+    qkv_bias: Flag::Unless("attention_bias"),
+    o_bias: Flag::Unless("attention_bias"),
+    mlp_bias: Flag::Never,
+    norm: RmsNorm { eps: 1e-5, offset: 0.0, rounds_last: true },
+    window: Window::AllBut(2, 128),
+    rotated: Rotated::Yarn,
+    around: Around::Sinks,
+    mixture: Mixture::Oss,
+    kv_heads: Some(8),
+    head_dim: Some(64),
+    positions: 131_072,
+    theta: 150_000.0,
+    ..LLAMA
+};
 
 /// The table.
-pub(crate) const FAMILIES: [&Family; 12] =
-    [&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3, &PHI3, &MIXTRAL, &QWEN3_MOE];
+pub(crate) const FAMILIES: [&Family; 13] = [
+    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &GRANITE, &OLMO2, &GEMMA2, &GEMMA3, &PHI3, &MIXTRAL, &QWEN3_MOE,
+    &GPT_OSS,
+];
 
 impl Family {
     /// The row of an architecture, however it is capitalised, of the same without a head (`LlamaModel`), or of a model type.
@@ -244,6 +267,7 @@ impl Family {
             gate,
             scale: self.scale.of(keys, head_dim)?,
             cap: None,
+            sinks: false,
             ropes,
             layers: layer_specs,
             embedding: EmbeddingScale::Exact(1.0),
@@ -289,6 +313,7 @@ impl Flag {
             Flag::Always => Ok(true),
             Flag::Never => Ok(false),
             Flag::Key(key) => keys.flag(key, false),
+            Flag::Unless(key) => keys.flag(key, true),
         }
     }
 }
@@ -314,6 +339,12 @@ impl Around {
                 logits: Shaping { factor: (1.0 / multiplier("logits_scaling")?) as f32, cap: None },
                 ..plain
             },
+            Around::Sinks => {
+                let of =
+                    |key: &str, default| Ok::<_, String>(keys.positive(key, Some(default))?.unwrap_or(default) as f32);
+                let gate = Gate::Clamped { alpha: of("swiglu_alpha", 1.702)?, limit: of("swiglu_limit", 7.0)? };
+                BlockSpec { sinks: true, gate, ..plain }
+            }
             Around::Caps(on_scores, on_logits) => BlockSpec {
                 embedding: EmbeddingScale::Rounded((hidden as f64).sqrt() as f32),
                 cap: match on_scores {

@@ -3,7 +3,11 @@
 use crate::{Error, ModelConfig, Result, model::HEAD, names, registry::is_value_head};
 use halfbyte_files::{Dtype, ShardedFiles, dangling, oddity, read_text};
 use halfbyte_tensor::{DType, Tensor};
+use serde_json::Value;
 use std::path::Path;
+
+/// How `quant_method` calls the 4-bit format of gpt-oss's experts.
+pub(crate) const MXFP4: &str = "mxfp4";
 
 /// An opened model folder. All files of weights are checked for their headers and lengths when it is opened.
 #[derive(Debug)]
@@ -101,9 +105,10 @@ impl ModelFolder {
         &self.config
     }
 
-    /// Whether config.json says that the weights are quantised.
+    /// Whether config.json says that the weights are quantised: linear layers, not experts alone (MXFP4).
     pub fn is_quantized(&self) -> bool {
-        self.config.raw.get("quantization_config").is_some_and(|it| !it.is_null())
+        let method = |it: &Value| it.get("quant_method").and_then(Value::as_str) != Some(MXFP4);
+        self.config.raw.get("quantization_config").is_some_and(|it| !it.is_null() && method(it))
     }
 
     /// Gives embedding and output head `rows` rows, as transformers' `resize_token_embeddings`: those beyond the stored ones are the
@@ -135,6 +140,18 @@ impl ModelFolder {
 
     /// Reads one tensor whole. Fails, naming it, if it is missing, of another shape than `shape`, or not finite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let stored = self.stored_shape(name, shape);
+        let tensor = self.read_from(name, &stored, (0, &stored))?;
+        Ok(if stored == shape { tensor } else { with_rows(&tensor, shape) })
+    }
+
+    /// Reads one of the `parts` of a tensor along its first dimension, each of `shape`.
+    pub(crate) fn read_part(&self, name: &str, (part, parts): (usize, usize), shape: &[usize]) -> Result<Tensor> {
+        self.read_from(name, &[&[parts], shape].concat(), (part, shape))
+    }
+
+    /// Reads a part of a tensor of shape `whole`.
+    fn read_from(&self, name: &str, whole: &[usize], (part, shape): (usize, &[usize])) -> Result<Tensor> {
         let (file, it) = self.files.get(name).ok_or_else(|| self.files.missing(name))?;
         let wrong = |message: String| Error::File { path: file.path().to_owned(), message };
         let Some(dtype) = loaded_dtype(it.dtype) else {
@@ -145,21 +162,22 @@ impl ModelFolder {
                 false => format!("{name} is stored as {}, expected F32, F16 or BF16", it.dtype),
             }));
         };
-        let stored = self.stored_shape(name, shape);
-        if it.shape != stored {
-            return Err(wrong(format!("{name} has shape {:?}, config.json asks for {stored:?}", it.shape)));
+        if it.shape != whole {
+            return Err(wrong(format!("{name} has shape {:?}, config.json asks for {whole:?}", it.shape)));
         }
-        let mut tensor = match it.dtype {
-            Dtype::F64 => Tensor::from_vec(&stored, narrowed(&file.read(it)?)),
-            _ => Tensor::filled(&stored, dtype, |bytes| file.read_part(it, 0, bytes))?,
+        let from = part * shape.iter().product::<usize>() * it.dtype.size();
+        let tensor = match it.dtype {
+            Dtype::F64 => {
+                let mut bytes = vec![0; shape.iter().product::<usize>() * it.dtype.size()];
+                file.read_part(it, from, &mut bytes)?;
+                Tensor::from_vec(shape, narrowed(&bytes))
+            }
+            _ => Tensor::filled(shape, dtype, |bytes| file.read_part(it, from, bytes))?,
         };
         if !tensor.is_finite()? {
             return Err(wrong(format!(
                 "{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run"
             )));
-        }
-        if stored != shape {
-            tensor = with_rows(&tensor, shape);
         }
         Ok(tensor)
     }

@@ -1,11 +1,12 @@
 //! The second half of a block: a gated MLP, or a mixture of such, of which a router chooses a few for each token.
 
-use crate::{BlockSpec, Pass, Result, Weights, decoder::Projections};
+use crate::{BlockSpec, Error, Pass, Result, Weights, decoder::Projections};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
-use halfbyte_lora::{Context, Linear, Member, Share};
+use halfbyte_lora::{Context, Linear, Member, Role, Share};
 use halfbyte_ops::{
     experts::{Balance, Choice, from_experts, route, to_experts, weigh},
     gated::{Gate, gated},
+    split::split,
 };
 use std::sync::Arc;
 
@@ -54,8 +55,12 @@ impl Feed {
     ) -> Result<Feed> {
         if let Some(experts) = spec.experts.as_ref().filter(|_| spec.layers[i].sparse) {
             let (names, inner) = (experts.names, experts.inner);
-            let router = weights.router(&at(&format!("{}.gate", names.file)), (experts.count, hidden))?;
-            let router = router.known_as(at(&format!("{}.gate", names.module)));
+            let path = at(&format!("{}.{}", names.file, names.router));
+            let mut router = weights.router(&path, (experts.count, hidden))?;
+            if names.matrices.is_none() {
+                router = router.biased(weights.weight(&format!("{path}.bias"), &[experts.count], Role::Bias)?);
+            }
+            let router = router.known_as(at(&format!("{}.{}", names.module, names.router)));
             let one = |e: usize| {
                 let path = |name: &str| at(&format!("{}.experts.{e}.{name}", names.file));
                 let member = |stack: &str, rows: (usize, usize)| Member {
@@ -63,7 +68,9 @@ impl Feed {
                     expert: (e, experts.count),
                     rows,
                 };
-                let [gate, up, down] = names.matrices;
+                let Some([gate, up, down]) = names.matrices else {
+                    return joined(weights, (path, member), (hidden, inner));
+                };
                 let gate = weights.linear(&path(gate), (inner, hidden), false)?;
                 let up = weights.linear(&path(up), (inner, hidden), false)?;
                 let linears = vec![
@@ -72,7 +79,7 @@ impl Feed {
                 ];
                 let down = weights.linear(&path(down), (hidden, inner), false)?;
                 let down = down.in_stack(member("down_proj", (0, hidden)));
-                Ok(Mlp { gate_up: Projections { linears, widths: [inner; 2] }, down })
+                Ok(Mlp { gate_up: Projections { linears, widths: [inner; 2], in_turn: false }, down })
             };
             let all = (0..experts.count).map(one).collect::<Result<_>>()?;
             return Ok(Feed::Sparse(Experts { router, experts: all, choice: experts.choice }));
@@ -100,6 +107,21 @@ impl Feed {
     }
 }
 
+/// One expert of which the files have gate and up in one.
+fn joined(
+    weights: &mut dyn Weights,
+    (path, member): (impl Fn(&str) -> String, impl Fn(&str, (usize, usize)) -> Member),
+    (hidden, inner): (usize, usize),
+) -> Result<Mlp> {
+    let mut one = |name: &str, dims: (usize, usize)| {
+        let member = member(name, (0, dims.0));
+        Ok::<_, Error>(weights.expert(&path(name), &member, dims)?.in_stack(member))
+    };
+    let linears = vec![one("gate_up_proj", (2 * inner, hidden))?];
+    let gate_up = Projections { linears, widths: [inner; 2], in_turn: true };
+    Ok(Mlp { gate_up, down: one("down_proj", (hidden, inner))? })
+}
+
 impl Mlp {
     /// What the last layer is to multiply.
     pub(crate) fn inside<'m>(&'m self, tape: &Tape<'m>, x: &Var, fed: &Fed) -> OpResult<Var> {
@@ -118,6 +140,19 @@ impl Mlp {
 
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.gate_up.linears.iter_mut().chain([&mut self.down])
+    }
+}
+
+impl Projections<2> {
+    /// Of an expert, with its share of the experts' update.
+    fn forward_shared<'m>(&'m self, tape: &Tape<'m>, x: &Var, with: (Option<&Share>, &Context)) -> OpResult<[Var; 2]> {
+        match &self.linears[..] {
+            [both] => {
+                let [y] = Linear::forward_shared([both], tape, x, with)?;
+                split(tape, &y, self.columns())
+            }
+            _ => Linear::forward_shared(std::array::from_fn(|i| &self.linears[i]), tape, x, with),
+        }
     }
 }
 
@@ -145,11 +180,15 @@ impl Experts {
         let (gate_up, down) = (shares(&like.gate_up.linears)?, shares(std::slice::from_ref(&like.down))?);
         let one = |(i, e): (usize, &usize)| {
             let (it, share) = (&self.experts[*e], |all: &'_ Option<Vec<Share>>| all.as_ref().map(|it| it[i].clone()));
-            let layers = std::array::from_fn::<_, 2, _>(|i| &it.gate_up.linears[i]);
-            let [gate, up] = Linear::forward_shared(layers, tape, &xs[i], (share(&gate_up).as_ref(), &fed.ctx))?;
+            let [gate, up] = it.gate_up.forward_shared(tape, &xs[i], (share(&gate_up).as_ref(), &fed.ctx))?;
+            let inside = gated(tape, &gate, &up, fed.gate)?;
+            let down = |x: &Var| Linear::forward_shared([&it.down], tape, x, (share(&down).as_ref(), &fed.ctx));
+            if it.down.bias().is_some() {
+                let [y] = down(&inside)?;
+                return weigh(tape, &y, &weights[i]);
+            }
             // The last layer is linear: to weigh what it multiplies saves keeping what it makes of it.
-            let inside = weigh(tape, &gated(tape, &gate, &up, fed.gate)?, &weights[i])?;
-            let [y] = Linear::forward_shared([&it.down], tape, &inside, (share(&down).as_ref(), &fed.ctx))?;
+            let [y] = down(&weigh(tape, &inside, &weights[i])?)?;
             Ok(y)
         };
         let ys: Vec<Var> = busy.iter().enumerate().map(one).collect::<OpResult<_>>()?;

@@ -3,11 +3,11 @@ use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     Ids, Layout,
-    attention::{AttentionShape, attention},
+    attention::{AttentionShape, attention_with_sinks},
     experts::Balance,
     rope::{RopeSpec, RopeTable, rope},
 };
-use halfbyte_tensor::DType;
+use halfbyte_tensor::{DType, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One pass through a model: what goes in, and what it is put to.
@@ -44,7 +44,7 @@ impl Attend<'_> {
         tape: &Tape<'_>,
         [mut q, mut k, v]: [Var; 3],
         table: Option<&RopeTable>,
-        (shape, layer): (AttentionShape, usize),
+        (shape, sinks, layer): (AttentionShape, Option<&Tensor>, usize),
         layout: &Layout,
     ) -> OpResult<Var> {
         if let Some(table) = table {
@@ -52,9 +52,9 @@ impl Attend<'_> {
             k = rope(tape, &k, table, layout, shape.head_dim)?;
         }
         match self {
-            Attend::Segments => attention(tape, [&q, &k, &v], shape, layout),
+            Attend::Segments => attention_with_sinks(tape, [&q, &k, &v], (shape, sinks), layout),
             Attend::Cache(cache) => {
-                Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], shape, layer)?))
+                Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], (shape, sinks), layer)?))
             }
         }
     }

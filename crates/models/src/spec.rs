@@ -1,7 +1,7 @@
 //! What weights a model has, without having them.
 
 use crate::{ModelConfig, Result, Weights, build};
-use halfbyte_lora::{Base, Linear, Role, Weight};
+use halfbyte_lora::{Base, Linear, Member, Role, Weight};
 use halfbyte_matmul::Source;
 use halfbyte_ops::FrozenMatrix;
 use halfbyte_tensor::Tensor;
@@ -59,6 +59,16 @@ impl Weights for Recorder {
             it.transposed = true;
         }
         Ok(layer.published_transposed())
+    }
+
+    fn expert(&mut self, path: &str, member: &Member, dims: (usize, usize)) -> Result<Linear> {
+        let (expert, count) = member.expert;
+        if expert == 0 {
+            self.record(member.stack.clone(), &[count, dims.1, dims.0], Role::Linear);
+            self.record(format!("{}_bias", member.stack), &[count, dims.0], Role::Bias);
+        }
+        let bias = Weight::frozen(format!("{path}.bias"), Role::Bias, Tensor::from_vec::<f32>(&[0], Vec::new()));
+        Ok(Linear::new(path, Base::Frozen(Arc::new(Absent(dims))), Some(bias)).published_transposed())
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {

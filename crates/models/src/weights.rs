@@ -1,7 +1,7 @@
 use crate::{Error, ModelFolder, Result, loaded_dtype};
 use halfbyte_autograd::Param;
 use halfbyte_files::Reading;
-use halfbyte_lora::{Base, Linear, Prepare, Role, Weight};
+use halfbyte_lora::{Base, Linear, Member, Prepare, Role, Weight};
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
 use halfbyte_tensor::{DType, Device, Tensor, with_float};
 use std::sync::Arc;
@@ -15,6 +15,12 @@ pub trait Weights {
     /// where they hold it in few bits.
     fn transposed(&mut self, path: &str, dims: (usize, usize), bias: bool) -> Result<Linear> {
         Ok(self.linear(path, dims, bias)?.published_transposed())
+    }
+
+    /// The layer at `path`, with a bias, of one of many experts, whose matrices the published files hold as one parameter
+    /// `(experts, in_features, out_features)` and their biases as another; but not where they hold it in few bits.
+    fn expert(&mut self, path: &str, _member: &Member, dims: (usize, usize)) -> Result<Linear> {
+        Ok(self.linear(path, dims, true)?.published_transposed())
     }
 
     /// A weight that is not a linear layer's matrix: an embedding, a norm's scale, a bias.
@@ -97,8 +103,8 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         let name = format!("{path}.weight");
         let refused = |source: Refusal| Error::Freeze { path: path.to_owned(), source };
         let Loading::Frozen { format, .. } = self.loading else {
-            let values = self.read_matrix(&name, dims, transposed)?.to_dtype(DType::F32);
-            return Ok(Base::Trainable(Param::new(name, values.to_device(self.device)?)));
+            let values = self.read_matrix(&name, dims, transposed)?;
+            return self.freeze(path, values);
         };
         // A transpose of numbers is no matrix that could be taken over as it lies there.
         let lies_across =
@@ -113,21 +119,52 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
             (self.progress)(matrix.bytes());
             return self.place(matrix);
         }
-        let mut weight = self.read_matrix(&name, dims, transposed)?;
+        let weight = self.read_matrix(&name, dims, transposed)?;
         if is_head {
             return self.place(format.keep(path, weight).map_err(refused)?);
         }
+        self.freeze(path, weight)
+    }
+
+    /// A dense matrix as the format keeps it, or for training.
+    fn freeze(&mut self, path: &str, mut weight: Tensor) -> Result<Base> {
+        let Loading::Frozen { format, .. } = self.loading else {
+            let param = Param::new(format!("{path}.weight"), weight.to_dtype(DType::F32).to_device(self.device)?);
+            return Ok(Base::Trainable(param));
+        };
+        let shape = weight.shape().to_vec();
         if let Loading::Frozen { prepare: Some(it), .. } = &mut self.loading
             && it.wants(path)
         {
             weight = it.replace(path, weight)?;
-            assert_eq!(weight.shape(), [dims.0, dims.1], "{path}: a prepared weight keeps its shape");
+            assert_eq!(weight.shape(), shape, "{path}: a prepared weight keeps its shape");
         }
+        let refused = |source: Refusal| Error::Freeze { path: path.to_owned(), source };
         self.place(format.freeze(path, weight).map_err(refused)?)
+    }
+
+    /// One expert's part of a parameter of all; none where the files have no such parameter.
+    fn part(&mut self, name: &str, (part, parts): (usize, usize), shape: &[usize]) -> Result<Option<Tensor>> {
+        if self.folder.files().get(name).is_none() {
+            return Ok(None);
+        }
+        let tensor = self.folder.read_part(name, (part, parts), shape)?;
+        self.reading.take(name);
+        (self.progress)(tensor.bytes());
+        Ok(Some(tensor))
     }
 
     fn wants(&self, path: &str) -> bool {
         matches!(&self.loading, Loading::Frozen { prepare: Some(it), .. } if it.wants(path))
+    }
+
+    fn kept(&self, name: &str, role: Role, tensor: Tensor) -> Result<Weight> {
+        Ok(match self.loading {
+            Loading::Trainable => {
+                Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32).to_device(self.device)?), role)
+            }
+            Loading::Frozen { .. } => Weight::frozen(name, role, tensor.to_device(self.device)?),
+        })
     }
 
     fn place(&self, matrix: Arc<dyn FrozenMatrix>) -> Result<Base> {
@@ -148,14 +185,22 @@ impl Weights for FolderWeights<'_, '_> {
         Ok(Linear::new(path, base, bias).published_transposed())
     }
 
+    fn expert(&mut self, path: &str, member: &Member, dims: (usize, usize)) -> Result<Linear> {
+        let base = match self.part(&member.stack, member.expert, &[dims.1, dims.0])? {
+            Some(across) => self.freeze(path, turned(&across))?,
+            None => self.matrix(path, dims, (false, false))?,
+        };
+        let name = format!("{path}.bias");
+        let bias = match self.part(&format!("{}_bias", member.stack), member.expert, &[dims.0])? {
+            Some(it) => self.kept(&name, Role::Bias, it)?,
+            None => self.weight(&name, &[dims.0], Role::Bias)?,
+        };
+        Ok(Linear::new(path, base, Some(bias)).published_transposed())
+    }
+
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
         let tensor = self.read(name, shape)?;
-        Ok(match self.loading {
-            Loading::Trainable => {
-                Weight::trainable(Param::new(name, tensor.to_dtype(DType::F32).to_device(self.device)?), role)
-            }
-            Loading::Frozen { .. } => Weight::frozen(name, role, tensor.to_device(self.device)?),
-        })
+        self.kept(name, role, tensor)
     }
 
     fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {

@@ -245,7 +245,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (gemma("gemma2", &json!({ "attn_logit_softcapping": 0 })), "attn_logit_softcapping is 0"),
         (gemma("gemma3_text", &json!({ "use_bidirectional_attention": true })), "use_bidirectional_attention"),
         (gemma("gemma3_text", &json!({ "rope_parameters": { "full_attention": 3 } })), "full_attention is 3"),
-        (json!({ "architectures": ["GptOssForCausalLM"] }), "GptOssForCausalLM is not supported"),
+        (json!({ "architectures": ["OlmoeForCausalLM"] }), "OlmoeForCausalLM is not supported"),
     ];
     for (config, part) in refused {
         let error = parse(&config).unwrap_err();

@@ -1,7 +1,7 @@
 //! `config.json` of published mixtures of experts, and of ones that are nearly so.
 
 use halfbyte_models::{Architecture, ExpertSpec, ModelConfig};
-use halfbyte_ops::experts::Choice;
+use halfbyte_ops::{Gate, experts::Choice};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -99,4 +99,75 @@ fn what_cannot_be_is_refused_by_name() {
         let error = parse(&config).unwrap_err();
         assert!(error.contains(part), "{error}");
     }
+}
+
+/// gpt-oss-20b, as OpenAI has it.
+fn oss(more: &Value) -> Value {
+    let kinds: Vec<&str> = (0..24).map(|it| if it % 2 == 0 { "sliding_attention" } else { "full_attention" }).collect();
+    let config = json!({
+        "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0, "eos_token_id": 200002,
+        "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
+        "initializer_range": 0.02, "intermediate_size": 2880, "layer_types": kinds, "max_position_embeddings": 131072,
+        "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": false, "pad_token_id": 199999,
+        "quantization_config": {
+            "modules_to_not_convert":
+                ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-05, "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": false,
+        },
+        "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+        "tie_word_embeddings": false, "transformers_version": "4.55.0.dev0", "use_cache": true, "vocab_size": 201088,
+    });
+    with(&config, more)
+}
+
+#[test]
+fn gpt_oss_is_understood() {
+    let spec = |config: &Value| {
+        let config = parse(config).unwrap();
+        assert!(config.notes.is_empty(), "{:?}", config.notes);
+        let Architecture::Decoder(spec) = config.architecture else { panic!("no decoder") };
+        spec
+    };
+    let own = spec(&oss(&json!({})));
+    let experts = own.experts.unwrap();
+    assert_eq!((experts.count, experts.inner, experts.balance), (32, 2880, None));
+    assert_eq!(experts.choice, Choice { each: 4, normalised: true });
+    assert!(own.sinks && own.biases.qkv && own.biases.o && own.norm.rounds_last);
+    assert_eq!(own.gate, Gate::Clamped { alpha: 1.702, limit: 7.0 });
+    assert_eq!(own.windows()[..3], [Some(128), None, Some(128)]);
+    // What a file leaves out is what gpt-oss was made with.
+    let gone = |keys: &[&str]| {
+        let mut config = oss(&json!({}));
+        keys.iter().for_each(|it| drop(config.as_object_mut().unwrap().remove(*it)));
+        spec(&config)
+    };
+    let left_out = [
+        "rope_scaling",
+        "rope_theta",
+        "layer_types",
+        "sliding_window",
+        "swiglu_limit",
+        "attention_bias",
+        "head_dim",
+        "num_key_value_heads",
+        "experts_per_token",
+        "initial_context_length",
+    ];
+    assert_eq!(gone(&left_out), own);
+    for (more, part) in [
+        (json!({ "quantization_config": { "quant_method": "gptq" } }), "quantised by gptq"),
+        (json!({ "swiglu_limit": 0.0 }), "swiglu_limit is 0"),
+        (json!({ "num_experts_per_tok": 33 }), "num_experts_per_tok is 33"),
+        (json!({ "layer_types": ["full_attention"] }), "layer_types describes 1 layers"),
+    ] {
+        let error = parse(&oss(&more)).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+    let error = parse(&mixtral(&json!({ "quantization_config": { "quant_method": "mxfp4" } }))).unwrap_err();
+    assert!(error.contains("quantised by mxfp4"), "{error}");
 }

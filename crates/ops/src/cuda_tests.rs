@@ -96,7 +96,7 @@ fn pointwise_ops() {
         for shape in [[1, 1], [3, 5], [70, 129], [67, 128]] {
             let [a, b] = [noise_in(&shape, dtype, 1, -4.0, 4.0), noise_in(&shape, dtype, 2, -4.0, 4.0)];
             compare("add_scaled", &[a.clone(), b.clone()], |tape, p| add_scaled(tape, &p[0], &p[1], -0.75));
-            for f in [Gate::Silu, Gate::GeluTanh] {
+            for f in [Gate::Silu, Gate::GeluTanh, Gate::Clamped { alpha: 1.7, limit: 2.5 }] {
                 compare("gated", &[a.clone(), b.clone()], |tape, p| gated(tape, &p[0], &p[1], f));
             }
             compare("scale", std::slice::from_ref(&a), |tape, p| scale(tape, &p[0], 3.3));

@@ -242,6 +242,9 @@ pub struct InspectArgs {
     /// Modules that would get an adapter: names, a regular expression, or all-linear.
     #[arg(long, value_name = "MODULES")]
     pub target_modules: Option<String>,
+    /// Parameters that would get one, too, where experts are no modules.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub target_parameters: Vec<String>,
     /// Rank of the adapter.
     #[arg(long, short = 'r', default_value_t = 16)]
     pub rank: usize,

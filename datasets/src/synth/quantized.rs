@@ -55,6 +55,22 @@ pub(super) fn tensors(spec: WeightSpec) -> Result<Vec<Random>> {
     Ok(all)
 }
 
+/// A tensor of gpt-oss as it is published: experts in MXFP4, the others dense.
+pub(super) fn in_mxfp4(spec: WeightSpec) -> Vec<Random> {
+    let WeightSpec { name, shape, role: Role::Linear, .. } = &spec else { return vec![Random::dense(spec)] };
+    let &[experts, inner, out] = &shape[..] else { return vec![Random::dense(spec)] };
+    let part = |end: &str, shape: &[usize], fill| Random {
+        spec: TensorSpec::new(format!("{name}_{end}"), Dtype::U8, shape),
+        fill,
+    };
+    let blocks = [experts, out, inner / 32];
+    // Of 2^-7, with which uniform codes are as large as the dense weights.
+    vec![
+        part("blocks", &[&blocks[..], &[16]].concat(), Fill::Uniform),
+        part("scales", &blocks, Fill::Constant(vec![120])),
+    ]
+}
+
 /// The maps of codes to numbers, which are those of every matrix.
 fn maps(name: &str) -> Result<Vec<Random>> {
     let path = name.trim_end_matches(".weight");

@@ -24,6 +24,7 @@ const FILES: [(&str, &[&str]); 5] = [
             "Phi3Config",
             "MixtralConfig",
             "Qwen3MoeConfig",
+            "GptOssConfig",
             "GPTNeoXConfig",
             "GPT2Config",
             "GPTJConfig",

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const CLASSES: [(&str, Family); 16] = [
+const CLASSES: [(&str, Family); 17] = [
     ("LlamaConfig", Family::Llama),
     ("MistralConfig", Family::Mistral),
     ("Qwen2Config", Family::Qwen2),
@@ -21,6 +21,7 @@ const CLASSES: [(&str, Family); 16] = [
     ("Phi3Config", Family::Phi3),
     ("MixtralConfig", Family::Mixtral),
     ("Qwen3MoeConfig", Family::Qwen3Moe),
+    ("GptOssConfig", Family::GptOss),
     ("GPTNeoXConfig", Family::GptNeoX),
     ("GPT2Config", Family::Gpt2),
     ("GPTJConfig", Family::GptJ),

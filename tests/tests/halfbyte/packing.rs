@@ -77,7 +77,7 @@ fn packed_and_single_rows_give_the_same_loss_and_gradients() {
 /// Longer than the window of local attention and than a row, so that what came before would show.
 #[test]
 fn adapters_have_the_same_gradients_packed() {
-    for model in [TinyModel::llama(), TinyModel::gpt_neo()] {
+    for model in [TinyModel::llama(), TinyModel::gpt_neo(), TinyModel::of(Family::GptOss)] {
         let work = Work::new();
         let base = work.model(&model);
         // An adapter whose B is not zero has a gradient in A, too.

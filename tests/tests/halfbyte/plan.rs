@@ -16,7 +16,7 @@ fn mib(value: &Value) -> f64 {
 }
 
 /// Models and flags that change what is held: formats, variants, recomputation, accumulation, packing, everything training.
-fn kinds() -> [(TinyModel, &'static str); 15] {
+fn kinds() -> [(TinyModel, &'static str); 16] {
     [
         (TinyModel::llama(), "--quant nf4"),
         (TinyModel { tied: false, ..TinyModel::llama() }, "--quant int8 --gradient-checkpointing on"),
@@ -31,6 +31,7 @@ fn kinds() -> [(TinyModel, &'static str); 15] {
         (TinyModel::of(Family::GptNeoX), "--quant nf4"),
         (TinyModel::of(Family::Mixtral), "--quant nf4 --gradient-checkpointing on"),
         (TinyModel::of(Family::Qwen3Moe), "--quant nf4"),
+        (TinyModel::of(Family::GptOss), "--quant nf4"),
         (TinyModel::of(Family::Gpt2), "--quant int8"),
         (TinyModel::of(Family::GptJ), "--quant nf4 --bias all"),
     ]

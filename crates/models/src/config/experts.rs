@@ -14,10 +14,14 @@ pub(crate) enum Mixture {
     /// In every `decoder_sparse_step`th block but `mlp_only_layers`, as wide as `moe_intermediate_size`; weights are normalised where
     /// `norm_topk_prob` says so.
     Qwen,
+    /// In every block, as wide as `intermediate_size`, with biases; weights are always normalised.
+    Oss,
 }
 
-const MIXTRAL: ExpertNames = ExpertNames { file: "block_sparse_moe", matrices: ["w1", "w3", "w2"], module: "mlp" };
-const QWEN: ExpertNames = ExpertNames { file: "mlp", matrices: ["gate_proj", "up_proj", "down_proj"], module: "mlp" };
+const OSS: ExpertNames = ExpertNames { file: "mlp", router: "router", matrices: None, module: "mlp" };
+const MIXTRAL: ExpertNames =
+    ExpertNames { file: "block_sparse_moe", router: "gate", matrices: Some(["w1", "w3", "w2"]), module: "mlp" };
+const QWEN: ExpertNames = ExpertNames { router: "gate", matrices: Some(["gate_proj", "up_proj", "down_proj"]), ..OSS };
 
 impl Keys<'_> {
     /// The experts of a model, and the layers with what they have of them.
@@ -29,6 +33,7 @@ impl Keys<'_> {
         let (names, count, each, inner, normalised) = match mixture {
             Mixture::None => return Ok((None, layers)),
             Mixture::Mixtral => (MIXTRAL, 8, 2, self.size("intermediate_size", None)?, true),
+            Mixture::Oss => (OSS, 128, 4, self.size("intermediate_size", None)?, true),
             Mixture::Qwen => {
                 let inner = self.size("moe_intermediate_size", Some(768))?;
                 (QWEN, 128, 8, inner, self.flag("norm_topk_prob", false)?)
@@ -36,7 +41,8 @@ impl Keys<'_> {
         };
         // transformers takes either name for either, and writes the second.
         let count = self.size("num_local_experts", Some(self.size("num_experts", Some(count))?))?;
-        let each = self.size("num_experts_per_tok", Some(each))?;
+        // gpt-oss's own files have it under either name.
+        let each = self.size("num_experts_per_tok", Some(self.size("experts_per_token", Some(each))?))?;
         let sparse = self.sparse(mixture, layers.len(), count)?;
         if each == 0 || each > count && sparse.contains(&true) {
             return Err(format!("num_experts_per_tok is {each}, of {count} experts"));

@@ -23,9 +23,22 @@ const DECODERS: &[&str] = &[
     "phi3",
     "mixtral",
     "qwen3_moe",
+    "gpt_oss",
 ];
-const SILU: &[&str] =
-    &["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3", "gpt_neox", "mixtral", "qwen3_moe"];
+const SILU: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "phi3",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+];
 const ROTATED: &[&str] = &[
     "llama",
     "mistral",
@@ -40,20 +53,23 @@ const ROTATED: &[&str] = &[
     "gpt_neox",
     "mixtral",
     "qwen3_moe",
+    "gpt_oss",
 ];
 const BIASED: &[&str] =
-    &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox", "qwen3_moe"];
+    &["llama", "qwen3", "smollm3", "granite", "olmo2", "gemma2", "gemma3_text", "gpt_neox", "qwen3_moe", "gpt_oss"];
 const NEO: &[&str] = &["gpt_neo"];
 const NEOX: &[&str] = &["gpt_neox"];
 const TWO: &[&str] = &["gpt2", "gptj"];
 const GELU_NEW: &[&str] = &["gpt_neo", "gpt2", "gptj"];
 const WINDOWED: &[&str] =
-    &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe"];
-const LISTED: &[&str] = &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral"];
+    &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "gpt_oss"];
+const LISTED: &[&str] =
+    &["mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss"];
 const SOME_WINDOWED: &[&str] = &["qwen2", "qwen3", "smollm3", "qwen3_moe"];
-const EXPERTS: &[&str] = &["mixtral", "qwen3_moe"];
+const EXPERTS: &[&str] = &["mixtral", "qwen3_moe", "gpt_oss"];
 const QWEN_EXPERTS: &[&str] = &["qwen3_moe"];
 const PDROPS: &[&str] = &["phi3", "gpt2", "gptj"];
+const OSS: &[&str] = &["gpt_oss"];
 const GRANITE: &[&str] = &["granite"];
 const GEMMA: &[&str] = &["gemma2", "gemma3_text"];
 
@@ -110,6 +126,10 @@ const CONFIG_KEYS: &[(&str, KeyUse)] = &[
     ("num_experts_per_tok", ReadIn(EXPERTS)),
     ("output_router_logits", ReadIn(EXPERTS)),
     ("router_aux_loss_coef", ReadIn(EXPERTS)),
+    ("experts_per_token", ReadIn(OSS)),
+    ("swiglu_limit", ReadIn(OSS)),
+    ("swiglu_alpha", ReadIn(OSS)),
+    ("initial_context_length", Irrelevant("rope_scaling says it")),
     ("router_jitter_noise", ReadIn(&["mixtral"])),
     ("moe_intermediate_size", ReadIn(QWEN_EXPERTS)),
     ("norm_topk_prob", ReadIn(QWEN_EXPERTS)),
@@ -250,6 +270,8 @@ const QUANTIZATION_KEYS: &[(&str, KeyUse)] = &[
     ("load_in_8bit", Read),
     ("llm_int8_skip_modules", Read),
     ("llm_int8_threshold", Read),
+    ("modules_to_not_convert", Irrelevant("every weight says for itself how it is stored")),
+    ("dequantize", SPEED),
     ("_load_in_4bit", EACH),
     ("_load_in_8bit", EACH),
     ("bnb_4bit_quant_type", EACH),

@@ -13,8 +13,9 @@ pub(crate) enum Window {
     Everywhere(Option<usize>),
     /// With `use_sliding_window`: those that `layer_types` names, or those from `max_window_layers` on.
     SomeLayers,
-    /// Those that `layer_types` names, or all but every so-manieth, which `sliding_window_pattern` may say instead.
-    AllBut(usize),
+    /// Those that `layer_types` names, or all but every so-manieth, which `sliding_window_pattern` may say instead; of so many keys
+    /// where the file does not say.
+    AllBut(usize, usize),
     /// With `use_sliding_window`: those that `layer_types` names, or those that are not rotated.
     NotRotated,
     /// With `use_sliding_window` all of them.
@@ -33,6 +34,8 @@ pub(crate) enum Rotated {
     /// All alike, as much of every head as `partial_rotary_factor` says, perhaps by longrope; with the original length of a file that does
     /// not name one.
     Part(usize),
+    /// All alike; where the file does not say how, as gpt-oss is.
+    Yarn,
 }
 
 /// The window of a file that does not name one.
@@ -56,6 +59,7 @@ impl Keys<'_> {
         let (ropes, notes) = match rotated {
             Rotated::ByWindow => super::rope::by_window(self, sizes)?,
             Rotated::Part(original) => super::rope::of_part(self, sizes, (theta, original))?,
+            Rotated::Yarn => super::rope::oss(self, sizes, theta).map(|(it, notes)| (vec![it], notes))?,
             _ => super::rope::spec(self, sizes, theta).map(|(it, notes)| (vec![it], notes))?,
         };
         let rope = |window: Option<usize>| usize::from(window.is_some() && ropes.len() > 1);
@@ -104,6 +108,7 @@ impl Keys<'_> {
             _ if chosen && !self.flag("use_sliding_window", false)? => None,
             _ if self.has("sliding_window") && self.given("sliding_window").is_none() => None,
             Window::NotRotated | Window::Everywhere(None) if !self.has("sliding_window") => None,
+            Window::AllBut(_, width) => Some(self.size("sliding_window", Some(width))?),
             _ => Some(self.size("sliding_window", Some(DEFAULT_WINDOW))?),
         };
         if width == Some(0) {
@@ -130,13 +135,13 @@ impl Keys<'_> {
             _ => 0,
         };
         let pattern = match window {
-            Window::AllBut(default) => self.size("sliding_window_pattern", Some(default))?,
+            Window::AllBut(default, _) => self.size("sliding_window_pattern", Some(default))?,
             _ => usize::MAX,
         };
         if pattern == 0 {
             return Err("sliding_window_pattern is 0, expected a number of layers".into());
         }
-        if matches!(window, Window::AllBut(_)) && width.is_none() && self.given("layer_types").is_none() {
+        if matches!(window, Window::AllBut(..)) && width.is_none() && self.given("layer_types").is_none() {
             return Err("sliding_window is null, but some layers of this architecture have a window".into());
         }
         let has = |it: usize| match window {

@@ -28,6 +28,26 @@ pub(super) fn spec(
     Ok((spec, notes))
 }
 
+/// [`spec`], or, where a file has none, what gpt-oss was made with.
+pub(super) fn oss(keys: &Keys<'_>, sizes: (usize, usize), theta: f64) -> Parsed<(RopeSpec, Vec<String>)> {
+    let (head_dim, max_position) = sizes;
+    let (found, notes) = spec(keys, sizes, theta)?;
+    if keys.given("rope_scaling").is_some() || keys.given("rope_parameters").is_some() {
+        return Ok((found, notes));
+    }
+    let scaling = RopeScaling::Yarn {
+        factor: 32.0,
+        original_max_position: 4096,
+        attention_factor: None,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: false,
+    };
+    Ok((RopeSpec { theta: found.theta, channels: head_dim, max_position, scaling, pairs: Pairs::Halves }, notes))
+}
+
 /// Those of layers that see all keys and of those with a window, as Gemma 3 has them: under `full_attention` and `sliding_attention` in
 /// `rope_parameters`, or, in files of before, `rope_theta` with `rope_scaling` for the former and `rope_local_base_freq` for the latter.
 pub(super) fn by_window(

@@ -30,18 +30,24 @@ pub(super) struct Inputs<'a, T> {
     pub(super) v: &'a [T],
     pub(super) shape: &'a AttentionShape,
     pub(super) layout: &'a Layout,
+    /// A score a head that joins every softmax.
+    pub(super) sinks: Option<&'a [f32]>,
 }
 
 /// A sequence and one of its key/value heads.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     pub(super) segment: Segment,
-    head: usize,
+    pub(super) head: usize,
 }
 
 impl<'a, T: Float> Inputs<'a, T> {
     pub(super) fn new([q, k, v]: [&'a Tensor; 3], shape: &'a AttentionShape, layout: &'a Layout) -> Self {
-        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, layout }
+        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, layout, sinks: None }
+    }
+
+    pub(super) fn with_sinks(self, sinks: Option<&'a Tensor>) -> Self {
+        Inputs { sinks: sinks.map(Tensor::data), ..self }
     }
 
     pub(super) fn piece(&self, i: usize) -> Piece {

@@ -24,6 +24,10 @@ fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, (y, lse): (&mut [
         inputs.queries(inputs.q, piece, block.clone(), &mut q);
         let rows = q.len() / d;
         state.reset(rows, d);
+        if let Some(sinks) = inputs.sinks {
+            let of_piece = &sinks[piece.head * inputs.shape.group()..];
+            state.begin_with(|r| of_piece[r / block.len()]);
+        }
         for keys in piece.key_blocks(&block, window) {
             scores.resize(rows * keys.len(), 0.0);
             let some = keys.start * d..keys.end * d;
@@ -70,6 +74,12 @@ impl Softmax {
         self.totals.resize(rows, 0.0);
         self.sums.clear();
         self.sums.resize(rows * d, 0.0);
+    }
+
+    /// Begins every row with a score that weighs nothing.
+    fn begin_with(&mut self, sink: impl Fn(usize) -> f32) {
+        self.maxima.iter_mut().enumerate().for_each(|(r, it)| *it = sink(r));
+        self.totals.fill(1.0);
     }
 
     /// Turns visible scores of row `r` into exponentials relative to the new maximum, and rescales what was before.

@@ -11,7 +11,7 @@ kernels! {
     const SOURCE = "attention", "shape.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32, cap: f32,
+        window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
     }
     products as Products { dy: *const T, y: *const T, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
     query_gradient as QueryGradient {
@@ -46,16 +46,16 @@ fn launch((shape, layout): (&AttentionShape, &Layout), (heads, rows_kept): (usiz
 pub(super) fn forward(
     gpu: &Arc<Gpu>,
     [q, k, v]: [&Tensor; 3],
-    (shape, layout): (&AttentionShape, &Layout),
+    (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     if tensor_cores::fit(shape, layout, q.dtype()) {
-        return tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout), (y, lse));
+        return tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout, sinks), (y, lse));
     }
     let launch = launch((shape, layout), (shape.heads, 1))?;
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
-    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale, cap };
+    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale, cap, sinks };
     // SAFETY: the caller checked the operands against the layout.
     unsafe { kernel.launch(gpu, number(q.dtype()), launch) }
 }

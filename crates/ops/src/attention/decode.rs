@@ -48,11 +48,12 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, (segment, i): (Segment, usize), head
             scores[j] = dot(q, &row);
         }
     }
-    for scores in scores.chunks_mut(count) {
+    for (h, scores) in scores.chunks_mut(count).enumerate() {
         inputs.shape.bend(scores);
-        let maximum = max(scores);
+        let sink = inputs.sinks.map(|it| it[head * inputs.shape.group() + h]);
+        let maximum = sink.map_or(max(scores), |it| it.max(max(scores)));
         scores.iter_mut().for_each(|it| *it = exp(*it - maximum));
-        let inverse = 1.0 / sum(scores);
+        let inverse = 1.0 / (sum(scores) + sink.map_or(0.0, |it| exp(it - maximum)));
         scores.iter_mut().for_each(|it| *it *= inverse);
     }
     let mut sums = vec![0.0; y.len()];

@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_weighted(float* acc, float weight, const flo
 // grid: (ceil(longest / ROWS), heads, sequences).
 // lse holds, for each sequence, the numbers of one head after the other.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
-               int heads, int kv_heads, int dim, int window, float scale, float cap) {
+               int heads, int kv_heads, int dim, int window, float scale, float cap, const float* sinks) {
     const Shape s = AS_SHAPE;
     SHARED_ARRAY(float, shared);
     float* keys = shared;
@@ -58,8 +58,9 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
     }
     float acc[ROWS / WARPS][SHARE], largest[ROWS / WARPS], sum[ROWS / WARPS];
     for (int r = 0; r < ROWS / WARPS; r++) {
-        largest[r] = -INF;
-        sum[r] = 0.0f;
+        // A sink is a score that weighs nothing.
+        largest[r] = sinks ? sinks[head] : -INF;
+        sum[r] = sinks ? 1.0f : 0.0f;
         for (int i = 0; i < SHARE; i++) acc[r][i] = 0.0f;
     }
     int last_row = first + ROWS < length ? first + ROWS : length;

@@ -86,10 +86,24 @@ impl AttentionShape {
 ///
 /// Query `i` of a sequence sees keys `0..=i` of that sequence, or the last `window` of them. Saves `q`, `k`, `v`, `y` and one
 /// number for each row and head. Fails if the operands do not fit the layout.
-pub fn attention(tape: &Tape<'_>, [q, k, v]: [&Var; 3], shape: AttentionShape, layout: &Layout) -> Result<Var> {
-    let inputs = [q, k, v];
+pub fn attention(tape: &Tape<'_>, inputs: [&Var; 3], shape: AttentionShape, layout: &Layout) -> Result<Var> {
+    attention_with_sinks(tape, inputs, (shape, None), layout)
+}
+
+/// [`attention`] in which a score of each head joins every softmax without a value of its own, as gpt-oss has it: so the weights of a row
+/// add up to less than 1. The sinks, f32 `(heads)`, get no gradient.
+///
+/// With `z` a sink, `lse` is the logarithm of `exp(z)` and the row's sum; every derivative is as without sinks, from that `lse` and from
+/// that `y`, since what a sink weighs is 0.
+pub fn attention_with_sinks(
+    tape: &Tape<'_>,
+    inputs: [&Var; 3],
+    (shape, sinks): (AttentionShape, Option<&Tensor>),
+    layout: &Layout,
+) -> Result<Var> {
     check(&shape, inputs.map(Var::value), layout)?;
-    let [y, lse] = forward(inputs.map(Var::value), &shape, layout)?;
+    check_sinks("attention", sinks, &shape)?;
+    let [y, lse] = forward(inputs.map(Var::value), (&shape, sinks), layout)?;
     if !tape.is_recording() || !inputs.iter().any(|it| it.requires_grad()) {
         return Ok(Var::constant(y));
     }
@@ -109,17 +123,22 @@ struct Saved<'a> {
 }
 
 /// `y`, and the logarithm of each row's sum of exponentials, `(heads * tokens)`: for each sequence one head after the other.
-fn forward([q, k, v]: [&Tensor; 3], shape: &AttentionShape, layout: &Layout) -> Result<[Tensor; 2]> {
+fn forward(
+    [q, k, v]: [&Tensor; 3],
+    (shape, sinks): (&AttentionShape, Option<&Tensor>),
+    layout: &Layout,
+) -> Result<[Tensor; 2]> {
     let y = q.scratch_like(q.shape(), q.dtype());
     let lse = q.scratch_like(&[shape.heads * q.rows()], DType::F32);
     let cost = Cost::of(0, &[q, k, v, &y, &lse]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {
         with_float!(q.dtype(), T, {
-            cpu::forward(&Inputs::<T>::new([q, k, v], shape, layout), y.data_mut(), lse.data_mut());
+            let inputs = Inputs::<T>::new([q, k, v], shape, layout).with_sinks(sinks);
+            cpu::forward(&inputs, y.data_mut(), lse.data_mut());
         });
         Ok(())
     };
-    fill(q, cost, [y, lse], host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (shape, layout), (y, lse)))
+    fill(q, cost, [y, lse], host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (shape, layout, sinks), (y, lse)))
 }
 
 /// Those of dq, dk and dv that are wanted.
@@ -151,7 +170,18 @@ fn gradients(
 ///
 /// Returns `y` in the shape and dtype of `q`. Fails if the operands do not fit the layout.
 pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, layout: &Layout) -> Result<Tensor> {
+    attend_cached_with_sinks(q, [k, v], (shape, None), layout)
+}
+
+/// [`attend_cached`] with sinks, as [`attention_with_sinks`] has them.
+pub fn attend_cached_with_sinks(
+    q: &Tensor,
+    [k, v]: [&Tensor; 2],
+    (shape, sinks): (AttentionShape, Option<&Tensor>),
+    layout: &Layout,
+) -> Result<Tensor> {
     shape.check("attend_cached")?;
+    check_sinks("attend_cached", sinks, &shape)?;
     check_operand("attend_cached", q, (q, "queries"), shape.heads * shape.head_dim)?;
     check_operand("attend_cached", q, (k, "keys"), shape.kv_heads * shape.head_dim)?;
     check_operand("attend_cached", q, (v, "values"), shape.kv_heads * shape.head_dim)?;
@@ -169,7 +199,7 @@ pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, 
     let cost = Cost::of(0, &[q, &out[0]]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {
         with_float!(q.dtype(), T, {
-            let inputs = Inputs::<T>::new([q, k, v], &shape, layout);
+            let inputs = Inputs::<T>::new([q, k, v], &shape, layout).with_sinks(sinks);
             if layout.longest() <= decode::MAX_QUERIES {
                 decode::forward(&inputs, y.data_mut());
             } else {
@@ -179,8 +209,8 @@ pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, 
         Ok(())
     };
     let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| match few_queries::cuda::fit(&shape, layout) {
-        true => few_queries::cuda::forward(gpu, [q, k, v], (&shape, layout), y),
-        false => cuda::forward(gpu, [q, k, v], (&shape, layout), (y, lse)),
+        true => few_queries::cuda::forward(gpu, [q, k, v], (&shape, layout, sinks), y),
+        false => cuda::forward(gpu, [q, k, v], (&shape, layout, sinks), (y, lse)),
     })?;
     Ok(y)
 }
@@ -201,6 +231,15 @@ fn check(shape: &AttentionShape, [q, k, v]: [&Tensor; 3], layout: &Layout) -> Re
         return Err(Error::invalid("attention", message).into());
     }
     Ok(())
+}
+
+fn check_sinks(op: &'static str, sinks: Option<&Tensor>, shape: &AttentionShape) -> Result<()> {
+    match sinks {
+        Some(it) if it.shape() != [shape.heads] || it.dtype() != DType::F32 => {
+            Err(Error::shape(op, format!("sinks of shape ({}) in f32", shape.heads), it.shape()).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_operand(op: &'static str, q: &Tensor, (t, name): (&Tensor, &str), cols: usize) -> Result<()> {

@@ -1,4 +1,4 @@
-use super::{AttentionShape, attend_cached, attention};
+use super::{AttentionShape, attend_cached, attend_cached_with_sinks, attention, attention_with_sinks};
 use crate::{Layout, frozen_linear::test_support::*};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
@@ -157,6 +157,43 @@ fn gradients_by_differences(s: AttentionShape) {
         let [q, k, v] = rows(t, p);
         attention(t, [&q, &k, &v], s, &layout(&[5, 4]))
     });
+}
+
+#[test]
+fn a_sink_takes_its_share_of_every_softmax() {
+    let (s, time) = (AttentionShape { window: Some(3), ..shape((4, 2), 2) }, 9);
+    let p = params(&s, time, DType::F32);
+    let sinks = Tensor::from_vec(&[4], vec![-1.5, 0.0, 0.7, 30.0]);
+    let layout = layout(&[time]);
+    let on = |t: &Tape<'_>, p: &[Param], sinks| {
+        let [q, k, v] = [0, 1, 2].map(|i| t.param(&p[i]));
+        attention_with_sinks(t, [&q, &k, &v], (s, sinks), &layout)
+    };
+    let y = on(&Tape::disabled(), &p, Some(&sinks)).unwrap().value().to_f32_vec();
+    let [q, k, v] = [0, 1, 2].map(|i| p[i].value().to_f32_vec());
+    for (at, got) in y.iter().enumerate() {
+        let (i, h, c) = (at / 8, at / 2 % 4, at % 2);
+        let dot = |j: usize| (0..2).map(|c| q[i * 8 + h * 2 + c] * k[j * 4 + h / 2 * 2 + c]).sum::<f32>();
+        let e: Vec<f64> = ((i + 1).saturating_sub(3)..=i).map(|j| f64::from(s.scale * dot(j)).exp()).collect();
+        let total = e.iter().sum::<f64>() + f64::from(sinks.data::<f32>()[h]).exp();
+        let first = (i + 1).saturating_sub(3);
+        let values = e.iter().enumerate().map(|(n, e)| e * f64::from(v[(first + n) * 4 + h / 2 * 2 + c]));
+        let expected = values.sum::<f64>() / total;
+        assert!((f64::from(*got) - expected).abs() < 1e-6, "element {at}: {got}, expected {expected}");
+    }
+    let check = Gradcheck { tolerance: 2e-2, ..Gradcheck::default() };
+    check.run(&p, |t, p| on(t, p, Some(&sinks)));
+    // From a cache, by a few queries and by many.
+    let [q, k, v] = [0, 1, 2].map(|i| p[i].value());
+    for count in [1, 6] {
+        let new = Tensor::from_vec(&[count, 8], q.to_f32_vec()[(time - count) * 8..].to_vec());
+        let later = Layout::resumed(&[(count, time - count, 0)]).unwrap();
+        let got = attend_cached_with_sinks(&new, [&k, &v], (s, Some(&sinks)), &later).unwrap().to_f32_vec();
+        let expected = &y[(time - count) * 8..];
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}, expected {expected:?}");
+    }
+    let wrong = on(&Tape::disabled(), &p, Some(&Tensor::zeros(&[3], DType::F32))).unwrap_err().to_string();
+    assert!(wrong.contains("sinks of shape (4)"), "{wrong}");
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Attention of every kind: by the general kernels, on tensor cores and of few queries.
 
 use super::{compare, near, tolerance};
-use crate::{AttentionShape, Layout, attend_cached, attention, frozen_linear::test_support::FLOATS};
-use halfbyte_tensor::{Device, Tensor};
+use crate::{
+    AttentionShape, Layout, attend_cached, attention,
+    attention::{attend_cached_with_sinks, attention_with_sinks},
+    frozen_linear::test_support::FLOATS,
+};
+use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
 #[test]
@@ -40,6 +44,11 @@ fn attention_of_every_kind() {
             let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
             let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
             compare("attention", &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
+            let sinks = noise(&[shape.heads], DType::F32, 5);
+            compare("attention with sinks", &params, |tape, p| {
+                let sinks = sinks.to_device(&p[0].value().device())?;
+                attention_with_sinks(tape, [&p[0], &p[1], &p[2]], (*shape, Some(&sinks)), &layout)
+            });
         }
     }
 }
@@ -68,6 +77,12 @@ fn attention_over_a_cache() {
             let there = |t: &Tensor| t.to_device(&device).unwrap();
             let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
             near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
+            let sinks = noise(&[4], DType::F32, 5);
+            let on = |sinks: &Tensor, [q, k, v]: [&Tensor; 3]| {
+                attend_cached_with_sinks(q, [k, v], (shape, Some(sinks)), &layout).unwrap()
+            };
+            let got = on(&there(&sinks), [&there(&q), &there(&k), &there(&v)]);
+            near("attend_cached with sinks", &got, &on(&sinks, [&q, &k, &v]), tolerance(dtype));
         }
     }
 }
@@ -91,6 +106,11 @@ fn few_queries_over_a_long_cache() {
                 let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
                 let expected = attend_cached(&q, &k, &v, shape, &layout).unwrap();
                 near(&format!("{shape:?} in {dtype}"), &got, &expected, tolerance(dtype));
+                let sinks = noise(&[heads], DType::F32, 5);
+                let (on_gpu, q_there) = (there(&sinks), there(&q));
+                let got = attend_cached_with_sinks(&q_there, [&there(&k), &there(&v)], (shape, Some(&on_gpu)), &layout);
+                let expected = attend_cached_with_sinks(&q, [&k, &v], (shape, Some(&sinks)), &layout).unwrap();
+                near(&format!("{shape:?} in {dtype} with sinks"), &got.unwrap(), &expected, tolerance(dtype));
             }
         }
     }

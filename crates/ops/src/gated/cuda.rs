@@ -5,15 +5,28 @@ use std::sync::Arc;
 
 kernels! {
     const SOURCE = "gated", "kernel.cu", over Tensor;
-    forward as Forward { gate: *const T, up: *const T, gelu: i32, y: *mut T, n: usize }
-    backward as Backward { dy: *const T, gate: *const T, up: *const T, gelu: i32, dg: *mut T, du: *mut T, n: usize }
+    forward as Forward { gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, y: *mut T, n: usize }
+    backward as Backward { dy: *const T, gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, dg: *mut T, du: *mut T, n: usize }
+}
+
+/// What the kernels know of a gate; a limit of 0 is none.
+fn numbers(f: Gate) -> (usize, f32, f32) {
+    match f {
+        Gate::Silu => (0, 1.0, 0.0),
+        Gate::GeluTanh => (1, 1.0, 0.0),
+        Gate::Clamped { alpha, limit } => (0, alpha, limit),
+    }
 }
 
 pub(super) fn forward(gpu: &Arc<Gpu>, [gate, up]: [&Tensor; 2], f: Gate, y: &mut Tensor) -> Result<()> {
-    let (n, gelu) = (gate.len(), usize::from(f == Gate::GeluTanh));
+    let (n, (gelu, alpha, limit)) = (gate.len(), numbers(f));
     // SAFETY: all three have as many elements as the kernel is told.
     unsafe {
-        Forward { gate, up, gelu, y, n }.launch(gpu, number(gate.dtype()), Launch::packs(n, number(gate.dtype())))
+        Forward { gate, up, gelu, alpha, limit, y, n }.launch(
+            gpu,
+            number(gate.dtype()),
+            Launch::packs(n, number(gate.dtype())),
+        )
     }
 }
 
@@ -24,10 +37,10 @@ pub(super) fn backward(
     f: Gate,
     [dg, du]: &mut [Tensor; 2],
 ) -> Result<()> {
-    let (n, gelu) = (gate.len(), usize::from(f == Gate::GeluTanh));
+    let (n, (gelu, alpha, limit)) = (gate.len(), numbers(f));
     // SAFETY: all five have as many elements as the kernel is told.
     unsafe {
-        Backward { dy, gate, up, gelu, dg, du, n }.launch(
+        Backward { dy, gate, up, gelu, alpha, limit, dg, du, n }.launch(
             gpu,
             number(gate.dtype()),
             Launch::packs(n, number(gate.dtype())),

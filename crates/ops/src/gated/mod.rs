@@ -1,5 +1,6 @@
 //! The gate of a decoder's MLP: `f(gate) * up`, in one pass over memory. `f(x) = x sigmoid(v(x))`, where `v(x) = x` is SiLU and
-//! `v(x) = 2 sqrt(2 / pi) (x + 0.044715 x^3)` GELU by way of `tanh`.
+//! `v(x) = 2 sqrt(2 / pi) (x + 0.044715 x^3)` GELU by way of `tanh`. Or gpt-oss's `f(g) (u + 1)`, with `g` the gate but at most a limit, `u`
+//! the other but within it on either side, and `v(x) = alpha x`.
 
 mod cpu;
 mod cuda;
@@ -14,12 +15,19 @@ use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_tensor::{Tensor, with_float};
 
 /// The function of a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
     /// `x / (1 + exp(-x))`, LLaMA's.
     Silu,
     /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, Gemma's.
     GeluTanh,
+    /// gpt-oss's.
+    Clamped {
+        /// How steep the sigmoid is.
+        alpha: f32,
+        /// Beyond it nothing grows.
+        limit: f32,
+    },
 }
 
 /// `f(gate) * up`, both of one shape and dtype. `f(gate)` is rounded to that dtype first, as transformers does.

@@ -9,6 +9,7 @@ fn argument(x: f64, f: Gate) -> (f64, f64) {
     let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
     match f {
         Gate::Silu => (x, 1.0),
+        Gate::Clamped { alpha, .. } => (f64::from(alpha) * x, f64::from(alpha)),
         Gate::GeluTanh => (slope * (x + 0.044715 * x.powi(3)), slope * (1.0 + 3.0 * 0.044715 * x * x)),
     }
 }
@@ -49,6 +50,33 @@ fn values_and_gradients_agree_with_f64_in_every_dtype() {
             assert_close("dgate", &grads.get(&gate).unwrap().to_f32_vec(), &dg, tolerance);
             let du = at(&|g, _, d| d * g * s(g));
             assert_close("dup", &grads.get(&up).unwrap().to_f32_vec(), &du, tolerance);
+        }
+    }
+}
+
+#[test]
+fn gpt_oss_has_limits() {
+    let (f, limit) = (Gate::Clamped { alpha: 1.702, limit: 1.5 }, 1.5);
+    for dtype in FLOATS {
+        let (gate, up) = (noise_in(&[5, 77], dtype, 1, -4.0, 4.0), noise_in(&[5, 77], dtype, 2, -4.0, 4.0));
+        let params = [Param::new("gate", gate.clone()), Param::new("up", up.clone())];
+        let (tape, dy) = (Tape::recording(), noise(&[5, 77], dtype, 3));
+        let y = gated(&tape, &tape.param(&params[0]), &tape.param(&params[1]), f).unwrap();
+        let got = y.value().to_f32_vec();
+        let loss = with_gradient(&tape, &y, &dy);
+        let grads = tape.backward(loss).unwrap();
+        let [dg, du] = params.each_ref().map(|it| grads.get(it).unwrap().to_f32_vec());
+        for (i, (g, u)) in gate.to_f32_vec().into_iter().zip(up.to_f32_vec()).enumerate() {
+            let (top, middle) = (f64::from(g).min(limit), f64::from(u).clamp(-limit, limit));
+            let (s, d) = (sigmoid(1.702 * top), f64::from(dy.to_f32_vec()[i]));
+            let near = |what: &str, got: f32, expected: f64| {
+                let allowed = 2.0 * (roundings(dtype) + 1e-6) * (1.0 + expected.abs());
+                assert!((f64::from(got) - expected).abs() < allowed, "{what} at {g}, {u}: {got}, expected {expected}");
+            };
+            near("y", got[i], (middle + 1.0) * top * s);
+            let slope = d * (middle + 1.0) * s * (1.0 + top * (1.0 - s) * 1.702);
+            near("dgate", dg[i], if f64::from(g) > limit { 0.0 } else { slope });
+            near("dup", du[i], if f64::from(u).abs() > limit { 0.0 } else { d * top * s });
         }
     }
 }

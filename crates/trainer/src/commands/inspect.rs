@@ -21,6 +21,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         rank: args.rank,
         lora_alpha: args.rank as f32,
         target_modules: TargetModules::parse(targets),
+        target_parameters: args.target_parameters.clone(),
         ..LoraConfig::default()
     });
     let tokens = args.max_length.min(base.folder.config().max_position_embeddings);

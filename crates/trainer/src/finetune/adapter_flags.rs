@@ -14,6 +14,7 @@ pub(super) fn config(a: &mut FinetuneArgs, (base, revision): (String, Option<Str
         lora_alpha: *a.lora_alpha.get_or_insert(16.0),
         lora_dropout: *a.lora_dropout.get_or_insert(0.0),
         target_modules: TargetModules::parse(a.target_modules.get_or_insert("all-linear".into())),
+        target_parameters: list(&a.target_parameters),
         exclude_modules: a.exclude_modules.as_deref().map(TargetModules::parse),
         bias: match *a.bias.get_or_insert(BiasArg::None) {
             BiasArg::None => Bias::None,
@@ -44,6 +45,7 @@ pub(super) fn adopt(a: &mut FinetuneArgs, config: &LoraConfig) {
     a.lora_alpha = Some(config.lora_alpha);
     a.lora_dropout = Some(config.lora_dropout);
     a.target_modules = Some(target(&config.target_modules));
+    a.target_parameters = joined(&config.target_parameters);
     a.exclude_modules = config.exclude_modules.as_ref().map(target);
     a.bias = Some(match config.bias {
         Bias::None => BiasArg::None,
@@ -68,6 +70,7 @@ pub(super) fn asked(given: &FinetuneArgs, flags: &LoraConfig, has: &LoraConfig) 
         lora_alpha: pick(given.lora_alpha.is_some(), &flags.lora_alpha, &has.lora_alpha),
         lora_dropout: pick(given.lora_dropout.is_some(), &flags.lora_dropout, &has.lora_dropout),
         target_modules: pick(given.target_modules.is_some(), &flags.target_modules, &has.target_modules),
+        target_parameters: pick(given.target_parameters.is_some(), &flags.target_parameters, &has.target_parameters),
         exclude_modules: pick(given.exclude_modules.is_some(), &flags.exclude_modules, &has.exclude_modules),
         bias: pick(given.bias.is_some(), &flags.bias, &has.bias),
         use_rslora: pick(given.use_rslora, &flags.use_rslora, &has.use_rslora),

@@ -182,6 +182,10 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     #[serde(deserialize_with = "joined")]
     pub target_modules: Option<String>,
+    /// Parameters that get one, too, where experts are no modules: names such as `mlp.experts.gate_up_proj`.
+    #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
+    #[serde(deserialize_with = "joined")]
+    pub target_parameters: Option<String>,
     /// Which of them are left out again.
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     #[serde(deserialize_with = "joined")]

@@ -1,8 +1,8 @@
 //! A model without its weights: what the headers of its files say, on a dry device.
 
 use halfbyte_autograd::Param;
-use halfbyte_frozen::{Format, bitsandbytes::Skipped};
-use halfbyte_lora::{Base, Linear, Role, Weight};
+use halfbyte_frozen::{Format, bitsandbytes::Skipped, mxfp4};
+use halfbyte_lora::{Base, Linear, Member, Role, Weight};
 use halfbyte_models::{Error, ModelFolder, Result, Weights, loaded_dtype};
 use halfbyte_tensor::{DType, Device, Tensor};
 
@@ -38,8 +38,14 @@ impl DryWeights<'_> {
     fn matrix(&self, path: &str, dims: (usize, usize), (is_head, transposed): (bool, bool)) -> Result<Base> {
         let (name, shape) = (format!("{path}.weight"), [dims.0, dims.1]);
         let stored = self.stored(&name, &if transposed { [dims.1, dims.0] } else { shape })?;
+        self.of_dtype(path, dims, (stored, is_head))
+    }
+
+    /// One that is stored in this dtype, or in few bits.
+    fn of_dtype(&self, path: &str, dims: (usize, usize), (stored, is_head): (Option<DType>, bool)) -> Result<Base> {
         let Some(format) = self.format else {
-            return Ok(Base::Trainable(Param::new(name, self.scratch(&shape, DType::F32))));
+            let param = Param::new(format!("{path}.weight"), self.scratch(&[dims.0, dims.1], DType::F32));
+            return Ok(Base::Trainable(param));
         };
         let dense = stored.is_some() && (is_head || self.skipped.contains(path));
         let format = if dense { Format::DENSE } else { format };
@@ -61,6 +67,27 @@ impl Weights for DryWeights<'_> {
         let base = self.matrix(path, dims, (false, true))?;
         let bias = if bias { Some(self.weight(&format!("{path}.bias"), &[dims.0], Role::Bias)?) } else { None };
         Ok(Linear::new(path, base, bias).published_transposed())
+    }
+
+    fn expert(&mut self, path: &str, member: &Member, dims: (usize, usize)) -> Result<Linear> {
+        let (count, files) = (member.expert.1, self.folder.files());
+        let base = if files.get(&member.stack).is_some() {
+            let stored = self.stored(&member.stack, &[count, dims.1, dims.0])?.unwrap_or(DType::Bf16);
+            self.of_dtype(path, dims, (Some(stored), false))?
+        } else if mxfp4::is_stored(&member.stack, files) {
+            Base::Frozen(mxfp4::dry(self.device, dims))
+        } else {
+            self.matrix(path, dims, (false, false))?
+        };
+        let (name, of_all) = (format!("{path}.bias"), format!("{}_bias", member.stack));
+        let bias = match files.get(&of_all) {
+            Some(_) => {
+                let dtype = self.stored(&of_all, &[count, dims.0])?.unwrap_or(DType::Bf16);
+                Weight::frozen(name, Role::Bias, self.scratch(&[dims.0], dtype))
+            }
+            None => self.weight(&name, &[dims.0], Role::Bias)?,
+        };
+        Ok(Linear::new(path, base, Some(bias)).published_transposed())
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {

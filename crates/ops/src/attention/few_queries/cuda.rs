@@ -10,9 +10,9 @@ kernels! {
     const SOURCE = "few_queries", "../shape.cuh" "kernel.cu", over Tensor;
     attend_parts as AttendParts {
         q: *const T, k: *const T, v: *const T, segments: *const u32, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32, cap: f32, keys_a_part: i32, number: i32, lanes: i32,
+        window: i32, scale: f32, cap: f32, keys_a_part: i32, number: i32, lanes: i32, sinks: Option<*const f32>,
     }
-    join_parts as JoinParts { parts: *const f32, y: *mut T, heads: i32, dim: i32, number: i32 }
+    join_parts as JoinParts { parts: *const f32, y: *mut T, heads: i32, dim: i32, number: i32, sinks: Option<*const f32> }
 }
 
 /// Up to so many queries of a sequence, blocks that share tiles of keys gain nothing.
@@ -34,7 +34,7 @@ pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool
 pub(in crate::attention) fn forward(
     gpu: &Arc<Gpu>,
     [q, k, v]: [&Tensor; 3],
-    (shape, layout): (&AttentionShape, &Layout),
+    (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
     y: &mut Tensor,
 ) -> Result<()> {
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
@@ -68,6 +68,7 @@ pub(in crate::attention) fn forward(
         keys_a_part,
         number: count,
         lanes,
+        sinks,
     };
     // SAFETY: the caller checked the operands against the layout, whose keys the parts reach over.
     unsafe { kernel.launch(gpu, element, launch) }?;
@@ -75,7 +76,7 @@ pub(in crate::attention) fn forward(
         let block = dim.next_multiple_of(32).min(256) as u32;
         let launch = Launch { grid: (heads as u32, q.rows() as u32, 1), block: (block, 1, 1), shared: 0 };
         // SAFETY: a block a head and row, each with so many parts.
-        unsafe { JoinParts { parts: &parts, y, heads, dim, number: count }.launch(gpu, element, launch) }?;
+        unsafe { JoinParts { parts: &parts, y, heads, dim, number: count, sinks }.launch(gpu, element, launch) }?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k
 
 template <int HEADS>
 __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* k, const T* v, const Segment& of, float* parts, T* y,
-                                            int keys_a_part, int number, int lanes, const Shape& s) {
+                                            int keys_a_part, int number, int lanes, const float* sinks, const Shape& s) {
     int group = s.heads / s.kv_heads, kv_head = blockIdx.x / number, which = blockIdx.x % number;
     int position = of.past + blockIdx.y, row = of.first + blockIdx.y;
     int begin = max(first_key(s, position), which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
@@ -96,7 +96,9 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
         __syncthreads();
         for (int i = threadIdx.x; i < heads * s.dim; i += blockDim.x) {
             int h = i / s.dim, c = i % s.dim;
-            float most = -INF, sum = 0.0f, value = 0.0f;
+            // A sink is a score that weighs nothing, and joins once.
+            bool sink = sinks && number == 1;
+            float most = sink ? sinks[head + h] * LOG2_E : -INF, sum = 0.0f, value = 0.0f;
             for (int n = 0; n < at_a_time; n++) most = fmaxf(most, shared[(n * HEADS + h) * width + s.dim]);
             for (int n = 0; n < at_a_time && most > -INF; n++) {
                 const float* from = shared + (n * HEADS + h) * width;
@@ -105,6 +107,7 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
                 value += weight * from[c];
             }
             if (number == 1) {
+                if (sink) sum += exp2f(sinks[head + h] * LOG2_E - most);
                 y[((size_t)row * s.heads + head + h) * s.dim + c] = Round<T>::of(value / sum);
             } else {
                 float* to = parts + (((size_t)row * s.heads + head + h) * number + which) * width;
@@ -121,22 +124,24 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
 // grid: (kv_heads * number, longest, sequences); WARPS warps a block. `number` parts of keys_a_part keys reach over every sequence; with
 // one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each head and key at a time.
 KERNEL attend_parts(const T* q, const T* k, const T* v, const unsigned* segments, float* parts, T* y, int heads, int kv_heads, int dim,
-                    int window, float scale, float cap, int keys_a_part, int number, int lanes) {
+                    int window, float scale, float cap, int keys_a_part, int number, int lanes, const float* sinks) {
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     if (blockIdx.y >= of.count) return;
     SHARED_ARRAY(float, shared);
-    if (heads == kv_heads) few_queries<1>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, s);
-    else few_queries<4>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, s);
+    if (heads == kv_heads) few_queries<1>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
+    else few_queries<4>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
 }
 
 // grid: (heads, rows), a thread a channel.
-KERNEL join_parts(const float* parts, T* y, int heads, int dim, int number) {
+KERNEL join_parts(const float* parts, T* y, int heads, int dim, int number, const float* sinks) {
     size_t at = (size_t)blockIdx.y * heads + blockIdx.x;
     const float* of = parts + at * number * (dim + 2);
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
-        float most = -INF, sum = 0.0f, value = 0.0f;
+        float sink = sinks ? sinks[blockIdx.x] * LOG2_E : -INF;
+        float most = sink, sum = 0.0f, value = 0.0f;
         for (int n = 0; n < number; n++) most = fmaxf(most, of[n * (dim + 2) + dim]);
+        if (sinks) sum += exp2f(sink - most);
         for (int n = 0; n < number; n++) {
             float weight = exp2f(of[n * (dim + 2) + dim] - most);
             sum += weight * of[n * (dim + 2) + dim + 1];

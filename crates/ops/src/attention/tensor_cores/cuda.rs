@@ -10,7 +10,7 @@ kernels! {
     const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32,
+        window: i32, scale: f32, sinks: Option<*const f32>,
     }
     along as Along { dy: *const T, y: *const T, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
     query_gradient as QueryGradient {
@@ -76,13 +76,13 @@ fn launch(layout: &Layout, heads: usize, threads: u32, shared: usize) -> Launch 
 pub(in crate::attention) fn forward(
     (gpu, blocks): (&Arc<Gpu>, Blocks),
     [q, k, v]: [&Tensor; 3],
-    (shape, layout): (&AttentionShape, &Layout),
+    (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, .. } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
-    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale };
+    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale, sinks };
     // SAFETY: the caller checked the operands against the layout.
     unsafe { kernel.launch(gpu, number(q.dtype()), launch(layout, heads, blocks.threads, shared)) }
 }
@@ -137,7 +137,7 @@ mod tests {
             [(shape.heads, 1), (shape.kv_heads, 2), (shape.kv_heads, 3), (shape.heads, 4)].map(|(h, s)| of(h, s));
         let (mut y, mut lse) =
             (q.scratch_like(q.shape(), q.dtype()), q.scratch_like(&[shape.heads * q.rows()], DType::F32));
-        forward((gpu, blocks), [&q, &k, &v], (shape, layout), (&mut y, &mut lse)).unwrap();
+        forward((gpu, blocks), [&q, &k, &v], (shape, layout, None), (&mut y, &mut lse)).unwrap();
         let mut grads = [&q, &k, &v].map(|it| Some(it.scratch_like(it.shape(), it.dtype())));
         let saved = Saved { inputs: [&q, &k, &v], y: &y, dy: &dy, lse: &lse };
         backward((gpu, blocks), &saved, (shape, layout), &mut grads).unwrap();

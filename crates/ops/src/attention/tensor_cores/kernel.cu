@@ -57,7 +57,8 @@ template <int M> __device__ __forceinline__ int group_start() { return threadIdx
 #endif
 
 template <int DIM, int M>
-__device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, float* lse, const Shape& s) {
+__device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, float* lse, const float* sinks,
+                                           const Shape& s) {
     constexpr int KEYS = KEYS_OF(M), THREADS = 256 / M;
     T *rows = shared, *keys = rows + ROWS * DIM, *values = keys + 2 * KEYS * DIM;
     int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16 * M, head = blockIdx.x;
@@ -167,6 +168,8 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
         for (int half = 0; half < 2; half++) {
             int row = first + own + 16 * m + 8 * half + g;
             float whole = row_sum(sum[m][half]);
+            // A sink is a score that weighs nothing; one beyond all measure leaves nothing to weigh.
+            if (sinks) whole += expf(sinks[head] - largest[m][half] * s.scale);
             factor[m][half] = row < length ? 1.0f / whole : 0.0f;
             if (t == 0 && row < length)
                 lse[(size_t)s.heads * of.first + (size_t)head * length + row] = largest[m][half] * s.scale + logf(whole);
@@ -369,12 +372,12 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 
 // grid: (heads, ceil(longest / ROWS), sequences); 256 threads a block on Hopper, else 128.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
-               int heads, int kv_heads, int dim, int window, float scale) {
+               int heads, int kv_heads, int dim, int window, float scale, const float* sinks) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    BY_SHAPE(forward_of, shared, q, k, v, of, y, lse, s);
+    BY_SHAPE(forward_of, shared, q, k, v, of, y, lse, sinks, s);
 #endif
 }
 
