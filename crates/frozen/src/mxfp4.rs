@@ -106,3 +106,68 @@ impl FrozenMatrix for Mxfp4Matrix {
         "mxfp4 (block 32)".into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfbyte_files::{ShardedWriter, TensorSpec};
+
+    const STACK: &str = "model.layers.0.mlp.experts.down_proj";
+    const DIMS: (usize, usize) = (3, 64);
+
+    type Held = (TensorSpec, Vec<u8>);
+
+    /// A folder with two experts, but for what `spoil` makes of the specs and bytes of blocks and scales.
+    fn folder(spoil: impl Fn(&mut Vec<Held>)) -> tempfile::TempDir {
+        let blocks = TensorSpec::new(format!("{STACK}_blocks"), Dtype::U8, &[2, DIMS.0, 2, 16]);
+        let scales = TensorSpec::new(format!("{STACK}_scales"), Dtype::U8, &[2, DIMS.0, 2]);
+        let mut all = vec![
+            (blocks, (0..2 * 96).map(|it| (it * 37 + 11) as u8).collect()),
+            (scales, (0..12).map(|it| 120 + it as u8).collect()),
+        ];
+        spoil(&mut all);
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardedWriter::create(dir.path(), all.iter().map(|it| it.0.clone()).collect(), u64::MAX);
+        all.iter().for_each(|(spec, bytes)| writer.write(&spec.name, bytes).unwrap());
+        writer.finish().unwrap();
+        dir
+    }
+
+    fn read(dir: &tempfile::TempDir, expert: usize) -> std::result::Result<Vec<f32>, String> {
+        let files = ShardedFiles::open(dir.path()).unwrap();
+        let path = format!("model.layers.0.mlp.experts.{expert}.down_proj");
+        let matrix = stored(&path, DIMS, &Reading::new(&files)).map_err(|e| e.to_string())?.unwrap();
+        let mut values = vec![0.0; DIMS.0 * DIMS.1];
+        values.chunks_mut(DIMS.1).enumerate().for_each(|(i, row)| matrix.source().read_f32(i, 0, row));
+        Ok(values)
+    }
+
+    #[test]
+    fn each_expert_is_what_its_codes_and_exponents_say() {
+        let dir = folder(|_| {});
+        for expert in [0, 1] {
+            for (i, got) in read(&dir, expert).unwrap().into_iter().enumerate() {
+                let byte = ((expert * 96 + i / 2) * 37 + 11) as u8;
+                // The first of two is in the low nibble.
+                let code = if i % 2 == 0 { byte & 15 } else { byte >> 4 };
+                let exponent = (expert * 6 + i / 32) as i32 + 120 - 127;
+                let wanted = f64::from(VALUES[usize::from(code)]) * 2f64.powi(exponent);
+                assert_eq!(f64::from(got), wanted, "element {i} of expert {expert}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_paths_are_none_and_damage_is_told() {
+        let dir = folder(|_| {});
+        let files = ShardedFiles::open(dir.path()).unwrap();
+        let of = |path: &str| stored(path, DIMS, &Reading::new(&files)).unwrap().is_none();
+        assert!(of("model.layers.0.mlp.experts.1.gate_up_proj") && of("model.layers.0.self_attn.q_proj") && of("x"));
+        let told = |expert, spoil: &dyn Fn(&mut Vec<Held>)| read(&folder(spoil), expert).unwrap_err();
+        assert!(told(2, &|_| {}).contains("more than 2 experts"));
+        assert!(told(0, &|all| drop(all.pop())).contains("_scales is missing"));
+        assert!(told(0, &|all| all[1].1[3] = 255).contains("holds 255"));
+        assert!(told(0, &|all| all[1].0.shape = vec![12]).contains("of shape [12]"));
+        assert!(told(0, &|all| all[0].0.shape = vec![2, DIMS.0, 4, 8]).contains("of shape [2, 3, 4, 8]"));
+    }
+}

@@ -73,6 +73,18 @@ fn a_plan_is_what_tensors_hold_on_a_cpu() {
 }
 
 #[test]
+fn experts_in_mxfp4_are_planned_as_they_are_held() {
+    let work = Work::new();
+    let rows = work.path("alike.jsonl");
+    write_jsonl(&rows, &[Some("the old cat sat on the red mat and then slept all day"); 24]);
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/stack/gpt-oss-mxfp4");
+    let run = Finetune::new(&base, &rows, &work.path("out"));
+    let run = run.flags("--max-steps 2 --per-device-train-batch-size 4");
+    run.done();
+    tensors_as_planned("mxfp4", &run);
+}
+
+#[test]
 fn a_plan_is_what_the_driver_gives_on_a_gpu() {
     for kind in kinds() {
         let work = Work::new();
