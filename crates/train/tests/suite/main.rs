@@ -11,3 +11,4 @@ mod ranks;
 mod recipe;
 mod run;
 mod step;
+mod torture;

@@ -1,10 +1,8 @@
 //! Files that cannot be written or read at one call: full disks, broken ones, calls that are interrupted or serve a part.
 
-use super::{
-    Dice, Night,
-    phase::{NAMES, Phase, remove_hidden},
-};
+use super::phase::{NAMES, Phase, remove_hidden};
 use e2e::traced::{Calls, Disturbance, watch};
+use halfbyte_testkit::{Dice, Night};
 
 /// Errors of the system: no space, a broken disk, a quota, no rights.
 const ERRORS: [i32; 4] = [libc::ENOSPC, libc::EIO, libc::EDQUOT, libc::EACCES];

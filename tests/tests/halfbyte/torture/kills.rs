@@ -1,7 +1,8 @@
 //! Killed, and killed again while it goes on, with and without a loss of power.
 
-use super::{Dice, Night, phase::Phase};
+use super::phase::Phase;
 use e2e::traced::{Calls, Disturbance, Watched, watch};
+use halfbyte_testkit::{Dice, Night};
 use std::{process::Command, thread, time::Duration};
 
 #[test]

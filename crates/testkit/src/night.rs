@@ -1,0 +1,102 @@
+//! Attempts at random: a fixed number where tests run, and as many as `cargo xtask torture` allows time for.
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// How much is tried: the seeds of attempts, one after the other.
+#[derive(Debug)]
+pub struct Night {
+    what: &'static str,
+    begun: Instant,
+    length: Option<Duration>,
+    first: u64,
+    tried: u64,
+    usual: u64,
+}
+
+impl Night {
+    /// `usual` attempts, or as many as the minutes allow that `cargo xtask torture` asks for.
+    pub fn new(what: &'static str, usual: u64) -> Night {
+        let number = |name: &str| env::var(name).ok().map(|it| it.parse::<u64>().expect("xtask sets a number"));
+        Night {
+            what,
+            begun: Instant::now(),
+            length: number("HALFBYTE_TORTURE_SECONDS").map(Duration::from_secs),
+            first: number("HALFBYTE_TORTURE_SEED").unwrap_or(1),
+            tried: 0,
+            usual,
+        }
+    }
+}
+
+impl Iterator for Night {
+    type Item = Dice;
+
+    fn next(&mut self) -> Option<Dice> {
+        let goes_on = match self.length {
+            Some(length) => self.begun.elapsed() < length,
+            None => self.tried < self.usual,
+        };
+        if !goes_on {
+            report(self.what, self.tried, self.first);
+            return None;
+        }
+        let seed = self.first.wrapping_add(self.tried);
+        self.tried += 1;
+        Some(Dice::new(seed))
+    }
+}
+
+/// A line for `cargo xtask torture`, which sums up what its tests did.
+fn report(what: &str, tried: u64, seed: u64) {
+    if let Some(path) = env::var_os("HALFBYTE_TORTURE_REPORT") {
+        let line = format!("{what}\t{tried}\t{seed}\n");
+        let file = OpenOptions::new().create(true).append(true).open(Path::new(&path));
+        file.and_then(|mut it| it.write_all(line.as_bytes())).expect("xtask names a file that can be written");
+    }
+}
+
+/// Random numbers of one attempt.
+#[derive(Clone, Debug)]
+pub struct Dice {
+    /// What they follow from.
+    pub seed: u64,
+    drawn: u64,
+}
+
+impl Dice {
+    /// Those of a seed.
+    pub fn new(seed: u64) -> Dice {
+        Dice { seed, drawn: 0 }
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.drawn += 1;
+        let mut z = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.drawn.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        for shift in [30, 27, 31] {
+            z = (z ^ z >> shift).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        }
+        ((z >> 16) % n.max(1) as u64) as usize
+    }
+
+    /// One of a list.
+    pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+
+    /// True once in `n`.
+    pub fn once_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// What a failure says beside what it saw.
+    pub fn repeats(&self) -> String {
+        format!("repeat it with: cargo xtask torture --minutes 1 --seed {}", self.seed)
+    }
+}
