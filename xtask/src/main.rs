@@ -121,6 +121,15 @@ mod flags {
                 /// Tests whose names hold this alone, such as `kills`.
                 optional --only name: String
             }
+            /// Give every reader of foreign files inputs that are nearly right, all side by side, and print how many.
+            cmd fuzz {
+                /// Minutes that each reader takes.
+                required --minutes n: u64
+                /// The seed of the first input; 1 when left out.
+                optional --seed n: u64
+                /// Readers whose tests' names hold this alone, such as `pickles`.
+                optional --only name: String
+            }
             /// Package the reusable crates and build a consumer of each outside the workspace.
             cmd package-check {
                 /// One of nf4, matmul, data, files, paged-optim, lora; all when left out.
@@ -169,6 +178,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
         flags::XtaskCmd::Synth(f) => generator::synth(&f.like, f.quantized, &f.output),
         flags::XtaskCmd::Torture(f) => torture::run(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
+        flags::XtaskCmd::Fuzz(f) => torture::fuzz(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask torture`: the tests that try at random for a fixed number of times in CI go on for as long as one likes.
+//! `cargo xtask torture` and `cargo xtask fuzz`: the tests that try at random for a fixed number of times in CI go on for as long as one likes.
 //!
 //! They are the same tests, told by their environment how long to go on and from which seed; each adds a line to a report.
 
@@ -6,16 +6,24 @@ use crate::workspace::{self, cargo, check};
 use anyhow::{Context, Result};
 use std::{collections::BTreeMap, fs};
 
-/// Runs them all, or those whose names hold `only`, for so many minutes each, side by side.
+/// Kills, faults and comparisons, or those whose names hold `only`, for so many minutes each, side by side.
 pub(crate) fn run(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
+    night(minutes, seed, &["--test", "halfbyte", "--test", "suite"], &format!("torture::{}", only.unwrap_or_default()))
+}
+
+/// Readers of foreign files, or those whose names hold `only`, for so many minutes each, side by side.
+pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
+    night(minutes, seed, &["--test", "halfbyte", "--lib"], &format!("parsers::{}", only.unwrap_or_default()))
+}
+
+/// Runs the tests of these targets whose names hold `filter`, one target after the other.
+fn night(minutes: u64, seed: u64, targets: &[&str], filter: &str) -> Result<()> {
     let root = workspace::root();
     let report = workspace::target_dir(&root)?.join("torture.tsv");
     let _ = fs::remove_file(&report);
     let mut tests = cargo();
-    tests.args(["test", "--workspace", "--test", "halfbyte", "--test", "suite", "--"]);
-    tests.arg(only.map_or_else(|| "torture::".to_owned(), |it| format!("torture::{it}")));
-    tests.args(["--nocapture", "--test-threads", "4"]).current_dir(&root);
-    tests.env("HALFBYTE_TORTURE_SECONDS", (60 * minutes).to_string());
+    tests.args(["test", "--workspace"]).args(targets).args(["--", filter, "--nocapture", "--test-threads", "12"]);
+    tests.current_dir(&root).env("HALFBYTE_TORTURE_SECONDS", (60 * minutes).to_string());
     tests.env("HALFBYTE_TORTURE_SEED", seed.to_string()).env("HALFBYTE_TORTURE_REPORT", &report);
     let result = check(&mut tests);
     let text = fs::read_to_string(&report).unwrap_or_default();

@@ -390,3 +390,11 @@ fn an_answer_ends_at_the_token_that_the_template_puts_behind_it() {
     let nameless = Tokenizer::from_json(tokenizer_json().to_string().as_bytes(), SpecialTokens::default()).unwrap();
     assert!(template(CHATML).end_ids(&nameless).unwrap().is_empty(), "cut into pieces, it is no token");
 }
+
+#[test]
+fn a_tag_whose_end_shares_its_sign_with_its_beginning_is_no_tag() {
+    for source in ["{%}", "{%} x %}", "a {%", "{% generation %}{%}"] {
+        let template = ChatTemplate::new(source.to_owned(), "a template", &chat_tokenizer());
+        assert!(template.is_err() || template.unwrap().render(&[], None, false).is_ok(), "{source}");
+    }
+}

@@ -338,3 +338,47 @@ fn the_usual_names_of_sizes_win_over_gpt_neos_own() {
     assert_eq!(neo(json!({ "num_attention_heads": 4, "num_hidden_layers": null })), (2, 4, 8));
     assert_eq!(neo(json!({ "num_heads": null, "num_attention_heads": 4, "num_hidden_layers": 4 })), (4, 4, 8));
 }
+
+/// A configuration whose `key` is of this size.
+fn sized(architecture: &str, key: &str, size: u64) -> String {
+    let mut config = serde_json::json!({
+        "architectures": [architecture], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
+    });
+    if key == "n_layer" || key == "num_layers" {
+        // The usual name counts where both are given.
+        config.as_object_mut().unwrap().remove("num_hidden_layers");
+    }
+    config[key] = size.into();
+    config.to_string()
+}
+
+#[test]
+fn layers_that_no_machine_could_list_are_refused() {
+    for (architecture, key) in [
+        ("GPTNeoXForCausalLM", "num_hidden_layers"),
+        ("GPT2LMHeadModel", "n_layer"),
+        ("GPTNeoForCausalLM", "num_layers"),
+        ("LlamaForCausalLM", "num_hidden_layers"),
+    ] {
+        for layers in [u64::MAX, 1 << 40, 1 << 20] {
+            let text = sized(architecture, key, layers);
+            let error = halfbyte_models::ModelConfig::parse(std::path::Path::new("config.json"), &text).unwrap_err();
+            assert!(error.to_string().contains(key), "{architecture}: {error}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_no_machine_could_list_are_refused() {
+    for (architecture, key) in [("MixtralForCausalLM", "num_local_experts"), ("Qwen3MoeForCausalLM", "num_experts")] {
+        let text = sized(architecture, key, u64::MAX);
+        let error = halfbyte_models::ModelConfig::parse(std::path::Path::new("config.json"), &text).unwrap_err();
+        assert!(error.to_string().contains("num_experts"), "{architecture}: {error}");
+    }
+    for size in [u64::MAX, 1 << 32] {
+        let text = sized("Qwen3MoeForCausalLM", "moe_intermediate_size", size);
+        let error = halfbyte_models::ModelConfig::parse(std::path::Path::new("config.json"), &text).unwrap_err();
+        assert!(error.to_string().contains("more than any model has"), "{error}");
+    }
+}

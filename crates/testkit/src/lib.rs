@@ -9,12 +9,13 @@ mod cuda_on_cpu;
 mod gradcheck;
 mod hub;
 mod input;
+pub mod mutate;
 mod night;
 
 pub use gradcheck::{Gradcheck, gradcheck};
 pub use hub::{Fault, LoopbackHub, Seen};
 pub use input::{noise, noise_in, noise_vec};
-pub use night::{Dice, Night};
+pub use night::{Dice, Night, Watchdog};
 
 /// Asserts that `got` is within `tolerance * (1 + |expected|)` of the oracle, element by element.
 #[track_caller]

@@ -5,6 +5,11 @@ use std::{
     fs::OpenOptions,
     io::Write,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -98,5 +103,47 @@ impl Dice {
     /// What a failure says beside what it saw.
     pub fn repeats(&self) -> String {
         format!("repeat it with: cargo xtask torture --minutes 1 --seed {}", self.seed)
+    }
+}
+
+/// Fails, with the seed, if an attempt takes too long: a hang would be seen by nobody else.
+#[derive(Debug)]
+pub struct Watchdog {
+    at: Arc<(AtomicU64, AtomicU64)>,
+}
+
+/// Longest attempt.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Watchdog {
+    /// Watches attempts of a name.
+    pub fn new(what: &'static str) -> Watchdog {
+        let at = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let watched = Arc::downgrade(&at);
+        thread::spawn(move || {
+            let mut last = (0, Instant::now());
+            while let Some(at) = watched.upgrade() {
+                let now = at.0.load(Ordering::Relaxed);
+                if now != last.0 {
+                    last = (now, Instant::now());
+                }
+                if now != 0 && last.1.elapsed() > PATIENCE {
+                    #[allow(clippy::print_stderr, reason = "nobody else can say it")]
+                    {
+                        eprintln!("{what}: seed {} takes for ever", at.1.load(Ordering::Relaxed));
+                    }
+                    std::process::abort();
+                }
+                drop(at);
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        Watchdog { at }
+    }
+
+    /// An attempt begins.
+    pub fn begins(&self, dice: &Dice) {
+        self.at.1.store(dice.seed, Ordering::Relaxed);
+        self.at.0.fetch_add(1, Ordering::Relaxed);
     }
 }

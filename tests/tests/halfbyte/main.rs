@@ -32,6 +32,7 @@ mod nonfinite;
 mod odd_inputs;
 mod other_tools;
 mod packing;
+mod parsers;
 mod pissa;
 mod plan;
 mod python_stack;

@@ -1,6 +1,7 @@
 //! Conversations: what a row says of them, how a model's own template writes them, and which of the text is learned.
 
 mod builtin;
+mod cycles;
 mod learned;
 mod messages;
 mod python;

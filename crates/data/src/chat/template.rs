@@ -7,7 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
 use serde_json::{Map, Value as Json};
 
-use super::python;
+use super::{cycles::nested_namespace, python};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -121,6 +121,10 @@ impl ChatTemplate {
     }
 
     fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
+        if let Some(nested) = nested_namespace(source) {
+            let reason = format!("it puts the namespace {nested} into a namespace, which could hold itself");
+            return Err(Error::Template { place: String::new(), template: self.origin.clone(), line: None, reason });
+        }
         let added = self.environment.add_template_owned(name, filters_for_generation(source));
         added.map_err(|error| self.failed(&error))
     }
@@ -238,8 +242,9 @@ fn filters_for_generation(source: &str) -> String {
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
+        // The end may not share its sign with the beginning.
+        let Some(end) = tag[2..].find("%}").map(|it| it + 2) else { break };
         out.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
         let inner = &tag[2..end];
         let word = inner.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c));
         let replaced = match word {

@@ -23,6 +23,11 @@ const MIXTRAL: ExpertNames =
     ExpertNames { file: "block_sparse_moe", router: "gate", matrices: Some(["w1", "w3", "w2"]), module: "mlp" };
 const QWEN: ExpertNames = ExpertNames { router: "gate", matrices: Some(["gate_proj", "up_proj", "down_proj"]), ..OSS };
 
+/// Channels of all experts of a layer.
+const WIDEST: usize = 1 << 32;
+/// Experts of all layers.
+const MOST: usize = 1 << 18;
+
 impl Keys<'_> {
     /// The experts of a model, and the layers with what they have of them.
     pub(crate) fn experts(
@@ -41,6 +46,13 @@ impl Keys<'_> {
         };
         // transformers takes either name for either, and writes the second.
         let count = self.size("num_local_experts", Some(self.size("num_experts", Some(count))?))?;
+        // Each has names of its own, and no machine could list so many.
+        if count.saturating_mul(layers.len()) > MOST {
+            return Err(format!("num_experts is {count} in {} layers, which no model has", layers.len()));
+        }
+        if inner.saturating_mul(count.max(1)) > WIDEST {
+            return Err(format!("{count} experts of {inner} channels are more than any model has"));
+        }
         // gpt-oss's own files have it under either name.
         let each = self.size("num_experts_per_tok", Some(self.size("experts_per_token", Some(each))?))?;
         let sparse = self.sparse(mixture, layers.len(), count)?;

@@ -8,6 +8,9 @@ pub(crate) struct Keys<'a> {
 /// What was found, or what is wrong with it.
 pub(crate) type Parsed<T> = std::result::Result<T, String>;
 
+/// No model has as many.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl<'a> Keys<'a> {
     pub(super) fn new(raw: &'a Map<String, Value>) -> Keys<'a> {
         Keys { raw }
@@ -24,13 +27,18 @@ impl<'a> Keys<'a> {
     }
 
     pub(crate) fn size(&self, key: &str, default: Option<usize>) -> Parsed<usize> {
-        match (self.raw.get(key), default) {
-            (None | Some(Value::Null), Some(it)) => Ok(it),
-            (None | Some(Value::Null), None) => Err(format!("{key} is missing")),
+        let found = match (self.raw.get(key), default) {
+            (None | Some(Value::Null), Some(it)) => it,
+            (None | Some(Value::Null), None) => return Err(format!("{key} is missing")),
             (Some(value), _) => {
-                value.as_u64().map(|it| it as usize).ok_or(format!("{key} is {value}, expected a whole number"))
+                value.as_u64().ok_or_else(|| format!("{key} is {value}, expected a whole number"))? as usize
             }
+        };
+        // Refused here, since lists of so many layers are made while the rest is read.
+        if matches!(key, "num_hidden_layers" | "num_layers" | "n_layer") && found > MAX_LAYERS {
+            return Err(format!("{key} is {found}, which no model has"));
         }
+        Ok(found)
     }
 
     pub(crate) fn float(&self, key: &str, default: f64) -> Parsed<f64> {

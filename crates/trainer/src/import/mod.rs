@@ -4,6 +4,8 @@
 
 mod data_sets;
 mod defaults;
+#[cfg(test)]
+mod parsers;
 mod yaml;
 
 use crate::{

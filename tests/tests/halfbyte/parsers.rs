@@ -1,0 +1,204 @@
+//! Every reader of a file that somebody else wrote, on files that are nearly right: whatever they hold, it is understood or refused,
+//! and neither panics, nor hangs, nor asks for memory that the file's size does not justify.
+//!
+//! Some hundred inputs each are tried here; `cargo xtask fuzz --minutes N` goes on, all readers side by side.
+
+use e2e::{Family, ROWS, TinyModel, Work, tokenizer_json, write_parquet, write_torch};
+use halfbyte_data::{ChatTemplate, DataConfig, Dataset, SpecialTokens, Tokenizer};
+use halfbyte_files::{ShardedFiles, TensorFile};
+use halfbyte_lora::parse_adapter_config;
+use halfbyte_models::{ModelConfig, spec};
+use halfbyte_testkit::{Dice, Night, Watchdog, mutate};
+use halfbyte_train::RunState;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+/// No input here is larger than a few hundred kilobytes.
+const MEMORY: usize = 1 << 30;
+
+/// Tries inputs of a kind, each made and read by `attempt`.
+fn tries(what: &'static str, usual: u64, mut attempt: impl FnMut(&mut Dice)) {
+    let watchdog = Watchdog::new(what);
+    let mut peak = address_space();
+    for mut dice in Night::new(what, usual) {
+        watchdog.begins(&dice);
+        let seed = dice.seed;
+        let done = catch_unwind(AssertUnwindSafe(|| attempt(&mut dice)));
+        assert!(done.is_ok(), "{what}: seed {seed} panics; repeat it with: cargo xtask fuzz --minutes 1 --seed {seed}");
+        let now = address_space();
+        assert!(now - peak < MEMORY, "{what}: seed {seed} asks for {} MiB", (now - peak) >> 20);
+        peak = now;
+    }
+}
+
+/// The most that this process has ever asked for, in bytes; 0 where nobody counts.
+fn address_space() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|it| it.strip_prefix("VmPeak:")).unwrap_or("0");
+    line.split_whitespace().next().map_or(0, |it| it.parse::<usize>().expect("a number of KiB") << 10)
+}
+
+/// A changed document as text, at times no JSON any more.
+fn changed(dice: &mut Dice, good: &Value) -> Vec<u8> {
+    let text = mutate::json(dice, good).to_string().into_bytes();
+    if dice.once_in(4) { mutate::bytes(dice, &text) } else { text }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A file in memory, where the machine has a folder for that.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Scratch {
+        let memory = Path::new("/dev/shm");
+        Scratch(if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a folder"))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, bytes).expect("a file");
+        path
+    }
+}
+
+#[test]
+fn headers_of_safetensors() {
+    let (work, scratch) = (Work::new(), Scratch::new());
+    let good = fs::read(work.model(&TinyModel::llama()).join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&good[8..8 + length]).unwrap();
+    tries("safetensors", 300, |dice| {
+        let text = changed(dice, &header);
+        let mut bytes = [&(text.len() as u64).to_le_bytes()[..], &text, &good[8 + length..]].concat();
+        if dice.once_in(6) {
+            bytes = mutate::bytes(dice, &bytes);
+        }
+        drop(TensorFile::open(&scratch.write("model.safetensors", &bytes)));
+    });
+}
+
+#[test]
+fn indices_of_shards() {
+    let work = Work::new();
+    let folder = work.model(&TinyModel { shards: 2, ..TinyModel::llama() });
+    let path = folder.join("model.safetensors.index.json");
+    let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tries("index of shards", 300, |dice| {
+        fs::write(&path, changed(dice, &good)).unwrap();
+        drop(ShardedFiles::open(&folder));
+    });
+}
+
+#[test]
+fn configurations_of_models() {
+    let all: Vec<Value> = Family::ALL.into_iter().map(|it| TinyModel::of(it).config()).collect();
+    tries("config.json", 600, |dice| {
+        let text = text(&changed(dice, &all[dice.seed as usize % all.len()]));
+        if let Ok(config) = ModelConfig::parse(Path::new("config.json"), &text) {
+            drop(spec(&config));
+        }
+    });
+}
+
+#[test]
+fn configurations_of_adapters() {
+    let good = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "bias": "none",
+        "target_modules": ["q_proj", "v_proj"], "exclude_modules": null, "use_rslora": false, "use_dora": false,
+        "modules_to_save": ["lm_head"], "rank_pattern": { "q_proj": 4 }, "alpha_pattern": { "v_proj": 2 },
+        "layers_to_transform": [0, 1], "layers_pattern": "layers", "init_lora_weights": true, "trainable_token_indices": [1, 2],
+        "target_parameters": ["mlp.experts.gate_up_proj"], "fan_in_fan_out": false, "base_model_name_or_path": "a/b",
+    });
+    tries("adapter_config.json", 600, |dice| {
+        drop(parse_adapter_config(Path::new("adapter_config.json"), &text(&changed(dice, &good))));
+    });
+}
+
+#[test]
+fn tokenizers() {
+    let good: Value = serde_json::from_str(&tokenizer_json(0)).unwrap();
+    let settings = json!({ "eos_token": "</s>", "unk_token": "?", "model_max_length": 64, "add_bos_token": true,
+        "added_tokens_decoder": { "0": { "content": "</s>", "special": true } }, "chat_template": "{{ messages }}" });
+    let scratch = Scratch::new();
+    tries("tokenizer files", 200, |dice| {
+        let first = if dice.once_in(3) { good.to_string().into_bytes() } else { changed(dice, &good) };
+        scratch.write("tokenizer.json", &first);
+        scratch.write("tokenizer_config.json", &changed(dice, &settings));
+        if let Ok(tokenizer) = Tokenizer::load(scratch.0.path()) {
+            drop(tokenizer.encode("the cat sat on the mat"));
+            drop(tokenizer.decode(&[1, 2, 3, 70_000], false));
+        }
+    });
+}
+
+const TEMPLATES: [&str; 3] = [
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages if m.role != 'system' %}{% set ns.n = ns.n + loop.index %}{{ m.content | trim | upper }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}{{ ns.n }}",
+    "{% macro turn(m) %}{{ m.role ~ ':' ~ m.content[:10] }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{{ range(loop.index * 3) | join(',') }}{% endfor %}{{ tools | tojson if tools else raise_exception('no') }}",
+];
+
+#[test]
+fn templates_of_chats() {
+    let tokenizer = Tokenizer::from_json(tokenizer_json(0).as_bytes(), SpecialTokens::default()).unwrap();
+    let messages = [json!({ "role": "user", "content": "the cat" }), json!({ "role": "assistant", "content": "sat" })];
+    tries("chat templates", 300, |dice| {
+        let source = text(&mutate::bytes(dice, TEMPLATES[dice.seed as usize % 3].as_bytes()));
+        if let Ok(template) = ChatTemplate::new(source, "a template", &tokenizer) {
+            drop(template.render(&messages, None, dice.once_in(2)));
+        }
+    });
+}
+
+#[test]
+fn files_of_rows() {
+    let scratch = Scratch::new();
+    let tokenizer = Tokenizer::from_json(tokenizer_json(0).as_bytes(), SpecialTokens::default()).unwrap();
+    let parquet = scratch.0.path().join("rows.parquet");
+    write_parquet(&parquet, &ROWS.map(Some));
+    let lines: String =
+        ROWS.iter().map(|it| json!({ "text": it, "n": [1, { "a": null }] }).to_string() + "\n").collect();
+    let table = format!("id,text\n{}", ROWS.iter().map(|it| format!("1,\"{it}\"\n")).collect::<String>());
+    let list = format!("[{}]", lines.trim_end().replace('\n', ","));
+    let all = [
+        ("a.parquet", fs::read(&parquet).unwrap()),
+        ("a.jsonl", lines.into_bytes()),
+        ("a.csv", table.into_bytes()),
+        ("a.json", list.into_bytes()),
+    ];
+    let config = DataConfig { max_length: 16, ..DataConfig::default() };
+    tries("parquet, JSON Lines, CSV and JSON", 400, |dice| {
+        let (name, good) = &all[dice.seed as usize % all.len()];
+        let path = scratch.write(name, &mutate::bytes(dice, good));
+        drop(Dataset::load(&path, &tokenizer, &config));
+    });
+}
+
+#[test]
+fn pickles() {
+    let scratch = Scratch::new();
+    let path = scratch.0.path().join("pytorch_model.bin");
+    write_torch(&path, &[("a.weight".into(), vec![2, 3], vec![0.5; 6]), ("b".into(), vec![4], vec![1.0; 4])]);
+    let good = fs::read(&path).unwrap();
+    tries("files of torch.save", 600, |dice| {
+        drop(TensorFile::open(&scratch.write("pytorch_model.bin", &mutate::bytes(dice, &good))));
+    });
+}
+
+#[test]
+fn states_of_checkpoints() {
+    let (work, scratch) = (Work::new(), Scratch::new());
+    let folder = work.finetune().flags("--save-steps 2 --max-steps 2").done();
+    let good = fs::read(folder.join("checkpoint-2/trainer_state.json")).unwrap();
+    let good: Value = serde_json::from_slice(&good).unwrap();
+    tries("trainer_state.json", 600, |dice| {
+        scratch.write("trainer_state.json", &changed(dice, &good));
+        drop(RunState::read(scratch.0.path()));
+    });
+}
