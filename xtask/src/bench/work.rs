@@ -55,6 +55,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Whether the processor multiplies tiles of bf16, for which more is asked.
+    pub(super) fn has_matrix_unit(&self) -> bool {
+        self.kernel == "amx"
+    }
+
     /// The page's name: one a processor and kernel, so that a run leaves those of other machines as they are.
     pub(super) fn page(&self) -> String {
         let lower = format!("cpu {} {}", self.name, self.kernel).to_lowercase();
