@@ -46,13 +46,10 @@ fn table_rows(folder: &ModelFolder, dir: &Path) -> anyhow::Result<Option<usize>>
         .filter(|it| matches!(it.role, Role::Head | Role::Embedding) && it.shape[0] == folder.config().vocab_size)
         .map(|it| it.name.trim_end_matches(".weight").to_owned())
         .collect();
-    if !dir.join("adapter_config.json").exists() {
-        // What else it may be says its reader.
-        return Ok(None);
-    }
     let mut rows = None;
     for table in &tables {
-        match (stored_rows(dir, table)?, rows) {
+        // What is wrong with a file says its reader.
+        match (stored_rows(dir, table).unwrap_or_default(), rows) {
             (None, _) => return Ok(None),
             (Some(it), Some(other)) if it != other => return Ok(None),
             (found, _) => rows = found,
