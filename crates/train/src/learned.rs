@@ -11,13 +11,16 @@ pub(crate) struct Learned {
     reached: Vec<bool>,
     /// Whether a step was taken since.
     stepped: bool,
+    /// Whether gradients had reached something before.
+    goes_on: bool,
 }
 
 impl Learned {
     /// The beginning of a run, or of its continuation: `reached` tells which parameters have had a gradient before.
     pub(crate) fn new(params: &[Param], reached: Option<Vec<bool>>) -> Result<Learned> {
         let start = params.iter().map(fingerprint).collect::<Result<Vec<u64>>>()?;
-        Ok(Learned { start, reached: reached.unwrap_or_else(|| vec![false; params.len()]), stepped: false })
+        let reached = reached.unwrap_or_else(|| vec![false; params.len()]);
+        Ok(Learned { start, goes_on: reached.contains(&true), reached, stepped: false })
     }
 
     /// Takes in which gradients of a step were other than zero.
@@ -31,8 +34,8 @@ impl Learned {
         &self.reached
     }
 
-    /// Refuses a run that taught nothing, or whose last step diverged. One that goes on at its end, with nothing left but to
-    /// conclude, need not move. While B is zero, A's gradient is exactly zero, so A proves nothing unless
+    /// Refuses a run that taught nothing, or whose last step diverged. One that goes on need not move: nothing may be left but to
+    /// conclude, or steps that the loss scale skips. While B is zero, A's gradient is exactly zero, so A proves nothing unless
     /// `b_moved_before_the_end`, that is, before the last step.
     pub(crate) fn check(&self, params: &[Param], learning_rate: f64, b_moved_before_the_end: bool) -> Result<()> {
         let mut moved = false;
@@ -42,7 +45,7 @@ impl Learned {
             }
             moved = moved || fingerprint(param)? != *before;
         }
-        if !moved && (self.stepped || learning_rate == 0.0) {
+        if !moved && ((self.stepped && !self.goes_on) || learning_rate == 0.0) {
             return Err(Error::NothingChanged { learning_rate });
         }
         let excused = |name: &str| !b_moved_before_the_end && name.ends_with("lora_A.weight");
@@ -87,6 +90,14 @@ mod tests {
         learned.step(&[true, true]);
         assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { learning_rate: 0.5 })));
         moved(&params);
+        learned.check(&params, 0.5, true).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_goes_on_and_skips_its_last_step_is_none_of_them() {
+        let params = pair();
+        let mut learned = Learned::new(&params, Some(vec![true, true])).unwrap();
+        learned.step(&[true, true]);
         learned.check(&params, 0.5, true).unwrap();
     }
 
