@@ -24,6 +24,14 @@ pub(crate) struct BaseModel {
     pub(crate) tokenizer_dir: PathBuf,
 }
 
+impl BaseModel {
+    /// The folders that what is beside the weights comes from, each once; of the last, what both have.
+    pub(crate) fn folders(&self) -> Vec<&Path> {
+        let brought = Some(self.tokenizer_dir.as_path()).filter(|it| *it != self.folder.dir());
+        [self.folder.dir()].into_iter().chain(brought).collect()
+    }
+}
+
 /// Opens a model without loading its weights, for use with adapters by name or with none.
 pub(crate) fn open(named: &Path, adapters: &[(String, PathBuf)]) -> anyhow::Result<BaseModel> {
     let dir = places::model(named)?.path;

@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 /// Only where each of them holds both tables whole: rows that were never trained would take part in every prediction. Other adapters are
 /// left to whoever compares their shapes.
 pub(crate) fn resize(folder: &mut ModelFolder, adapters: &[(String, PathBuf)]) -> anyhow::Result<()> {
-    let stored = folder.config().vocab_size;
+    if adapters.is_empty() {
+        return Ok(());
+    }
+    let (stored, tables) = (folder.config().vocab_size, tables(folder)?);
     let mut wanted: Option<(usize, &Path)> = None;
     for (_, dir) in adapters {
-        let rows = table_rows(folder, dir)?.unwrap_or(stored);
+        let rows = table_rows(&tables, dir).unwrap_or(stored);
         match wanted {
             Some((first, of)) if rows != first => return Err(differ((of, first), (dir, rows))),
             _ => wanted = Some((rows, dir)),
@@ -39,23 +42,26 @@ fn differ((first, rows): (&Path, usize), (second, others): (&Path, usize)) -> an
     ))
 }
 
-/// The tokens of an adapter that holds embedding and output head whole; of a tied pair one is enough.
-fn table_rows(folder: &ModelFolder, dir: &Path) -> anyhow::Result<Option<usize>> {
-    let tables: Vec<String> = spec(folder.config())?
-        .into_iter()
-        .filter(|it| matches!(it.role, Role::Head | Role::Embedding) && it.shape[0] == folder.config().vocab_size)
-        .map(|it| it.name.trim_end_matches(".weight").to_owned())
-        .collect();
+/// The modules that have a row for every token: embedding and output head, or the one of a tied pair.
+fn tables(folder: &ModelFolder) -> anyhow::Result<Vec<String>> {
+    let vocab = folder.config().vocab_size;
+    let all = spec(folder.config())?.into_iter();
+    let tables = all.filter(|it| matches!(it.role, Role::Head | Role::Embedding) && it.shape[0] == vocab);
+    Ok(tables.map(|it| it.name.trim_end_matches(".weight").to_owned()).collect())
+}
+
+/// The tokens of an adapter that holds all tables whole.
+fn table_rows(tables: &[String], dir: &Path) -> Option<usize> {
     let mut rows = None;
-    for table in &tables {
+    for table in tables {
         // What is wrong with a file says its reader.
         match (stored_rows(dir, table).unwrap_or_default(), rows) {
-            (None, _) => return Ok(None),
-            (Some(it), Some(other)) if it != other => return Ok(None),
+            (None, _) => return None,
+            (Some(it), Some(other)) if it != other => return None,
             (found, _) => rows = found,
         }
     }
-    Ok(rows)
+    rows
 }
 
 /// The tokenizer of a base beside its adapters, and the folder that it lies in: that of the adapters, where they have one and it knows

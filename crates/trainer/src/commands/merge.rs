@@ -35,7 +35,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));
-        save_model(what, &[&model_dir, &base.tokenizer_dir], draft, args.dtype.dtype(), args.max_shard_size)?;
+        save_model(what, &base.folders(), draft, args.dtype.dtype(), args.max_shard_size)?;
         let merged = merge_check::predictions_of_folder(draft, &ids)?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;

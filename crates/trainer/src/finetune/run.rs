@@ -199,7 +199,7 @@ fn save_result(
     (base, template): (&BaseModel, Option<&ChatTemplate>),
 ) -> anyhow::Result<()> {
     // Where the model has another or none, later chats are to be written as these were.
-    let from = [settings.model.as_path(), &base.tokenizer_dir];
+    let from = base.folders();
     let beside = |it: &ChatTemplate| from.iter().any(|from| Path::new(it.origin()).starts_with(from));
     let keep_template = || match template.filter(|it| !beside(it)) {
         Some(it) => write_atomic(&folder.file("chat_template.jinja"), it.source().as_bytes()),
@@ -216,7 +216,7 @@ fn save_result(
         );
     }
     settings.base.write(folder.path())?;
-    for from in from {
+    for from in &from {
         save_model::copy_tokenizer(from, folder.path())?;
     }
     keep_template()?;
