@@ -13,6 +13,15 @@ typedef unsigned long long uint64_t;
 #define SHARED_ARRAY(T, name) extern __shared__ __align__(1024) unsigned char name##_bytes[]; T* name = (T*)name##_bytes
 #endif
 
+// Put at the beginning of every kernel: its blocks may be started while the last ones of the kernel before run out, and wait here until
+// those are done and what they wrote is there.
+__device__ __forceinline__ void after_the_one_before() {
+#if !defined(CUDA_ON_CPU) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #define INF __int_as_float(0x7f800000)
 
 // The upper half of an f32, rounded to nearest even; a NaN stays a NaN.

@@ -1,6 +1,7 @@
 //! Kernels from text to what a device runs: by NVRTC, or from a cache on disk.
 
 use std::ffi::CString;
+use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,9 @@ use crate::matmul::Number;
 
 /// What every kernel begins with: the 16-bit floating-point types, and reductions.
 pub const COMMON: &str = include_str!("common.cuh");
+
+/// What follows the element type.
+const TENSOR_CORES: &str = include_str!("tensor_cores.cuh");
 
 /// A file of kernels over elements of type `T`, compiled once for each element type that is met.
 #[derive(Debug, Clone, Copy)]
@@ -45,15 +49,28 @@ pub fn source_files(kernel: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What makes an element type `T`, before a file that is compiled for it.
+/// What makes an element type `T`, and what tensor cores do with it, before a file that is compiled for it.
 pub fn element_text(element: Number) -> String {
     let name = if element == Number::F32 { "float" } else { element.name() };
-    format!("#undef T_KIND\n#define T_KIND {}\ntypedef {name} T;\n", element.kind())
+    format!("#undef T_KIND\n#define T_KIND {}\ntypedef {name} T;\n{TENSOR_CORES}\n", element.kind())
 }
 
-/// The whole text that a compiler gets: [`COMMON`], the element type, the file.
+/// The whole text that a compiler gets: [`COMMON`], the element type, the file, each of whose kernels begins by waiting for the one
+/// before, as every launch expects.
 pub fn full_text(text: &str, element: Number) -> String {
-    format!("{COMMON}\n{}{text}", element_text(element))
+    let mut whole = format!("{COMMON}\n{}", element_text(element));
+    let mut in_parameters = false;
+    for line in text.split_inclusive('\n') {
+        in_parameters |= line.starts_with("KERNEL ");
+        match line.split_once(") {").filter(|_| in_parameters) {
+            Some((parameters, body)) => {
+                let _ = write!(whole, "{parameters}) {{ after_the_one_before();{body}");
+                in_parameters = false;
+            }
+            None => whole.push_str(line),
+        }
+    }
+    whole
 }
 
 /// A file of kernels as an architecture runs it: from the cache, or compiled. What the cache holds is not trusted further than its
@@ -121,5 +138,20 @@ fn compile_with(name: &str, text: &str, architecture: &str, more: &[&str]) -> Re
         });
         let _ = nvrtc::result::destroy_program(program);
         image.map(|it| (it, log))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_waits_for_the_one_before_and_nothing_else_does() {
+        let file = "void f(int x) {\n}\nKERNEL one(int a,\n           int b) {\n    if (a) {\n    }\n}\nKERNEL two(int c) {}\n";
+        let text = full_text(file, Number::Bf16);
+        assert!(text.contains("void f(int x) {\n"));
+        assert!(text.contains("int b) { after_the_one_before();\n    if (a) {\n"));
+        assert!(text.contains("KERNEL two(int c) { after_the_one_before();}\n"));
+        assert_eq!(text.matches("after_the_one_before();").count(), 2);
     }
 }

@@ -23,6 +23,8 @@ pub struct Gpu {
     info: DeviceInfo,
     context: sys::CUcontext,
     pub(crate) compute: sys::CUstream,
+    /// Whether a kernel may be started while the one before it runs out.
+    pub(crate) overlaps: bool,
     pub(crate) copy: sys::CUstream,
     /// Bytes of shared memory that a block may have.
     shared_memory: u32,
@@ -97,6 +99,7 @@ impl Gpu {
         dry: Option<Dry>,
     ) -> Arc<Gpu> {
         Arc::new(Gpu {
+            overlaps: dry.is_none() && overlaps(&info),
             info,
             context,
             compute,
@@ -296,6 +299,13 @@ impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gpu({})", self.info)
     }
+}
+
+/// From compute capability 9.0 on, with a driver that knows it; unless `HALFBYTE_CUDA_OVERLAP=off`, to see what it saves.
+fn overlaps(info: &DeviceInfo) -> bool {
+    info.compute_capability.major >= 9
+        && std::env::var_os("HALFBYTE_CUDA_OVERLAP").is_none_or(|it| it != "off")
+        && crate::symbols::has_overlapping_launches()
 }
 
 /// Whether buffers come from a pool, as they do unless `HALFBYTE_CUDA_POOL=off` asks for each to be the driver's own, so that a

@@ -116,7 +116,11 @@ impl Gpu {
         // SAFETY: the function belongs to a module that is never unloaded, and the caller vouches for the arguments, which
         // the driver copies before it returns.
         let done = unsafe {
-            result::launch_kernel(function, launch.grid, launch.block, launch.shared, self.compute, &mut params)
+            if self.overlaps {
+                launch_overlapping(function, launch, self.compute, &mut params)
+            } else {
+                result::launch_kernel(function, launch.grid, launch.block, launch.shared, self.compute, &mut params)
+            }
         };
         call("cuLaunchKernel", done).map_err(|e| match e {
             Error::Call { name, code, .. } => Error::Launch { kernel, name, code },
@@ -181,6 +185,38 @@ impl Gpu {
         let oldest = Version { major: 0, minor: 0 };
         architecture(self.info().compute_capability, nvrtc_version().unwrap_or(oldest))
     }
+}
+
+/// Starts a kernel whose blocks may come to the device while the last blocks of the kernel before run out: all that lies between two
+/// kernels is then the wait at the beginning of the second.
+///
+/// # Safety
+/// As `cuLaunchKernel`; and the kernel waits before it reads or writes anything, as [`full_text`](crate::full_text) sees to.
+unsafe fn launch_overlapping(
+    function: sys::CUfunction,
+    launch: Launch,
+    stream: sys::CUstream,
+    params: &mut [*mut c_void],
+) -> Result<(), result::DriverError> {
+    let mut overlap = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: launch.grid.0,
+        gridDimY: launch.grid.1,
+        gridDimZ: launch.grid.2,
+        blockDimX: launch.block.0,
+        blockDimY: launch.block.1,
+        blockDimZ: launch.block.2,
+        sharedMemBytes: launch.shared,
+        hStream: stream,
+        attrs: &raw mut overlap,
+        numAttrs: 1,
+    };
+    // SAFETY: the configuration and the attribute live until the driver returns; the caller vouches for the rest.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut()) }.result()
 }
 
 /// Compute capability 9.0 has instructions that no other device has, and NVRTC a name for it since 12.0.

@@ -75,6 +75,12 @@ pub(crate) fn check() -> Result<(), Error> {
     }
 }
 
+/// Whether the driver can start a kernel while the one before it runs out (since CUDA 11.8). The driver must have been found.
+pub(crate) fn has_overlapping_launches() -> bool {
+    // SAFETY: as above.
+    unsafe { driver::sys::culib().get::<unsafe extern "C" fn()>(b"cuLaunchKernelEx").is_ok() }
+}
+
 fn has(library: &str, names: &[&'static str], is_there: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
     match names.iter().find(|it| !is_there(it.as_bytes())) {
         None => Ok(()),

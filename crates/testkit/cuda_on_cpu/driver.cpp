@@ -269,6 +269,29 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     });
     return OK;
 }
+// A configuration with the one attribute that is known here: that the kernel may begin before the one before it is done. It does not,
+// here, which that attribute allows.
+struct LaunchAttribute {
+    unsigned id;
+    char pad[4];
+    union {
+        char whole[64];
+        int allowed;
+    } value;
+};
+struct LaunchConfig {
+    unsigned grid[3], block[3], shared;
+    Stream* stream;
+    LaunchAttribute* attributes;
+    unsigned count;
+};
+API cuLaunchKernelEx(const LaunchConfig* it, Function* f, void** args, void** extra) {
+    const unsigned OVERLAPS = 6;
+    for (unsigned i = 0; i < it->count; i++)
+        if (it->attributes[i].id != OVERLAPS || it->attributes[i].value.allowed != 1) return INVALID_VALUE;
+    return cuLaunchKernel(f, it->grid[0], it->grid[1], it->grid[2], it->block[0], it->block[1], it->block[2], it->shared, it->stream,
+                          args, extra);
+}
 
 API cuGetErrorName(int code, const char** name) {
     switch (code) {

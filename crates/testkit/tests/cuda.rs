@@ -191,7 +191,12 @@ fn each_device_has_memory_and_an_order_of_its_own() {
     if std::env::var_os("CUDA_ON_CPU_DEVICES").is_none() {
         return with_two_devices("each_device_has_memory_and_an_order_of_its_own");
     }
-    let [first, second] = [0, 1].map(|it| Gpu::open(it).unwrap());
+    let first = Gpu::open(0).unwrap();
+    if first.info().name != "CUDA on the CPU" {
+        // How many real devices there are is not this test's to say.
+        return;
+    }
+    let second = Gpu::open(1).unwrap();
     assert_eq!((first.info().ordinal, second.info().ordinal), (0, 1));
     let filled = |gpu: &Arc<Gpu>, value: f32| {
         let x = gpu.alloc(4 * 1000).unwrap();
