@@ -13,7 +13,7 @@ use cudarc::cublaslt::{result::CublasError, sys};
 use crate::cache::CacheEntry;
 use crate::counters::count;
 use crate::gpu::Gpu;
-use crate::matmul::{Call, Gemm, Number};
+use crate::matmul::{Call, Gemm, Number, REDUCTION_IN_FULL};
 use crate::stream::Event;
 
 /// The shape of a product, whether it adds to what is there, and how its matrices are aligned: by which algorithms are remembered.
@@ -70,7 +70,8 @@ pub(crate) unsafe fn choose(gpu: &Arc<Gpu>, call: &Call<'_>, shape: &Shape) -> R
     // SAFETY: the library is loaded, since a call could be described.
     let version = unsafe { sys::cublasLtGetVersion() };
     let named = format!("{}x{}x{}", g.m, g.n, g.k);
-    let entry = kept.then(|| CacheEntry::new("products", &named, "algorithm", &(version, &name, shape)));
+    let entry =
+        kept.then(|| CacheEntry::new("products", &named, "algorithm", &(version, &name, shape, REDUCTION_IN_FULL)));
     let known = entry.as_ref().and_then(CacheEntry::read);
     let known = known.and_then(|bytes| suggested.iter().find(|it| bytes_of(it) == bytes).copied());
     let chosen = known.unwrap_or_else(|| {

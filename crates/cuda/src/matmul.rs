@@ -300,6 +300,9 @@ impl Drop for Description {
     }
 }
 
+/// Of the library's ways to add the parts of a split sum, the one in the type that products are summed in.
+pub(crate) const REDUCTION_IN_FULL: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+
 pub(crate) struct Preference(pub(crate) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
@@ -318,9 +321,11 @@ impl Preference {
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
         ];
-        for (which, bytes) in alignments {
+        // Parts of a sum that are rounded to the result's type before they are added lose what is smaller than that.
+        let in_full = (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, REDUCTION_IN_FULL);
+        for (which, value) in alignments.into_iter().chain([in_full]) {
             // SAFETY: as above.
-            unsafe { result::set_matmul_pref_attribute(preference.0, which, std::ptr::from_ref(&bytes).cast(), 4)? };
+            unsafe { result::set_matmul_pref_attribute(preference.0, which, std::ptr::from_ref(&value).cast(), 4)? };
         }
         Ok(preference)
     }

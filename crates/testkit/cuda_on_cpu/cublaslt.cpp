@@ -132,8 +132,9 @@ API cublasLtMatmulPreferenceDestroy(Preference* preference) {
     return OK;
 }
 API cublasLtMatmulPreferenceSetAttribute(Preference* preference, int which, const void* value, size_t bytes) {
-    constexpr int WORKSPACE = 1, ALIGNMENT = 5;
+    constexpr int WORKSPACE = 1, REDUCTION = 3, ALIGNMENT = 5;
     if (which == WORKSPACE && bytes == 8) memcpy(&preference->workspace, value, 8);
+    else if (which == REDUCTION && bytes == 4) return OK;  // Sums are not split here.
     else if (which >= ALIGNMENT && which < ALIGNMENT + 4 && bytes == 4) memcpy(&preference->alignment[which - ALIGNMENT], value, 4);
     else return INVALID_VALUE;
     return OK;
