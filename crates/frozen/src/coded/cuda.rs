@@ -14,14 +14,19 @@ kernels! {
         x: *const T, codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>,
         nested: Option<*const f32>, offset: f32, shift: i32, y: *mut T, m: i32, n: i32, k: i32,
     }
+    multiply_one as MultiplyOne {
+        x: *const T, codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>,
+        nested: Option<*const f32>, offset: f32, shift: i32, y: *mut T, n: i32, k: i32,
+    }
 }
 
 /// Elements of a row that a thread decodes at once.
 const TOGETHER: usize = 8;
 /// Rows of which it does so together.
 const AT_ONCE: usize = 4;
-/// Rows of the weight that a block of `multiply_few` multiplies, a warp each.
-const ROWS: usize = 8;
+/// Warps of a block that multiplies few rows, and rows of the weight that a warp of `multiply_one` takes; one for several rows.
+const WARPS: usize = 8;
+const ROWS_FOR_ONE: usize = 2;
 
 /// Writes the values of the codes, times their scales if there are any, into a window of the matrix' dimensions.
 pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Window<'_>) -> Result<()> {
@@ -64,9 +69,17 @@ pub(super) fn multiply_few(matrix: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
         return Ok(y);
     }
     let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, Some(&matrix.scales));
-    let kernel = MultiplyFew { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, m, n, k };
-    // SAFETY: the codes fill the matrix, with a scale for every block of them; a warp a row of them, all of `x` for each.
-    unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(n.div_ceil(ROWS), 32 * ROWS as u32)) }?;
+    let (element, threads, rows) = (number(x.dtype()), 32 * WARPS as u32, if m == 1 { ROWS_FOR_ONE } else { 1 });
+    let launch = Launch::rows(n.div_ceil(WARPS * rows), threads);
+    if m == 1 {
+        let kernel = MultiplyOne { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, n, k };
+        // SAFETY: as below.
+        unsafe { kernel.launch(gpu, element, launch) }?;
+    } else {
+        let kernel = MultiplyFew { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, m, n, k };
+        // SAFETY: the codes fill the matrix, with a scale for every block of them; a warp for so many rows of them, all of `x` for each.
+        unsafe { kernel.launch(gpu, element, launch) }?;
+    }
     gpu.count_operations((2 * m * n * k) as u64);
     Ok(y)
 }
