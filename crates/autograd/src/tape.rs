@@ -23,6 +23,17 @@ pub struct Tape<'m> {
     nodes: RefCell<Vec<Node<'m>>>,
     used: RefCell<Vec<Param>>,
     recording: Cell<bool>,
+    /// Whether outputs of cheap ops are kept.
+    keeps_cheap: bool,
+}
+
+/// What a backward closure is given beside the gradients of its outputs.
+#[derive(Clone, Copy)]
+struct Given {
+    /// The gradient that the first parent has already, with room beside its rows if it has some.
+    there: bool,
+    /// Gradients as they are; without room beside their rows otherwise.
+    room: bool,
 }
 
 /// Where a backward closure delivers its results.
@@ -43,7 +54,14 @@ impl Sink<'_> {
 impl<'m> Tape<'m> {
     /// A tape for training.
     pub fn recording() -> Tape<'m> {
-        Tape { nodes: RefCell::default(), used: RefCell::default(), recording: Cell::new(true) }
+        Tape { nodes: RefCell::default(), used: RefCell::default(), recording: Cell::new(true), keeps_cheap: false }
+    }
+
+    /// This tape, on which, and on those of its checkpoints, the outputs of cheap ops are kept for the backward pass, too, if `keeps` says
+    /// so: faster, where there is memory for them.
+    #[must_use]
+    pub fn keeping_cheap(self, keeps: bool) -> Tape<'m> {
+        Tape { keeps_cheap: keeps, ..self }
     }
 
     /// A tape that records nothing, for evaluation and generation: nothing is saved for a backward pass.
@@ -61,6 +79,13 @@ impl<'m> Tape<'m> {
     /// The names of the recorded ops, in order.
     pub fn names(&self) -> Vec<&'static str> {
         self.nodes.borrow().iter().map(|it| it.name).collect()
+    }
+
+    /// A variable of this value that backward passes compute again by `recipe` rather than keep, unless this tape keeps such values: for
+    /// the output of a cheap op whose inputs its own backward pass keeps anyway. The recipe must give the same bits.
+    #[must_use]
+    pub fn recomputed(&self, y: Var, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {
+        if self.keeps_cheap { y } else { y.recomputed_by(recipe) }
     }
 
     /// Brings a trainable tensor onto the tape.
@@ -113,7 +138,7 @@ impl<'m> Tape<'m> {
             };
             backward(dy, needs, there).map(Vec::from)
         };
-        let mut vars = self.record_all((name, true), &parents, vec![y], run);
+        let mut vars = self.record_all((name, Given { there: true, room: false }), &parents, vec![y], run);
         vars.pop().unwrap_or_else(|| unreachable!("{name}: one output, one variable"))
     }
 
@@ -126,13 +151,25 @@ impl<'m> Tape<'m> {
         ys: Vec<Tensor>,
         backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
     ) -> Vec<Var> {
-        self.record_all((name, false), parents, ys, move |dys, needs, _| backward(dys, needs))
+        let given = Given { there: false, room: false };
+        self.record_all((name, given), parents, ys, move |dys, needs, _| backward(dys, needs))
     }
 
-    /// `onto` says whether `backward` gets the gradient that the first parent has already.
+    /// [`Tape::record_many`] for an op whose `backward` takes gradients with room beside their rows as they are.
+    pub fn record_many_in_rows(
+        &self,
+        name: &'static str,
+        parents: &[&Var],
+        ys: Vec<Tensor>,
+        backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
+    ) -> Vec<Var> {
+        let given = Given { there: false, room: true };
+        self.record_all((name, given), parents, ys, move |dys, needs, _| backward(dys, needs))
+    }
+
     fn record_all(
         &self,
-        (name, onto): (&'static str, bool),
+        (name, given): (&'static str, Given),
         parents: &[&Var],
         ys: Vec<Tensor>,
         backward: impl FnOnce(Vec<Option<Tensor>>, &[bool], Option<Tensor>) -> Result<Vec<Option<Tensor>>> + 'm,
@@ -144,9 +181,12 @@ impl<'m> Tape<'m> {
             return ys.into_iter().map(Var::constant).collect();
         }
         let shapes: Vec<Vec<usize>> = parents.iter().map(|it| it.value.shape().to_vec()).collect();
-        let run = move |dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
+        let run = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
+            if !given.room {
+                dys.iter_mut().flatten().for_each(|it| *it = it.dense());
+            }
             let all = dys.iter().all(Option::is_some);
-            let there = slots[0].filter(|_| onto).and_then(|it| sink.pending[it].take());
+            let there = slots[0].filter(|_| given.there).and_then(|it| sink.pending[it].take());
             let found = backward(dys, &needs, there)?;
             assert_eq!(found.len(), slots.len(), "{name}: backward must answer for every parent");
             for ((slot, dx), shape) in slots.into_iter().zip(found).zip(&shapes) {
@@ -177,10 +217,10 @@ impl<'m> Tape<'m> {
             return Ok(y);
         }
         self.used.borrow_mut().extend(used);
-        let (x_value, x_slot) = (x.value.clone(), x.slot);
+        let (x_value, x_slot, keeps_cheap) = (x.value.clone(), x.slot, self.keeps_cheap);
         let replay = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
             let Some(Some(dy)) = dys.pop() else { return Ok(()) };
-            let inner = Tape::recording();
+            let inner = Tape::recording().keeping_cheap(keeps_cheap);
             let x = match x_slot {
                 Some(_) => inner.push_one("input", x_value, Box::new(|_, _| Ok(()))),
                 None => Var::constant(x_value),

@@ -10,23 +10,34 @@ pub struct Var {
     /// Where its gradient gathers.
     pub(crate) slot: Option<usize>,
     recipe: Option<Recipe>,
+    gradient_room: usize,
 }
 
 impl Var {
     /// A value through which no gradient flows.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, slot: None, recipe: None }
+        Var { value, slot: None, recipe: None, gradient_room: 0 }
     }
 
     pub(crate) fn at(slot: usize, value: Tensor) -> Var {
-        Var { value, slot: Some(slot), recipe: None }
+        Var { value, slot: Some(slot), recipe: None, gradient_room: 0 }
     }
 
-    /// A variable of this value that backward passes compute again by `recipe` rather than keep: for the output of a cheap op
-    /// whose inputs its own backward pass keeps anyway. The recipe must give the same bits.
-    #[must_use]
-    pub fn recomputed_by(self, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {
+    /// See [`Tape::recomputed`](crate::Tape::recomputed).
+    pub(crate) fn recomputed_by(self, recipe: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {
         Var { recipe: Some(Recipe(Arc::new(recipe))), ..self }
+    }
+
+    /// A variable whose gradient may have so many columns of room beside its rows: its op would use them. See
+    /// [`Tensor::scratch_with_room`].
+    #[must_use]
+    pub fn wanting_room(self, columns: usize) -> Var {
+        Var { gradient_room: columns, ..self }
+    }
+
+    /// The room that its op has a use for.
+    pub fn gradient_room(&self) -> usize {
+        self.gradient_room
     }
 
     /// The value.

@@ -163,12 +163,12 @@ fn an_op_that_adds_gets_what_later_ops_gave_and_answers_with_the_sum() {
 #[test]
 fn a_recipe_is_what_is_kept_and_a_plain_value_is_kept_as_it_is() {
     let value = vector(&[1.0, 2.0]);
-    let kept = {
-        let plain = Var::constant(value.clone());
-        assert!(value.is_shared());
-        plain.recomputed_by(|| Ok(vector(&[1.0, 2.0]))).keep()
-    };
+    let kept_on = |tape: Tape<'_>| tape.recomputed(Var::constant(value.clone()), || Ok(vector(&[1.0, 2.0]))).keep();
+    let kept = kept_on(Tape::recording());
     assert!(!value.is_shared(), "nobody holds the value itself");
     assert_eq!(kept.value().unwrap().data::<f32>(), value.data::<f32>());
     assert_eq!(Var::constant(value.clone()).keep().value().unwrap().data::<f32>(), value.data::<f32>());
+    let kept = kept_on(Tape::recording().keeping_cheap(true));
+    assert!(value.is_shared(), "a tape that keeps cheap values has no use for recipes");
+    drop(kept);
 }

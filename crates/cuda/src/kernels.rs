@@ -47,6 +47,14 @@ pub trait Memory {
     /// If it is on none.
     fn address(&self) -> u64;
 
+    /// Where it begins, for a kernel that knows of gaps between its rows.
+    ///
+    /// # Panics
+    /// If it is on none.
+    fn address_in_rows(&self) -> u64 {
+        self.address()
+    }
+
     /// What lies there.
     fn holds(&self) -> Holds;
 
@@ -146,11 +154,16 @@ pub trait Parameter<M> {
 }
 
 #[track_caller]
-fn address<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
+fn fits<M: Memory, P: Pointee>(memory: &M, target: Target) {
     let held = memory.holds();
     assert!(P::fits(held, target.element), "a kernel of {} expects {}, not {held:?}", target.element.name(), P::READ);
     let here = memory.device().is_none_or(|it| it == target.device);
     assert!(here, "all operands of a kernel lie on the device that runs it");
+}
+
+#[track_caller]
+fn address<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
+    fits::<M, P>(memory, target);
     Arg::Ptr(memory.address())
 }
 
@@ -188,6 +201,57 @@ impl<M, Q: Parameter<M>> Parameter<M> for Option<Q> {
 
     fn arg(value: Option<Q::Value<'_>>, target: Target) -> Arg {
         value.map_or(Arg::Ptr(0), |it| Q::arg(it, target))
+    }
+}
+
+/// A pointer to rows that may have room beside them: the kernel is told how far apart they are.
+#[derive(Debug)]
+pub struct InRows<P>(std::marker::PhantomData<P>);
+
+/// A pointer to rows whose room beside them the kernel writes, and nothing else of them; so others may hold them.
+#[derive(Debug)]
+pub struct Beside<P>(std::marker::PhantomData<P>);
+
+#[track_caller]
+fn rows<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
+    fits::<M, P>(memory, target);
+    Arg::Ptr(memory.address_in_rows())
+}
+
+impl<M: Memory, P: Pointee> Parameter<M> for InRows<*const P> {
+    type Value<'a>
+        = &'a M
+    where
+        M: 'a;
+    const CUDA: &'static str = P::READ;
+
+    fn arg(value: &M, target: Target) -> Arg {
+        rows::<M, P>(value, target)
+    }
+}
+
+impl<M: Memory, P: Pointee> Parameter<M> for InRows<*mut P> {
+    type Value<'a>
+        = &'a mut M
+    where
+        M: 'a;
+    const CUDA: &'static str = P::WRITE;
+
+    fn arg(value: &mut M, target: Target) -> Arg {
+        assert!(value.is_sole(), "a kernel writes what nobody else holds");
+        rows::<M, P>(value, target)
+    }
+}
+
+impl<M: Memory, P: Pointee> Parameter<M> for Beside<*mut P> {
+    type Value<'a>
+        = &'a M
+    where
+        M: 'a;
+    const CUDA: &'static str = P::WRITE;
+
+    fn arg(value: &M, target: Target) -> Arg {
+        rows::<M, P>(value, target)
     }
 }
 

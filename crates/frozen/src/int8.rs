@@ -79,6 +79,10 @@ impl FrozenMatrix for Int8Matrix {
         Some(llm_int8::product(&self.coded, x).map_err(Into::into))
     }
 
+    fn multiplies_itself(&self) -> bool {
+        true
+    }
+
     fn bytes(&self) -> usize {
         self.coded.bytes()
     }

@@ -3,10 +3,10 @@ use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
     FrozenMatrix,
     add::add,
-    frozen,
+    frozen::{self, FEW_ROWS},
     frozen_linear::frozen_linear,
     linear::linear,
-    lora_linear::{Layer, lora_linears},
+    lora_linear::{Layer, lora_linears, room},
     row_norms,
 };
 use halfbyte_tensor::{DType, Device, Place, Tensor};
@@ -239,6 +239,22 @@ impl Linear {
                 update.forward(tape, Module::Linear { x, w: w.as_ref(), bias: bias.as_ref() }, ctx.dropout)
             }
         }
+    }
+
+    /// The columns of room beside `x`, which layers are to take, that they have a use for; see [`Tensor::scratch_with_room`]. None unless
+    /// all of them are products with updates that need no mask.
+    pub fn room<'a>(layers: impl Iterator<Item = &'a Linear>, ctx: &Context, x: &Tensor) -> usize {
+        let mut ranks = Vec::new();
+        for layer in layers {
+            let Base::Frozen(w) = &layer.base else { return 0 };
+            if w.multiplies_itself() || x.rows() <= FEW_ROWS || ctx.split(&layer.paths()).is_some() {
+                return 0;
+            }
+            let Some(update) = ctx.update(layer.module()) else { continue };
+            let Some(lora) = update.low_rank().filter(|it| it.mask(ctx.dropout).is_off()) else { return 0 };
+            ranks.push(lora.a.value().rows());
+        }
+        room(ranks.into_iter(), x)
     }
 
     /// The outputs of several layers with one input, which is cheaper than one after the other.

@@ -13,7 +13,7 @@ use halfbyte_ops::{
     Layout,
     add::{add_scaled, scale},
     attention::AttentionShape,
-    rms_norm::{RmsNorm, rms_norm},
+    rms_norm::{RmsNorm, rms_norm_with_room},
     rope::{RopeSpec, RopeTable},
     split::{Columns, split},
 };
@@ -203,7 +203,7 @@ impl Block {
         run: &Run,
         (attend, layer): (&mut Attend<'_>, usize),
     ) -> OpResult<Var> {
-        let h = run.maybe_norm(tape, x, self.before_attention.as_ref())?;
+        let h = run.norm_before(tape, x, self.before_attention.as_ref(), self.qkv.linears.iter())?;
         let [mut q, mut k, v] = self.qkv.forward(tape, &h, &run.ctx)?;
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             q = norm(tape, &q, q_norm, (run.norm, &run.ctx))?;
@@ -212,13 +212,19 @@ impl Block {
         let table = self.layer.rope.map(|it| &run.ropes[it]);
         let shape = AttentionShape { window: self.layer.window, ..run.shape };
         let sinks = self.sinks.as_ref().map(|it| it.value().to_dtype(DType::F32));
-        let a = attend.attention(tape, [q, k, v], table, (shape, sinks.as_ref(), layer), &run.layout)?;
+        let room = Linear::room([&self.o_proj].into_iter(), &run.ctx, q.value());
+        let a = attend.attention(tape, [q, k, v], table, (shape, sinks.as_ref(), layer), (&run.layout, room))?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
-        let h = run.maybe_norm(tape, &x, self.before_mlp.as_ref())?;
-        let after = self.after_mlp.as_ref();
+        let (before, after) = (self.before_mlp.as_ref(), self.after_mlp.as_ref());
         match &self.feed {
-            Feed::Dense(it) => run.join(tape, &x, (it.down(), &it.inside(tape, &h, &run.fed)?), after),
-            Feed::Sparse(it) => run.take_up(tape, &x, &it.forward(tape, &h, &run.fed)?, after),
+            Feed::Dense(it) => {
+                let h = run.norm_before(tape, &x, before, it.inner())?;
+                run.join(tape, &x, (it.down(), &it.inside(tape, &h, &run.fed)?), after)
+            }
+            Feed::Sparse(it) => {
+                let h = run.maybe_norm(tape, &x, before)?;
+                run.take_up(tape, &x, &it.forward(tape, &h, &run.fed)?, after)
+            }
         }
     }
 
@@ -248,8 +254,20 @@ fn sinks(weights: &mut dyn Weights, name: &str, config: &ModelConfig) -> Result<
 
 /// A norm whose weight an adapter may have brought along, each row by its own.
 fn norm(tape: &Tape<'_>, x: &Var, weight: &Weight, (norm, ctx): (RmsNorm, &Context)) -> OpResult<Var> {
-    let [y] =
-        ctx.by_rows(tape, x, &[weight.path()], |x, ctx| Ok([rms_norm(tape, x, &weight.var(tape, ctx), norm)?]))?;
+    norm_with_room(tape, (x, weight), (norm, ctx), 0)
+}
+
+/// The same with so much room beside its rows.
+fn norm_with_room(
+    tape: &Tape<'_>,
+    (x, weight): (&Var, &Weight),
+    (norm, ctx): (RmsNorm, &Context),
+    room: usize,
+) -> OpResult<Var> {
+    let alone = ctx.split(&[weight.path()]).is_none();
+    let [y] = ctx.by_rows(tape, x, &[weight.path()], |x, ctx| {
+        Ok([rms_norm_with_room(tape, (x, &weight.var(tape, ctx)), norm, if alone { room } else { 0 })?])
+    })?;
     Ok(y)
 }
 
@@ -267,6 +285,19 @@ struct Run {
 impl Run {
     fn maybe_norm(&self, tape: &Tape<'_>, x: &Var, weight: Option<&Weight>) -> OpResult<Var> {
         weight.map_or_else(|| Ok(x.clone()), |it| norm(tape, x, it, (self.norm, &self.ctx)))
+    }
+
+    /// The norm before layers with one input, which nobody else takes: with room for what they put beside it.
+    fn norm_before<'m>(
+        &self,
+        tape: &Tape<'m>,
+        x: &Var,
+        weight: Option<&Weight>,
+        layers: impl Iterator<Item = &'m Linear>,
+    ) -> OpResult<Var> {
+        let Some(weight) = weight else { return Ok(x.clone()) };
+        let room = Linear::room(layers, &self.ctx, x.value());
+        norm_with_room(tape, (x, weight), (self.norm, &self.ctx), room)
     }
 
     /// The residual stream with what a half of the block adds to it: a layer's output, normalised where there is a norm for it.

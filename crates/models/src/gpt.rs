@@ -269,7 +269,7 @@ impl Block {
             Qkv::Fused(linear, columns) => split(tape, &linear.forward(tape, &h, &run.ctx)?, *columns)?,
         };
         let shape = AttentionShape { window: self.window, ..run.shape };
-        let a = attend.attention(tape, qkv, run.rope.as_ref(), (shape, None, layer), &run.layout)?;
+        let a = attend.attention(tape, qkv, run.rope.as_ref(), (shape, None, layer), (&run.layout, 0))?;
         let y = add(tape, x, &self.out.forward(tape, &a, &run.ctx)?)?;
         let h = match &self.ln_2 {
             Some(norm) => norm.forward(tape, if run.parallel { x } else { &y }, &run.ctx)?,

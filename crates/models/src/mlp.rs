@@ -5,7 +5,7 @@ use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Member, Role, Share};
 use halfbyte_ops::{
     experts::{Balance, Choice, from_experts, route, to_experts, weigh},
-    gated::{Gate, gated},
+    gated::{Gate, gated, gated_with_room},
     split::split,
 };
 use std::sync::Arc;
@@ -126,7 +126,13 @@ impl Mlp {
     /// What the last layer is to multiply.
     pub(crate) fn inside<'m>(&'m self, tape: &Tape<'m>, x: &Var, fed: &Fed) -> OpResult<Var> {
         let [gate, up] = self.gate_up.forward(tape, x, &fed.ctx)?;
-        gated(tape, &gate, &up, fed.gate)
+        let room = Linear::room([&self.down].into_iter(), &fed.ctx, gate.value());
+        gated_with_room(tape, [&gate, &up], fed.gate, room)
+    }
+
+    /// The layers that take its input.
+    pub(crate) fn inner(&self) -> impl Iterator<Item = &Linear> {
+        self.gate_up.linears.iter()
     }
 
     /// The last layer.

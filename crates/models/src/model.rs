@@ -3,7 +3,7 @@ use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_lora::{Context, Linear, Modules, Role, Tie, Weight};
 use halfbyte_ops::{
     Ids, Layout,
-    attention::{AttentionShape, attention_with_sinks},
+    attention::{AttentionShape, attention_with_room},
     experts::Balance,
     rope::{RopeSpec, RopeTable, rope},
 };
@@ -45,14 +45,14 @@ impl Attend<'_> {
         [mut q, mut k, v]: [Var; 3],
         table: Option<&RopeTable>,
         (shape, sinks, layer): (AttentionShape, Option<&Tensor>, usize),
-        layout: &Layout,
+        (layout, room): (&Layout, usize),
     ) -> OpResult<Var> {
         if let Some(table) = table {
             q = rope(tape, &q, table, layout, shape.head_dim)?;
             k = rope(tape, &k, table, layout, shape.head_dim)?;
         }
         match self {
-            Attend::Segments => attention_with_sinks(tape, [&q, &k, &v], (shape, sinks), layout),
+            Attend::Segments => attention_with_room(tape, [&q, &k, &v], (shape, sinks, room), layout),
             Attend::Cache(cache) => {
                 Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], (shape, sinks), layer)?))
             }

@@ -1,7 +1,7 @@
 //! Tensors on a GPU: making, moving and converting them, and what kernels may be given. Ops have kernels of their own.
 
 use crate::{DType, Result, Tensor};
-use halfbyte_cuda::{Any, Gpu, Holds, Kind, Launch, Memory, Number, T, kernels};
+use halfbyte_cuda::{Any, Gpu, Holds, InRows, Kind, Launch, Memory, Number, T, kernels};
 use std::sync::Arc;
 
 kernels! {
@@ -9,6 +9,7 @@ kernels! {
     convert as Convert { x: *const Any, kind: Kind, y: *mut T, n: usize }
     add_assign as AddAssign { sum: *mut T, x: *const Any, kind: Kind, n: usize }
     find_infinite as FindInfinite { x: *const T, found: *mut f32, n: usize }
+    without_room as WithoutRoom { x: InRows<*const T>, y: *mut T, cols: i32, stride: i32, n: usize }
 }
 
 impl Memory for Tensor {
@@ -17,6 +18,11 @@ impl Memory for Tensor {
     #[track_caller]
     fn address(&self) -> u64 {
         ptr(self)
+    }
+
+    #[track_caller]
+    fn address_in_rows(&self) -> u64 {
+        rows_ptr(self)
     }
 
     fn holds(&self) -> Holds {
@@ -36,12 +42,22 @@ impl Memory for Tensor {
     }
 }
 
-/// Where a tensor's elements lie on its GPU.
+/// Where a tensor's elements lie on its GPU, without gaps.
+///
+/// # Panics
+/// If the tensor is not on one, or has room beside its rows.
+#[track_caller]
+pub fn ptr(tensor: &Tensor) -> u64 {
+    assert_eq!(tensor.room(), 0, "an op that knows of no room beside rows got a tensor that has some");
+    rows_ptr(tensor)
+}
+
+/// Where a tensor's rows lie on its GPU, [`Tensor::stride`] elements apart.
 ///
 /// # Panics
 /// If the tensor is not on one.
 #[track_caller]
-pub fn ptr(tensor: &Tensor) -> u64 {
+pub fn rows_ptr(tensor: &Tensor) -> u64 {
     tensor.cuda_buffer().expect("all operands of an op lie on one device").ptr()
 }
 
@@ -79,6 +95,24 @@ pub(crate) fn scratch(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
     Tensor::from_cuda(shape, dtype, gpu.alloc_or_fault(bytes))
 }
 
+pub(crate) fn scratch_with_room(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType, room: usize) -> Tensor {
+    let cols = shape.last().copied().unwrap_or(1).max(1);
+    let rows = shape.iter().product::<usize>() / cols;
+    let buffer = gpu.alloc_or_fault(rows * (cols + room) * dtype.size());
+    Tensor::from_cuda(shape, dtype, buffer).roomy(room)
+}
+
+/// What the tensor holds, without gaps.
+pub(crate) fn dense(from: &Tensor) -> Tensor {
+    let mut to = from.scratch_like(from.shape(), from.dtype());
+    let gpu = from.gpu().expect("the tensor lies on a GPU").clone();
+    let (cols, stride, n) = (from.cols(), from.stride(), from.len());
+    let kernel = WithoutRoom { x: from, y: &mut to, cols, stride, n };
+    // SAFETY: rows of so many elements, so far apart.
+    or_fault(&gpu, unsafe { kernel.launch(&gpu, number(from.dtype()), Launch::elements(n)) });
+    to
+}
+
 pub(crate) fn zeros(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
     let mut it = scratch(gpu, shape, dtype);
     if let Some(buffer) = it.cuda_buffer_mut()
@@ -90,6 +124,9 @@ pub(crate) fn zeros(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
 }
 
 pub(crate) fn copy(from: &Tensor) -> Tensor {
+    if from.room() > 0 {
+        return dense(from);
+    }
     let mut to = from.scratch_like(from.shape(), from.dtype());
     let (bytes, source) = (from.bytes(), from.cuda_buffer());
     if let (Some(target), Some(source)) = (to.cuda_buffer_mut(), source)
@@ -108,6 +145,7 @@ pub(crate) fn copy(from: &Tensor) -> Tensor {
 /// # Panics
 /// If `to` is shared, or the rows are not there.
 pub fn copy_rows(to: &mut Tensor, row: usize, from: &Tensor, from_row: usize, rows: usize) -> Result<()> {
+    assert_eq!((to.room(), from.room()), (0, 0), "rows are copied as they lie, without room beside them");
     let bytes = to.cols() * to.dtype().size();
     let source = from.cuda_buffer().expect("both tensors lie on a GPU");
     let target = to.cuda_buffer_mut().expect("a tensor that is written is not shared");
@@ -121,11 +159,13 @@ pub(crate) fn to_gpu(from: &Tensor, gpu: &Arc<Gpu>) -> Result<Tensor> {
 }
 
 pub(crate) fn to_host(from: &Tensor) -> Result<Tensor> {
+    let from = &from.dense();
     let buffer = from.cuda_buffer().expect("the tensor lies on a GPU");
     Tensor::filled(from.shape(), from.dtype(), |bytes| Ok(buffer.download(bytes)?))
 }
 
 pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {
+    let from = &from.dense();
     let mut to = from.scratch_like(from.shape(), dtype);
     let gpu = from.gpu().expect("the tensor lies on a GPU").clone();
     let n = from.len();
@@ -136,6 +176,10 @@ pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {
 }
 
 pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
+    if sum.room() > 0 {
+        *sum = dense(sum);
+    }
+    let rhs = &rhs.dense();
     let gpu = sum.gpu().expect("the tensor lies on a GPU").clone();
     let (n, dtype) = (sum.len(), sum.dtype());
     let kernel = AddAssign { sum, x: rhs, kind: number(rhs.dtype()), n };
@@ -144,6 +188,7 @@ pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
 }
 
 pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
+    let x = &x.dense();
     let gpu = x.gpu().expect("the tensor lies on a GPU").clone();
     let mut found = zeros(&gpu, &[1], DType::F32);
     let kernel = FindInfinite { x, found: &mut found, n: x.len() };

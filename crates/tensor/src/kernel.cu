@@ -12,6 +12,11 @@ KERNEL add_assign(T* sum, const void* x, int kind, unsigned long long n) {
     }
 }
 
+// The rows of x, `stride` apart, behind each other.
+KERNEL without_room(const T* x, T* y, int cols, int stride, unsigned long long n) {
+    FOR_EACH(i, n) y[i] = x[i / cols * stride + i % cols];
+}
+
 // Leaves `found` at 0 unless an element is NaN or infinite.
 KERNEL find_infinite(const T* x, float* found, unsigned long long n) {
     FOR_EACH(i, n) {

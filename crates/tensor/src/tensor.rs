@@ -6,18 +6,21 @@ use crate::{
 use halfbyte_cuda::Gpu;
 use std::{fmt, sync::Arc};
 
-/// A contiguous row-major array. Cloning shares the storage.
+/// A row-major array, without gaps but for one case: on a GPU, rows may have room for more columns beside them
+/// ([`Tensor::scratch_with_room`]). Cloning shares the storage.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
     storage: Arc<Storage>,
+    /// Columns that are free between one row and the next.
+    room: usize,
 }
 
 impl Tensor {
     /// A tensor that takes over `data`, whose length must be the product of `shape`.
     pub fn from_vec<T: Element>(shape: &[usize], data: Vec<T>) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor's data must fill its shape {shape:?}");
-        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::new(data)) }
+        Tensor::of(shape, Storage::new(data))
     }
 
     /// A scalar of shape `[1]`.
@@ -35,7 +38,7 @@ impl Tensor {
             DType::U8 => Storage::scratch::<u8>(len),
             DType::U32 => Storage::scratch::<u32>(len),
         };
-        Tensor { shape: shape.to_vec(), storage: Arc::new(storage) }
+        Tensor::of(shape, storage)
     }
 
     /// A tensor of zeros.
@@ -55,7 +58,7 @@ impl Tensor {
     /// A tensor of a dry run: its bytes are counted, and it has no elements that could be read.
     pub fn dry(ledger: &Arc<Ledger>, shape: &[usize], dtype: DType) -> Tensor {
         let buffer = DryBuffer::new(ledger, shape.iter().product(), dtype);
-        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Dry(buffer)) }
+        Tensor::of(shape, Storage::Dry(buffer))
     }
 
     /// A tensor of unspecified contents on the device of this one.
@@ -65,6 +68,31 @@ impl Tensor {
             Place::Gpu(gpu) => cuda::scratch(gpu, shape, dtype),
             Place::Dry(ledger) => Tensor::dry(ledger, shape, dtype),
         }
+    }
+
+    /// [`Tensor::scratch_like`] whose rows have room for so many more columns beside them, for the op that takes this one together
+    /// with something narrow, as one operand. Only on a GPU; elsewhere it is a tensor like any other.
+    ///
+    /// The room holds anything, and is written by who reads it. Ops that know nothing of it refuse such a tensor.
+    pub fn scratch_with_room(&self, shape: &[usize], dtype: DType, room: usize) -> Tensor {
+        match self.place() {
+            Place::Gpu(gpu) => cuda::scratch_with_room(gpu, shape, dtype, room),
+            Place::Host | Place::Dry(_) => self.scratch_like(shape, dtype),
+        }
+    }
+
+    /// Columns that are free between one row and the next.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Elements from the beginning of a row to that of the next.
+    pub fn stride(&self) -> usize {
+        self.cols() + self.room
+    }
+
+    fn of(shape: &[usize], storage: Storage) -> Tensor {
+        Tensor { shape: shape.to_vec(), storage: Arc::new(storage), room: 0 }
     }
 
     /// A tensor of zeros on a device.
@@ -135,8 +163,13 @@ impl Tensor {
         }
     }
 
+    /// With so much room beside its rows.
+    pub(crate) fn roomy(self, room: usize) -> Tensor {
+        Tensor { room, ..self }
+    }
+
     pub(crate) fn from_cuda(shape: &[usize], dtype: DType, buffer: halfbyte_cuda::Buffer) -> Tensor {
-        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cuda(buffer, dtype)) }
+        Tensor::of(shape, Storage::Cuda(buffer, dtype))
     }
 
     /// That memory, for writing; `None` also where the tensor is shared.
@@ -176,7 +209,9 @@ impl Tensor {
         if shape.iter().product::<usize>() != self.len() {
             return Err(Error::shape("reshape", format!("{} elements in all", self.len()), shape));
         }
-        Ok(Tensor { shape: shape.to_vec(), storage: self.storage.clone() })
+        let keeps_rows = self.room == 0 || shape.last() == Some(&self.cols());
+        assert!(keeps_rows, "rows with room beside them stay rows: {:?} is no view of {:?}", shape, self.shape);
+        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
 
     /// The tensor as sole owner of its storage: itself if nobody shares it, else a copy.

@@ -57,7 +57,7 @@ impl Lora {
     }
 
     /// Which elements of the input are dropped.
-    pub(super) fn mask(&self, dropout: Option<u64>) -> Dropout {
+    pub(crate) fn mask(&self, dropout: Option<u64>) -> Dropout {
         let p = if dropout.is_some() { self.dropout } else { 0.0 };
         Dropout { p, seed: dropout.unwrap_or_default(), site: self.site }
     }

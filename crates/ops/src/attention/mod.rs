@@ -101,9 +101,19 @@ pub fn attention_with_sinks(
     (shape, sinks): (AttentionShape, Option<&Tensor>),
     layout: &Layout,
 ) -> Result<Var> {
+    attention_with_room(tape, inputs, (shape, sinks, 0), layout)
+}
+
+/// [`attention_with_sinks`] whose result has room for so many more columns beside its rows, on a GPU where tensor cores do it.
+pub fn attention_with_room(
+    tape: &Tape<'_>,
+    inputs: [&Var; 3],
+    (shape, sinks, room): (AttentionShape, Option<&Tensor>, usize),
+    layout: &Layout,
+) -> Result<Var> {
     check(&shape, inputs.map(Var::value), layout)?;
     check_sinks("attention", sinks, &shape)?;
-    let [y, lse] = forward(inputs.map(Var::value), (&shape, sinks), layout)?;
+    let [y, lse] = forward(inputs.map(Var::value), (&shape, sinks, room), layout)?;
     if !tape.is_recording() || !inputs.iter().any(|it| it.requires_grad()) {
         return Ok(Var::constant(y));
     }
@@ -125,10 +135,11 @@ struct Saved<'a> {
 /// `y`, and the logarithm of each row's sum of exponentials, `(heads * tokens)`: for each sequence one head after the other.
 fn forward(
     [q, k, v]: [&Tensor; 3],
-    (shape, sinks): (&AttentionShape, Option<&Tensor>),
+    (shape, sinks, room): (&AttentionShape, Option<&Tensor>, usize),
     layout: &Layout,
 ) -> Result<[Tensor; 2]> {
-    let y = q.scratch_like(q.shape(), q.dtype());
+    let room = if tensor_cores::cuda::fit(shape, layout, q.dtype()) { room } else { 0 };
+    let y = q.scratch_with_room(q.shape(), q.dtype(), room);
     let lse = q.scratch_like(&[shape.heads * q.rows()], DType::F32);
     let cost = Cost::of(0, &[q, k, v, &y, &lse]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {

@@ -22,7 +22,7 @@ pub fn to_experts(tape: &Tape<'_>, x: &Var, routes: &Routes) -> Result<Vec<Var>>
     });
     let again = |(e, y): (usize, Var)| {
         let (kept, routes) = (kept.clone(), routes.clone());
-        y.recomputed_by(move || taken(&kept.clone().value()?, &routes, e))
+        tape.recomputed(y, move || taken(&kept.clone().value()?, &routes, e))
     };
     Ok(routes.busy().zip(ys).map(again).collect())
 }

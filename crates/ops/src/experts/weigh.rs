@@ -25,7 +25,7 @@ pub fn weigh(tape: &Tape<'_>, x: &Var, w: &Var) -> Result<Var> {
         let dw = kept.map(|x| dots(&dy, &x.value()?)).transpose()?;
         Ok([dx, dw])
     });
-    Ok(y.recomputed_by(again))
+    Ok(tape.recomputed(y, again))
 }
 
 fn weighed(x: &Tensor, w: &Tensor) -> Result<Tensor> {

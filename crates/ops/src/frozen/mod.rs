@@ -51,6 +51,11 @@ pub trait FrozenMatrix: Send + Sync + Debug {
     fn forward(&self, _x: &Tensor) -> Option<Result<Tensor>> {
         None
     }
+
+    /// Whether [`FrozenMatrix::forward`] gives anything.
+    fn multiplies_itself(&self) -> bool {
+        false
+    }
 }
 
 /// A frozen matrix away from host memory.

@@ -96,6 +96,9 @@ impl FrozenMatrix for FourBit {
 pub(crate) struct Sevens(pub(crate) Plain);
 
 impl FrozenMatrix for Sevens {
+    fn multiplies_itself(&self) -> bool {
+        true
+    }
     fn dims(&self) -> (usize, usize) {
         self.0.dims()
     }

@@ -1,11 +1,15 @@
 use super::Gate;
-use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use crate::gpu_product::sheet;
+use halfbyte_cuda::{Gpu, InRows, Launch, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
     const SOURCE = "gated", "kernel.cu", over Tensor;
     forward as Forward { gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, y: *mut T, n: usize }
+    forward_in_rows as ForwardInRows {
+        gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, y: InRows<*mut T>, rows: i32, cols: i32, stride: i32,
+    }
     backward as Backward { dy: *const T, gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, dg: *mut T, du: *mut T, n: usize }
 }
 
@@ -20,6 +24,12 @@ fn numbers(f: Gate) -> (usize, f32, f32) {
 
 pub(super) fn forward(gpu: &Arc<Gpu>, [gate, up]: [&Tensor; 2], f: Gate, y: &mut Tensor) -> Result<()> {
     let (n, (gelu, alpha, limit)) = (gate.len(), numbers(f));
+    if y.room() > 0 {
+        let (element, rows, cols, stride) = (number(gate.dtype()), y.rows(), y.cols(), y.stride());
+        let kernel = ForwardInRows { gate, up, gelu, alpha, limit, y, rows, cols, stride };
+        // SAFETY: rows of so many elements, of whole packs, and those of `y` so far apart.
+        return unsafe { kernel.launch(gpu, element, sheet(rows, cols.div_ceil(16 / element.size()))) };
+    }
     // SAFETY: all three have as many elements as the kernel is told.
     unsafe {
         Forward { gate, up, gelu, alpha, limit, y, n }.launch(

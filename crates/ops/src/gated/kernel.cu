@@ -18,6 +18,23 @@ KERNEL forward(const T* gate, const T* up, int gelu, float alpha, float limit, T
     });
 }
 
+// The same where rows of y, of `cols` elements, lie `stride` apart; both are whole packs. A block for rows blockIdx.y and on.
+KERNEL forward_in_rows(const T* gate, const T* up, int gelu, float alpha, float limit, T* y, int rows, int cols, int stride) {
+    const int N = Pack<T>::N;
+    int packs = cols / N, first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y)
+        for (int p = first; p < packs; p += step) {
+            size_t from = (size_t)row * packs + p;
+            Pack<T> a = ((const Pack<T>*)gate)[from], b = ((const Pack<T>*)up)[from];
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float g = at_most(to_f32(a.v[j]), limit);
+                a.v[j] = Round<T>::of(rounded<T>(g * sigmoid(argument(g, gelu, alpha))) * within(to_f32(b.v[j]), limit));
+            }
+            *(Pack<T>*)(y + (size_t)row * stride + p * N) = a;
+        }
+}
+
 // With s = sigmoid(v(g)): du = dy g s, dg = dy u s (1 + g (1 - s) v'(g)); 0 where a limit holds.
 KERNEL backward(const T* dy, const T* gate, const T* up, int gelu, float alpha, float limit, T* dg, T* du, unsigned long long n) {
     pointwise<T, 3, 2>({dy, gate, up}, {dg, du}, n, [=](const float(&x)[3], float(&out)[2]) {

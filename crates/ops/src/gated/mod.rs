@@ -34,22 +34,29 @@ pub enum Gate {
 ///
 /// Saves the operands only; who needs the output later computes it again from them. Fails if shapes or dtypes differ.
 pub fn gated(tape: &Tape<'_>, gate: &Var, up: &Var, f: Gate) -> Result<Var> {
+    gated_with_room(tape, [gate, up], f, 0)
+}
+
+/// [`gated`] whose result has room for so many more columns beside its rows, on a GPU and if rows are whole pieces of 16 bytes.
+pub fn gated_with_room(tape: &Tape<'_>, [gate, up]: [&Var; 2], f: Gate, room: usize) -> Result<Var> {
     let (g, u) = (gate.value().clone(), up.value().clone());
     check_alike("gated", &g, &u)?;
-    let y = forward([&g, &u], f)?;
+    let whole = |columns: usize| (columns * g.dtype().size()).is_multiple_of(16);
+    let room = if whole(g.cols()) && whole(room) { room } else { 0 };
+    let y = forward([&g, &u], f, room)?;
     let again = {
         let (g, u) = (g.clone(), u.clone());
-        move || forward([&g, &u], f)
+        move || forward([&g, &u], f, room)
     };
     let y = tape.record("gated", [gate, up], y, move |dy, [gate, up]| {
         let [dg, du] = backward(&dy, [&g, &u], f)?;
         Ok([gate.then_some(dg), up.then_some(du)])
     });
-    Ok(y.recomputed_by(again))
+    Ok(tape.recomputed(y, again))
 }
 
-fn forward([gate, up]: [&Tensor; 2], f: Gate) -> Result<Tensor> {
-    let y = gate.scratch_like(gate.shape(), gate.dtype());
+fn forward([gate, up]: [&Tensor; 2], f: Gate, room: usize) -> Result<Tensor> {
+    let y = gate.scratch_with_room(gate.shape(), gate.dtype(), room);
     let cost = Cost::of(6, &[gate, up, &y]);
     let host = |y: &mut Tensor| {
         with_float!(gate.dtype(), T, cpu::forward::<T>([gate.data(), up.data()], f, y.data_mut()));

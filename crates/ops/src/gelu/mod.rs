@@ -32,7 +32,7 @@ pub fn gelu(tape: &Tape<'_>, x: &Var, kind: Gelu) -> Result<Var> {
         move || forward(&value, kind)
     };
     let y = tape.record("gelu", [x], y, move |dy, _| Ok([Some(backward(&dy, &value, kind)?)]));
-    Ok(y.recomputed_by(again))
+    Ok(tape.recomputed(y, again))
 }
 
 fn forward(x: &Tensor, kind: Gelu) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 use super::window::{Operand, Window};
 use crate::place::on_device;
-use halfbyte_cuda::{Any, Gemm, Gpu, Kind, Launch, Number, T, kernels};
+use halfbyte_cuda::{Any, Beside, Gemm, Gpu, Kind, Launch, Number, T, kernels};
 use halfbyte_tensor::{
     DType, Device, Place, Result, Tensor,
     cuda::{self, number},
@@ -16,6 +16,7 @@ kernels! {
         c_kind: Kind, c_end: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
     }
     side_by_side as SideBySide { left: *const T, right: *const T, out: *mut T, rows: i32, k: i32, width: i32 }
+    put_beside as PutBeside { rows_of: Beside<*mut T>, src: *const T, before: i32, stride: i32, rows: i32, width: i32 }
     add_bias as AddBias { y: *mut T, bias: *const Any, kind: Kind, cols: i32, n: usize }
     column_sums as ColumnSums { x: *const T, sums: *mut f32, rows: i32, cols: i32 }
 }
@@ -102,6 +103,24 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
         let kernel = Put { src: from, kind, scale, cols, before, out, start, stride, rows, width };
         // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
         unsafe { kernel.launch(gpu, number(dtype), blocks(rows, width)) }
+    })
+}
+
+/// Writes `right` into the room beside the rows of `left`, of the same dtype and as many rows; what `left` holds stays as it is.
+///
+/// # Panics
+/// If there is less room.
+pub(crate) fn put_beside(left: &Tensor, right: &Tensor) -> Result<()> {
+    let (rows, width) = (right.rows(), right.cols());
+    assert!(left.rows() == rows && width <= left.room(), "what is put beside rows fits there");
+    if rows * width == 0 {
+        return Ok(());
+    }
+    on_device(left, |gpu| {
+        let (before, stride) = (left.cols(), left.stride());
+        let kernel = PutBeside { rows_of: left, src: right, before, stride, rows, width };
+        // SAFETY: the room has so many columns in each of the rows.
+        unsafe { kernel.launch(gpu, number(left.dtype()), blocks(rows, width)) }
     })
 }
 

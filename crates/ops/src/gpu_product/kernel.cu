@@ -57,6 +57,13 @@ KERNEL side_by_side(const T* left, const T* right, T* out, int rows, int k, int 
     }
 }
 
+// Columns before.. of rows that lie `stride` apart become src (rows, width).
+KERNEL put_beside(T* rows_of, const T* src, int before, int stride, int rows, int width) {
+    int first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
+        for (int c = first; c < width; c += step) rows_of[(size_t)row * stride + before + c] = src[(size_t)row * width + c];
+}
+
 KERNEL add_bias(T* y, const void* bias, int kind, int cols, unsigned long long n) {
     FOR_EACH(i, n) y[i] = Round<T>::of(to_f32(y[i]) + load_any(bias, kind, i % cols));
 }

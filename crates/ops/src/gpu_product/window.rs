@@ -1,6 +1,6 @@
 //! Parts of matrices as products on a GPU take and leave them: some of the rows, or a strip of the columns.
 //!
-//! Tensors have no gaps, products need none of that: what lies side by side in one workspace is one operand.
+//! Few tensors have gaps between their rows, products need none of that: what lies side by side in one workspace is one operand.
 
 use halfbyte_cuda::Matrix;
 use halfbyte_tensor::{Tensor, cuda};
@@ -16,7 +16,7 @@ struct Part {
 
 impl Part {
     fn of(tensor: &Tensor) -> Part {
-        Part { start: 0, rows: tensor.rows(), cols: tensor.cols(), stride: tensor.cols() }
+        Part { start: 0, rows: tensor.rows(), cols: tensor.cols(), stride: tensor.stride() }
     }
 
     fn rows(self, first: usize, count: usize) -> Part {
@@ -30,7 +30,7 @@ impl Part {
     }
 
     fn address(&self, tensor: &Tensor) -> u64 {
-        cuda::ptr(tensor) + (self.start * tensor.dtype().size()) as u64
+        cuda::rows_ptr(tensor) + (self.start * tensor.dtype().size()) as u64
     }
 }
 
@@ -46,6 +46,17 @@ impl<'a> Operand<'a> {
     /// As it is stored.
     pub fn new(tensor: &'a Tensor) -> Operand<'a> {
         Operand { tensor, part: Part::of(tensor), transposed: false }
+    }
+
+    /// With so many of the columns beside its rows.
+    ///
+    /// # Panics
+    /// If there is less room.
+    #[must_use]
+    pub fn with_room(tensor: &'a Tensor, columns: usize) -> Operand<'a> {
+        assert!(columns <= tensor.room(), "{columns} columns beside rows with room for {}", tensor.room());
+        let part = Part::of(tensor);
+        Operand { tensor, part: Part { cols: part.cols + columns, ..part }, transposed: false }
     }
 
     /// `count` of its stored columns, from `first` on.

@@ -33,7 +33,7 @@ pub fn layer_norm(tape: &Tape<'_>, x: &Var, w: &Var, b: &Var, eps: f32) -> Resul
         let (dw, db) = affine.map(|[dw, db]| (dw, db)).unzip();
         Ok([x.then_some(dx), dw.filter(|_| w), db.filter(|_| b)])
     });
-    Ok(y.recomputed_by(again))
+    Ok(tape.recomputed(y, again))
 }
 
 /// The output, and each row's mean and 1 over its standard deviation.

@@ -1,22 +1,24 @@
 //! The GPU's half. A frozen weight is decoded into a workspace anyway, so a layer's B lies beside it there, and the projections lie
 //! beside the input: `y = [x | h] [W | sB]ᵀ` is one product, with no second pass over y. In the same way
-//! `dx = [dy | dh] [W ; A]`. What is copied side by side for that must be smaller than the pass that it saves, which the shapes say.
+//! `dx = [dy | dh] [W ; A]`. Where the rows of x or dy have room for that, the few columns are put there; else all is copied side by side,
+//! which must be smaller than the pass that it saves, as the shapes say.
 
 use super::{
     Layer, LowRank,
     saved::{Found, Projected, Saved, SavedLayer, SavedLowRank, Thin},
     stack::Stack,
+    thin::cuda::{self as thin, ThinProducts},
 };
 use crate::{
     add::sum,
     dropout, frozen,
     gpu_product::{
         Operand, Window,
-        cuda::{add_bias, multiply, multiply_into, product, product_onto, put, side_by_side, take_rows},
+        cuda::{add_bias, multiply, multiply_into, product, product_onto, put, put_beside, side_by_side, take_rows},
     },
 };
 use halfbyte_autograd::{Result, Var};
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_tensor::{DType, Place, Tensor};
 
 /// The outputs of all layers, and their projections.
 pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
@@ -26,8 +28,10 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     let own = own?;
     let saved = layers.iter().zip(&own).filter(|(it, own)| it.lora.is_some() && own.is_none());
     let saved: usize = saved.map(|(it, _)| it.w.dims().0).sum();
-    // Copying the input costs as much as one more pass over an output of its width.
-    let beside = h.as_ref().filter(|_| x.cols() <= saved).map(|h| side_by_side(x, h)).transpose()?;
+    // Copying the input costs as much as one more pass over an output of its width. In 16 bits it is done in any case: what the library adds
+    // to a product (beta) meets a sum that is rounded already, which would lose an update that is smaller than that.
+    let copies = x.cols() <= saved || x.dtype() != DType::F32;
+    let beside = h.as_ref().filter(|_| saved > 0).map(|h| Beside::of(x, h, copies)).transpose()?.flatten();
     let mut ys = Vec::new();
     for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
         // The projections of the layer, and its B, whose product is its update.
@@ -37,8 +41,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         };
         let update = layer.lora.as_ref().zip(h.as_ref());
         let mut y = match (own, update, &beside) {
-            (None, Some((lora, _)), Some(x)) => one_product((x, layer), lora, stack.width, stack.place(i).0)?,
-            // The update first: what is smaller than a result's rounding is lost if it is added to that result.
+            (None, Some((lora, _)), Some(it)) => one_product((it, x, layer), lora, stack.width, stack.place(i).0)?,
             (None, Some((lora, h)), None) => {
                 let (h, b) = factors(lora, h)?;
                 let mut y = product(1.0, h, Operand::new(&b).t(), x.dtype())?;
@@ -46,7 +49,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
                 multiply(1.0, Operand::new(x), Operand::new(&w).t(), 1.0, &mut y)?;
                 on_top(y, layer)?.into_unique()
             }
-            (None, None, _) => multiplied(x, &frozen::decoded(layer.w, x.dtype())?, layer)?,
+            (None, None, _) => multiplied(Operand::new(x), &frozen::decoded(layer.w, x.dtype())?, layer)?,
             (Some(y), update, _) => {
                 let mut y = y.into_dtype(x.dtype()).into_unique();
                 if let Some((lora, h)) = update {
@@ -81,11 +84,11 @@ fn project(x: &Tensor, layers: &[Layer<'_, '_>], stack: &Stack) -> Result<Tensor
 }
 
 /// `x wᵀ`, added to what the layer is added to.
-fn multiplied(x: &Tensor, w: &Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
-    let (left, right) = (Operand::new(x), Operand::new(w).t());
+fn multiplied(x: Operand<'_>, w: &Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
+    let right = Operand::new(w).t();
     Ok(match layer.onto {
-        Some(onto) => product_onto(left, right, onto.value())?,
-        None => product(1.0, left, right, x.dtype())?,
+        Some(onto) => product_onto(x, right, onto.value())?,
+        None => product(1.0, x, right, w.dtype())?,
     })
 }
 
@@ -96,7 +99,7 @@ fn on_top(y: Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
 
 /// `[x | h] [W | 0 sB 0]ᵀ`, for `x` with the projections beside it and the B of one of the layers at its place among them.
 fn one_product(
-    (x, layer): (&Tensor, &Layer<'_, '_>),
+    (beside, x, layer): (&Beside<'_>, &Tensor, &Layer<'_, '_>),
     lora: &LowRank<'_>,
     width: usize,
     first: usize,
@@ -105,7 +108,36 @@ fn one_product(
     let mut both = x.scratch_like(&[n, k + width], x.dtype());
     frozen::decode_into(w, Window::whole(&mut both).columns(0, k))?;
     put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
-    multiplied(x, &both, layer)
+    multiplied(beside.operand(), &both, layer)
+}
+
+/// Two matrices of as many rows as one operand.
+enum Beside<'a> {
+    /// So many columns are in the room of the first one's rows.
+    There(&'a Tensor, usize),
+    /// Both were copied.
+    Copied(Tensor),
+}
+
+impl<'a> Beside<'a> {
+    /// The second beside the first: in its rows if they have room, else copied if that pays.
+    fn of(first: &'a Tensor, second: &Tensor, copies: bool) -> Result<Option<Beside<'a>>> {
+        Ok(match first.room() {
+            0 if copies => Some(Beside::Copied(side_by_side(first, second)?)),
+            room if room >= second.cols() => {
+                put_beside(first, second)?;
+                Some(Beside::There(first, second.cols()))
+            }
+            _ => None,
+        })
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        match self {
+            Beside::There(first, columns) => Operand::with_room(first, *columns),
+            Beside::Copied(both) => Operand::new(both),
+        }
+    }
 }
 
 /// `scale * t` in `dtype`.
@@ -126,16 +158,17 @@ pub(super) fn backward(
     let stack = Stack::of(&saved.layers);
     let live = || saved.layers.iter().zip(dys).enumerate().filter_map(|(i, (it, dy))| Some((i, it, dy.as_ref()?)));
     let mut thin: Vec<Thin> = saved.layers.iter().map(|_| Thin::default()).collect();
-    for (i, layer, dy) in live() {
-        let Some((low_rank, h)) = layer.low_rank.as_ref().filter(|it| it.want_db).zip(h.as_ref()) else { continue };
-        let (first, rank) = stack.place(i);
-        let h = Operand::new(h).columns(first, rank);
-        thin[i].db = Some(product(low_rank.scaling, Operand::new(dy).t(), h, DType::F32)?);
-    }
     let updated = live().filter(|(_, it, _)| it.low_rank.as_ref().is_some_and(|it| it.b.is_some()));
     let updated: Vec<(usize, &SavedLowRank, &Tensor)> =
         updated.filter_map(|(i, it, dy)| Some((i, it.low_rank.as_ref()?, dy))).collect();
-    let dh = updated.first().map(|(_, _, dy)| towards_a(&stack, &updated, dy)).transpose()?;
+    // `dh = s dy B` of all layers side by side; zero for those without a gradient.
+    let mut dh = updated.first().map(|(_, _, dy)| stack.columns_like(dy, updated.len()));
+    for (i, layer, dy) in live() {
+        let Some(low_rank) = &layer.low_rank else { continue };
+        let place = (stack.place(i), stack.width);
+        let h = h.as_ref().filter(|_| low_rank.want_db);
+        thin[i].db = thin_products(low_rank, dy, place, low_rank.b.as_ref().zip(dh.as_mut()), h)?;
+    }
     if let Some((x, dh)) = x.zip(dh.as_ref()) {
         gradients_of_a(&stack, &updated, (x, dh), &mut thin)?;
     }
@@ -144,16 +177,28 @@ pub(super) fn backward(
     Ok(Found { dx, thin })
 }
 
-/// `dh = s dy B` of all layers side by side; zero for those without a gradient.
-fn towards_a(stack: &Stack, updated: &[(usize, &SavedLowRank, &Tensor)], like: &Tensor) -> Result<Tensor> {
-    let mut dh = stack.columns_like(like, updated.len());
-    for (i, low_rank, dy) in updated {
-        let Some(b) = &low_rank.b else { continue };
-        let ((first, rank), b) = (stack.place(*i), scaled(b, low_rank.scaling, dy.dtype())?);
-        let into = Window::whole(&mut dh).columns(first, rank);
+/// `s dy B` to the layer's columns of what is given with B, and `dB = s dyᵀ h`, if `h` is given: in one pass over `dy` where that can be.
+fn thin_products(
+    low_rank: &SavedLowRank,
+    dy: &Tensor,
+    ((first, rank), width): ((usize, usize), usize),
+    to_a: Option<(&Tensor, &mut Tensor)>,
+    h: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let scaling = low_rank.scaling;
+    if to_a.is_none() && h.is_none() {
+        return Ok(None);
+    }
+    if let (Place::Gpu(gpu), true) = (dy.place(), thin::fit(dy, rank)) {
+        return Ok(thin::gradients(gpu, ThinProducts { dy, to_a, h, place: (first, rank), width, scaling })?);
+    }
+    if let Some((b, dh)) = to_a {
+        let b = scaled(b, scaling, dy.dtype())?;
+        let into = Window::whole(dh).columns(first, rank);
         multiply_into(1.0, Operand::new(dy), Operand::new(&b), 0.0, into)?;
     }
-    Ok(dh)
+    let db = |h| product(scaling, Operand::new(dy).t(), Operand::new(h).columns(first, rank), DType::F32);
+    Ok(h.map(db).transpose()?)
 }
 
 /// `dA = dhᵀ drop(x)`: one product for all layers, unless masks differ.
@@ -198,30 +243,33 @@ fn input_gradient(
         }
     }
     let riding = dh.filter(|_| factors.iter().any(Option::is_some));
+    // Where there is room nothing is copied; else the narrowest costs least.
+    let roomy = live.iter().find(|(.., dy)| dy.room() >= stack.width).map(|it| it.0);
     let narrowest = live.iter().map(|(i, it, _)| (it.w.dims().0, *i)).min();
-    let host = narrowest.filter(|it| riding.is_some() && it.0 <= k).map(|it| it.1);
+    let host = roomy.or(narrowest.filter(|it| it.0 <= k).map(|it| it.1)).filter(|_| riding.is_some());
     let mut dx: Option<Tensor> = None;
-    let mut add = |left: &Tensor, right: &Tensor| -> Result<()> {
+    let mut add = |left: Operand<'_>, right: &Tensor| -> Result<()> {
         match &mut dx {
-            Some(sum) => multiply(1.0, Operand::new(left), Operand::new(right), 1.0, sum)?,
-            None => dx = Some(product(1.0, Operand::new(left), Operand::new(right), dtype)?),
+            Some(sum) => multiply(1.0, left, Operand::new(right), 1.0, sum)?,
+            None => dx = Some(product(1.0, left, Operand::new(right), dtype)?),
         }
         Ok(())
     };
     for (i, layer, dy) in live {
-        match riding.filter(|_| host == Some(*i)) {
-            Some(dh) => {
+        let beside = riding.filter(|_| host == Some(*i)).map(|dh| Beside::of(dy, dh, true)).transpose()?;
+        match beside.flatten() {
+            Some(beside) => {
                 let n = layer.w.dims().0;
                 let mut both = dy.scratch_like(&[n + stack.width, k], dtype);
                 frozen::decode_into(layer.w, Window::whole(&mut both).rows(0, n))?;
                 stack.put_rows(&factors, Window::whole(&mut both).rows(n, stack.width))?;
-                add(&side_by_side(dy, dh)?, &both)?;
+                add(beside.operand(), &both)?;
             }
-            None => add(dy, &frozen::decoded(layer.w, dtype)?)?,
+            None => add(Operand::new(dy), &frozen::decoded(layer.w, dtype)?)?,
         }
     }
     if let (Some(dh), None) = (riding, host) {
-        add(dh, &stack.stacked(&factors, dtype)?)?;
+        add(Operand::new(dh), &stack.stacked(&factors, dtype)?)?;
     }
     let mut dx = dx.expect("a layer with a gradient was there");
     for (i, low_rank) in masked {

@@ -9,10 +9,13 @@ mod saved;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod thin {
+    pub(super) mod cuda;
+}
 
 use crate::{FrozenMatrix, add::sum, dropout::Dropout, linear::no_bias, place::on_gpu, product};
 use halfbyte_autograd::{Kept, Result, Tape, Var};
-use halfbyte_tensor::{Error, Tensor};
+use halfbyte_tensor::{DType, Error, Tensor};
 use saved::{Found, Projected, Saved};
 
 const OP: &str = "lora_linear";
@@ -73,12 +76,22 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
         };
         let mut found = vec![dx.map(|it| it.reshape(&shape)).transpose()?];
         for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(PARENTS)) {
-            let bias = dy.as_ref().filter(|_| needs[2]).map(product::bias_gradient).transpose()?;
+            let bias = dy.as_ref().filter(|_| needs[2]).map(|it| product::bias_gradient(&it.dense())).transpose()?;
             found.extend([thin.da, thin.db, bias, dy.clone().filter(|_| needs[3])]);
         }
         Ok(found)
     })
 }
+
+/// The columns of room beside `x`, or a gradient of its dtype and place, that layers with updates of these ranks have a use for: on a GPU
+/// they take both together as one operand.
+pub fn room(ranks: impl Iterator<Item = usize>, x: &Tensor) -> usize {
+    let all: usize = ranks.sum();
+    if on_gpu(x) && x.dtype() != DType::F32 { all.next_multiple_of(ROOM) } else { 0 }
+}
+
+/// Rows stay aligned as products want them.
+const ROOM: usize = 64;
 
 /// The host's half, which adds afterwards.
 fn on_host(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
@@ -113,10 +126,12 @@ fn recorded<'m, const N: usize>(
     let parents: Vec<Var> = std::iter::once(x.clone()).chain(layers.iter().flat_map(of_layer)).collect();
     let parents: Vec<&Var> = parents.iter().collect();
     let name = if layers.iter().any(|it| it.lora.is_some()) { OP } else { "frozen_linear" };
-    let ys = tape.record_many(name, &parents, ys, move |dys, needs| {
+    let room = room(layers.iter().filter_map(|it| it.lora).map(|it| it.a.value().rows()), x.value());
+    let ys = tape.record_many_in_rows(name, &parents, ys, move |dys, needs| {
         let x = wanted_x.map(Kept::value).transpose()?;
         backward(x.as_ref(), dys, needs)
     });
+    let ys: Vec<Var> = ys.into_iter().map(|it| it.wanting_room(room)).collect();
     ys.try_into().map_err(|_| unreachable!("as many outputs as layers"))
 }
 

@@ -1,13 +1,16 @@
 use super::{RmsNorm, Saved};
-use halfbyte_cuda::{Gpu, Launch, Number, T, kernels};
+use halfbyte_cuda::{Gpu, InRows, Launch, Number, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
     const SOURCE = "rms_norm", "kernel.cu", over Tensor;
-    forward as Forward { x: *const T, w: *const f32, y: *mut T, rstd: *mut f32, c: i32, eps: f32, offset: f32, rounds_last: i32 }
+    forward as Forward {
+        x: *const T, w: *const f32, y: InRows<*mut T>, rstd: *mut f32, c: i32, stride: i32, eps: f32, offset: f32, rounds_last: i32,
+    }
     backward as Backward {
-        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<*const T>, dx: *mut T, c: i32, offset: f32,
+        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<InRows<*const T>>, there_stride: i32,
+        dx: InRows<*mut T>, stride: i32, c: i32, offset: f32,
     }
     weight_gradient as WeightGradient {
         x: *const T, rstd: *const f32, dy: *const T, dw: *mut f32, rows: i32, c: i32, rounds_last: i32,
@@ -32,7 +35,8 @@ pub(super) fn forward(
     if rows == 0 {
         return Ok(());
     }
-    let kernel = Forward { x, w, y, rstd, c, eps, offset, rounds_last };
+    let stride = c + y.room();
+    let kernel = Forward { x, w, y, rstd, c, stride, eps, offset, rounds_last };
     // SAFETY: a block a row of `c` channels, a weight a channel, a number a row.
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
@@ -44,11 +48,12 @@ pub(super) fn backward(
     (dy, there): (&Tensor, Option<&Tensor>),
     (dx, dw): (&mut Tensor, Option<&mut Tensor>),
 ) -> Result<()> {
-    let Saved { x, w, rstd, norm: RmsNorm { offset, rounds_last, .. } } = *saved;
+    let Saved { x, w, rstd, norm: RmsNorm { offset, rounds_last, .. }, .. } = *saved;
     let rounds_last = usize::from(rounds_last);
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
-        let kernel = Backward { x, w, rstd, dy, there, dx, c, offset };
+        let (there_stride, stride) = (c + there.map_or(0, Tensor::room), c + dx.room());
+        let kernel = Backward { x, w, rstd, dy, there, there_stride, dx, stride, c, offset };
         // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }

@@ -2,12 +2,12 @@
 #define KEPT 2
 #define N Pack<T>::N
 
-// y = (w + offset) * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); with `rounds_last` only the product is rounded.
-KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps, float offset, int rounds_last) {
+// Rows of y lie `stride` apart. y = (w + offset) * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); with `rounds_last` only the product is rounded.
+KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, int stride, float eps, float offset, int rounds_last) {
     __shared__ float scratch[32];
     const T* row = x + (size_t)blockIdx.x * c;
-    T* to = y + (size_t)blockIdx.x * c;
-    bool together = c % N == 0 && on_16(x) && on_16(y) && on_16(w);
+    T* to = y + (size_t)blockIdx.x * stride;
+    bool together = c % N == 0 && stride % N == 0 && on_16(x) && on_16(y) && on_16(w);
     Pack<T> kept[KEPT + 1];
     float sum = 0.0f;
     for_packs<T, KEPT>(c, [&](int i, int k) {
@@ -36,11 +36,12 @@ KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, float eps, 
     });
 }
 
-// With h = x rstd and g = dy (w + offset): dx = rstd (g - h mean(g h)), added to what is there, if anything is.
-KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, T* dx, int c, float offset) {
+// Rows of what is there lie `there_stride` apart, those of dx `stride`. With h = x rstd and g = dy (w + offset): dx = rstd (g - h mean(g h)), added to what is there, if anything is.
+KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, int there_stride, T* dx, int stride, int c,
+                float offset) {
     __shared__ float scratch[32];
     size_t at = (size_t)blockIdx.x * c;
-    bool together = c % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w) && on_16(there);
+    bool together = c % N == 0 && stride % N == 0 && there_stride % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w) && on_16(there);
     Pack<T> xs[KEPT + 1], dys[KEPT + 1];
     float r = rstd[blockIdx.x], sum = 0.0f, weights[N];
     for_packs<T, KEPT>(c, [&](int i, int k) {
@@ -60,14 +61,14 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
         }
         load_floats(w, i, c, together, weights);
         Pack<T> out, sum;
-        if (there) sum = load_pack(there + at, i, c, together);
+        if (there) sum = load_pack(there + (size_t)blockIdx.x * there_stride, i, c, together);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float h = to_f32(xs[k].v[j]) * r, g = to_f32(dys[k].v[j]) * (weights[j] + offset);
             out.v[j] = Round<T>::of(r * (g - h * mean));
             if (there) out.v[j] = Round<T>::of(to_f32(sum.v[j]) + to_f32(out.v[j]));
         }
-        store_pack(dx + at, i, c, together, out);
+        store_pack(dx + (size_t)blockIdx.x * stride, i, c, together, out);
     });
 }
 

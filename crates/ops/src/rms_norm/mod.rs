@@ -33,26 +33,32 @@ impl From<f32> for RmsNorm {
 /// The mean is taken in f32, the normalised value rounded to the dtype of `x` before it meets the weight, if `norm` has it so. A trainable
 /// `w` gets an f32 gradient. Saves `x`, `w` and one number a row; who needs the output later computes it again from `x`.
 pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, norm: impl Into<RmsNorm>) -> Result<Var> {
-    let norm = norm.into();
+    rms_norm_with_room(tape, (x, w), norm.into(), 0)
+}
+
+/// [`rms_norm`] whose result has room for so many more columns beside its rows, on a GPU; none where heads are normalised.
+pub fn rms_norm_with_room(tape: &Tape<'_>, (x, w): (&Var, &Var), norm: RmsNorm, room: usize) -> Result<Var> {
     let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value(), true)?);
-    let [y, rstd] = forward(&xv, &wv, norm)?;
+    let whole = |room: usize| if wv.len() == xv.cols() { room } else { 0 };
+    let (room, gradient_room) = (whole(room), whole(x.gradient_room()));
+    let [y, rstd] = forward(&xv, &wv, norm, room)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
         move || {
-            let [y, _] = forward(&xv, &wv, norm)?;
+            let [y, _] = forward(&xv, &wv, norm, room)?;
             Ok(y)
         }
     };
     let y = tape.record_onto("rms_norm", [x, w], y, move |dy, [x, w], there| {
-        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd, norm }.backward(&dy, w, there)?;
+        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd, norm, gradient_room }.backward(&dy, w, there)?;
         Ok([x.then_some(dx), dw])
     });
-    Ok(y.recomputed_by(again))
+    Ok(tape.recomputed(y, again))
 }
 
 /// The output, and 1 over each row's root mean square.
-fn forward(x: &Tensor, w: &Tensor, norm: RmsNorm) -> Result<[Tensor; 2]> {
-    let out = [x.scratch_like(x.shape(), x.dtype()), x.scratch_like(&[x.len() / w.len()], DType::F32)];
+fn forward(x: &Tensor, w: &Tensor, norm: RmsNorm, room: usize) -> Result<[Tensor; 2]> {
+    let out = [x.scratch_with_room(x.shape(), x.dtype(), room), x.scratch_like(&[x.len() / w.len()], DType::F32)];
     let cost = Cost::of(4, &[x, &out[0]]);
     let host = |[y, rstd]: &mut [Tensor; 2]| {
         with_float!(x.dtype(), T, cpu::forward::<T>(x.data(), (w.data(), norm), y.data_mut(), rstd.data_mut()));
@@ -67,17 +73,21 @@ struct Saved<'a> {
     w: &'a Tensor,
     rstd: &'a Tensor,
     norm: RmsNorm,
+    gradient_room: usize,
 }
 
 impl Saved<'_> {
     /// The gradients of `x`, added to what is `there`, and, if it trains, of `w`.
     fn backward(&self, dy: &Tensor, train: bool, there: Option<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
-        let Saved { x, w, rstd, norm } = *self;
+        let Saved { x, w, rstd, norm, gradient_room } = *self;
         let (beside, after) = match there {
             Some(it) if on_gpu(x) && it.dtype() == x.dtype() => (Some(it), None),
             other => (None, other),
         };
-        let out = (x.scratch_like(x.shape(), x.dtype()), train.then(|| x.scratch_like(w.shape(), DType::F32)));
+        let out = (
+            x.scratch_with_room(x.shape(), x.dtype(), gradient_room),
+            train.then(|| x.scratch_like(w.shape(), DType::F32)),
+        );
         let cost = Cost::of(8, &[x, dy, &out.0]);
         let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
             let sums = with_float!(x.dtype(), T, {

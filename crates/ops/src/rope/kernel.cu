@@ -1,37 +1,52 @@
 // (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of the first 2 half channels of every head, of `dim`; the sine times
 // `direction`. The others are copied.
-// `table` holds (length, half) cosines and then as many sines. A thread for as many pairs as two packs hold, of one head where heads keep
-// them together.
-KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int heads, int dim, int half, int length,
+// Rows of y lie `stride` apart. `table` holds (length, half) cosines and then as many sines. A thread turns the same channels of TOGETHER heads of a row, whose angles
+// are the same: they are as many bytes as the channels.
+#define TOGETHER 4
+KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int stride, int heads, int dim, int half, int length,
               float direction, unsigned long long pairs) {
     const int N = Pack<T>::N;
-    bool together = half % N == 0 && dim % N == 0 && on_16(x) && on_16(y) && on_16(table);
-    unsigned packs = (half + N - 1) / N;
-    size_t all = pairs / half * packs;
+    bool together = half % N == 0 && dim % N == 0 && stride % N == 0 && on_16(x) && on_16(y) && on_16(table);
+    unsigned packs = (half + N - 1) / N, groups = (heads + TOGETHER - 1) / TOGETHER;
+    size_t all = pairs / half / heads * groups * packs;
     FOR_EACH(p, all) {
         // Divisions of 64 bits take as long as all the rest.
-        size_t head = all >> 32 ? p / packs : (unsigned)p / packs;
-        int i = N * (int)(p - head * packs);
-        const float* angles = table + (size_t)positions[all >> 32 ? head / heads : (unsigned)head / (unsigned)heads] * half;
-        size_t at = head * dim;
-        Pack<T> a = load_pack(x + at, i, half, together), b = load_pack(x + at + half, i, half, together);
+        size_t group = all >> 32 ? p / packs : (unsigned)p / packs;
+        size_t row = all >> 32 ? group / groups : (unsigned)group / groups;
+        int i = N * (int)(p - group * packs), first = TOGETHER * (int)(group - row * groups);
+        const float* angles = table + (size_t)positions[row] * half;
+        size_t at = (row * heads + first) * dim;
+        Pack<T> a[TOGETHER], b[TOGETHER];
+#pragma unroll
+        for (int h = 0; h < TOGETHER; h++) {
+            if (first + h >= heads) continue;
+            a[h] = load_pack(x + at + h * dim, i, half, together);
+            b[h] = load_pack(x + at + h * dim + half, i, half, together);
+        }
         float c[N], s[N];
         load_floats(angles, i, half, together, c);
         load_floats(angles + (size_t)length * half, i, half, together, s);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            float left = to_f32(a.v[j]), right = to_f32(b.v[j]);
-            float cosine = rounded<T>(c[j]), sine = direction * rounded<T>(s[j]);
-            a.v[j] = Round<T>::of(rounded<T>(left * cosine) - rounded<T>(right * sine));
-            b.v[j] = Round<T>::of(rounded<T>(right * cosine) + rounded<T>(left * sine));
+        for (int j = 0; j < N; j++) c[j] = rounded<T>(c[j]), s[j] = direction * rounded<T>(s[j]);
+#pragma unroll
+        for (int h = 0; h < TOGETHER; h++) {
+            if (first + h >= heads) continue;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float left = to_f32(a[h].v[j]), right = to_f32(b[h].v[j]);
+                a[h].v[j] = Round<T>::of(rounded<T>(left * c[j]) - rounded<T>(right * s[j]));
+                b[h].v[j] = Round<T>::of(rounded<T>(right * c[j]) + rounded<T>(left * s[j]));
+            }
+            T* to = y + row * stride + (first + h) * dim;
+            store_pack(to, i, half, together, a[h]);
+            store_pack(to + half, i, half, together, b[h]);
         }
-        store_pack(y + at, i, half, together, a);
-        store_pack(y + at + half, i, half, together, b);
     }
     int kept = dim - 2 * half;
     FOR_EACH(i, pairs / half * kept) {
-        size_t at = i / kept * dim + 2 * half + i % kept;
-        y[at] = x[at];
+        size_t head = i / kept, row = head / heads;
+        int c = 2 * half + (int)(i - head * kept);
+        y[row * stride + (head - row * heads) * dim + c] = x[head * dim + c];
     }
 }
 

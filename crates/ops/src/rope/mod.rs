@@ -88,17 +88,24 @@ impl RopeTable {
 /// the layout. Fails if a position lies beyond the table.
 pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<Var> {
     check(x.value(), table, layout, head_dim)?;
-    let y = rotated((x.value(), head_dim), table, layout, 1.0)?;
+    let y = rotated((x.value(), head_dim), table, layout, (1.0, 0))?;
     if !x.requires_grad() {
         return Ok(Var::constant(y));
     }
+    // Neighbours are turned by a kernel that knows of no room.
+    let room = if table.pairs == Pairs::Neighbours { 0 } else { x.gradient_room() };
     let (table, layout) = (table.clone(), layout.clone());
-    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated((&dy, head_dim), &table, &layout, -1.0)?)])))
+    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated((&dy, head_dim), &table, &layout, (-1.0, room))?)])))
 }
 
-/// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse.
-fn rotated((x, head_dim): (&Tensor, usize), table: &RopeTable, layout: &Layout, direction: f32) -> Result<Tensor> {
-    let y = x.scratch_like(x.shape(), x.dtype());
+/// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse. With so much room beside the rows.
+fn rotated(
+    (x, head_dim): (&Tensor, usize),
+    table: &RopeTable,
+    layout: &Layout,
+    (direction, room): (f32, usize),
+) -> Result<Tensor> {
+    let y = x.scratch_with_room(x.shape(), x.dtype(), room);
     let cost = Cost::of(3, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, {

@@ -123,7 +123,7 @@ fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
     let counted = [asked(false, &[0]), asked(false, &[0, 1, 2, 3]), asked(true, &[0, 1, 2, 3])];
     assert_eq!(
         counted,
-        [[65, 35, 7, 1, 1], [67, 35, 7, 1, 1], [97, 46, 7, 1, 1]],
+        [[72, 21, 7, 1, 1], [74, 21, 7, 1, 1], [104, 32, 7, 1, 1]],
         "launches, products, uploads, downloads, waits"
     );
 }

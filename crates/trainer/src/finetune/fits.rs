@@ -21,11 +21,45 @@ use halfbyte_train::{OptimConfig, StepConfig};
 /// Measured on an idle process with a tokenizer of 49,152 entries loaded.
 pub(crate) const RUNTIME_BYTES: usize = 72 << 20;
 
+/// What the backward pass finds of the activations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// All of them.
+    All,
+    /// All but the outputs of cheap ops, which are computed again.
+    Costly,
+    /// The inputs of the blocks, which are run again: then with the outputs of cheap ops, or without them.
+    Inputs { cheap: bool },
+}
+
+/// With the least memory.
+const LEAST: Kept = Kept::Inputs { cheap: false };
+
+impl Kept {
+    /// Whether blocks are run again.
+    pub(super) fn checkpointing(self) -> bool {
+        matches!(self, Kept::Inputs { .. })
+    }
+
+    /// Whether the outputs of cheap ops are kept, too.
+    pub(super) fn keeps_cheap(self) -> bool {
+        matches!(self, Kept::All | Kept::Inputs { cheap: true })
+    }
+
+    /// For people.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Kept::All => "all kept",
+            Kept::Costly => "kept",
+            Kept::Inputs { .. } => "recomputed",
+        }
+    }
+}
+
 /// A run that fits.
 pub(super) struct Settled {
     pub(super) plan: Plan,
-    /// Whether blocks are recomputed in the backward pass.
-    pub(super) checkpointing: bool,
+    pub(super) kept: Kept,
 }
 
 /// What the plans of a run have in common.
@@ -45,7 +79,7 @@ pub(super) struct Question<'a> {
 struct Way {
     format: Format,
     batch_size: usize,
-    checkpointing: bool,
+    kept: Kept,
 }
 
 /// Plans the run and chooses whether activations are kept, if that was left open.
@@ -53,22 +87,31 @@ struct Way {
 /// Refuses one that needs more than is free, with what would fit.
 pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
     let settings = it.settings;
-    let kept = Way { format: settings.base.format(), batch_size: settings.batch_size, checkpointing: false };
-    let recomputed = Way { checkpointing: true, ..kept };
+    let way = |kept| Way { format: settings.base.format(), batch_size: settings.batch_size, kept };
     let free = it.free()?;
-    let settled = |way: Way| Ok::<_, anyhow::Error>(Settled { plan: it.plan(way)?, checkpointing: way.checkpointing });
-    let found = match settings.checkpointing {
-        CheckpointingArg::On => settled(recomputed)?,
-        CheckpointingArg::Off => settled(kept)?,
-        CheckpointingArg::Auto => {
-            let found = settled(kept)?;
-            // On a CPU other programs want memory, too.
-            let share = if *it.device == Device::Cpu { (4, 5) } else { (9, 10) };
-            match free {
-                Some((free, _)) if found.plan.total() > free / share.1 * share.0 => settled(recomputed)?,
-                _ => found,
-            }
+    let settled = |kept: Kept| Ok::<_, anyhow::Error>(Settled { plan: it.plan(way(kept))?, kept });
+    // On a CPU other programs want memory, too; a GPU's memory is there to be used.
+    let share = if *it.device == Device::Cpu { (4, 5) } else { (9, 10) };
+    let is_roomy = |found: &Settled| free.is_none_or(|(free, _)| found.plan.total() <= free / share.1 * share.0);
+    let ways: &[Kept] = match (settings.checkpointing, it.device) {
+        (CheckpointingArg::On, Device::Cuda(_)) => &[Kept::Inputs { cheap: true }, LEAST],
+        (CheckpointingArg::On, _) => &[LEAST],
+        (CheckpointingArg::Off, Device::Cuda(_)) => &[Kept::All, Kept::Costly],
+        (CheckpointingArg::Off, _) => &[Kept::Costly],
+        (CheckpointingArg::Auto, Device::Cuda(_)) => &[Kept::All, Kept::Costly, Kept::Inputs { cheap: true }, LEAST],
+        (CheckpointingArg::Auto, _) => &[Kept::Costly, LEAST],
+    };
+    let (last, roomier) = ways.split_last().expect("there is a way");
+    let mut found = None;
+    for kept in roomier {
+        found = Some(settled(*kept)?).filter(is_roomy);
+        if found.is_some() {
+            break;
         }
+    }
+    let found = match found {
+        Some(found) => found,
+        None => settled(*last)?,
     };
     match free {
         Some(memory) if found.plan.total() > memory.0 => Err(it.refused(&found, memory)?),
@@ -87,7 +130,8 @@ impl Question<'_> {
             lora: (!full).then_some(self.lora),
             step: StepConfig {
                 compute: settings.compute.dtype(),
-                checkpointing: way.checkpointing,
+                checkpointing: way.kept.checkpointing(),
+                keeps_cheap: way.kept.keeps_cheap(),
                 max_grad_norm: settings.max_grad_norm,
                 seed: settings.seed,
             },
@@ -122,13 +166,13 @@ impl Question<'_> {
 
     fn refused(&self, asked: &Settled, (free, total): (usize, Option<usize>)) -> anyhow::Result<anyhow::Error> {
         let (plan, format) = (&asked.plan, self.settings.base.format());
-        let way = |format, batch_size, checkpointing| Way { format, batch_size, checkpointing };
+        let way = |format, batch_size, kept| Way { format, batch_size, kept };
         let all = self.settings.batch_size;
         let alternatives = [
-            ("--gradient-checkpointing on", way(format, all, true)),
-            ("--per-device-train-batch-size 1", way(format, 1, asked.checkpointing)),
-            ("both", way(format, 1, true)),
-            ("--quant nf4 with both", way(Format::QLORA, 1, true)),
+            ("--gradient-checkpointing on", way(format, all, LEAST)),
+            ("--per-device-train-batch-size 1", way(format, 1, asked.kept)),
+            ("both", way(format, 1, LEAST)),
+            ("--quant nf4 with both", way(Format::QLORA, 1, LEAST)),
         ];
         let elsewhere = if total.is_some() { " or --device cpu" } else { "" };
         if let Some(streamed) = self.streamed(plan.total()).filter(|it| *it <= free && total.is_none()) {

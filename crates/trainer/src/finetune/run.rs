@@ -43,7 +43,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut beginning = Beginning::of(&settings, &named, &base.folder)?;
     epochs::lines(&settings, &data.train, &device)?.iter().for_each(|it| say(it));
-    let fits::Settled { plan, checkpointing } = fits::settle(&fits::Question {
+    let fits::Settled { plan, kept } = fits::settle(&fits::Question {
         settings: &settings,
         folder: &base.folder,
         data: &data.train,
@@ -51,7 +51,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         lora: beginning.config(&settings),
         device: &device,
     })?;
-    say(&format!("memory plan (activations {}):", if checkpointing { "recomputed" } else { "kept" }));
+    say(&format!("memory plan (activations {}):", kept.word()));
     plan.lines().iter().for_each(|it| say(it));
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
@@ -85,7 +85,7 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
         model: model.as_ref(),
         adapter: adapter.clone(),
         optim: &mut optim,
-        checkpointing,
+        kept,
         begun,
         eval_loss_before: before.loss,
     };

@@ -1,6 +1,7 @@
 //! The training loop as the command runs it: Ctrl-C, and what to say when it stops.
 
 use super::{
+    fits::Kept,
     listener::Listener,
     output::RunFolder,
     record::{MetricsLog, Totals},
@@ -37,8 +38,7 @@ pub(super) struct Run<'a> {
     /// What trains beside the model; none where the model trains.
     pub(super) adapter: Option<Arc<Adapter>>,
     pub(super) optim: &'a mut Optim,
-    /// Whether blocks are recomputed in the backward pass.
-    pub(super) checkpointing: bool,
+    pub(super) kept: Kept,
     pub(super) begun: Instant,
     pub(super) eval_loss_before: Option<f64>,
 }
@@ -62,7 +62,7 @@ impl Run<'_> {
         let device = self.optim.params().first().map_or(Device::Cpu, |it| it.value().device());
         let rhythm = Rhythm::of(settings, self.data)?;
         let mut listener = Listener::new((settings, rhythm, device), log, self.begun);
-        let config = config(settings, rhythm, self.checkpointing);
+        let config = config(settings, rhythm, self.kept);
         let limit = settings.args.max_minutes.map(|it| Duration::from_secs_f64(60.0 * it));
         let mut run = halfbyte_train::Run::new(config, (self.model, self.adapter), self.optim, self.data);
         run.eval = self.eval;
@@ -97,7 +97,7 @@ impl Run<'_> {
     }
 }
 
-fn config(settings: &Settings, rhythm: Rhythm, checkpointing: bool) -> RunConfig {
+fn config(settings: &Settings, rhythm: Rhythm, kept: Kept) -> RunConfig {
     RunConfig {
         batches: settings.batch_config(),
         length: settings.length(),
@@ -108,7 +108,8 @@ fn config(settings: &Settings, rhythm: Rhythm, checkpointing: bool) -> RunConfig
         early_stopping: settings.early_stopping,
         step: StepConfig {
             compute: settings.compute.dtype(),
-            checkpointing,
+            checkpointing: kept.checkpointing(),
+            keeps_cheap: kept.keeps_cheap(),
             max_grad_norm: settings.max_grad_norm,
             seed: settings.seed,
         },

@@ -2,17 +2,17 @@
 
 use super::super::{AttentionShape, Saved};
 use crate::layout::Layout;
-use halfbyte_cuda::{Gpu, Launch, T, kernels};
+use halfbyte_cuda::{Gpu, InRows, Launch, T, kernels};
 use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
     const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "kernel.cu", over Tensor;
     forward as Forward {
-        q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
-        window: i32, scale: f32, sinks: Option<*const f32>,
+        q: *const T, k: *const T, v: *const T, segments: *const u32, y: InRows<*mut T>, y_stride: i32, lse: *mut f32,
+        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, sinks: Option<*const f32>,
     }
-    along as Along { dy: *const T, y: *const T, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
+    along as Along { dy: *const T, y: InRows<*const T>, y_stride: i32, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
     query_gradient as QueryGradient {
         q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32, dq: *mut T,
         heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
@@ -82,7 +82,8 @@ pub(in crate::attention) fn forward(
     let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, .. } = *shape;
     let (segments, window) = (layout.segments_on(gpu)?, window.unwrap_or(0));
-    let kernel = Forward { q, k, v, segments, y, lse, heads, kv_heads, dim, window, scale, sinks };
+    let y_stride = y.stride();
+    let kernel = Forward { q, k, v, segments, y, y_stride, lse, heads, kv_heads, dim, window, scale, sinks };
     // SAFETY: the caller checked the operands against the layout.
     unsafe { kernel.launch(gpu, number(q.dtype()), launch(layout, heads, blocks.threads, shared)) }
 }
@@ -98,7 +99,7 @@ pub(in crate::attention) fn backward(
     let (row, mut d) = (q.dtype().size() * padded(shape), q.scratch_like(saved.lse.shape(), DType::F32));
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, .. } = *shape;
     let (dy, lse, window) = (saved.dy, saved.lse, window.unwrap_or(0));
-    let kernel = Along { dy, y: saved.y, segments, d: &mut d, heads, dim };
+    let kernel = Along { dy, y: saved.y, y_stride: saved.y.stride(), segments, d: &mut d, heads, dim };
     // SAFETY: a block for every `ROWS` rows and head of every sequence.
     unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, 0)) }?;
     let d = &d;

@@ -57,8 +57,8 @@ template <int M> __device__ __forceinline__ int group_start() { return threadIdx
 #endif
 
 template <int DIM, int M>
-__device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, float* lse, const float* sinks,
-                                           const Shape& s) {
+__device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, const T* v, const Segment& of, T* y, int y_stride, float* lse,
+                                           const float* sinks, const Shape& s) {
     constexpr int KEYS = KEYS_OF(M), THREADS = 256 / M;
     T *rows = shared, *keys = rows + ROWS * DIM, *values = keys + 2 * KEYS * DIM;
     int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16 * M, head = blockIdx.x;
@@ -175,7 +175,7 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
                 lse[(size_t)s.heads * of.first + (size_t)head * length + row] = largest[m][half] * s.scale + logf(whole);
         }
     __syncthreads();
-    store<DIM>(y + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s.dim);
+    store<DIM>(y + head * s.dim, acc, factor, rows, own, of.first, first, length, y_stride, s.dim);
 }
 
 template <int DIM, int M>
@@ -371,18 +371,18 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 #endif
 
 // grid: (heads, ceil(longest / ROWS), sequences); 256 threads a block on Hopper, else 128.
-KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, float* lse,
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, int y_stride, float* lse,
                int heads, int kv_heads, int dim, int window, float scale, const float* sinks) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    BY_SHAPE(forward_of, shared, q, k, v, of, y, lse, sinks, s);
+    BY_SHAPE(forward_of, shared, q, k, v, of, y, y_stride, lse, sinks, s);
 #endif
 }
 
-// D = rowsum(dy y), for every row and head. grid and block as forward.
-KERNEL along(const T* dy, const T* y, const unsigned* segments, float* d, int heads, int dim) {
+// D = rowsum(dy y), for every row and head; rows of y lie `y_stride` apart. grid and block as forward.
+KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, float* d, int heads, int dim) {
 #if T_KIND > 0
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first);
@@ -390,10 +390,10 @@ KERNEL along(const T* dy, const T* y, const unsigned* segments, float* d, int he
     int piece = threadIdx.x % 16;
     for (int j = 0; j < ROWS; j += blockDim.x / 16) {
         int row = j + threadIdx.x / 16;
-        size_t at = (of.first + (size_t)first + row) * heads * dim + head * dim + 8 * piece;
+        size_t all = of.first + (size_t)first + row, c = head * dim + 8 * piece;
         float sum = 0.0f;
         if (row < limit && 8 * piece < dim) {
-            const Pack<T> a = *(const Pack<T>*)(dy + at), b = *(const Pack<T>*)(y + at);
+            const Pack<T> a = *(const Pack<T>*)(dy + all * heads * dim + c), b = *(const Pack<T>*)(y + all * y_stride + c);
 #pragma unroll
             for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
         }
