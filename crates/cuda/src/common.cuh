@@ -81,6 +81,11 @@ __device__ __forceinline__ float load_any(const void* x, int type, size_t i) {
     return type == 0 ? ((const float*)x)[i] : type == 1 ? to_f32(((const bf16*)x)[i]) : to_f32(((const f16*)x)[i]);
 }
 
+// A parameter of which a launch has up to three, as of the matrices that it multiplies with.
+template <class E> struct Three {
+    E of[3];
+};
+
 // Elements i = first, first + stride, ... of a kernel that has a thread an element.
 #define FOR_EACH(i, n) \
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)

@@ -95,8 +95,10 @@ impl Dry {
     /// Bytes that a kernel reads or writes, if it goes once over everything it is given.
     pub(crate) fn traffic(&self, args: &[Arg]) -> u64 {
         let sizes = self.sizes();
+        let held = |at: &u64| sizes.get(at).copied().unwrap_or(0) as u64;
         let bytes = |arg: &Arg| match arg {
-            Arg::Ptr(at) => sizes.get(at).copied().unwrap_or(0) as u64,
+            Arg::Ptr(at) => held(at),
+            Arg::Ptrs(all) => all.iter().map(held).sum(),
             _ => 0,
         };
         args.iter().map(bytes).sum()

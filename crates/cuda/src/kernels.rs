@@ -23,6 +23,11 @@ pub enum Any {}
 #[derive(Debug)]
 pub enum Kind {}
 
+/// A parameter of which a launch has up to three, as of the matrices that it multiplies with: a `Three<...>` in the kernels, three values
+/// here.
+#[derive(Debug)]
+pub struct Three<Q>(std::marker::PhantomData<Q>);
+
 /// What lies in memory that a kernel is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
@@ -104,6 +109,10 @@ pub trait Pointee {
     const READ: &'static str;
     /// A pointer that is written through.
     const WRITE: &'static str;
+    /// Three of the first.
+    const READ_THREE: &'static str;
+    /// Three of the second.
+    const WRITE_THREE: &'static str;
 
     /// Whether the kernel finds there what it expects.
     fn fits(held: Holds, element: Number) -> bool;
@@ -114,6 +123,8 @@ macro_rules! pointee {
         impl Pointee for $type {
             const READ: &'static str = concat!("const ", $cuda, "*");
             const WRITE: &'static str = concat!($cuda, "*");
+            const READ_THREE: &'static str = concat!("Three<const ", $cuda, "*>");
+            const WRITE_THREE: &'static str = concat!("Three<", $cuda, "*>");
 
             fn fits(held: Holds, element: Number) -> bool {
                 let fits: fn(Holds, Number) -> bool = $fits;
@@ -137,7 +148,8 @@ pointee! {
 }
 
 /// A parameter of a kernel, of memory of type `M`. `*const P` and `*mut P` are pointers, null where an `Option` of one is `None`;
-/// `i32` and [`Kind`] are an `int`, `u32` an `unsigned`, `u64` and `usize` an `unsigned long long`, `f32` a `float`.
+/// `i32` and [`Kind`] are an `int`, `u32` an `unsigned`, `u64` and `usize` an `unsigned long long`, `f32` a `float`. [`Three`] of any is a
+/// `Three` of it.
 pub trait Parameter<M> {
     /// What is given for it. An extent that is an `int` for the kernel is a `usize` here.
     type Value<'a>
@@ -145,6 +157,8 @@ pub trait Parameter<M> {
         M: 'a;
     /// Its type in CUDA C++.
     const CUDA: &'static str;
+    /// That of three.
+    const CUDA_THREE: &'static str;
 
     /// What the launch gets.
     ///
@@ -173,6 +187,7 @@ impl<M: Memory, P: Pointee> Parameter<M> for *const P {
     where
         M: 'a;
     const CUDA: &'static str = P::READ;
+    const CUDA_THREE: &'static str = P::READ_THREE;
 
     fn arg(value: &M, target: Target) -> Arg {
         address::<M, P>(value, target)
@@ -185,6 +200,7 @@ impl<M: Memory, P: Pointee> Parameter<M> for *mut P {
     where
         M: 'a;
     const CUDA: &'static str = P::WRITE;
+    const CUDA_THREE: &'static str = P::WRITE_THREE;
 
     fn arg(value: &mut M, target: Target) -> Arg {
         assert!(value.is_sole(), "a kernel writes what nobody else holds");
@@ -198,6 +214,7 @@ impl<M, Q: Parameter<M>> Parameter<M> for Option<Q> {
     where
         M: 'a;
     const CUDA: &'static str = Q::CUDA;
+    const CUDA_THREE: &'static str = Q::CUDA_THREE;
 
     fn arg(value: Option<Q::Value<'_>>, target: Target) -> Arg {
         value.map_or(Arg::Ptr(0), |it| Q::arg(it, target))
@@ -224,6 +241,7 @@ impl<M: Memory, P: Pointee> Parameter<M> for InRows<*const P> {
     where
         M: 'a;
     const CUDA: &'static str = P::READ;
+    const CUDA_THREE: &'static str = P::READ_THREE;
 
     fn arg(value: &M, target: Target) -> Arg {
         rows::<M, P>(value, target)
@@ -236,6 +254,7 @@ impl<M: Memory, P: Pointee> Parameter<M> for InRows<*mut P> {
     where
         M: 'a;
     const CUDA: &'static str = P::WRITE;
+    const CUDA_THREE: &'static str = P::WRITE_THREE;
 
     fn arg(value: &mut M, target: Target) -> Arg {
         assert!(value.is_sole(), "a kernel writes what nobody else holds");
@@ -249,9 +268,28 @@ impl<M: Memory, P: Pointee> Parameter<M> for Beside<*mut P> {
     where
         M: 'a;
     const CUDA: &'static str = P::WRITE;
+    const CUDA_THREE: &'static str = P::WRITE_THREE;
 
     fn arg(value: &M, target: Target) -> Arg {
         rows::<M, P>(value, target)
+    }
+}
+
+impl<M, Q: Parameter<M>> Parameter<M> for Three<Q> {
+    type Value<'a>
+        = [Q::Value<'a>; 3]
+    where
+        M: 'a;
+    const CUDA: &'static str = Q::CUDA_THREE;
+    const CUDA_THREE: &'static str = "three times three, which no kernel takes";
+
+    fn arg(value: [Q::Value<'_>; 3], target: Target) -> Arg {
+        match value.map(|it| Q::arg(it, target)) {
+            [Arg::Ptr(a), Arg::Ptr(b), Arg::Ptr(c)] => Arg::Ptrs([a, b, c]),
+            [Arg::I32(a), Arg::I32(b), Arg::I32(c)] => Arg::I32s([a, b, c]),
+            [Arg::F32(a), Arg::F32(b), Arg::F32(c)] => Arg::F32s([a, b, c]),
+            _ => unreachable!("kernels take three pointers, ints or floats"),
+        }
     }
 }
 
@@ -260,6 +298,7 @@ macro_rules! plain {
         impl<M> Parameter<M> for $type {
             type Value<'a> = $value where M: 'a;
             const CUDA: &'static str = $cuda;
+            const CUDA_THREE: &'static str = concat!("Three<", $cuda, ">");
 
             fn arg(value: $value, _: Target) -> Arg {
                 let arg: fn($value) -> Arg = $arg;

@@ -56,6 +56,12 @@ pub enum Arg {
     U64(u64),
     /// `float`.
     F32(f32),
+    /// `Three` of addresses.
+    Ptrs([u64; 3]),
+    /// `Three<int>`.
+    I32s([i32; 3]),
+    /// `Three<float>`.
+    F32s([f32; 3]),
 }
 
 /// What a device has loaded.
@@ -111,6 +117,9 @@ impl Gpu {
                 Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
                 Arg::U32(v) => std::ptr::from_ref(v).cast_mut().cast(),
                 Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::Ptrs(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::I32s(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::F32s(v) => std::ptr::from_ref(v).cast_mut().cast(),
             })
             .collect();
         // SAFETY: the function belongs to a module that is never unloaded, and the caller vouches for the arguments, which

@@ -43,7 +43,7 @@ pub use counters::Counters;
 pub use dry::Rates;
 pub use error::Error;
 pub use gpu::Gpu;
-pub use kernels::{Any, Beside, F16, Holds, InRows, Kind, Memory, Parameter, Pointee, Slice, T, Target};
+pub use kernels::{Any, Beside, F16, Holds, InRows, Kind, Memory, Parameter, Pointee, Slice, T, Target, Three};
 pub use launch::{Arg, Launch};
 pub use library::Library;
 pub use matmul::{Gemm, Matrix, Number};

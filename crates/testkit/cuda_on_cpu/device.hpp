@@ -141,9 +141,9 @@ inline bool is_pinned(const void* p, size_t bytes) {
 // What a kernel would run into when it follows its arguments: memory that is not there, or of another device, or that does not begin
 // where an element may.
 inline Result follow(const cpu::Kernel& kernel, void** args) {
-    for (const auto& [index, alignment] : kernel.pointers) {
+    for (const auto& [index, before, alignment] : kernel.pointers) {
         Pointer at;
-        memcpy(&at, args[index], sizeof at);
+        memcpy(&at, static_cast<const char*>(args[index]) + before, sizeof at);
         if (at == 0) continue;
         if (at % alignment) return MISALIGNED_ADDRESS;
         auto found = find(at);

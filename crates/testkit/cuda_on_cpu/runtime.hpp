@@ -41,6 +41,11 @@ struct alignas(16) float4 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+// Of common.cuh.
+template <class E> struct Three;
 
 namespace cpu {
 
@@ -310,9 +315,13 @@ inline void wait_for_copies() {
 
 // A kernel: what copies its arguments, as a launch does, and gives what runs one thread; and which of them are pointers, with the
 // alignment of what they point to.
+struct Pointer {
+    // The argument, the bytes before it there, and the alignment.
+    size_t index, before, alignment;
+};
 struct Kernel {
     std::function<std::function<void()>(void**)> bind;
-    std::vector<std::pair<size_t, size_t>> pointers;
+    std::vector<Pointer> pointers;
 };
 // By name.
 inline std::map<std::string, Kernel>& kernels() {
@@ -323,10 +332,21 @@ template <class T> constexpr size_t alignment() {
     if constexpr (std::is_void_v<T>) return 1;
     else return alignof(T);
 }
+template <class A> struct Argument {
+    static void note(std::vector<Pointer>&, size_t) {}
+};
+template <class E> struct Argument<E*> {
+    static void note(std::vector<Pointer>& all, size_t index) { all.push_back({index, 0, alignment<E>()}); }
+};
+template <class E> struct Argument<Three<E*>> {
+    static void note(std::vector<Pointer>& all, size_t index) {
+        for (size_t i = 0; i < 3; i++) all.push_back({index, i * sizeof(E*), alignment<E>()});
+    }
+};
 template <class... A> Kernel kernel(void (*f)(A...)) {
     Kernel it;
     size_t index = 0;
-    ((std::is_pointer_v<A> ? it.pointers.push_back({index, alignment<std::remove_pointer_t<A>>()}) : void(), index++), ...);
+    (Argument<std::remove_cv_t<A>>::note(it.pointers, index++), ...);
     it.bind = [f](void** args) -> std::function<void()> {
         return [&]<size_t... I>(std::index_sequence<I...>) -> std::function<void()> {
             auto copies = std::make_tuple(*static_cast<std::remove_cv_t<A>*>(args[I])...);
