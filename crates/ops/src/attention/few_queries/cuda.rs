@@ -18,11 +18,12 @@ kernels! {
 /// Up to so many queries of a sequence, blocks that share tiles of keys gain nothing.
 const MAX_QUERIES: usize = 4;
 /// Enough for a block to be worth its start, few enough for a long cache to occupy the device.
-const KEYS_A_PART: usize = 256;
-/// Channels of a lane; warps of a block; query heads that it takes at a time where some share their keys: as in the kernels.
+const KEYS_A_PART: usize = 512;
+/// Channels of a lane; query heads that a block takes at a time where some share their keys: as in the kernels.
 const CHANNELS: usize = 8;
-const WARPS: usize = 4;
 const HEADS: usize = 4;
+/// Warps of a block.
+const WARPS: usize = 8;
 
 /// Whether the layout has few queries a sequence, and the heads are whole pieces of channels.
 pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool {
@@ -44,7 +45,7 @@ pub(in crate::attention) fn forward(
     // Where there is one part, nothing is written there.
     let kept = if count > 1 { q.rows() * heads * count * (dim + 2) } else { 1 };
     let mut parts = q.scratch_like(&[kept], DType::F32);
-    let at_a_time = WARPS * 32 / lanes * if heads == kv_heads { 1 } else { HEADS };
+    let at_a_time = WARPS * if heads == kv_heads { 1 } else { HEADS };
     let launch = Launch {
         grid: ((kv_heads * count) as u32, layout.longest() as u32, layout.sequences() as u32),
         block: (32 * WARPS as u32, 1, 1),

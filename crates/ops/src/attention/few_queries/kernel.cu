@@ -4,7 +4,6 @@
 //
 // A lane has eight channels of a key; LANES lanes, a power of two, have them all.
 
-#define WARPS 4
 #define LOG2_E 1.44269504f
 
 struct alignas(16) Eight {
@@ -22,8 +21,23 @@ template <int HEADS> struct Part {
     float largest[HEADS], sum[HEADS], acc[HEADS][8];
 };
 
-// Keys first, first + step, ... before `end`, for HEADS query heads from q on. All lanes of a warp come along, for the exchanges.
-template <int HEADS>
+// Joins what other lanes of the warp know, `other` lanes away.
+template <int HEADS> __device__ __forceinline__ void join_lanes(Part<HEADS>& part, int other) {
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        float theirs = __shfl_xor_sync(0xffffffffu, part.largest[h], other), most = fmaxf(part.largest[h], theirs);
+        float own = part.largest[h] > -INF ? exp2f(part.largest[h] - most) : 0.0f, weight = theirs > -INF ? exp2f(theirs - most) : 0.0f;
+        part.largest[h] = most;
+        part.sum[h] = part.sum[h] * own + __shfl_xor_sync(0xffffffffu, part.sum[h], other) * weight;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            part.acc[h][i] = part.acc[h][i] * own + __shfl_xor_sync(0xffffffffu, part.acc[h][i], other) * weight;
+    }
+}
+
+// Keys first, first + step, ... before `end`, for HEADS query heads from q on; `count` of them, some beyond `end`, at most. So many
+// that are AT_ONCE are on their way together. All lanes of a warp come along, for the exchanges.
+template <int HEADS, int AT_ONCE>
 __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k, const T* v, int first, int end, int step, int count,
                                        int heads, int lanes, const Shape& s) {
     int channel = threadIdx.x % lanes * 8, stride = s.kv_heads * s.dim;
@@ -39,52 +53,71 @@ __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k
             query[h][i] = there && h < heads ? to_f32(q[h * s.dim + channel + i]) * s.scale * LOG2_E : 0.0f;
         }
     }
-    for (int n = 0, key = first; n < count; n++, key += step) {
-        Eight keys, values;
-        bool seen = there && key < end;
-        if (seen) {
-            keys = *(const Eight*)(k + (size_t)key * stride + channel);
-            values = *(const Eight*)(v + (size_t)key * stride + channel);
+    for (int n = 0, key = first; n < count; n += AT_ONCE, key += AT_ONCE * step) {
+        Eight keys[AT_ONCE], values[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            if (!there || key + j * step >= end) continue;
+            keys[j] = *(const Eight*)(k + (size_t)(key + j * step) * stride + channel);
+            values[j] = *(const Eight*)(v + (size_t)(key + j * step) * stride + channel);
         }
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            float score = 0.0f;
-            if (seen)
+            float scores[AT_ONCE], most = part.largest[h];
 #pragma unroll
-                for (int i = 0; i < 8; i++) score += query[h][i] * to_f32(keys.of[i]);
-            score = key_sum(score, lanes);
-            if (s.cap > 0.0f) score = LOG2_E * capped(s, score / LOG2_E);
+            for (int j = 0; j < AT_ONCE; j++) {
+                bool seen = key + j * step < end;
+                float score = 0.0f;
+                if (there && seen)
+#pragma unroll
+                    for (int i = 0; i < 8; i++) score += query[h][i] * to_f32(keys[j].of[i]);
+                score = key_sum(score, lanes);
+                if (s.cap > 0.0f) score = LOG2_E * capped(s, score / LOG2_E);
+                scores[j] = seen ? score : -INF;
+                most = fmaxf(most, scores[j]);
+            }
             if (key >= end) continue;
-            float most = fmaxf(part.largest[h], score);
-            float shrink = exp2f(part.largest[h] - most), weight = exp2f(score - most);
+            float shrink = exp2f(part.largest[h] - most);
             part.largest[h] = most;
-            part.sum[h] = part.sum[h] * shrink + weight;
-            if (there)
+            part.sum[h] *= shrink;
 #pragma unroll
-                for (int i = 0; i < 8; i++) part.acc[h][i] = part.acc[h][i] * shrink + weight * to_f32(values.of[i]);
+            for (int i = 0; i < 8; i++) part.acc[h][i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                if (key + j * step >= end) continue;
+                float weight = exp2f(scores[j] - most);
+                part.sum[h] += weight;
+                if (there)
+#pragma unroll
+                    for (int i = 0; i < 8; i++) part.acc[h][i] += weight * to_f32(values[j].of[i]);
+            }
         }
     }
+    for (int other = lanes; other < 32; other *= 2) join_lanes<HEADS>(part, other);
 }
 
-template <int HEADS>
+template <int HEADS, int AT_ONCE>
 __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* k, const T* v, const Segment& of, float* parts, T* y,
                                             int keys_a_part, int number, int lanes, const float* sinks, const Shape& s) {
     int group = s.heads / s.kv_heads, kv_head = blockIdx.x / number, which = blockIdx.x % number;
     int position = of.past + blockIdx.y, row = of.first + blockIdx.y;
     int begin = max(first_key(s, position), which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
-    int at_a_time = WARPS * 32 / lanes, own = threadIdx.x / lanes, count = end > begin ? (end - begin + at_a_time - 1) / at_a_time : 0;
+    int at_a_time = blockDim.x / lanes, count = end > begin ? (end - begin + at_a_time - 1) / at_a_time : 0;
+    int warps = blockDim.x / 32, warp = threadIdx.x / 32;
     const T* keys = k + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
     const T* values = v + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
     for (int done = 0; done < group; done += HEADS) {
-        int head = kv_head * group + done, heads = min(HEADS, group - done);
+        int head = kv_head * group + done, heads = min(HEADS, group - done), own = threadIdx.x / lanes;
         Part<HEADS> part;
-        attend<HEADS>(part, q + ((size_t)row * s.heads + head) * s.dim, keys, values, begin + own, end, at_a_time, count, heads, lanes, s);
-        // One after the other in shared memory: for each head all sums of channels, then the largest score and the sum of weights.
+        attend<HEADS, AT_ONCE>(part, q + ((size_t)row * s.heads + head) * s.dim, keys, values, begin + own, end, at_a_time, count, heads,
+                               lanes, s);
+        // A warp's one after the other in shared memory: for each head all sums of channels, then the largest score and the sum of
+        // weights.
         __syncthreads();
-        int channel = threadIdx.x % lanes * 8, width = s.dim + 2;
+        int channel = threadIdx.x % 32 * 8, width = s.dim + 2;
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            float* to = shared + (own * HEADS + h) * width;
+            float* to = shared + (warp * HEADS + h) * width;
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 if (channel < s.dim) to[channel + i] = part.acc[h][i];
@@ -99,8 +132,8 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
             // A sink is a score that weighs nothing, and joins once.
             bool sink = sinks && number == 1;
             float most = sink ? sinks[head + h] * LOG2_E : -INF, sum = 0.0f, value = 0.0f;
-            for (int n = 0; n < at_a_time; n++) most = fmaxf(most, shared[(n * HEADS + h) * width + s.dim]);
-            for (int n = 0; n < at_a_time && most > -INF; n++) {
+            for (int n = 0; n < warps; n++) most = fmaxf(most, shared[(n * HEADS + h) * width + s.dim]);
+            for (int n = 0; n < warps && most > -INF; n++) {
                 const float* from = shared + (n * HEADS + h) * width;
                 float weight = exp2f(from[s.dim] - most);
                 sum += weight * from[s.dim + 1];
@@ -121,16 +154,17 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
     }
 }
 
-// grid: (kv_heads * number, longest, sequences); WARPS warps a block. `number` parts of keys_a_part keys reach over every sequence; with
-// one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each head and key at a time.
+// grid: (kv_heads * number, longest, sequences), of any number of warps. `number` parts of keys_a_part keys reach over every sequence;
+// with one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each warp, four times
+// that where heads share their keys.
 KERNEL attend_parts(const T* q, const T* k, const T* v, const unsigned* segments, float* parts, T* y, int heads, int kv_heads, int dim,
                     int window, float scale, float cap, int keys_a_part, int number, int lanes, const float* sinks) {
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     if (blockIdx.y >= of.count) return;
     SHARED_ARRAY(float, shared);
-    if (heads == kv_heads) few_queries<1>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
-    else few_queries<4>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
+    if (heads == kv_heads) few_queries<1, 8 / sizeof(T)>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
+    else few_queries<4, 4 / sizeof(T)>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
 }
 
 // grid: (heads, rows), a thread a channel.
