@@ -4,6 +4,7 @@ use halfbyte_ops::{
     Layout,
     attention::{AttentionShape, attend_cached_with_sinks},
     kv_rows::{Move, append_rows, move_rows},
+    rope::{RopeTable, rope_into_cache},
 };
 use halfbyte_tensor::{DType, Tensor};
 
@@ -166,20 +167,30 @@ impl KvCache {
         Ok(KvCache { layers, reaches, new, lengths, channels, compute: self.compute, longest: self.longest })
     }
 
-    /// Attention of a layer's new tokens, whose keys and values join those held.
+    /// Attention of a layer's new tokens, whose keys and values join those held; queries and keys are `turned` by a table to the positions
+    /// of a layout, if there is one.
     pub(crate) fn attention(
         &mut self,
         [q, k, v]: [&Tensor; 3],
         (shape, sinks): (AttentionShape, Option<&Tensor>),
-        layer: usize,
+        (layer, turned): (usize, Option<(&RopeTable, &Layout)>),
     ) -> OpResult<Tensor> {
         let layer = &mut self.layers[layer];
         let reach = &self.reaches[layer.reach];
         assert_eq!((shape.window, k.cols()), (reach.window, self.channels), "the cache is this model's");
         let layout = reach.layout.as_ref().expect("a pass over a cache begins with `begin`");
         let [keys, values] = layer.settle(reach, k)?;
-        append_rows([keys, values], [k, v], layout)?;
-        attend_cached_with_sinks(q, [keys, values], (shape, sinks), layout)
+        let rotated = match turned {
+            Some((table, positions)) => {
+                let table = (table, shape.head_dim);
+                Some(rope_into_cache([keys, values], [q, k, v], table, (positions, layout))?)
+            }
+            None => {
+                append_rows([keys, values], [k, v], layout)?;
+                None
+            }
+        };
+        attend_cached_with_sinks(rotated.as_ref().unwrap_or(q), [keys, values], (shape, sinks), layout)
     }
 
     /// Counts the tokens that all layers have taken in.

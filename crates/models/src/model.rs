@@ -47,14 +47,17 @@ impl Attend<'_> {
         (shape, sinks, layer): (AttentionShape, Option<&Tensor>, usize),
         (layout, room): (&Layout, usize),
     ) -> OpResult<Var> {
-        if let Some(table) = table {
-            q = rope(tape, &q, table, layout, shape.head_dim)?;
-            k = rope(tape, &k, table, layout, shape.head_dim)?;
-        }
         match self {
-            Attend::Segments => attention_with_room(tape, [&q, &k, &v], (shape, sinks, room), layout),
+            Attend::Segments => {
+                if let Some(table) = table {
+                    q = rope(tape, &q, table, layout, shape.head_dim)?;
+                    k = rope(tape, &k, table, layout, shape.head_dim)?;
+                }
+                attention_with_room(tape, [&q, &k, &v], (shape, sinks, room), layout)
+            }
             Attend::Cache(cache) => {
-                Ok(Var::constant(cache.attention([q.value(), k.value(), v.value()], (shape, sinks), layer)?))
+                let (new, turned) = ([q.value(), k.value(), v.value()], table.map(|it| (it, layout)));
+                Ok(Var::constant(cache.attention(new, (shape, sinks), (layer, turned))?))
             }
         }
     }

@@ -16,10 +16,11 @@ const THREADS: u32 = 128;
 
 pub(super) fn append(gpu: &Arc<Gpu>, into: [&mut Tensor; 2], rows: [&Tensor; 2], layout: &Layout) -> Result<()> {
     let ([keys, values], [k, v]) = (into, rows);
-    let grid = (layout.longest() as u32, layout.sequences() as u32, 1);
+    let packs = k.cols().div_ceil(16 / k.dtype().size());
+    let grid = (packs.div_ceil(THREADS as usize) as u32, layout.longest() as u32, layout.sequences() as u32);
     let kernel = Append { k, v, segments: layout.segments_on(gpu)?, keys, values, channels: k.cols() };
     let launch = Launch { grid, block: (THREADS, 1, 1), shared: 0 };
-    // SAFETY: a block a new row of a sequence; the caller checked rows and buffers against the layout.
+    // SAFETY: blocks for each new row of a sequence; the caller checked rows and buffers against the layout.
     unsafe { kernel.launch(gpu, number(k.dtype()), launch) }
 }
 

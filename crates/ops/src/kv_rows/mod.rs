@@ -17,14 +17,7 @@ use std::ops::Range;
 ///
 /// Fails if the rows do not fit the layout, or the layout does not fit the buffers.
 pub fn append_rows(into: [&mut Tensor; 2], rows: [&Tensor; 2], layout: &Layout) -> Result<()> {
-    for (into, rows) in into.iter().zip(rows) {
-        check(into, rows)?;
-        if rows.rows() != layout.tokens() || into.rows() < layout.key_rows() {
-            let (tokens, needed) = (layout.tokens(), layout.key_rows());
-            let expected = format!("{tokens} rows, one a token, and a buffer of at least {needed}");
-            return Err(Error::shape("append_rows", expected, &[rows.rows(), into.rows()]).into());
-        }
-    }
+    check_rows(into.each_ref().map(|it| &**it), rows, layout)?;
     let cost = Cost::of(0, &[rows[0], rows[1], rows[0], rows[1]]);
     let host = |into: &mut [&mut Tensor; 2]| {
         for (into, rows) in into.iter_mut().zip(rows) {
@@ -39,6 +32,19 @@ pub fn append_rows(into: [&mut Tensor; 2], rows: [&Tensor; 2], layout: &Layout) 
         Ok(())
     };
     fill(rows[0], cost, into, host, |gpu, [keys, values]| cuda::append(gpu, [keys, values], rows, layout))?;
+    Ok(())
+}
+
+/// Refuses rows that do not fit the layout, and buffers that the layout does not fit.
+pub(crate) fn check_rows(into: [&Tensor; 2], rows: [&Tensor; 2], layout: &Layout) -> Result<()> {
+    for (into, rows) in into.iter().zip(rows) {
+        check(into, rows)?;
+        if rows.rows() != layout.tokens() || into.rows() < layout.key_rows() {
+            let (tokens, needed) = (layout.tokens(), layout.key_rows());
+            let expected = format!("{tokens} rows, one a token, and a buffer of at least {needed}");
+            return Err(Error::shape("append_rows", expected, &[rows.rows(), into.rows()]).into());
+        }
+    }
     Ok(())
 }
 

@@ -14,6 +14,10 @@ kernels! {
         x: *const T, table: *const f32, positions: *const u32, y: *mut T, heads: i32, dim: i32, half: i32, length: i32,
         direction: f32, n: usize,
     }
+    rotate_into as RotateInto {
+        q: *const T, k: *const T, v: *const T, table: *const f32, positions: *const u32, segments: *const u32, y: *mut T, keys: *mut T,
+        values: *mut T, heads: i32, kv_heads: i32, dim: i32, half: i32, length: i32,
+    }
 }
 
 /// Heads that a thread turns, as in the kernel.
@@ -42,4 +46,41 @@ pub(super) fn rotate(
     let kernel = Rotate { x, table: &on_gpu, positions, y, stride, heads, dim, half, length, direction, pairs };
     // SAFETY: rows of `heads` heads of `dim` channels, `2 half` or more, a position a row, and all positions lie in the table.
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::packs(pairs.div_ceil(TOGETHER), number(x.dtype()))) }
+}
+
+/// Queries to `y`, keys and values to the buffers of a cache, whose layout is the second.
+pub(super) fn rotate_into(
+    gpu: &Arc<Gpu>,
+    [q, k, v]: [&Tensor; 3],
+    [y, keys, values]: [&mut Tensor; 3],
+    (table, dim): (&RopeTable, usize),
+    (layout, cache): (&Layout, &Layout),
+) -> Result<()> {
+    const THREADS: usize = 256;
+    let (on_gpu, positions, segments) = (table.on(gpu)?, layout.positions_on(gpu)?, cache.segments_on(gpu)?);
+    let (heads, kv_heads, half, length) = (q.cols() / dim, k.cols() / dim, table.half, table.length);
+    let pack = 16 / q.dtype().size();
+    let items =
+        (heads + kv_heads) * (half.div_ceil(pack) + (dim - 2 * half).div_ceil(pack)) + kv_heads * dim.div_ceil(pack);
+    let grid = (items.div_ceil(THREADS) as u32, cache.longest() as u32, cache.sequences() as u32);
+    let launch = Launch { grid, block: (THREADS as u32, 1, 1), shared: 0 };
+    let kernel = RotateInto {
+        q,
+        k,
+        v,
+        table: &on_gpu,
+        positions,
+        segments,
+        y,
+        keys,
+        values,
+        heads,
+        kv_heads,
+        dim,
+        half,
+        length,
+    };
+    // SAFETY: blocks for each new row of a sequence; the caller checked rows and buffers against both layouts, and the positions lie in
+    // the table.
+    unsafe { kernel.launch(gpu, number(q.dtype()), launch) }
 }

@@ -10,12 +10,13 @@ mod tests;
 pub use spec::{Pairs, RopeScaling, RopeSpec};
 
 use crate::{
+    kv_rows::{append_rows, check_rows},
     layout::Layout,
     place::{Cost, fill},
 };
 use halfbyte_autograd::{Result, Tape, Var};
 use halfbyte_cuda::Gpu;
-use halfbyte_tensor::{Error, Tensor, with_float};
+use halfbyte_tensor::{Error, Place, Tensor, with_float};
 use std::sync::{Arc, OnceLock};
 
 /// Cosines and sines of every position of texts up to a length, computed once for a model, shared when cloned.
@@ -96,6 +97,36 @@ pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_d
     let room = if table.pairs == Pairs::Neighbours { 0 } else { x.gradient_room() };
     let (table, layout) = (table.clone(), layout.clone());
     Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated((&dy, head_dim), &table, &layout, (-1.0, room))?)])))
+}
+
+/// Queries, keys and values of new tokens on their way to attention over a cache: gives the queries `q (tokens, heads * head_dim)` as
+/// [`rope`] turns them, and writes the keys turned, and the values, `(tokens, kv_heads * head_dim)`, into the buffers `into`, as
+/// [`append_rows`] does. `layouts` are the tokens' positions and the rows of the cache.
+///
+/// Fails where either of the two does.
+pub fn rope_into_cache(
+    into: [&mut Tensor; 2],
+    [q, k, v]: [&Tensor; 3],
+    (table, head_dim): (&RopeTable, usize),
+    (positions, cache): (&Layout, &Layout),
+) -> Result<Tensor> {
+    for it in [q, k] {
+        check(it, table, positions, head_dim)?;
+    }
+    check_rows(into.each_ref().map(|it| &**it), [k, v], cache)?;
+    let gpu = match q.place() {
+        Place::Gpu(gpu) if table.pairs == Pairs::Halves && q.dtype() == k.dtype() => gpu,
+        _ => {
+            let [q, k] = [q, k].map(|it| rotated((it, head_dim), table, positions, (1.0, 0)));
+            append_rows(into, [&k?, v], cache)?;
+            return q;
+        }
+    };
+    let mut y = q.scratch_like(q.shape(), q.dtype());
+    let [keys, values] = into;
+    cuda::rotate_into(gpu, [q, k, v], [&mut y, keys, values], (table, head_dim), (positions, cache))?;
+    gpu.count_operations(3 * (q.len() + k.len()) as u64);
+    Ok(y)
 }
 
 /// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse. With so much room beside the rows.
