@@ -1,12 +1,13 @@
 use super::{RmsNorm, Saved};
-use halfbyte_cuda::{Gpu, InRows, Launch, Number, T, kernels};
-use halfbyte_tensor::{Result, Tensor, cuda::number};
+use halfbyte_cuda::{Any, Gpu, InRows, Kind, Launch, Number, T, kernels};
+use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
     const SOURCE = "rms_norm", "kernel.cu", over Tensor;
     forward as Forward {
-        x: *const T, w: *const f32, y: InRows<*mut T>, rstd: *mut f32, c: i32, stride: i32, eps: f32, offset: f32, rounds_last: i32,
+        x: *const T, w: *const Any, w_kind: Kind, y: InRows<*mut T>, rstd: *mut f32, c: i32, stride: i32, eps: f32, offset: f32,
+        rounds_last: i32,
     }
     backward as Backward {
         x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<InRows<*const T>>, there_stride: i32,
@@ -35,8 +36,8 @@ pub(super) fn forward(
     if rows == 0 {
         return Ok(());
     }
-    let stride = c + y.room();
-    let kernel = Forward { x, w, y, rstd, c, stride, eps, offset, rounds_last };
+    let (w_kind, stride) = (number(w.dtype()), c + y.room());
+    let kernel = Forward { x, w, w_kind, y, rstd, c, stride, eps, offset, rounds_last };
     // SAFETY: a block a row of `c` channels, a weight a channel, a number a row.
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }
 }
@@ -52,6 +53,7 @@ pub(super) fn backward(
     let rounds_last = usize::from(rounds_last);
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
+        let w = &w.to_dtype(DType::F32);
         let (there_stride, stride) = (c + there.map_or(0, Tensor::room), c + dx.room());
         let kernel = Backward { x, w, rstd, dy, there, there_stride, dx, stride, c, offset };
         // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.

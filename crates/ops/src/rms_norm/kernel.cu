@@ -2,8 +2,22 @@
 #define KEPT 2
 #define N Pack<T>::N
 
+// Weights i.. of a row, of any type, as many as a pack has.
+__device__ __forceinline__ void load_weights(const void* w, int kind, int i, int c, bool together, float (&to)[N]) {
+    if (kind == 0) {
+        load_floats((const float*)w, i, c, together, to);
+    } else if (kind == T_KIND) {
+        Pack<T> pack = load_pack((const T*)w, i, c, together);
+#pragma unroll
+        for (int j = 0; j < N; j++) to[j] = to_f32(pack.v[j]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; j++) to[j] = i + j < c ? load_any(w, kind, i + j) : 0.0f;
+    }
+}
+
 // Rows of y lie `stride` apart. y = (w + offset) * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); with `rounds_last` only the product is rounded.
-KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, int stride, float eps, float offset, int rounds_last) {
+KERNEL forward(const T* x, const void* w, int w_kind, T* y, float* rstd, int c, int stride, float eps, float offset, int rounds_last) {
     __shared__ float scratch[32];
     const T* row = x + (size_t)blockIdx.x * c;
     T* to = y + (size_t)blockIdx.x * stride;
@@ -25,7 +39,7 @@ KERNEL forward(const T* x, const float* w, T* y, float* rstd, int c, int stride,
     for_packs<T, KEPT>(c, [&](int i, int k) {
         if (k == KEPT) kept[k] = load_pack(row, i, c, together);
         float weights[N];
-        load_floats(w, i, c, together, weights);
+        load_weights(w, w_kind, i, c, together, weights);
         Pack<T> out;
 #pragma unroll
         for (int j = 0; j < N; j++) {

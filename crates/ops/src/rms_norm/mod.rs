@@ -38,7 +38,10 @@ pub fn rms_norm(tape: &Tape<'_>, x: &Var, w: &Var, norm: impl Into<RmsNorm>) -> 
 
 /// [`rms_norm`] whose result has room for so many more columns beside its rows, on a GPU; none where heads are normalised.
 pub fn rms_norm_with_room(tape: &Tape<'_>, (x, w): (&Var, &Var), norm: RmsNorm, room: usize) -> Result<Var> {
-    let (xv, wv) = (x.value().clone(), as_weight("rms_norm", x.value(), w.value(), true)?);
+    check_weight("rms_norm", x.value(), w.value(), true)?;
+    let xv = x.value().clone();
+    // A GPU reads it in whatever dtype it has.
+    let wv = if on_gpu(&xv) { w.value().clone() } else { w.value().to_dtype(DType::F32) };
     let whole = |room: usize| if wv.len() == xv.cols() { room } else { 0 };
     let (room, gradient_room) = (whole(room), whole(x.gradient_room()));
     let [y, rstd] = forward(&xv, &wv, norm, room)?;
@@ -106,9 +109,15 @@ impl Saved<'_> {
     }
 }
 
-/// The weight of a norm over `x` in f32. Refuses what is not `(channels)` floating-point numbers, or, `in_parts`, as many as one
-/// of several equal parts of the channels.
+/// The weight of a norm over `x` in f32, as [`check_weight`] wants it.
 pub(crate) fn as_weight(op: &'static str, x: &Tensor, w: &Tensor, in_parts: bool) -> Result<Tensor> {
+    check_weight(op, x, w, in_parts)?;
+    Ok(w.to_dtype(DType::F32))
+}
+
+/// Refuses a weight of a norm over `x` that is not `(channels)` floating-point numbers, or, `in_parts`, as many as one of several equal
+/// parts of the channels.
+fn check_weight(op: &'static str, x: &Tensor, w: &Tensor, in_parts: bool) -> Result<()> {
     crate::product::check_float(op, x)?;
     crate::product::check_float(op, w)?;
     if x.shape().is_empty() || x.cols() == 0 {
@@ -118,5 +127,5 @@ pub(crate) fn as_weight(op: &'static str, x: &Tensor, w: &Tensor, in_parts: bool
     if w.shape() != [channels] {
         return Err(Error::shape(op, format!("a weight of shape ({}), one a channel", x.cols()), w.shape()).into());
     }
-    Ok(w.to_dtype(DType::F32))
+    Ok(())
 }
