@@ -25,6 +25,7 @@ use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
 mod attention;
 mod experts;
+mod few_rows;
 mod room;
 
 /// Four roundings of the dtype, relative to the largest value.
@@ -154,6 +155,12 @@ fn norms() {
                 let y = rms_norm(tape, &p[0], &p[1], 1e-5)?;
                 add_scaled(tape, &p[0], &y, 0.5)
             });
+            for stored in FLOATS {
+                let w = noise(&[c], stored, 2);
+                compare_within("rms_norm of a stored weight", std::slice::from_ref(&x), more, |tape, p| {
+                    rms_norm(tape, &p[0], &Var::constant(w.to_device(&p[0].value().device())?), 1e-5)
+                });
+            }
             let heads = noise_in(&[rows, 3 * c], dtype, 4, -3.0, 3.0);
             compare_within("rms_norm of heads", &[heads, w.clone()], more, op);
             if c > 1 {

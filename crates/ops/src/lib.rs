@@ -10,6 +10,7 @@ pub mod dora;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
+pub(crate) mod few_rows;
 pub mod frozen;
 pub mod frozen_linear;
 pub mod gated;

@@ -1,6 +1,9 @@
 use super::{Block, CodedMatrix, Scales};
-use halfbyte_cuda::{Gpu, Launch, T, kernels};
-use halfbyte_ops::gpu_product::{Window, sheet};
+use halfbyte_cuda::{Gpu, T, kernels};
+use halfbyte_ops::{
+    frozen::FourBit,
+    gpu_product::{Window, sheet},
+};
 use halfbyte_tensor::{Place, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
@@ -10,24 +13,12 @@ kernels! {
         codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>, nested: Option<*const f32>,
         offset: f32, shift: i32, bits: i32, unit: f32, out: *mut T, start: usize, stride: i32, rows: i32, cols: i32,
     }
-    multiply_few as MultiplyFew {
-        x: *const T, codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>,
-        nested: Option<*const f32>, offset: f32, shift: i32, y: *mut T, m: i32, n: i32, k: i32,
-    }
-    multiply_one as MultiplyOne {
-        x: *const T, codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>,
-        nested: Option<*const f32>, offset: f32, shift: i32, y: *mut T, n: i32, k: i32,
-    }
 }
 
 /// Elements of a row that a thread decodes at once.
 const TOGETHER: usize = 8;
 /// Rows of which it does so together.
 const AT_ONCE: usize = 4;
-/// Warps of a block that multiplies few rows, and rows of the weight that a warp of `multiply_one` takes; one for several rows.
-const WARPS: usize = 8;
-const ROWS_FOR_ONE: usize = 2;
-
 /// Writes the values of the codes, times their scales if there are any, into a window of the matrix' dimensions.
 pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Window<'_>) -> Result<()> {
     let (rows, cols) = matrix.dims;
@@ -60,28 +51,10 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
     unsafe { kernel.launch(gpu, number(dtype), sheet(rows.div_ceil(AT_ONCE), cols.div_ceil(TOGETHER))) }
 }
 
-/// `x (at most 8 rows, in_features) Wᵀ` in the dtype of `x`, for 4-bit codes.
-pub(super) fn multiply_few(matrix: &CodedMatrix, x: &Tensor) -> Result<Tensor> {
-    let ((n, k), m) = (matrix.dims, x.rows());
-    let mut y = x.scratch_like(&[m, n], x.dtype());
-    let gpu = device(matrix);
-    if m * n == 0 {
-        return Ok(y);
-    }
+/// The parts of a matrix of 4-bit codes, for products of few rows.
+pub(super) fn four_bit(matrix: &CodedMatrix) -> FourBit<'_> {
     let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, Some(&matrix.scales));
-    let (element, threads, rows) = (number(x.dtype()), 32 * WARPS as u32, if m == 1 { ROWS_FOR_ONE } else { 1 });
-    let launch = Launch::rows(n.div_ceil(WARPS * rows), threads);
-    if m == 1 {
-        let kernel = MultiplyOne { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, n, k };
-        // SAFETY: as below.
-        unsafe { kernel.launch(gpu, element, launch) }?;
-    } else {
-        let kernel = MultiplyFew { x, codes, tables, absmax, scale_codes, nested, offset, shift, y: &mut y, m, n, k };
-        // SAFETY: the codes fill the matrix, with a scale for every block of them; a warp for so many rows of them, all of `x` for each.
-        unsafe { kernel.launch(gpu, element, launch) }?;
-    }
-    gpu.count_operations((2 * m * n * k) as u64);
-    Ok(y)
+    FourBit { dims: matrix.dims, codes, tables, absmax, scale_codes, nested, offset, shift }
 }
 
 /// The arguments that describe a matrix: codes, tables, scales in either form, and how many elements share one.

@@ -9,7 +9,7 @@ mod cuda;
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{NESTED_BLOCK_SIZE, blockwise8::DynamicMap};
 use halfbyte_ops::{
-    frozen::{Coded, FEW_ROWS, OnDevice},
+    frozen::{Coded, FourBit, OnDevice},
     gpu_product::Window,
 };
 use halfbyte_tensor::{DType, Device, Place, Result, Tensor};
@@ -212,10 +212,10 @@ impl Coded for CodedMatrix {
         cuda::decode(self, Some(&self.scales), into)
     }
 
-    fn multiply_few(&self, x: &Tensor) -> Option<Result<Tensor>> {
-        assert!(x.rows() <= FEW_ROWS, "the kernel takes at most {FEW_ROWS} rows");
+    fn four_bit(&self) -> Option<FourBit<'_>> {
         // Eight bits are half of what a product reads; nobody has asked for these yet.
-        (self.code.bits == 4).then(|| cuda::multiply_few(self, x))
+        let unit = self.code.unit == 1.0;
+        (self.code.bits == 4 && unit).then(|| cuda::four_bit(self))
     }
 }
 

@@ -1,5 +1,6 @@
-use super::{FEW_ROWS, FrozenMatrix, OnDevice};
+use super::{FrozenMatrix, OnDevice};
 use crate::{
+    few_rows::{self, Addends, Product},
     gpu_product::{
         Operand, Window,
         cuda::{self, product, put},
@@ -33,8 +34,12 @@ pub(crate) struct Epilogue<'a> {
 /// Fails if the weight lies elsewhere than `x`, or the device fails.
 pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue: Epilogue<'_>) -> Result<Tensor> {
     let Epilogue { bias, dtype } = epilogue;
+    if side == Side::Forward && dtype == x.tensor().dtype() && few_rows::fit(x.tensor()) {
+        let addends = Addends { bias, ..Addends::default() };
+        let mut ys = few_rows::multiply(x.tensor(), &[Product { w, addends }])?;
+        return Ok(ys.pop().expect("as many results as matrices"));
+    }
     let own = match side {
-        Side::Forward if dtype == x.tensor().dtype() => own_way(x.tensor(), w)?,
         Side::Forward => w.forward(x.tensor()).transpose()?,
         Side::Backward => None,
     };
@@ -54,20 +59,6 @@ pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue:
     };
     add_bias(&mut y, bias)?;
     Ok(y)
-}
-
-/// `x Wᵀ` by a way of the format's own, if it has one for these rows.
-pub(crate) fn own_way(x: &Tensor, w: &dyn FrozenMatrix) -> Result<Option<Tensor>> {
-    if let Some(y) = w.forward(x) {
-        return y.map(Some);
-    }
-    if !on_gpu(x) || x.rows() > FEW_ROWS {
-        return Ok(None);
-    }
-    match there(w)? {
-        OnDevice::Coded(it) => Ok(it.multiply_few(x).transpose()?),
-        OnDevice::Dense(_) => Ok(None),
-    }
 }
 
 /// The matrix in `dtype` on its GPU: itself if it is kept so, else decoded into memory of the pool, which the next one gets.
@@ -91,7 +82,8 @@ pub(crate) fn decode_into(w: &dyn FrozenMatrix, into: Window<'_>) -> Result<()> 
     Ok(())
 }
 
-fn there(w: &dyn FrozenMatrix) -> Result<OnDevice<'_>> {
+/// What of the matrix lies on a GPU.
+pub(crate) fn there(w: &dyn FrozenMatrix) -> Result<OnDevice<'_>> {
     let message = "the weight lies in host memory, the activations on a GPU";
     w.on_device().ok_or_else(|| Error::invalid("frozen_linear", message).into())
 }

@@ -2,12 +2,12 @@
 //! one door, behind which each device has a way of its own.
 //!
 //! On a CPU a product reads the weight panel by panel, so it is never decoded as a whole. A GPU decodes it into a workspace of the pool,
-//! which the next product gets, and multiplies that; for few rows a format may have a kernel that reads the codes themselves. A format
+//! which the next product gets, and multiplies that; for few rows 4-bit codes are multiplied as they are. A format
 //! whose product is not that of its decoded values (LLM.int8) multiplies by itself.
 
 mod door;
 
-pub(crate) use door::{Epilogue, Side, decode_into, decoded, multiply, own_way};
+pub(crate) use door::{Epilogue, Side, decode_into, decoded, multiply, there};
 
 use crate::gpu_product::Window;
 use halfbyte_autograd::Result;
@@ -78,11 +78,32 @@ pub trait Coded {
     /// If the GPU fails.
     fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()>;
 
-    /// `x Wᵀ` in the dtype of `x`, which has at most [`FEW_ROWS`] rows, without decoding the matrix first; `None` without a kernel
-    /// for that.
-    fn multiply_few(&self, _x: &Tensor) -> Option<halfbyte_tensor::Result<Tensor>> {
+    /// The parts of a matrix of 4-bit codes, which a product of at most [`FEW_ROWS`] rows reads as they are; `None` for any other.
+    fn four_bit(&self) -> Option<FourBit<'_>> {
         None
     }
+}
+
+/// A matrix of 4-bit codes: element `i` of its flattened rows is `values[code i]` times the scale of its block. That is
+/// `map[scale_codes[block]] * nested[block / 256] + offset` where scales are doubly quantised, else `absmax[block]`.
+#[derive(Clone, Copy, Debug)]
+pub struct FourBit<'a> {
+    /// `(out_features, in_features)`.
+    pub dims: (usize, usize),
+    /// Bytes: element `2k` in the high nibble of byte `k`.
+    pub codes: &'a Tensor,
+    /// f32: the 16 values, and behind them the 256 of the map.
+    pub tables: &'a Tensor,
+    /// f32, a scale a block.
+    pub absmax: Option<&'a Tensor>,
+    /// Bytes, a code a block.
+    pub scale_codes: Option<&'a Tensor>,
+    /// f32, for every 256 blocks.
+    pub nested: Option<&'a Tensor>,
+    /// Of doubly quantised scales.
+    pub offset: f32,
+    /// A block has `2^shift` elements, 32 at least.
+    pub shift: usize,
 }
 
 /// Up to so many rows, as in generation, a product is mostly the reading of its weight.

@@ -20,7 +20,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         let bias = bias.map(Var::value);
         match lora.as_ref().zip(h.as_ref()) {
             Some((lora, h)) => {
-                let own = frozen::own_way(x, *w)?;
+                let own = w.forward(x).transpose()?;
                 product::updated_forward(&left, (*w, own), (h, lora.b.value()), bias)
             }
             None => frozen::multiply(&left, *w, Side::Forward, Epilogue { bias, dtype: x.dtype() }),

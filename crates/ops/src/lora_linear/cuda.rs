@@ -4,7 +4,7 @@
 //! which must be smaller than the pass that it saves, as the shapes say.
 
 use super::{
-    Layer, LowRank,
+    Layer, LowRank, few,
     saved::{Found, Projected, Saved, SavedLayer, SavedLowRank, Thin},
     stack::Stack,
     thin::cuda::{self as thin, ThinProducts},
@@ -22,9 +22,12 @@ use halfbyte_tensor::{DType, Place, Tensor};
 
 /// The outputs of all layers, and their projections.
 pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
+    if few::fit(x, layers) {
+        return few::forward(x, layers);
+    }
     let stack = Stack::new(layers.iter().map(|it| it.lora.map(|it| it.a.value().rows())));
     let h = (stack.width > 0).then(|| project(x, layers, &stack)).transpose()?;
-    let own: Result<Vec<_>> = layers.iter().map(|it| frozen::own_way(x, it.w)).collect();
+    let own: Result<Vec<_>> = layers.iter().map(|it| it.w.forward(x).transpose()).collect();
     let own = own?;
     let saved = layers.iter().zip(&own).filter(|(it, own)| it.lora.is_some() && own.is_none());
     let saved: usize = saved.map(|(it, _)| it.w.dims().0).sum();

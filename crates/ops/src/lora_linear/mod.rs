@@ -5,6 +5,7 @@
 
 mod cpu;
 mod cuda;
+mod few;
 mod saved;
 mod stack;
 #[cfg(test)]

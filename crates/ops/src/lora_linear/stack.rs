@@ -1,7 +1,10 @@
 //! How the updates of layers with one input lie beside each other on a GPU, so that one product serves all of them.
 
 use super::saved::SavedLayer;
-use crate::gpu_product::{Window, cuda::stack};
+use crate::{
+    few_rows::project,
+    gpu_product::{Window, cuda::stack},
+};
 use halfbyte_tensor::{DType, Result, Tensor};
 
 /// The columns of the projections, which are the rows of the stacked A.
@@ -53,6 +56,11 @@ impl Stack {
         let mut all = some.scratch_like(&[self.width, some.cols()], dtype);
         self.put_rows(factors, Window::whole(&mut all))?;
         Ok(all)
+    }
+
+    /// `x Aᵀ` of all layers, `(rows, width)`, for few rows of `x` and few layers.
+    pub(super) fn projected(&self, x: &Tensor, factors: &[&Tensor]) -> Result<Tensor> {
+        project(x, factors, self.width)
     }
 
     fn ranks(&self) -> usize {

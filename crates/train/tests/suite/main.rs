@@ -6,6 +6,8 @@ mod common;
 #[cfg(target_os = "linux")]
 mod cuda;
 mod example;
+#[cfg(target_os = "linux")]
+mod generation;
 mod preference;
 mod ranks;
 mod recipe;

@@ -1,0 +1,161 @@
+//! What a generated token asks of a GPU, or of the CPU in the guise of one.
+
+use halfbyte_frozen::{Format, FrozenMatrix, Quant};
+use halfbyte_lora::{Adapter, Base, Context, Linear, LoraConfig, Role, Weight, attach};
+use halfbyte_models::{GenerateConfig, KvCache, Model, ModelConfig, Result, Weights, build, extend, generate};
+use halfbyte_ops::Ids;
+use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_testkit::{
+    cuda::{fresh_gpu, gpu},
+    noise_in,
+};
+use std::{path::Path, sync::Arc};
+
+const LAYERS: u64 = 3;
+
+/// Numbers from noise, with matrices in a format, on a device.
+struct Noise<'a> {
+    format: &'a Format,
+    device: &'a Device,
+    made: u64,
+}
+
+impl Noise<'_> {
+    fn next(&mut self, shape: &[usize], spread: f32) -> Tensor {
+        self.made += 1;
+        noise_in(shape, DType::Bf16, self.made, -spread, spread)
+    }
+
+    fn there(&self, t: &Tensor) -> Tensor {
+        t.to_device(self.device).unwrap()
+    }
+}
+
+impl Weights for Noise<'_> {
+    fn linear(&mut self, path: &str, dims: (usize, usize), _bias: bool) -> Result<Linear> {
+        let here = self.format.freeze(self.next(&[dims.0, dims.1], 0.2)).unwrap();
+        let there: Option<Arc<dyn FrozenMatrix>> = here.to_device(self.device).unwrap();
+        Ok(Linear::new(path, Base::Frozen(there.unwrap_or(here)), None))
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
+        let values = self.next(shape, 1.0);
+        Ok(Weight::frozen(name, role, self.there(&values)))
+    }
+
+    fn head(&mut self, path: &str, dims: (usize, usize)) -> Result<Linear> {
+        let dense = Format::DENSE.freeze(self.next(&[dims.0, dims.1], 0.2)).unwrap();
+        let there = dense.to_device(self.device).unwrap();
+        Ok(Linear::head(path, Base::Frozen(there.unwrap_or(dense))))
+    }
+}
+
+fn model(format: &Format, device: &Device) -> Box<dyn Model> {
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 64, "intermediate_size": 192,
+        "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}}"#
+    );
+    let config = ModelConfig::parse(Path::new("config.json"), &config).unwrap();
+    build(&config, &mut Noise { format, device, made: 0 }).unwrap()
+}
+
+/// One over all layers, as if it had trained.
+fn adapter(model: &mut dyn Model, rank: usize, device: &Device) -> Arc<Adapter> {
+    let config = LoraConfig { rank, ..LoraConfig::default() };
+    let (adapter, _) = attach(&model.modules(), &config, "mine", 1).unwrap();
+    for (i, param) in adapter.params().iter().enumerate() {
+        let shape = param.value().shape().to_vec();
+        param.set(noise_in(&shape, DType::F32, 100 + i as u64, -0.1, 0.1));
+    }
+    adapter.to_device(device).unwrap();
+    Arc::new(adapter)
+}
+
+/// Hidden states of the third tokens of some texts, after two passes.
+fn hidden(model: &dyn Model, texts: usize, compute: DType, ctx: &Context) -> Vec<f32> {
+    let mut cache = KvCache::new(model.config(), compute, texts);
+    let mut last = Vec::new();
+    for new in [2, 1] {
+        let layout = cache.begin(&vec![new; texts]).unwrap();
+        let ids = Ids::new((0..(texts * new) as u32).map(|it| (it * 7 + new as u32) % 50).collect());
+        last = extend(model, &ids, &layout, &mut cache, ctx).unwrap().to_f32_vec();
+    }
+    last
+}
+
+/// A change that starts more kernels for a token is seen here, and one that starts fewer says so: of a layer two norms, queries, keys and
+/// values, their way to the cache, attention, its output, gate and up, what they make of each other, and the way down; before the layers
+/// the embedding, behind them a norm, the head's product, and whether what comes of it is finite. Updates of the layers of one input take
+/// one more.
+#[test]
+fn a_token_starts_so_many_kernels() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let device = Device::Cuda(gpu.clone());
+    for (format, products) in [(&Format::QLORA, 0), (&Format::DENSE, 7)] {
+        let mut model = model(format, &device);
+        let updates = adapter(model.as_mut(), 8, &device);
+        let asked = |ctx: &Context, texts: usize, compute: DType| {
+            let of = |max_new_tokens: usize| {
+                let config = GenerateConfig { max_new_tokens, compute, ..GenerateConfig::default() };
+                let before = gpu.counters();
+                generate(model.as_ref(), &vec![vec![1, 2, 3]; texts], (&config, ctx), &mut |_, _| true).unwrap();
+                gpu.counters().since(&before)
+            };
+            let (one, two) = (of(3), of(4));
+            [two.launches - one.launches, two.products - one.products, two.uploads - one.uploads]
+        };
+        for (texts, compute) in [(1, DType::Bf16), (3, DType::F16), (2, DType::F32)] {
+            let base = asked(&Context::default(), texts, compute);
+            let with = asked(&Context::new(Some(updates.clone())), texts, compute);
+            let what = format!("{format:?}, {texts} texts in {compute}: {base:?}, with updates {with:?}");
+            let launches = |of_layer: u64| 3 + LAYERS * of_layer;
+            match products {
+                0 => {
+                    assert_eq!(base, [launches(9), 1, 3], "{what}");
+                    assert_eq!(with, [launches(13), 1, 3], "{what}");
+                }
+                // Matrices that are not in codes are multiplied by the library, and what is added by a kernel of its own.
+                _ => {
+                    assert_eq!(base[1], 1 + LAYERS * products, "{what}");
+                    assert_eq!(with[1], base[1], "{what}");
+                    assert!(with[0] <= base[0] + LAYERS * (4 + 7), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Every way that a token goes: formats, dtypes, one text and several, with an adapter of any rank and without.
+#[test]
+fn tokens_have_the_hidden_states_of_the_cpu() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    let int8 = Format { quant: Quant::Int8, ..Format::DENSE };
+    for format in [&Format::QLORA, &Format::DENSE, &int8] {
+        for rank in [1, 12, 16] {
+            let on = |device: &Device| {
+                let mut model = model(format, device);
+                let updates = adapter(model.as_mut(), rank, device);
+                let ctx = [Context::default(), Context::new(Some(updates))];
+                let mut all = Vec::new();
+                for compute in [DType::F32, DType::Bf16, DType::F16] {
+                    for (texts, ctx) in [1, 3].iter().flat_map(|texts| ctx.iter().map(move |ctx| (*texts, ctx))) {
+                        all.push((compute, hidden(model.as_ref(), texts, compute, ctx)));
+                    }
+                }
+                all
+            };
+            for ((compute, there), (_, here)) in on(&device).iter().zip(&on(&Device::Cpu)) {
+                let largest = here.iter().fold(0.0f32, |m, it| m.max(it.abs()));
+                // LLM.int8() rounds activations to codes, where a small difference is one of a whole code.
+                let f32_off = if format.quant == Quant::Int8 { 1e-2 } else { 1e-5 };
+                let off = [f32_off, 6e-2, 1.5e-2][*compute as usize] * largest;
+                for (got, wanted) in there.iter().zip(here) {
+                    assert!(
+                        (got - wanted).abs() <= off,
+                        "{format:?} rank {rank} {compute}: {got}, on the CPU {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
