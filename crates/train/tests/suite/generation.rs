@@ -85,8 +85,7 @@ fn hidden(model: &dyn Model, texts: usize, compute: DType, ctx: &Context) -> Vec
 
 /// A change that starts more kernels for a token is seen here, and one that starts fewer says so: of a layer two norms, queries, keys and
 /// values, their way to the cache, attention, its output, gate and up, what they make of each other, and the way down; before the layers
-/// the embedding, behind them a norm, the head's product, and whether what comes of it is finite. Updates of the layers of one input take
-/// one more.
+/// the embedding, behind them a norm; and the head's product. Updates of the layers of one input take one more.
 #[test]
 fn a_token_starts_so_many_kernels() {
     let Some(gpu) = fresh_gpu() else { return };
@@ -101,14 +100,16 @@ fn a_token_starts_so_many_kernels() {
                 generate(model.as_ref(), &vec![vec![1, 2, 3]; texts], (&config, ctx), &mut |_, _| true).unwrap();
                 gpu.counters().since(&before)
             };
-            let (one, two) = (of(3), of(4));
+            // The first brings the table of rotations along.
+            let [_, one, two] = [4, 3, 4].map(of);
             [two.launches - one.launches, two.products - one.products, two.uploads - one.uploads]
         };
         for (texts, compute) in [(1, DType::Bf16), (3, DType::F16), (2, DType::F32)] {
             let base = asked(&Context::default(), texts, compute);
             let with = asked(&Context::new(Some(updates.clone())), texts, compute);
             let what = format!("{format:?}, {texts} texts in {compute}: {base:?}, with updates {with:?}");
-            let launches = |of_layer: u64| 3 + LAYERS * of_layer;
+            // The head is kept in bf16, and converted for any other dtype.
+            let launches = |of_layer: u64| 2 + u64::from(compute != DType::Bf16) + LAYERS * of_layer;
             match products {
                 0 => {
                     assert_eq!(base, [launches(9), 1, 3], "{what}");
@@ -147,8 +148,8 @@ fn tokens_have_the_hidden_states_of_the_cpu() {
             for ((compute, there), (_, here)) in on(&device).iter().zip(&on(&Device::Cpu)) {
                 let largest = here.iter().fold(0.0f32, |m, it| m.max(it.abs()));
                 // LLM.int8() rounds activations to codes, where a small difference is one of a whole code.
-                let f32_off = if format.quant == Quant::Int8 { 1e-2 } else { 1e-5 };
-                let off = [f32_off, 6e-2, 1.5e-2][*compute as usize] * largest;
+                let off = if format.quant == Quant::Int8 { [1e-2, 1e-1, 5e-2] } else { [1e-5, 6e-2, 1.5e-2] };
+                let off = off[*compute as usize] * largest;
                 for (got, wanted) in there.iter().zip(here) {
                     assert!(
                         (got - wanted).abs() <= off,
