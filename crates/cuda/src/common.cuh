@@ -13,7 +13,8 @@ typedef unsigned long long uint64_t;
 #define SHARED_ARRAY(T, name) extern __shared__ __align__(1024) unsigned char name##_bytes[]; T* name = (T*)name##_bytes
 #endif
 
-// Put at the beginning of every kernel: its blocks may be started while the last ones of the kernel before run out, and wait here until
+// Put at the beginning of every kernel, unless that begins with WAITS_LATER and calls it by itself, before it writes anything or reads what
+// a kernel may have written: its blocks may be started while the last ones of the kernel before run out, and wait here until
 // those are done and what they wrote is there.
 __device__ __forceinline__ void after_the_one_before() {
 #if !defined(CUDA_ON_CPU) && __CUDA_ARCH__ >= 900
@@ -21,6 +22,8 @@ __device__ __forceinline__ void after_the_one_before() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+#define WAITS_LATER
 
 #define INF __int_as_float(0x7f800000)
 

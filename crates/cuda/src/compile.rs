@@ -55,16 +55,22 @@ pub fn element_text(element: Number) -> String {
     format!("#undef T_KIND\n#define T_KIND {}\ntypedef {name} T;\n{TENSOR_CORES}\n", element.kind())
 }
 
+/// What a kernel begins with that waits for the one before by itself.
+const WAITS_LATER: &str = "WAITS_LATER;";
+
 /// The whole text that a compiler gets: [`COMMON`], the element type, the file, each of whose kernels begins by waiting for the one
-/// before, as every launch expects.
+/// before, as every launch expects, unless it says that it does so later.
 pub fn full_text(text: &str, element: Number) -> String {
     let mut whole = format!("{COMMON}\n{}", element_text(element));
     let mut in_parameters = false;
-    for line in text.split_inclusive('\n') {
+    let mut lines = text.split_inclusive('\n').peekable();
+    while let Some(line) = lines.next() {
         in_parameters |= line.starts_with("KERNEL ");
         match line.split_once(") {").filter(|_| in_parameters) {
             Some((parameters, body)) => {
-                let _ = write!(whole, "{parameters}) {{ after_the_one_before();{body}");
+                let later = lines.peek().is_some_and(|it| it.trim_start().starts_with(WAITS_LATER));
+                let wait = if later { "" } else { " after_the_one_before();" };
+                let _ = write!(whole, "{parameters}) {{{wait}{body}");
                 in_parameters = false;
             }
             None => whole.push_str(line),
@@ -147,11 +153,12 @@ mod tests {
 
     #[test]
     fn every_kernel_waits_for_the_one_before_and_nothing_else_does() {
-        let file = "void f(int x) {\n}\nKERNEL one(int a,\n           int b) {\n    if (a) {\n    }\n}\nKERNEL two(int c) {}\n";
+        let file = "void f(int x) {\n}\nKERNEL one(int a,\n           int b) {\n    if (a) {\n    }\n}\nKERNEL two(int c) {}\nKERNEL three(int d) {\n    WAITS_LATER;\n}\n";
         let text = full_text(file, Number::Bf16);
         assert!(text.contains("void f(int x) {\n"));
         assert!(text.contains("int b) { after_the_one_before();\n    if (a) {\n"));
         assert!(text.contains("KERNEL two(int c) { after_the_one_before();}\n"));
+        assert!(text.contains("KERNEL three(int d) {\n    WAITS_LATER;\n"));
         assert_eq!(text.matches("after_the_one_before();").count(), 2);
     }
 }

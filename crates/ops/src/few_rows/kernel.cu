@@ -41,7 +41,7 @@ struct Matrix {
 // What a block keeps for the end, when the products of its rows are known.
 struct Kept {
     float parts[WARPS][TILE * FEW];
-    float b[TILE * RANK], h[FEW * RANK];
+    float b[TILE * RANK], h[FEW * RANK], there[TILE * FEW];
 };
 
 // What is added to the products.
@@ -51,8 +51,12 @@ struct Addends {
     int b_kind, bias_kind, rank, first, width;
     float scaling;
 
-    // The factors of the block's rows. Those behind the last are not used.
+    // All of that for the block's rows, of which those behind the last are left out. Waits for the kernel before, which may have written
+    // this and x; weights were there long before.
     __device__ __forceinline__ void fetch(Kept& kept, int row, int m, int n) const {
+        after_the_one_before();
+        int i = threadIdx.x / TILE, r = threadIdx.x % TILE;
+        if (i < m && row + r < n) kept.there[threadIdx.x] = there(i, row + r, n);
         if (!b) return;
         for (int e = threadIdx.x; e < TILE * rank; e += blockDim.x)
             if (row + e / rank < n) kept.b[e] = rounded<T>(scaling * load_any(b, b_kind, (size_t)row * rank + e));
@@ -252,6 +256,7 @@ KERNEL multiply(const T* x, Three<const unsigned char*> codes, Three<const float
                 Three<const unsigned char*> scale_codes, Three<const float*> nested, Three<float> offset, Three<int> shift,
                 Three<const void*> b, Three<int> b_kind, Three<int> rank, Three<int> first, Three<float> scaling, const T* h, int width,
                 Three<const void*> bias, Three<int> bias_kind, Three<const T*> onto, Three<T*> y, Three<int> n, int m, int k) {
+    WAITS_LATER;
     __shared__ Multiplier with;
     __shared__ Kept kept;
     int block = blockIdx.x, which = 0;
@@ -263,13 +268,12 @@ KERNEL multiply(const T* x, Three<const unsigned char*> codes, Three<const float
     // A thread an output.
     int i = threadIdx.x / TILE, r = threadIdx.x % TILE;
     bool own = i < m && w.row + r < w.n;
-    float sum = own ? more.there(i, w.row + r, w.n) : 0.0f;
     int parts = products(with, kept, w, more, x, m, k);
     __syncthreads();
     if (!own) return;
     float product = 0.0f;
     for (int p = 0; p < parts; p++) product += kept.parts[p][r * FEW + i];
-    pick(y, which)[(size_t)i * w.n + w.row + r] = Round<T>::of(product + more.update(kept, i, r) + sum);
+    pick(y, which)[(size_t)i * w.n + w.row + r] = Round<T>::of(product + more.update(kept, i, r) + kept.there[threadIdx.x]);
 }
 
 #define AT_ONCE 8 // elements of a row of A that a thread takes
