@@ -1,7 +1,7 @@
 // (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of the first 2 half channels of every head, of `dim`; the sine times
 // `direction`. The others are copied.
-// Rows of y lie `stride` apart. `table` holds (length, half) cosines and then as many sines. A thread turns the same channels of TOGETHER heads of a row, whose angles
-// are the same: they are as many bytes as the channels.
+// Rows of y lie `stride` apart. `table` holds (length, half) cosines and then as many sines. A thread turns the same channels of TOGETHER
+// heads of a row, whose angles are the same: they are as many bytes as the channels.
 #define TOGETHER 4
 
 // Cosines and sines of channels i.. at a position, rounded; the sines times `direction`.

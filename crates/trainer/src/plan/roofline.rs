@@ -3,7 +3,7 @@
 use super::{Card, Rehearsal, card::LAUNCH_SECONDS, rehearsal::Stage};
 use halfbyte_autograd::profile::{self, Cost, Phase};
 use halfbyte_tensor::clock;
-use halfbyte_train::{Optim, objective::CausalLm, parameters};
+use halfbyte_train::{Optim, StepConfig, objective::CausalLm, parameters};
 use serde::Serialize;
 
 /// One op in one phase of a step.
@@ -35,10 +35,14 @@ pub(crate) struct Roofline {
 }
 
 impl Roofline {
-    /// Of a step as it is rehearsed on a card.
+    /// Of a step as it is rehearsed on a card: as a run there would choose, with the outputs of cheap ops kept if there is memory for that.
     pub(crate) fn of(rehearsal: &Rehearsal<'_>, card: Card) -> anyhow::Result<Roofline> {
         let gpu = card.dry();
         let stage = Stage::Card(gpu.clone());
+        let step = StepConfig { keeps_cheap: true, ..rehearsal.step };
+        let roomy = Rehearsal { step, ..rehearsal.clone() };
+        let fits = roomy.plan(&Stage::Card(card.dry()))?.total() as u64 <= gpu.info().memory_bytes / 10 * 9;
+        let rehearsal = if fits { &roomy } else { rehearsal };
         let cast = rehearsal.cast(&stage)?;
         let trained = parameters(cast.model.as_ref(), cast.adapter.as_deref());
         let mut optim = Optim::new(&stage.device(), &trained, &rehearsal.optim)?;

@@ -17,8 +17,11 @@ kernels! {
 
 /// Up to so many queries of a sequence, blocks that share tiles of keys gain nothing.
 const MAX_QUERIES: usize = 4;
-/// Enough for a block to be worth its start, few enough for a long cache to occupy the device.
-const KEYS_A_PART: usize = 512;
+/// Blocks that occupy a large device.
+const BLOCKS: usize = 256;
+/// Keys of a part at least, that a block be worth its start; more where there are many heads, whose parts need not be put together.
+const FEWEST_KEYS: usize = 128;
+const MANY_HEADS: usize = 16;
 /// Channels of a lane; query heads that a block takes at a time where some share their keys: as in the kernels.
 const CHANNELS: usize = 8;
 const HEADS: usize = 4;
@@ -31,6 +34,12 @@ pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool
     layout.longest() <= MAX_QUERIES && shape.head_dim.is_multiple_of(CHANNELS) && (1..=32).contains(&pieces)
 }
 
+/// How many keys a block takes of a sequence.
+fn keys_a_part(keys: usize, kv_heads: usize) -> usize {
+    let fewest = if kv_heads < MANY_HEADS { FEWEST_KEYS } else { 2 * FEWEST_KEYS };
+    (keys * kv_heads).div_ceil(BLOCKS).next_multiple_of(64).max(fewest)
+}
+
 /// Writes `y`, of the new rows of each sequence over all its keys.
 pub(in crate::attention) fn forward(
     gpu: &Arc<Gpu>,
@@ -40,7 +49,8 @@ pub(in crate::attention) fn forward(
 ) -> Result<()> {
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let keys = layout.segments().iter().map(|it| it.past + it.count).max().unwrap_or(0);
-    let count = keys.div_ceil(KEYS_A_PART);
+    let keys_a_part = keys_a_part(keys, kv_heads);
+    let count = keys.div_ceil(keys_a_part);
     let (lanes, element) = ((dim / CHANNELS).next_power_of_two(), number(q.dtype()));
     // Where there is one part, nothing is written there.
     let kept = if count > 1 { q.rows() * heads * count * (dim + 2) } else { 1 };
@@ -51,8 +61,7 @@ pub(in crate::attention) fn forward(
         block: (32 * WARPS as u32, 1, 1),
         shared: (at_a_time * (dim + 2) * DType::F32.size()) as u32,
     };
-    let (segments, window, keys_a_part) = (layout.segments_on(gpu)?, window.unwrap_or(0), KEYS_A_PART);
-    let cap = cap.unwrap_or(0.0);
+    let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
     let kernel = AttendParts {
         q,
         k,
