@@ -170,15 +170,14 @@ fn norms() {
     }
 }
 
+/// A rotation of eight channels.
+fn rotation() -> RopeSpec {
+    RopeSpec { theta: 10000.0, channels: 8, max_position: 64, scaling: RopeScaling::None, pairs: rope::Pairs::Halves }
+}
+
 #[test]
 fn rotations_and_embeddings() {
-    let spec = RopeSpec {
-        theta: 10000.0,
-        channels: 8,
-        max_position: 64,
-        scaling: RopeScaling::None,
-        pairs: rope::Pairs::Halves,
-    };
+    let spec = rotation();
     let table = RopeTable::new(&spec, 64).unwrap();
     let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, 0)).collect::<Vec<_>>()).unwrap();
     let ids = Ids::new(vec![3, 0, 3, 6, 1, 3, 0]);

@@ -1,8 +1,8 @@
 //! Rows with room beside them: the same bits as without, nothing copied, and no op gets them unasked. And the thin products of a gradient.
 
-use super::{Stored, compare, compare_within, near, tolerance, weights};
+use super::{Stored, compare, compare_within, near, rotation, tolerance, weights};
 use crate::{
-    AttentionShape, FrozenMatrix, Gate, Layer, Layout, LowRank, RmsNorm, RopeScaling, RopeSpec, RopeTable,
+    AttentionShape, FrozenMatrix, Gate, Layer, Layout, LowRank, RmsNorm, RopeTable,
     attention::attention_with_room,
     frozen_linear::test_support::{Plain, with_gradient},
     gated::gated_with_room,
@@ -73,14 +73,7 @@ fn results_with_room_have_the_bits_of_those_without() {
 #[test]
 fn gradients_have_room_where_it_is_wanted_and_ops_that_know_of_none_get_none() {
     let Some(device) = gpu().map(Device::Cuda) else { return };
-    let spec = RopeSpec {
-        theta: 10000.0,
-        channels: 8,
-        max_position: 64,
-        scaling: RopeScaling::None,
-        pairs: rope::Pairs::Halves,
-    };
-    let (table, layout) = (RopeTable::new(&spec, 64).unwrap(), Layout::new(&[9]).unwrap());
+    let (table, layout) = (RopeTable::new(&rotation(), 64).unwrap(), Layout::new(&[9]).unwrap());
     for dtype in SIXTEEN {
         let params = [noise(&[9, 40], dtype, 1), noise(&[40], DType::F32, 2)];
         let turned = |tape: &Tape<'static>, p: &[Var], room| {
@@ -124,6 +117,15 @@ fn what_lies_beside_rows_takes_part_in_the_products() {
                 assert_eq!(y.gradient_room(), columns);
                 // Its gradient has room.
                 rms_norm(tape, &y, &p[6], 1e-5)
+            });
+            // Where somebody else wanted less room than these projections take, they are copied, and no gradient is lost.
+            compare_within("layers beside too little room", &params, 3.0, |tape, p| {
+                let w: &'static dyn FrozenMatrix = if on_gpu(p[0].value()) { gpu_weight } else { plain };
+                let x = rms_norm_with_room(tape, (&p[0], &p[1]), RmsNorm::from(1e-5), 8)?;
+                let lora = LowRank { a: &p[2], b: &p[3], scaling: 0.5, dropout: crate::Dropout::default() };
+                let layer = Layer { w, bias: Some(&p[4]), lora: Some(lora), onto: Some(&p[5]) };
+                let [y] = lora_linears(tape, &x, [layer])?;
+                rms_norm(tape, &y.wanting_room(8), &p[6], 1e-5)
             });
         }
     }

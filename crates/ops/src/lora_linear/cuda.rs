@@ -33,8 +33,8 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     let saved: usize = saved.map(|(it, _)| it.w.dims().0).sum();
     // Copying the input costs as much as one more pass over an output of its width. In 16 bits it is done in any case: what the library adds
     // to a product (beta) meets a sum that is rounded already, which would lose an update that is smaller than that.
-    let copies = x.cols() <= saved || x.dtype() != DType::F32;
-    let beside = h.as_ref().filter(|_| saved > 0).map(|h| Beside::of(x, h, copies)).transpose()?.flatten();
+    let pays = saved > 0 && (x.cols() <= saved || x.dtype() != DType::F32);
+    let beside = h.as_ref().filter(|_| pays).map(|h| Beside::of(x, h)).transpose()?;
     let mut ys = Vec::new();
     for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
         // The projections of the layer, and its B, whose product is its update.
@@ -123,16 +123,13 @@ enum Beside<'a> {
 }
 
 impl<'a> Beside<'a> {
-    /// The second beside the first: in its rows if they have room, else copied if that pays.
-    fn of(first: &'a Tensor, second: &Tensor, copies: bool) -> Result<Option<Beside<'a>>> {
-        Ok(match first.room() {
-            0 if copies => Some(Beside::Copied(side_by_side(first, second)?)),
-            room if room >= second.cols() => {
-                put_beside(first, second)?;
-                Some(Beside::There(first, second.cols()))
-            }
-            _ => None,
-        })
+    /// The second beside the first: in its rows if they have room, else copied.
+    fn of(first: &'a Tensor, second: &Tensor) -> Result<Beside<'a>> {
+        if first.room() < second.cols() {
+            return Ok(Beside::Copied(side_by_side(&first.dense(), second)?));
+        }
+        put_beside(first, second)?;
+        Ok(Beside::There(first, second.cols()))
     }
 
     fn operand(&self) -> Operand<'_> {
@@ -259,8 +256,7 @@ fn input_gradient(
         Ok(())
     };
     for (i, layer, dy) in live {
-        let beside = riding.filter(|_| host == Some(*i)).map(|dh| Beside::of(dy, dh, true)).transpose()?;
-        match beside.flatten() {
+        match riding.filter(|_| host == Some(*i)).map(|dh| Beside::of(dy, dh)).transpose()? {
             Some(beside) => {
                 let n = layer.w.dims().0;
                 let mut both = dy.scratch_like(&[n + stack.width, k], dtype);
