@@ -168,44 +168,45 @@ pub trait Parameter<M> {
 }
 
 #[track_caller]
-fn fits<M: Memory, P: Pointee>(memory: &M, target: Target) {
+fn pointer<M: Memory, P: Pointee>(memory: &M, target: Target, address: fn(&M) -> u64) -> Arg {
     let held = memory.holds();
     assert!(P::fits(held, target.element), "a kernel of {} expects {}, not {held:?}", target.element.name(), P::READ);
     let here = memory.device().is_none_or(|it| it == target.device);
     assert!(here, "all operands of a kernel lie on the device that runs it");
+    Arg::Ptr(address(memory))
 }
 
-#[track_caller]
-fn address<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
-    fits::<M, P>(memory, target);
-    Arg::Ptr(memory.address())
+/// A pointer to rows that may have room beside them: the kernel is told how far apart they are.
+#[derive(Debug)]
+pub struct InRows<P>(std::marker::PhantomData<P>);
+
+/// A pointer to rows whose room beside them the kernel writes, and nothing else of them; so others may hold them.
+#[derive(Debug)]
+pub struct Beside<P>(std::marker::PhantomData<P>);
+
+/// The type of a pointer, `mut` where what is given for it must be nobody else's, its types in CUDA C++, and where it leads.
+macro_rules! pointers {
+    ($($type:ty, ($($mutable:ident)?), $cuda:ident, $three:ident, $address:expr;)*) => {$(
+        impl<M: Memory, P: Pointee> Parameter<M> for $type {
+            type Value<'a> = &'a $($mutable)? M where M: 'a;
+            const CUDA: &'static str = P::$cuda;
+            const CUDA_THREE: &'static str = P::$three;
+
+            fn arg(value: &$($mutable)? M, target: Target) -> Arg {
+                let sole = stringify!($($mutable)?) == "mut";
+                assert!(!sole || value.is_sole(), "a kernel writes what nobody else holds");
+                pointer::<M, P>(value, target, $address)
+            }
+        }
+    )*};
 }
 
-impl<M: Memory, P: Pointee> Parameter<M> for *const P {
-    type Value<'a>
-        = &'a M
-    where
-        M: 'a;
-    const CUDA: &'static str = P::READ;
-    const CUDA_THREE: &'static str = P::READ_THREE;
-
-    fn arg(value: &M, target: Target) -> Arg {
-        address::<M, P>(value, target)
-    }
-}
-
-impl<M: Memory, P: Pointee> Parameter<M> for *mut P {
-    type Value<'a>
-        = &'a mut M
-    where
-        M: 'a;
-    const CUDA: &'static str = P::WRITE;
-    const CUDA_THREE: &'static str = P::WRITE_THREE;
-
-    fn arg(value: &mut M, target: Target) -> Arg {
-        assert!(value.is_sole(), "a kernel writes what nobody else holds");
-        address::<M, P>(value, target)
-    }
+pointers! {
+    *const P, (), READ, READ_THREE, M::address;
+    *mut P, (mut), WRITE, WRITE_THREE, M::address;
+    InRows<*const P>, (), READ, READ_THREE, M::address_in_rows;
+    InRows<*mut P>, (mut), WRITE, WRITE_THREE, M::address_in_rows;
+    Beside<*mut P>, (), WRITE, WRITE_THREE, M::address_in_rows;
 }
 
 impl<M, Q: Parameter<M>> Parameter<M> for Option<Q> {
@@ -218,60 +219,6 @@ impl<M, Q: Parameter<M>> Parameter<M> for Option<Q> {
 
     fn arg(value: Option<Q::Value<'_>>, target: Target) -> Arg {
         value.map_or(Arg::Ptr(0), |it| Q::arg(it, target))
-    }
-}
-
-/// A pointer to rows that may have room beside them: the kernel is told how far apart they are.
-#[derive(Debug)]
-pub struct InRows<P>(std::marker::PhantomData<P>);
-
-/// A pointer to rows whose room beside them the kernel writes, and nothing else of them; so others may hold them.
-#[derive(Debug)]
-pub struct Beside<P>(std::marker::PhantomData<P>);
-
-#[track_caller]
-fn rows<M: Memory, P: Pointee>(memory: &M, target: Target) -> Arg {
-    fits::<M, P>(memory, target);
-    Arg::Ptr(memory.address_in_rows())
-}
-
-impl<M: Memory, P: Pointee> Parameter<M> for InRows<*const P> {
-    type Value<'a>
-        = &'a M
-    where
-        M: 'a;
-    const CUDA: &'static str = P::READ;
-    const CUDA_THREE: &'static str = P::READ_THREE;
-
-    fn arg(value: &M, target: Target) -> Arg {
-        rows::<M, P>(value, target)
-    }
-}
-
-impl<M: Memory, P: Pointee> Parameter<M> for InRows<*mut P> {
-    type Value<'a>
-        = &'a mut M
-    where
-        M: 'a;
-    const CUDA: &'static str = P::WRITE;
-    const CUDA_THREE: &'static str = P::WRITE_THREE;
-
-    fn arg(value: &mut M, target: Target) -> Arg {
-        assert!(value.is_sole(), "a kernel writes what nobody else holds");
-        rows::<M, P>(value, target)
-    }
-}
-
-impl<M: Memory, P: Pointee> Parameter<M> for Beside<*mut P> {
-    type Value<'a>
-        = &'a M
-    where
-        M: 'a;
-    const CUDA: &'static str = P::WRITE;
-    const CUDA_THREE: &'static str = P::WRITE_THREE;
-
-    fn arg(value: &M, target: Target) -> Arg {
-        rows::<M, P>(value, target)
     }
 }
 
