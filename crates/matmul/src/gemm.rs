@@ -22,6 +22,8 @@ const WIDE_STRIP: usize = 192;
 const SUM_COLS: usize = 2048;
 /// Below this many multiplications a product stays on one thread.
 const SMALL: usize = 1 << 15;
+/// Up to this many multiplications of a cell stay together: some ten microseconds. Tests want to see cells split.
+const ALONE: usize = if cfg!(test) { 1 << 14 } else { 3 << 20 };
 
 /// The panels of one piece of the left operand, `stride` words apart.
 struct Left<'a> {
@@ -251,6 +253,19 @@ impl Grid {
     }
 }
 
+/// One piece of k against a strip.
+struct Round<'a> {
+    left: &'a Left<'a>,
+    strip: &'a [u32],
+    /// Word rows of the piece.
+    words: usize,
+    cols: (usize, usize),
+    /// Whether the sums go on from the piece before.
+    add: bool,
+    /// Whether they leave after this piece.
+    last: bool,
+}
+
 /// What the cells of a pass share.
 struct Shared<'a> {
     job: &'a Job<'a>,
@@ -287,15 +302,14 @@ impl Shared<'_> {
     /// Computes one cell: every panel against its strip of the right operands, piece by piece. The strip is packed
     /// here, unless it is `packed`: with the columns of tiles that it was packed for.
     fn cell(&self, cell: Cell, packed: Option<(&[u32], usize)>) {
-        let kernel = self.job.kernel;
-        let Kernel { mr, nr, operands, .. } = *kernel;
-        let ((c0, c1), (p0, p1)) = (cell.cols, cell.panels);
+        let Kernel { mr, nr, operands, .. } = *self.job.kernel;
+        let (c0, c1) = cell.cols;
         let columns = (c1 - c0).div_ceil(nr);
         with_buffers(|own| {
-            let ready = kernel.ready();
-            let many = self.pieces.len() > 1;
             // With one piece a tile leaves as soon as it is summed; with several all tiles of the cell wait.
-            let tiles = own.tiles.floats(if many { (p1 - p0) * columns * mr * nr } else { mr * nr });
+            let many = self.pieces.len() > 1;
+            let waiting = if many { (cell.panels.1 - cell.panels.0) * columns * mr * nr } else { 0 };
+            let tiles = own.tiles.floats(waiting);
             let mut before = 0;
             for (s, (Piece { term, span }, left)) in self.pieces.iter().zip(&self.lefts).enumerate() {
                 let words = operands.words(span.len);
@@ -306,27 +320,50 @@ impl Shared<'_> {
                         let strip = own.panels.words(columns * words * nr);
                         let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
                         self.job.terms[*term].b.pack(c0, *span, &mut out, &mut own.pieces);
-                        strip
+                        &*strip
                     }
                 };
-                let mut multiply = |column: usize, p: usize| {
-                    let b = &strip[column * words * nr..][..words * nr];
-                    let cols = c1 - (c0 + column * nr).min(c1);
-                    let a = &left.words[p * left.stride..][..words * mr];
-                    let slot = if many { (column * (p1 - p0) + p - p0) * mr * nr } else { 0 };
-                    let tile = &mut tiles[slot..slot + mr * nr];
-                    kernel.multiply(&ready, words, a, b, tile, (cols, s > 0));
-                    if s + 1 == self.pieces.len() {
-                        self.store(tile, p, c0 + column * nr, c1);
-                    }
-                };
-                // The inner loop goes over panels of the side that the far caches hold.
-                if kernel.strip > nr {
-                    (p0..p1).for_each(|p| (0..columns).for_each(|column| multiply(column, p)));
-                } else {
-                    (0..columns).for_each(|column| (p0..p1).for_each(|p| multiply(column, p)));
-                }
+                let round = Round { left, strip, words, cols: cell.cols, add: s > 0, last: s + 1 == self.pieces.len() };
+                self.panels(&round, cell.panels, tiles);
                 before += words;
+            }
+        });
+    }
+
+    /// One piece of a cell: panels `p0..p1` against the strip. A thread that has run out of cells may take half of what another
+    /// has left of its last one: the end of a product would else be waited for as long as a cell takes.
+    fn panels(&self, round: &Round<'_>, (p0, p1): (usize, usize), tiles: &mut [f32]) {
+        let Kernel { mr, nr, .. } = *self.job.kernel;
+        let (c0, c1) = round.cols;
+        let columns = (c1 - c0).div_ceil(nr);
+        let work = (p1 - p0) * mr * columns * nr * self.job.kernel.operands.elements(round.words);
+        if p1 - p0 > 1 && work > ALONE {
+            let middle = p0.midpoint(p1);
+            let (first, second) =
+                tiles.split_at_mut(if tiles.is_empty() { 0 } else { (middle - p0) * columns * mr * nr });
+            rayon::join(|| self.panels(round, (p0, middle), first), || self.panels(round, (middle, p1), second));
+            return;
+        }
+        with_buffers(|own| {
+            let ready = self.job.kernel.ready();
+            let waiting = !tiles.is_empty();
+            let passing = own.tiles.floats(mr * nr);
+            let mut multiply = |column: usize, p: usize| {
+                let b = &round.strip[column * round.words * nr..][..round.words * nr];
+                let cols = c1 - (c0 + column * nr).min(c1);
+                let a = &round.left.words[p * round.left.stride..][..round.words * mr];
+                let slot = ((p - p0) * columns + column) * mr * nr;
+                let tile = if waiting { &mut tiles[slot..slot + mr * nr] } else { &mut *passing };
+                self.job.kernel.multiply(&ready, round.words, a, b, tile, (cols, round.add));
+                if round.last {
+                    self.store(tile, p, c0 + column * nr, c1);
+                }
+            };
+            // The inner loop goes over panels of the side that the far caches hold.
+            if self.job.kernel.strip > nr {
+                (p0..p1).for_each(|p| (0..columns).for_each(|column| multiply(column, p)));
+            } else {
+                (0..columns).for_each(|column| (p0..p1).for_each(|p| multiply(column, p)));
             }
         });
     }
