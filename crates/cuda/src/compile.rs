@@ -133,7 +133,8 @@ fn compile_with(name: &str, text: &str, architecture: &str, more: &[&str]) -> Re
     unsafe {
         let compiled = nvrtc::result::compile_program(program, &options);
         let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-        let log: Vec<u8> = log.into_iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+        // A C character is signed on some machines and not on others.
+        let log: Vec<u8> = log.into_iter().map(|c| c.to_ne_bytes()[0]).take_while(|c| *c != 0).collect();
         let log = String::from_utf8_lossy(&log).trim().to_owned();
         let image = compiled.map_err(|e| failed(format!("{e:?}: {log}"))).and_then(|()| {
             let mut size = 0;

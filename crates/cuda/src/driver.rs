@@ -66,7 +66,8 @@ impl Driver {
         let mut text = [0 as c_char; 256];
         // SAFETY: the driver writes at most the given number of characters, the final zero among them.
         self.result("cuDeviceGetName", unsafe { name(text.as_mut_ptr(), text.len() as c_int, handle) })?;
-        let bytes: Vec<u8> = text.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+        // A C character is signed on some machines and not on others.
+        let bytes: Vec<u8> = text.iter().map(|c| c.to_ne_bytes()[0]).take_while(|c| *c != 0).collect();
         let mut total = 0;
         // SAFETY: `total` outlives the call.
         self.result("cuDeviceTotalMem_v2", unsafe { memory(&raw mut total, handle) })?;
