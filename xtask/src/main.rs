@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod arm;
 mod bench;
 mod bundle;
 mod chats;
@@ -93,6 +94,8 @@ mod flags {
                 /// A virtual environment that has NVRTC; its wheel is fetched once if left out.
                 optional --python venv: PathBuf
             }
+            /// Test what is written for ARM under an emulator; says what is missing where that cannot be.
+            cmd arm {}
             /// Pack programs, tests and scripts for a machine with a GPU and without cargo.
             cmd bundle {
                 /// The folder; it must be new.
@@ -173,6 +176,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
             parity::folders::run(&python, halfbyte, count.unwrap_or(300), seed.unwrap_or(2))
         }
         flags::XtaskCmd::Chats(f) => chats::run(&f.python, &f.templates),
+        flags::XtaskCmd::Arm(_) => arm::run(),
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),

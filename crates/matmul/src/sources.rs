@@ -137,6 +137,7 @@ pub enum Scales4<'a> {
 
 impl Scales4<'_> {
     /// The scales of blocks `first..first + out.len()`.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 decodes scales beforehand"))]
     #[inline(always)]
     pub(crate) fn fill(&self, first: usize, out: &mut [f32]) {
         match *self {

@@ -8,6 +8,8 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::{Kernel, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
@@ -35,6 +37,13 @@ fn real(compute: Compute) -> Vec<&'static Kernel> {
             found.push(if f32 { &avx2::F32 } else { &avx2::BF16 });
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        if neon::bf16_detected() && !f32 {
+            found.push(&neon::BF16);
+        }
+        found.push(if f32 { &neon::F32 } else { &neon::ROUNDED });
+    }
     found.push(if f32 { &portable::F32 } else { &portable::BF16 });
     found
 }
@@ -49,21 +58,24 @@ pub(crate) fn all(compute: Compute) -> Vec<&'static Kernel> {
 #[cfg(test)]
 fn models(compute: Compute) -> Vec<&'static Kernel> {
     use super::{Operands, model};
-    static PORTABLE: [Kernel; 3] = [
-        model::kernel("model of avx512, portable", Operands::F32, &portable::ISA),
-        model::kernel("model of avx512bf16, portable", Operands::Bf16Pairs, &portable::ISA),
-        model::tiles("model of amx, portable", &portable::ISA),
-    ];
-    let pick = |kernels: &'static [Kernel; 3]| {
-        if compute == Compute::F32 { kernels[..1].iter() } else { kernels[1..].iter() }
+    macro_rules! models {
+        ($isa:expr, $suffix:literal) => {
+            [
+                model::kernel(concat!("model of avx512", $suffix), Operands::F32, $isa),
+                model::neon(concat!("model of neon", $suffix), Operands::F32, $isa),
+                model::kernel(concat!("model of avx512bf16", $suffix), Operands::Bf16Pairs, $isa),
+                model::neon(concat!("model of neonbf16", $suffix), Operands::Bf16Pairs, $isa),
+                model::tiles(concat!("model of amx", $suffix), $isa),
+            ]
+        };
+    }
+    static PORTABLE: [Kernel; 5] = models!(&portable::ISA, ", portable");
+    let pick = |kernels: &'static [Kernel; 5]| {
+        if compute == Compute::F32 { kernels[..2].iter() } else { kernels[2..].iter() }
     };
     #[cfg(target_arch = "x86_64")]
     if avx2::detected() {
-        static AVX2: [Kernel; 3] = [
-            model::kernel("model of avx512", Operands::F32, &avx2::ISA),
-            model::kernel("model of avx512bf16", Operands::Bf16Pairs, &avx2::ISA),
-            model::tiles("model of amx", &avx2::ISA),
-        ];
+        static AVX2: [Kernel; 5] = models!(&avx2::ISA, "");
         return pick(&AVX2).chain(pick(&PORTABLE)).collect();
     }
     pick(&PORTABLE).collect()
@@ -130,7 +142,8 @@ fn slice(kernel: &Kernel, rounds: usize) -> f64 {
     (rounds * kernel.spin_work) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Name of the kernel that products of `compute` use here: `amx`, `avx512bf16`, `avx512`, `avx2` or `portable`.
+/// Name of the kernel that products of `compute` use here: `amx`, `avx512bf16`, `avx512`, `avx2`, `neonbf16`, `neon` or
+/// `portable`.
 ///
 /// The environment variable `HALFBYTE_MATMUL_KERNEL`, read once, overrides the choice.
 ///

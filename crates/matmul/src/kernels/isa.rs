@@ -32,6 +32,10 @@ pub(crate) struct WordRow<'a> {
     /// Panels. Lanes that a row does not reach become zero.
     pub(crate) count: usize,
     /// Whether the word row that follows in each panel is written later, so that a vector store may spill into it.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only panels of 14 lanes have stores that spill")
+    )]
     pub(crate) spill: bool,
 }
 
@@ -76,6 +80,7 @@ type DotsWith<M> = unsafe fn(&[&[bf16]], &M, Stored, &mut [f32]);
 
 /// Stored rows: where the first begins in the flat matrix, how far apart they are, and how many.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has dots"))]
 pub(crate) struct Stored {
     pub(crate) start: usize,
     pub(crate) stride: usize,

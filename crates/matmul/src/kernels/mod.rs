@@ -14,6 +14,10 @@ mod choice;
 mod isa;
 #[cfg(test)]
 mod model;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_isa;
 mod output;
 mod portable;
 mod tile;
@@ -91,7 +95,7 @@ pub(crate) struct Kernel {
     pub(crate) strip: usize,
     pub(crate) operands: Operands,
     pub(crate) tile: Multiply,
-    /// Multiplies for the first half of a tile's columns and leaves the others as they are: for the end of a matrix.
+    /// Multiplies for the first half of a tile's columns at least, and may leave the others as they are: for the end of a matrix.
     pub(crate) narrow: Multiply,
     /// What a thread must do before and after it multiplies, if anything.
     pub(crate) state: Option<State>,

@@ -1,39 +1,42 @@
-//! Software models of the AVX-512 and AMX tile kernels, so that tests on any machine run their panel layouts and loops.
+//! Software models of the AVX-512, AMX and NEON tile kernels, so that tests on any machine run their panel layouts and loops.
 
 use super::tile::{Lanes, SPIN, spin, tile};
 use super::{DEPTH, Isa, Kernel, Operands, STEP, TILE_LANES};
 
 #[derive(Clone, Copy)]
-struct Sixteen<const PAIRS: bool>([f32; 16]);
+struct Model<const WIDTH: usize, const PAIRS: bool>([f32; WIDTH]);
 
-impl<const PAIRS: bool> Lanes for Sixteen<PAIRS> {
-    const WIDTH: usize = 16;
-    type Operand = [u32; 16];
+type Sixteen<const PAIRS: bool> = Model<16, PAIRS>;
+type Four<const PAIRS: bool> = Model<4, PAIRS>;
+
+impl<const WIDTH: usize, const PAIRS: bool> Lanes for Model<WIDTH, PAIRS> {
+    const WIDTH: usize = WIDTH;
+    type Operand = [u32; WIDTH];
 
     unsafe fn zero() -> Self {
-        Sixteen([0.0; 16])
+        Model([0.0; WIDTH])
     }
     unsafe fn load_acc(p: *const f32) -> Self {
-        // SAFETY: the caller passes 16 readable floats.
-        Sixteen(unsafe { p.cast::<[f32; 16]>().read_unaligned() })
+        // SAFETY: the caller passes so many readable floats.
+        Model(unsafe { p.cast::<[f32; WIDTH]>().read_unaligned() })
     }
     unsafe fn plus(self, other: Self) -> Self {
-        Sixteen(std::array::from_fn(|i| self.0[i] + other.0[i]))
+        Model(std::array::from_fn(|i| self.0[i] + other.0[i]))
     }
     unsafe fn store_acc(self, p: *mut f32) {
-        // SAFETY: the caller passes 16 writable floats.
-        unsafe { p.cast::<[f32; 16]>().write_unaligned(self.0) }
+        // SAFETY: the caller passes so many writable floats.
+        unsafe { p.cast::<[f32; WIDTH]>().write_unaligned(self.0) }
     }
-    unsafe fn load(p: *const u32) -> [u32; 16] {
-        // SAFETY: the caller passes 16 readable words.
-        unsafe { p.cast::<[u32; 16]>().read_unaligned() }
+    unsafe fn load(p: *const u32) -> [u32; WIDTH] {
+        // SAFETY: the caller passes so many readable words.
+        unsafe { p.cast::<[u32; WIDTH]>().read_unaligned() }
     }
-    unsafe fn splat(p: *const u32) -> [u32; 16] {
+    unsafe fn splat(p: *const u32) -> [u32; WIDTH] {
         // SAFETY: the caller passes a readable word.
-        [unsafe { *p }; 16]
+        [unsafe { *p }; WIDTH]
     }
-    unsafe fn mul_acc(self, a: [u32; 16], b: [u32; 16]) -> Self {
-        Sixteen(std::array::from_fn(|i| {
+    unsafe fn mul_acc(self, a: [u32; WIDTH], b: [u32; WIDTH]) -> Self {
+        Model(std::array::from_fn(|i| {
             if PAIRS {
                 let (odd, even) = (|w: u32| f32::from_bits(w & 0xffff_0000), |w: u32| f32::from_bits(w << 16));
                 self.0[i] + odd(a[i]) * odd(b[i]) + even(a[i]) * even(b[i])
@@ -77,6 +80,29 @@ pub(super) const fn kernel(name: &'static str, operands: Operands, isa: &'static
         spin: spin_model,
         spin_work: 32 * SPIN,
         isa,
+    }
+}
+
+unsafe fn tile_8x12<const PAIRS: bool>(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract; plain arrays need no instruction set.
+    unsafe { tile::<Four<PAIRS>, 8, 3, 3>(words, a, b, c, add) }
+}
+
+unsafe fn tile_8x12_narrow<const PAIRS: bool>(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    // SAFETY: same contract; plain arrays need no instruction set.
+    unsafe { tile::<Four<PAIRS>, 8, 2, 3>(words, a, b, c, add) }
+}
+
+/// The model of a NEON kernel on top of the vector helpers `isa`: `bfmmla` adds two pairs, one after the other.
+pub(super) const fn neon(name: &'static str, operands: Operands, isa: &'static Isa) -> Kernel {
+    let pairs = matches!(operands, Operands::Bf16Pairs);
+    Kernel {
+        mr: 8,
+        nr: 12,
+        strip: 12,
+        tile: if pairs { tile_8x12::<true> } else { tile_8x12::<false> },
+        narrow: if pairs { tile_8x12_narrow::<true> } else { tile_8x12_narrow::<false> },
+        ..kernel(name, operands, isa)
     }
 }
 

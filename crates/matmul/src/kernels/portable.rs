@@ -174,6 +174,8 @@ pub(super) fn deal_f32(row: &[f32], out: WordRow<'_>) {
     // Copies of a fixed length become a few moves.
     match out.width {
         6 => deal_wide::<6>(row, out),
+        8 => deal_wide::<8>(row, out),
+        12 => deal_wide::<12>(row, out),
         14 => deal_wide::<14>(row, out),
         16 => deal_wide::<16>(row, out),
         32 => deal_wide::<32>(row, out),
