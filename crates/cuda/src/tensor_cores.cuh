@@ -12,6 +12,7 @@
 // c (16, 8) += a (16, 16) b (16, 8).
 __device__ __forceinline__ void mma(float* c, const unsigned* a, const unsigned* b) {
 #if defined(CUDA_ON_CPU)
+    counts::mma();
     struct Held {
         unsigned a[4], b[2];
     };
@@ -59,13 +60,8 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 // 2t + 1 of row g of each or, transposed, elements g of rows 2t and 2t + 1.
 template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigned* x, const T* row) {
 #if defined(CUDA_ON_CPU)
-    auto of = cpu::lanes(row);
-    int g = (threadIdx.x & 31) / 4, t = threadIdx.x & 3;
-    for (int i = 0; i < 4; i++) {
-        T low = TRANSPOSED ? of(8 * i + 2 * t)[g] : of(8 * i + g)[2 * t];
-        T high = TRANSPOSED ? of(8 * i + 2 * t + 1)[g] : of(8 * i + g)[2 * t + 1];
-        x[i] = low.bits | ((unsigned)high.bits << 16);
-    }
+    counts::matrix_row(row);
+    cpu::matrices(x, row, TRANSPOSED);
 #else
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
     if (TRANSPOSED)

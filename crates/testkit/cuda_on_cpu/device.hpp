@@ -65,6 +65,8 @@ struct Allocation {
     Device* device;
 };
 struct Function {
+    // With its module's.
+    std::string name;
     const cpu::Kernel* kernel;
     Device* device;
     // Dynamic shared memory that it has leave for.
@@ -82,6 +84,8 @@ inline thread_local Device* current = nullptr;
 inline std::set<Stream*> streams;
 inline std::set<Event*> events;
 inline std::map<Pointer, Allocation> allocations;
+// What lies there, until the stream has come to where it was freed.
+inline std::map<Pointer, size_t> memory;
 inline std::map<const char*, size_t> pinned;
 inline size_t launches = 0, copies = 0, allocated = 0;
 

@@ -135,12 +135,13 @@ API cuMemAllocAsync(Pointer* at, size_t bytes, Stream* stream) {
     if (!is_here(stream)) return INVALID_HANDLE;
     size_t fails = environment("CUDA_ON_CPU_FAIL_ALLOC", 0);
     if (current->used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
-    auto memory = static_cast<char*>(aligned_alloc(GRAIN, (bytes + GRAIN - 1) / GRAIN * GRAIN));
-    if (!memory) return OUT_OF_MEMORY;
+    auto fresh = static_cast<char*>(aligned_alloc(GRAIN, (bytes + GRAIN - 1) / GRAIN * GRAIN));
+    if (!fresh) return OUT_OF_MEMORY;
     // Fresh memory holds anything: a NaN in every float type.
-    memset(memory, 0xFF, bytes);
-    *at = reinterpret_cast<Pointer>(memory);
+    memset(fresh, 0xFF, bytes);
+    *at = reinterpret_cast<Pointer>(fresh);
     allocations[*at] = {bytes, current};
+    memory[*at] = bytes;
     current->used += bytes;
     return OK;
 }
@@ -150,7 +151,10 @@ API cuMemFreeAsync(Pointer at, Stream* stream) {
     if (it == allocations.end() || it->second.device != current || !is_here(stream)) return INVALID_VALUE;
     current->used -= it->second.bytes;
     allocations.erase(it);
-    stream->queue.push_back([at] { free(reinterpret_cast<void*>(at)); });
+    stream->queue.push_back([at] {
+        memory.erase(at);
+        free(reinterpret_cast<void*>(at));
+    });
     return OK;
 }
 API cuMemHostAlloc(void** at, size_t bytes, unsigned) {
@@ -234,7 +238,7 @@ API cuModuleGetFunction(Function** function, Module* module, const char* name) {
     auto it = cpu::kernels().find(module->name + "/" + name);
     if (it == cpu::kernels().end()) return NOT_FOUND;
     auto& found = module->functions[name];
-    if (!found) found.reset(new Function{&it->second, module->device});
+    if (!found) found.reset(new Function{it->first, &it->second, module->device});
     *function = found.get();
     return OK;
 }
@@ -249,6 +253,17 @@ API cuFuncSetAttribute(Function* f, int which, int value) {
 API cuFuncGetAttribute(int* value, int, Function*) {
     *value = 0;
     return OK;
+}
+static void run(const std::string& name, dim3 grid, dim3 block, unsigned shared, const std::function<void()>& body) {
+#ifdef CUDA_ON_CPU_COUNTS
+    std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+    for (auto& [at, bytes] : memory) ranges.emplace_back(at, at + bytes);
+    counts::begin(name, grid, block, shared, std::move(ranges));
+    cpu::launch(grid, block, shared, body);
+    counts::end();
+#else
+    cpu::launch(grid, block, shared, body);
+#endif
 }
 API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, Stream* stream, void** args, void** extra) {
@@ -265,7 +280,7 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     }
     auto body = f->kernel->bind(args);
     stream->queue.push_back([=] {
-        if (!stream->device->broken) cpu::launch({gx, gy, gz}, {bx, by, bz}, shared, body);
+        if (!stream->device->broken) run(f->name, {gx, gy, gz}, {bx, by, bz}, shared, body);
     });
     return OK;
 }

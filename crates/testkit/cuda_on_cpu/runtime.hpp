@@ -20,6 +20,8 @@
 #include <utility>
 #include <vector>
 
+#include "counts.hpp"
+
 #define CUDA_ON_CPU 1
 #define __global__
 #define __device__
@@ -234,9 +236,11 @@ inline void run_block(Block& b, Order how) {
                 if (f.state == State::AtBlockBarrier) f.state = State::Runs;
             b.at_barrier = 0;
             moved = true;
+            counts::block_meets();
         }
         if (!moved) fail("threads wait for a barrier that others never reach");
     }
+    counts::block_ends();
     block = nullptr;
     fiber = nullptr;
 }
@@ -258,12 +262,14 @@ inline void launch(dim3 grid, dim3 size, size_t shared, const std::function<void
         b.stacks = stacks.data();
         b.dynamic = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(dynamic.data()) + 63) & ~uintptr_t(63));
         b.body = &body;
+        counts::enter(b.stacks, threads * STACK, b.dynamic, shared, b.warps.size());
         for (uint64_t i; (i = next.fetch_add(1)) < blocks;) {
             b.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (uint64_t(grid.x) * grid.y))};
             // Shared memory holds anything at first.
             memset(b.dynamic, 0xCD, shared);
             run_block(b, how);
         }
+        counts::leave();
     };
     unsigned cores = std::thread::hardware_concurrency();
     if (cores > blocks) cores = unsigned(blocks);
@@ -284,6 +290,7 @@ inline void warp_barrier(uint32_t mask) {
     if (w->arrived == w->mask) {
         w->arrived = 0;
         w->generation++;
+        if (w->mask == w->alive) counts::warp_meets(w - block->warps.data());
         return;
     }
     f->waits_for = w->generation;
@@ -301,12 +308,35 @@ template <class T> auto lanes(const T& value, uint32_t mask = ~0u) {
     return [slots](unsigned lane) -> const T& { return *reinterpret_cast<const T*>(slots[lane]); };
 }
 
-template <class T> T exchange(uint32_t mask, T value, unsigned from) { return lanes(value, mask)(from); }
+template <class T> T exchange(uint32_t mask, T value, unsigned from) {
+    counts::exchange(mask);
+    return lanes(value, mask)(from);
+}
 
-inline void copy_later(void* to, const void* from, size_t bytes, bool there) {
+UNCOUNTED inline unsigned bits_of(const void* row, int element) {
+    uint16_t bits;
+    memcpy(&bits, static_cast<const char*>(row) + 2 * element, 2);
+    return bits;
+}
+// Of four matrices of eight rows of eight 16-bit elements, whose rows' places lanes name: what ldmatrix gives this lane.
+UNCOUNTED inline void matrices(unsigned* x, const void* row, bool transposed) {
+    auto of = lanes(row);
+    int g = fiber->lane / 4, t = fiber->lane & 3;
+    for (int i = 0; i < 4; i++) {
+        unsigned low = transposed ? bits_of(of(8 * i + 2 * t), g) : bits_of(of(8 * i + g), 2 * t);
+        unsigned high = transposed ? bits_of(of(8 * i + 2 * t + 1), g) : bits_of(of(8 * i + g), 2 * t + 1);
+        x[i] = low | high << 16;
+    }
+}
+
+inline void remember_copy(void* to, const void* from, size_t bytes, bool there) {
     if (reinterpret_cast<uintptr_t>(to) % bytes || (there && reinterpret_cast<uintptr_t>(from) % bytes))
         fail("a copy to shared memory is not aligned");
     fiber->copies.push_back({to, from, bytes, there});
+}
+__forceinline__ void copy_later(void* to, const void* from, size_t bytes, bool there) {
+    counts::copy(to, from, bytes, there);
+    remember_copy(to, from, bytes, there);
 }
 inline void wait_for_copies() {
     for (const Copy& it : fiber->copies) it.there ? memcpy(it.to, it.from, it.bytes) : memset(it.to, 0, it.bytes);
@@ -377,7 +407,8 @@ template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned d) {
     unsigned from = cpu::fiber->lane + d;
     return cpu::exchange(mask, v, from < 32 ? from : cpu::fiber->lane);
 }
-inline float atomicAdd(float* p, float v) {
+UNCOUNTED inline float atomicAdd(float* p, float v) {
+    counts::atomic(p, 4);
     uint32_t old = __atomic_load_n(reinterpret_cast<uint32_t*>(p), __ATOMIC_RELAXED), next;
     float sum;
     do {
@@ -388,9 +419,18 @@ inline float atomicAdd(float* p, float v) {
                                           __ATOMIC_RELAXED));
     return sum;
 }
-inline int atomicAdd(int* p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
-inline unsigned atomicAdd(unsigned* p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
-inline int atomicOr(int* p, int v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }
+UNCOUNTED inline int atomicAdd(int* p, int v) {
+    counts::atomic(p, 4);
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+UNCOUNTED inline unsigned atomicAdd(unsigned* p, unsigned v) {
+    counts::atomic(p, 4);
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+UNCOUNTED inline int atomicOr(int* p, int v) {
+    counts::atomic(p, 4);
+    return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
+}
 
 inline float __int_as_float(int i) {
     float f;

@@ -3,7 +3,7 @@
 // A skipped test says so.
 #![allow(clippy::print_stderr)]
 
-use crate::cuda_on_cpu::build;
+use crate::cuda_on_cpu::{Purpose, build};
 use halfbyte_cuda::{DeviceInfo, Gpu, Version, probe};
 use std::{
     io,
@@ -49,7 +49,11 @@ fn without_compiler(error: &io::Error) -> bool {
 ///
 /// `None` without a C++ compiler, with the reason printed.
 pub fn libraries() -> Option<PathBuf> {
-    match build() {
+    libraries_for(Purpose::Running)
+}
+
+fn libraries_for(purpose: Purpose) -> Option<PathBuf> {
+    match build(purpose) {
         Ok(dir) => Some(dir),
         Err(e) if without_compiler(&e) => {
             eprintln!("skipped: no CUDA driver, and no C++ compiler to build one for the CPU");
@@ -57,6 +61,22 @@ pub fn libraries() -> Option<PathBuf> {
         }
         Err(e) => panic!("the CUDA libraries for the CPU do not build: {e}"),
     }
+}
+
+/// As [`gpu`] where there is no GPU, with libraries that count what launches do: the one that does.
+pub(crate) fn preload_counting() -> Option<PathBuf> {
+    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    LIBRARY
+        .get_or_init(|| {
+            if probe().require().is_ok() {
+                eprintln!("skipped: a GPU is there, and the CPU cannot count in its place");
+                return None;
+            }
+            let dir = libraries_for(Purpose::Counting)?;
+            preload(&dir);
+            Some(dir.join("libcuda.so.1"))
+        })
+        .clone()
 }
 
 /// Opens the libraries so that the bindings, which ask for them by name, get these.

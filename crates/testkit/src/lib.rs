@@ -3,6 +3,8 @@
 //! Panics are this crate's business: every failed expectation is a failed test.
 
 #[cfg(target_os = "linux")]
+pub mod counts;
+#[cfg(target_os = "linux")]
 pub mod cuda;
 #[cfg(target_os = "linux")]
 mod cuda_on_cpu;
