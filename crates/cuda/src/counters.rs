@@ -13,7 +13,8 @@ pub struct Counters {
     pub searches: u64,
     /// Floating-point operations of the products: two for each term of a sum.
     pub operations: u64,
-    /// Bytes that kernels and products read and write, if each goes once over what it is given; counted on a [dry](crate::Gpu::dry) device.
+    /// Bytes that kernels and products read and write, if each goes once over what it is given or as [`crate::Gpu::next_moves`] says;
+    /// counted on a [dry](crate::Gpu::dry) device.
     pub bytes: u64,
     /// Copies from host memory, in calls of [`crate::Buffer::upload`].
     pub uploads: u64,

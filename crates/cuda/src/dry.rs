@@ -3,7 +3,7 @@
 //! A plan goes through the real code on it. What that code would allocate, launch and multiply is counted, so that the peak of memory
 //! and the work of a step are known before anything is loaded, on a machine without a GPU, too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -39,8 +39,21 @@ pub(crate) struct Dry {
     next: AtomicU64,
     /// The bytes that were asked for at each address, for the traffic of kernels.
     sizes: Mutex<HashMap<u64, usize>>,
+    /// Bytes that the next kernel moves, where its arguments do not say.
+    told: Mutex<Option<u64>>,
+    /// What each kernel was asked for.
+    booked: Mutex<BTreeMap<String, Booked>>,
     /// What the library of products would take for itself.
     pub(crate) workspace: OnceLock<Block>,
+}
+
+/// What a kernel would have done on a device that is not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Booked {
+    /// How often it was started.
+    pub launches: u64,
+    /// Bytes it would read and write.
+    pub bytes: u64,
 }
 
 /// Addresses begin here, so that none is the null pointer.
@@ -49,7 +62,15 @@ const FIRST: u64 = 1 << 30;
 impl Dry {
     pub(crate) fn new(rates: Rates) -> Dry {
         let (clock, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        Dry { rates, clock, next, sizes: Mutex::default(), workspace: OnceLock::new() }
+        Dry {
+            rates,
+            clock,
+            next,
+            sizes: Mutex::default(),
+            told: Mutex::default(),
+            booked: Mutex::default(),
+            workspace: OnceLock::new(),
+        }
     }
 
     /// What its clock says, in picoseconds.
@@ -60,6 +81,19 @@ impl Dry {
     /// A kernel, or a copy, that moves so many bytes.
     pub(crate) fn pass_bytes(&self, bytes: u64) {
         self.pass(self.rates.gap + bytes as f64 / self.rates.bytes);
+    }
+
+    /// Remembers a launch of a kernel.
+    pub(crate) fn book(&self, kernel: String, bytes: u64) {
+        let mut booked = self.booked.lock().unwrap_or_else(PoisonError::into_inner);
+        let it = booked.entry(kernel).or_default();
+        it.launches += 1;
+        it.bytes += bytes;
+    }
+
+    /// What was remembered since the last time, by the names of modules and kernels.
+    pub(crate) fn take_booked(&self) -> BTreeMap<String, Booked> {
+        std::mem::take(&mut *self.booked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A product, as long as its operations or its bytes take.
@@ -92,8 +126,16 @@ impl Dry {
         self.sizes().remove(&at);
     }
 
-    /// Bytes that a kernel reads or writes, if it goes once over everything it is given.
+    /// What the next kernel moves.
+    pub(crate) fn tell(&self, bytes: u64) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+    }
+
+    /// Bytes that a kernel reads or writes: as was told, or if it goes once over everything it is given.
     pub(crate) fn traffic(&self, args: &[Arg]) -> u64 {
+        if let Some(bytes) = self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return bytes;
+        }
         let sizes = self.sizes();
         let held = |at: &u64| sizes.get(at).copied().unwrap_or(0) as u64;
         let bytes = |arg: &Arg| match arg {

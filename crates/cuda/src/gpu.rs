@@ -1,5 +1,6 @@
 //! A GPU that is in use: its context, streams and memory.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use cudarc::driver::{result, sys};
 use crate::algorithms::Measuring;
 use crate::buffer::Buffer;
 use crate::counters::{Counters, Tally};
-use crate::dry::{Dry, Rates};
+use crate::dry::{Booked, Dry, Rates};
 use crate::error::Error;
 use crate::launch::Modules;
 use crate::matmul::Blas;
@@ -120,6 +121,19 @@ impl Gpu {
     /// Whether there is no device behind it.
     pub fn is_dry(&self) -> bool {
         self.dry.is_some()
+    }
+
+    /// What each kernel, named as `rms_norm.bf16/forward`, would have done since this was last asked; nothing where there is a device.
+    pub fn booked(&self) -> BTreeMap<String, Booked> {
+        self.dry.as_ref().map(|it| it.take_booked()).unwrap_or_default()
+    }
+
+    /// For the books of a dry device: the kernel that is started next reads and writes so many bytes, as it goes over a part of what it
+    /// is given, or follows addresses that lie in a table. Without a word it goes once over everything.
+    pub fn next_moves(&self, bytes: usize) {
+        if let Some(dry) = &self.dry {
+            dry.tell(bytes as u64);
+        }
     }
 
     /// Counts floating-point operations that a kernel does beside the products, which count themselves.

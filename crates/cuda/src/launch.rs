@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::{result, sys};
 
 use crate::Version;
-use crate::compile::{Source, image, nvrtc_version};
+use crate::compile::{Source, image, module_name, nvrtc_version};
 use crate::counters::count;
 use crate::error::Error;
 use crate::gpu::{Gpu, call};
@@ -107,6 +107,7 @@ impl Gpu {
             let bytes = dry.traffic(args);
             self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
             dry.pass_bytes(bytes);
+            dry.book(format!("{}/{kernel}", module_name(source.name, element)), bytes);
             return Ok(());
         }
         let function = self.function((source, element), kernel, launch.shared)?;

@@ -40,7 +40,7 @@ pub use buffer::Buffer;
 pub use cache::cache_dir;
 pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name, source_files};
 pub use counters::Counters;
-pub use dry::Rates;
+pub use dry::{Booked, Rates};
 pub use error::Error;
 pub use gpu::Gpu;
 pub use kernels::{Any, Beside, F16, Holds, InRows, Kind, Memory, Parameter, Pointee, Slice, T, Target, Three};

@@ -71,6 +71,29 @@ fn launches_and_products_are_counted_with_their_bytes() {
 }
 
 #[test]
+fn launches_are_booked_by_kernel_until_somebody_asks() {
+    let gpu = card();
+    let (x, y) = (gpu.alloc(1000).unwrap(), gpu.alloc(24).unwrap());
+    for (n, z) in [(7, None), (8, Some(Slice(y.ptr())))] {
+        let kernel = Kernel { x: &Slice(x.ptr()), y: &mut Slice(y.ptr()), n, z: z.as_ref() };
+        // SAFETY: nothing is launched.
+        unsafe { kernel.launch(&gpu, Number::F32, Launch::elements(6)) }.unwrap();
+    }
+    let booked: Vec<(String, u64, u64)> = gpu.booked().into_iter().map(|(k, it)| (k, it.launches, it.bytes)).collect();
+    assert_eq!(booked, [("nobody.f32/kernel".to_owned(), 2, 1024 + 1048)]);
+    assert!(gpu.booked().is_empty());
+    // A kernel that says what it moves is believed, once.
+    gpu.next_moves(10);
+    for _ in 0..2 {
+        let kernel = Kernel { x: &Slice(x.ptr()), y: &mut Slice(y.ptr()), n: 7, z: None };
+        // SAFETY: as above.
+        unsafe { kernel.launch(&gpu, Number::F32, Launch::elements(6)) }.unwrap();
+    }
+    assert_eq!(gpu.booked()["nobody.f32/kernel"].bytes, 10 + 1024);
+    assert_eq!(gpu.counters().bytes, 1024 + 1048 + 10 + 1024);
+}
+
+#[test]
 fn the_clock_goes_at_the_rates_of_the_card() {
     let gpu = card_at(Rates { products: 1e9, kernels: 1e6, bytes: 1e9, gap: 1e-6 });
     let seconds = |work: &dyn Fn()| {

@@ -210,6 +210,8 @@ impl CudaAdamW {
     fn update(&self, [floats, codes]: &[Vec<Row>; 2], c: &Coefficients, scale: f32) -> Result<()> {
         for rows in floats.chunks(ROWS) {
             let table = upload(&self.gpu, rows.as_flattened())?;
+            // Values and both moments are read and written, gradients are read.
+            self.gpu.next_moves(table.bytes() + 7 * WORD * elements(rows));
             let kernel = Update {
                 spans: &Slice(table.ptr()),
                 scale,
@@ -227,6 +229,9 @@ impl CudaAdamW {
         for rows in codes.chunks(ROWS) {
             let table = upload(&self.gpu, rows.as_flattened())?;
             let c8 = &c.in_8_bits;
+            // Moments are codes, with a scale for each block.
+            let scales = rows.iter().map(|it| (it[6] as usize).div_ceil(BLOCK)).sum::<usize>();
+            self.gpu.next_moves(table.bytes() + (3 * WORD + 4) * elements(rows) + 4 * WORD * scales);
             let kernel = UpdateBlockwise8 {
                 spans: &Slice(table.ptr()),
                 maps: &Slice(self.maps.as_ref().map_or(0, Buffer::ptr)),
@@ -330,6 +335,11 @@ impl CudaAdamW {
     }
 }
 
+/// Elements of spans.
+fn elements(rows: &[Row]) -> usize {
+    rows.iter().map(|it| it[6] as usize).sum()
+}
+
 /// Blocks for spans, each block with a share of one span of so many threads at a time.
 fn over(rows: &[Row], threads: usize) -> Launch {
     let longest = rows.iter().map(|it| it[6]).max().unwrap_or(0) as usize;
@@ -350,6 +360,7 @@ pub fn sums_of_squares(gpu: &Arc<Gpu>, grads: &[&Buffer], beside: Option<&Buffer
         let arrays: Vec<[u64; 2]> = some.iter().map(|it| [it.ptr(), (it.bytes() / WORD) as u64]).collect();
         let table = upload(gpu, arrays.as_flattened())?;
         let mut place = Slice(sums.ptr() + (i * ROWS * BYTES) as u64);
+        gpu.next_moves(table.bytes() + some.iter().map(|it| it.bytes() + BYTES).sum::<usize>());
         let kernel = SumsOfSquares { arrays: &Slice(table.ptr()), sums: &mut place };
         let launch = Launch { grid: (SUM_BLOCKS, some.len() as u32, 1), block: (256, 1, 1), shared: 0 };
         // SAFETY: the gradients have so many elements, and every block a place for its sum.

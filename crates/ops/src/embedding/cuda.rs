@@ -17,7 +17,10 @@ pub(super) fn gather(gpu: &Arc<Gpu>, table: &Tensor, ids: &Ids, out: &mut Tensor
         return Ok(());
     }
     let (element, kind, channels) = (number(out.dtype()), number(table.dtype()), table.cols());
-    let kernel = Gather { table, kind, ids: ids.on(gpu)?, out, channels, n };
+    let ids = ids.on(gpu)?;
+    // A row of the table for each id.
+    gpu.next_moves(n * (table.dtype().size() + out.dtype().size()) + ids.bytes());
+    let kernel = Gather { table, kind, ids, out, channels, n };
     // SAFETY: all ids lie in the table, which the caller checked; `out` has a row an id.
     unsafe { kernel.launch(gpu, element, Launch::elements(n)) }
 }

@@ -100,6 +100,7 @@ pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Re
     let dtype = into.tensor().dtype();
     on_device(from, |gpu| {
         let (kind, start, stride, out) = (number(from.dtype()), into.start(), into.stride(), into.tensor());
+        gpu.next_moves(from.bytes() + rows * width * dtype.size());
         let kernel = Put { src: from, kind, scale, cols, before, out, start, stride, rows, width };
         // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
         unsafe { kernel.launch(gpu, number(dtype), blocks(rows, width)) }
@@ -118,6 +119,7 @@ pub(crate) fn put_beside(left: &Tensor, right: &Tensor) -> Result<()> {
     }
     on_device(left, |gpu| {
         let (before, stride) = (left.cols(), left.stride());
+        gpu.next_moves(2 * right.bytes());
         let kernel = PutBeside { rows_of: left, src: right, before, stride, rows, width };
         // SAFETY: the room has so many columns in each of the rows.
         unsafe { kernel.launch(gpu, number(left.dtype()), blocks(rows, width)) }
@@ -172,6 +174,8 @@ fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
     if rows * width == 0 {
         return Ok(());
     }
+    let given: usize = pieces.iter().filter_map(|it| it.0).map(Tensor::bytes).sum();
+    gpu.next_moves(given + rows * width * dtype.size());
     let kernel = Stack { a, a_kind, a_end, b, b_kind, b_end, c, c_kind, c_end, out, start, stride, rows, width };
     // SAFETY: the window lies in its tensor, and each matrix has the rows up to its end.
     unsafe { kernel.launch(&gpu, number(dtype), blocks(rows, width)) }
