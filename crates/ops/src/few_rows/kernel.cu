@@ -41,8 +41,12 @@ struct Matrix {
 // What a block keeps for the end, when the products of its rows are known.
 struct Kept {
     float parts[WARPS][TILE * FEW];
-    float b[TILE * RANK], h[FEW * RANK], there[TILE * FEW];
+    // Rows of each lie an odd number of elements apart, so that all are read at once.
+    float b[TILE * (RANK + 1)], h[FEW * (RANK + 1)], there[TILE * FEW];
 };
+
+// Where the part of output i of row r lies: both the lanes that hold a fragment and those with an output each name 32 banks.
+__device__ __forceinline__ int part_of(int r, int i) { return i % 2 * 64 + r * 4 + (i / 2 ^ (r / 8 * 2 + i % 2)); }
 
 // What is added to the products.
 struct Addends {
@@ -59,8 +63,9 @@ struct Addends {
         if (i < m && row + r < n) kept.there[threadIdx.x] = there(i, row + r, n);
         if (!b) return;
         for (int e = threadIdx.x; e < TILE * rank; e += blockDim.x)
-            if (row + e / rank < n) kept.b[e] = rounded<T>(scaling * load_any(b, b_kind, (size_t)row * rank + e));
-        for (int e = threadIdx.x; e < m * rank; e += blockDim.x) kept.h[e] = to_f32(h[(size_t)(e / rank) * width + first + e % rank]);
+            if (row + e / rank < n) kept.b[e / rank * (rank | 1) + e % rank] = rounded<T>(scaling * load_any(b, b_kind, (size_t)row * rank + e));
+        for (int e = threadIdx.x; e < m * rank; e += blockDim.x)
+            kept.h[e / rank * (rank | 1) + e % rank] = to_f32(h[(size_t)(e / rank) * width + first + e % rank]);
     }
     // What is there of element `row` of row i already.
     __device__ __forceinline__ float there(int i, int row, int n) const {
@@ -70,7 +75,7 @@ struct Addends {
     __device__ __forceinline__ float update(const Kept& kept, int i, int r) const {
         float sum = 0.0f;
         if (b)
-            for (int j = 0; j < rank; j++) sum += kept.h[i * rank + j] * kept.b[r * rank + j];
+            for (int j = 0; j < rank; j++) sum += kept.h[i * (rank | 1) + j] * kept.b[r * (rank | 1) + j];
         return sum;
     }
 };
@@ -174,7 +179,8 @@ __device__ __forceinline__ void products_of(Multiplier& with, Kept& kept, const 
     // A thread a byte: its two values, 32 times.
     if (threadIdx.x < 256) {
         unsigned two = pack(w.tables[threadIdx.x >> 4], w.tables[threadIdx.x & 15]);
-        for (int i = 0; i < 8; i++) *(uint4*)(with.table + threadIdx.x * 32 + (i + lane) % 8 * 4) = {two, two, two, two};
+        const uint4 four = {two, two, two, two};
+        for (int i = 0; i < 8; i++) *(uint4*)(with.table + threadIdx.x * 32 + (i + lane) % 8 * 4) = four;
         if (w.scale_codes) with.map[threadIdx.x] = w.tables[16 + threadIdx.x];
     }
     more.fetch(kept, w.row, m, w.n);
@@ -187,7 +193,7 @@ __device__ __forceinline__ void products_of(Multiplier& with, Kept& kept, const 
     }
     float* to = kept.parts[warp];
 #pragma unroll
-    for (int i = 0; i < 4; i++) to[(lane / 4 + i / 2 * 8) * FEW + lane % 4 * 2 + i % 2] = sums[i];
+    for (int i = 0; i < 4; i++) to[part_of(lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)] = sums[i];
 }
 
 // The products of the block's rows, a part of the elements each warp's: how many parts.
@@ -235,7 +241,7 @@ __device__ __forceinline__ void dots(Multiplier& with, Kept& kept, const Matrix&
 #pragma unroll
         for (int i = 0; i < M; i++) {
             float sum = warp_sum(sums[r][i]);
-            if (lane == 0) kept.parts[0][(own + r) * FEW + i] = sum;
+            if (lane == 0) kept.parts[0][part_of(own + r, i)] = sum;
         }
 }
 
@@ -272,7 +278,7 @@ KERNEL multiply(const T* x, Three<const unsigned char*> codes, Three<const float
     __syncthreads();
     if (!own) return;
     float product = 0.0f;
-    for (int p = 0; p < parts; p++) product += kept.parts[p][r * FEW + i];
+    for (int p = 0; p < parts; p++) product += kept.parts[p][part_of(r, i)];
     pick(y, which)[(size_t)i * w.n + w.row + r] = Round<T>::of(product + more.update(kept, i, r) + kept.there[threadIdx.x]);
 }
 

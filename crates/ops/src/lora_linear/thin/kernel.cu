@@ -44,6 +44,20 @@ __device__ __forceinline__ void load_projections(T* hs, const T* h, int row, int
     }
 }
 
+// Elements k and k + 1 of a row of sums, k even: at once where the row has an even number, so that lanes fill sectors together.
+struct alignas(8) Two {
+    float v[2];
+};
+__device__ __forceinline__ void store_two(float* row, int k, int rank, const float* sums) {
+    if (rank % 2 == 0) {
+        const Two two = {{sums[0], sums[1]}};
+        if (k < rank) *(Two*)(row + k) = two;
+    } else {
+        if (k < rank) row[k] = sums[0];
+        if (k + 1 < rank) row[k + 1] = sums[1];
+    }
+}
+
 // RANK is the rank, rounded up to 16 or 32; rows of factors are eight elements longer in shared memory, for ldmatrix.
 template <int RANK>
 __device__ __forceinline__ void gradients_of(T* shared, const T* dy, int dy_stride, const void* b, int b_kind, const T* h, float scaling, float* dh,
@@ -119,9 +133,9 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* dy, int dy_stri
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int r = from + 16 * warp + g + i / 2 * 8, k = 8 * n + 2 * t + i % 2;
-                    if (r < rows && k < rank) to[(size_t)r * rank + k] = to_a[n][i];
+                for (int half = 0; half < 2; half++) {
+                    int r = from + 16 * warp + g + 8 * half;
+                    if (r < rows) store_two(to + (size_t)r * rank, 8 * n + 2 * t, rank, to_a[n] + 2 * half);
                 }
         }
     }
@@ -132,9 +146,9 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* dy, int dy_stri
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int c = col + chunk * TILE + 16 * warp + g + i / 2 * 8, k = 8 * n + 2 * t + i % 2;
-                if (c < cols && k < rank) to[(size_t)c * rank + k] = to_b[chunk][n][i];
+            for (int half = 0; half < 2; half++) {
+                int c = col + chunk * TILE + 16 * warp + g + 8 * half;
+                if (c < cols) store_two(to + (size_t)c * rank, 8 * n + 2 * t, rank, to_b[chunk][n] + 2 * half);
             }
 }
 #endif
