@@ -1,6 +1,6 @@
 use super::{RmsNorm, Saved};
 use halfbyte_cuda::{Any, Gpu, InRows, Kind, Launch, Number, T, kernels};
-use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
+use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
@@ -10,7 +10,7 @@ kernels! {
         rounds_last: i32,
     }
     backward as Backward {
-        x: *const T, w: *const f32, rstd: *const f32, dy: *const T, there: Option<InRows<*const T>>, there_stride: i32,
+        x: *const T, w: *const Any, w_kind: Kind, rstd: *const f32, dy: *const T, there: Option<InRows<*const T>>, there_stride: i32,
         dx: InRows<*mut T>, stride: i32, c: i32, offset: f32,
     }
     weight_gradient as WeightGradient {
@@ -53,9 +53,9 @@ pub(super) fn backward(
     let rounds_last = usize::from(rounds_last);
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
-        let w = &w.to_dtype(DType::F32);
+        let w_kind = number(w.dtype());
         let (there_stride, stride) = (c + there.map_or(0, Tensor::room), c + dx.room());
-        let kernel = Backward { x, w, rstd, dy, there, there_stride, dx, stride, c, offset };
+        let kernel = Backward { x, w, w_kind, rstd, dy, there, there_stride, dx, stride, c, offset };
         // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;
     }

@@ -51,8 +51,8 @@ KERNEL forward(const T* x, const void* w, int w_kind, T* y, float* rstd, int c, 
 }
 
 // Rows of what is there lie `there_stride` apart, those of dx `stride`. With h = x rstd and g = dy (w + offset): dx = rstd (g - h mean(g h)), added to what is there, if anything is.
-KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, const T* there, int there_stride, T* dx, int stride, int c,
-                float offset) {
+KERNEL backward(const T* x, const void* w, int w_kind, const float* rstd, const T* dy, const T* there, int there_stride, T* dx, int stride,
+                int c, float offset) {
     __shared__ float scratch[32];
     size_t at = (size_t)blockIdx.x * c;
     bool together = c % N == 0 && stride % N == 0 && there_stride % N == 0 && on_16(x) && on_16(dy) && on_16(dx) && on_16(w) && on_16(there);
@@ -61,7 +61,7 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
     for_packs<T, KEPT>(c, [&](int i, int k) {
         xs[k] = load_pack(x + at, i, c, together);
         dys[k] = load_pack(dy + at, i, c, together);
-        load_floats(w, i, c, together, weights);
+        load_weights(w, w_kind, i, c, together, weights);
         float terms[N];
 #pragma unroll
         for (int j = 0; j < N; j++) terms[j] = to_f32(dys[k].v[j]) * (weights[j] + offset) * (to_f32(xs[k].v[j]) * r);
@@ -73,7 +73,7 @@ KERNEL backward(const T* x, const float* w, const float* rstd, const T* dy, cons
             xs[k] = load_pack(x + at, i, c, together);
             dys[k] = load_pack(dy + at, i, c, together);
         }
-        load_floats(w, i, c, together, weights);
+        load_weights(w, w_kind, i, c, together, weights);
         Pack<T> out, sum;
         if (there) sum = load_pack(there + (size_t)blockIdx.x * there_stride, i, c, together);
 #pragma unroll

@@ -123,7 +123,7 @@ fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
     let counted = [asked(false, &[0]), asked(false, &[0, 1, 2, 3]), asked(true, &[0, 1, 2, 3])];
     assert_eq!(
         counted,
-        [[69, 17, 7, 1, 1], [73, 21, 7, 1, 1], [101, 32, 7, 1, 1]],
+        [[67, 17, 7, 1, 1], [71, 21, 7, 1, 1], [99, 32, 7, 1, 1]],
         "launches, products, uploads, downloads, waits"
     );
 }
