@@ -69,7 +69,12 @@ struct Compiler {
 impl Compiler {
     fn new(purpose: Purpose) -> Compiler {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda_on_cpu");
-        Compiler { sources, flags: std::env::var("CUDA_ON_CPU_FLAGS").unwrap_or_default(), purpose }
+        // Sanitizers and counting exclude each other.
+        let flags = match purpose {
+            Purpose::Running => std::env::var("CUDA_ON_CPU_FLAGS").unwrap_or_default(),
+            Purpose::Counting => String::new(),
+        };
+        Compiler { sources, flags, purpose }
     }
 
     fn run(&self, what: &str, args: &[&str]) -> io::Result<()> {

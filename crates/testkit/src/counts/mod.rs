@@ -11,6 +11,9 @@
 //! }
 //! ```
 
+// A table for who asks for one.
+#![allow(clippy::print_stderr)]
+
 mod cuda;
 
 use halfbyte_cuda::Gpu;
@@ -283,12 +286,18 @@ impl Counter {
         self.gpu.clone()
     }
 
-    /// What was launched meanwhile, in order.
+    /// What was launched meanwhile, in order; with `CUDA_ON_CPU_COUNTS` in the environment it is shown by kernel, too.
     pub fn count(&self, run: impl FnOnce()) -> Vec<Launched> {
         self.gpu.synchronize().expect("what was asked before runs");
         let counting = cuda::Counting::begin(&self.library);
         run();
         self.gpu.synchronize().expect("what is counted runs");
-        counting.end()
+        let launches = counting.end();
+        if std::env::var_os("CUDA_ON_CPU_COUNTS").is_some() {
+            for it in by_kernel(&launches) {
+                eprintln!("{it}\n{}", it.explain());
+            }
+        }
+        launches
     }
 }
