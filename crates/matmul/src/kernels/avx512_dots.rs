@@ -84,6 +84,7 @@ pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
     let values = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
     let shift = l.block_size.trailing_zeros();
     let mut scales = [0.0f32; SCALES];
+    let mut group = Group { number: None, scales: [0.0; 256] };
     with_rows!(x, |x| {
         let mut r = 0;
         while r < at.rows {
@@ -95,8 +96,8 @@ pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
             }
             decode_scales(
                 &l.scales,
-                (at.start + r * at.stride) >> shift,
-                at.stride >> shift,
+                &mut group,
+                ((at.start + r * at.stride) >> shift, at.stride >> shift),
                 &mut scales,
                 (together, blocks),
             );
@@ -122,31 +123,50 @@ pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
 }
 
 /// The scales of `blocks` blocks from `first` on, and of as many from every further multiple of `stride` on.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn decode_scales(s: &Scales4<'_>, first: usize, stride: usize, out: &mut [f32], (rows, blocks): (usize, usize)) {
+fn decode_scales(
+    s: &Scales4<'_>,
+    group: &mut Group,
+    (first, stride): (usize, usize),
+    out: &mut [f32],
+    (rows, blocks): (usize, usize),
+) {
     // Rows that follow each other are one run.
     let (runs, len) = if stride == blocks { (1, rows * blocks) } else { (rows, blocks) };
     for (i, out) in out.chunks_mut(len.max(1)).take(runs).enumerate() {
         let at = first + i * stride;
-        match *s {
-            Scales4::Double { codes, map, nested_absmax, nested_block_size, offset }
-                if at / nested_block_size == (at + len - 1) / nested_block_size =>
-            {
-                let (codes, nested) = (&codes[at..at + len], _mm512_set1_ps(nested_absmax[at / nested_block_size]));
-                for (codes, out) in codes.chunks(16).zip(out.chunks_mut(16)) {
-                    let mask = if out.len() == 16 { u16::MAX } else { (1 << out.len()) - 1 };
-                    // SAFETY: the masks cover the codes and the scales; a code is an index below 256.
-                    unsafe {
-                        let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes.as_ptr().cast()));
-                        let values = _mm512_i32gather_ps::<4>(codes, map.as_ptr().cast());
-                        let values = _mm512_add_ps(_mm512_mul_ps(values, nested), _mm512_set1_ps(offset));
-                        _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, values);
-                    }
-                }
+        let Scales4::Double { codes, map, nested_absmax, nested_block_size, offset } = *s else {
+            s.fill(at, out);
+            continue;
+        };
+        let (mut at, mut out) = (at, &mut out[..len]);
+        while !out.is_empty() {
+            let number = at / nested_block_size;
+            let (run, rest) = out.split_at_mut(((number + 1) * nested_block_size - at).min(out.len()));
+            let scales = group.scales(number, map, nested_absmax[number], offset);
+            for (out, code) in run.iter_mut().zip(&codes[at..]) {
+                *out = scales[usize::from(*code)];
             }
-            _ => s.fill(at, out),
+            (at, out) = (at + run.len(), rest);
         }
+    }
+}
+
+/// What each code of a scale stands for in one group of blocks. A group has about as many blocks as there are codes, and computing
+/// all of them at full width takes less time than gathering those that occur.
+struct Group {
+    number: Option<usize>,
+    scales: [f32; 256],
+}
+
+impl Group {
+    fn scales(&mut self, number: usize, map: &[f32; 256], nested: f32, offset: f32) -> &[f32; 256] {
+        if self.number != Some(number) {
+            self.number = Some(number);
+            for (scale, value) in self.scales.iter_mut().zip(map) {
+                *scale = value * nested + offset;
+            }
+        }
+        &self.scales
     }
 }
 
