@@ -52,7 +52,7 @@ def train(args):
     lines = args.data.endswith(".jsonl")
     for text in (pandas.read_json(args.data, lines=True) if lines else pandas.read_parquet(args.data))["text"]:
         ids = tokenizer(text)["input_ids"][: args.max_length]
-        if len(ids) == args.max_length:
+        if len(ids) == args.max_length or args.padded:
             rows.append(ids)
         if len(rows) == args.batch * args.steps:
             break
@@ -60,10 +60,18 @@ def train(args):
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
     seconds = []
     for step in range(args.steps):
-        ids = torch.tensor(rows[step * args.batch : (step + 1) * args.batch], device=args.device)
+        some = rows[step * args.batch : (step + 1) * args.batch]
+        longest = max(map(len, some))
+
+        def padded(fill):
+            return torch.tensor([row + [fill] * (longest - len(row)) for row in some], device=args.device)
+
+        ids, labels = padded(0), padded(-100)
+        # Without a mask where nothing is padded, so that the fastest attention is taken.
+        mask = (labels != -100).long() if args.padded else None
         start = time.perf_counter()
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -72,6 +80,9 @@ def train(args):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": seconds[-1]}), flush=True)
+    if args.padded:
+        # Steps differ in how many tokens they hold.
+        return {"tokens_per_second": sum(map(len, rows[2 * args.batch :])) / sum(seconds[2:])}
     median = statistics.median(seconds[2:] or seconds)
     return {"tokens_per_second": args.batch * args.max_length / median}
 
@@ -87,6 +98,18 @@ def generate(args):
             model.generate(**ids, **options)
             seconds.append(time.perf_counter() - start)
     return {"tokens_per_second": args.tokens / statistics.median(seconds[1:])}
+
+
+def prefill(args):
+    model, tokenizer = load(args)
+    ids = tokenizer(args.prompt, return_tensors="pt").to(args.device)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(5):
+            start = time.perf_counter()
+            model.generate(**ids, max_new_tokens=1, do_sample=False)
+            seconds.append(time.perf_counter() - start)
+    return {"tokens_per_second": ids["input_ids"].shape[1] / statistics.median(seconds[1:])}
 
 
 def nf4(args):
@@ -112,7 +135,7 @@ def nf4(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=["train", "generate", "nf4"])
+    parser.add_argument("task", choices=["train", "generate", "prefill", "nf4"])
     parser.add_argument("--model")
     parser.add_argument("--data")
     parser.add_argument("--quant", choices=["nf4", "fp4", "int8", "none"], default="nf4")
@@ -123,11 +146,12 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--padded", action="store_true", help="rows of any length, padded to the longest of a batch")
     parser.add_argument("--prompt", default="The history of the bicycle")
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     torch.manual_seed(42)
-    found = {"train": train, "generate": generate, "nf4": nf4}[args.task](args)
+    found = {"train": train, "generate": generate, "prefill": prefill, "nf4": nf4}[args.task](args)
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if args.device == "cuda":
         found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20

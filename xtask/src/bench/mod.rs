@@ -26,12 +26,16 @@ struct Goals {
     training: [f64; 3],
     /// Tokens a second of SmolLM2-135M, NF4 and bf16.
     generation: [f64; 2],
+    /// Times the Python stack's speed: a prompt of 512 tokens, and short rows packed beside short rows padded.
+    prefill: f64,
+    packed: f64,
     /// Tokens a second of a 7B in steps of 1 x 512.
     large: f64,
 }
 
-const VECTORS: Goals = Goals { training: [3.0, 2.4, 2.0], generation: [200.0, 95.0], large: 12.0 };
-const MATRIX_UNIT: Goals = Goals { training: [5.0, 4.0, 2.0], large: 40.0, ..VECTORS };
+const VECTORS: Goals =
+    Goals { training: [3.0, 2.4, 2.0], generation: [200.0, 95.0], prefill: 3.0, packed: 7.0, large: 12.0 };
+const MATRIX_UNIT: Goals = Goals { training: [5.0, 4.0, 2.0], prefill: 6.0, packed: 12.0, large: 40.0, ..VECTORS };
 
 /// What the user chose.
 pub(crate) struct Options {
@@ -69,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     training(&work, (&kernels, goals), &mut report)?;
     kernels.report(work.peer_nf4()?, &mut report);
     generation(&work, goals, &mut report)?;
+    short_rows(&work, goals.packed, &mut report)?;
     checkpointing(&work, &mut report)?;
     if let Some(dir) = &options.large {
         for (like, limit) in [("llama-7b", Some((4.5, goals.large))), ("gpt-neo-1.3b", None)] {
@@ -110,6 +115,32 @@ fn generation(work: &Work, goals: &Goals, report: &mut Report) -> Result<()> {
         let (ours, peer) = work.generate(quant)?;
         report.push(Row::at_least(name, "tokens/s", (median(ours), median(peer)), goal));
     }
+    let (ours, peer) = work.prefill("nf4")?;
+    let figures = (median(ours), median(peer));
+    report.push(Row::faster("prompt of 512 tokens until the first new one, NF4", "tokens/s", figures, goals.prefill));
+    Ok(())
+}
+
+/// Rows of 16 to 240 tokens, a quarter of `max_length` on average: a step is one packed row here, four padded ones there.
+fn short_rows(work: &Work, goal: f64, report: &mut Report) -> Result<()> {
+    const WORDS: [&str; 8] = ["time", "people", "way", "water", "day", "man", "work", "world"];
+    let data = work.scratch.join("short.jsonl");
+    let row = |i: usize| {
+        let words: Vec<&str> = (0..16 + i * 97 % 225).map(|j| WORDS[(i * 31 + j * 7 + j * j) % WORDS.len()]).collect();
+        format!("{{\"text\": \"{}\"}}\n", words.join(" "))
+    };
+    std::fs::create_dir_all(&work.scratch).with_context(|| work.scratch.display().to_string())?;
+    std::fs::write(&data, (0..200).map(row).collect::<String>()).with_context(|| data.display().to_string())?;
+    let work = Work { data, ..work.clone() };
+    let packed = Training { batch: 1, max_length: 512, short: true, ..Training::default() };
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for _ in 0..work.rounds {
+        ours.push(work.train_ours(packed)?.tokens_per_second);
+        peer.extend(work.train_peer(Training { batch: 4, ..packed })?.map(|it| it.tokens_per_second));
+    }
+    let name = "training on rows of 128 tokens on average, 512 at most: packed beside padded, NF4";
+    let row = Row::faster(name, "tokens/s", (median(ours), median(peer)), goal);
+    report.push(row.note("four rows a step, padded to the longest".into()));
     Ok(())
 }
 

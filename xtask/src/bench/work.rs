@@ -19,11 +19,13 @@ pub(super) struct Training {
     pub(super) max_length: usize,
     pub(super) steps: usize,
     pub(super) checkpointing: bool,
+    /// Rows shorter than `max_length`: packed into rows of that length by ours, padded to the longest of a batch by the peer.
+    pub(super) short: bool,
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Self { quant: "nf4", dtype: "bf16", batch: 4, max_length: 128, steps: 10, checkpointing: false }
+        Self { quant: "nf4", dtype: "bf16", batch: 4, max_length: 128, steps: 10, checkpointing: false, short: false }
     }
 }
 
@@ -118,7 +120,12 @@ impl Work {
             t.steps,
             if t.checkpointing { "on" } else { "off" },
         );
-        cmd.args(rest.split_whitespace()).args(["--rows", &format!("0..{}", 2 * t.batch * t.steps)]);
+        cmd.args(rest.split_whitespace());
+        if t.short {
+            cmd.args(["--packing", "on"]);
+        } else {
+            cmd.args(["--rows", &format!("0..{}", 2 * t.batch * t.steps)]);
+        }
         quietly(&mut cmd)?;
         let path = output.join("summary.json");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -132,7 +139,7 @@ impl Work {
         Ok(trained)
     }
 
-    fn train_peer(&self, t: Training) -> Result<Option<Trained>> {
+    pub(super) fn train_peer(&self, t: Training) -> Result<Option<Trained>> {
         let Some(peer) = &self.peer else { return Ok(None) };
         let mut args = vec![
             "train".to_owned(),
@@ -145,6 +152,7 @@ impl Work {
             format!("--steps={}", t.steps),
         ];
         args.extend(t.checkpointing.then(|| "--checkpointing".to_owned()));
+        args.extend(t.short.then(|| "--padded".to_owned()));
         let (found, first_step) = peer.run(&args)?;
         let trained = Trained {
             tokens_per_second: number(&found, "tokens_per_second")?,
@@ -157,23 +165,45 @@ impl Work {
 
     /// Tokens a second of ours and the peer's.
     pub(super) fn generate(&self, quant: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+        // "64 tokens in 0.66 s, 96.9 tokens/s"
+        let found = self.continued(("generate", quant), ("The history of the bicycle", "64"), " tokens in ")?;
+        println!("  generation, {quant}: halfbyte {:?}, python {:?}", found.0, found.1);
+        Ok(found)
+    }
+
+    /// Tokens of a long prompt that are read in a second, until the first new one is there.
+    pub(super) fn prefill(&self, quant: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+        // Six tokens each.
+        let prompt = "The history of the bicycle. ".repeat(85);
+        // "prompt of 512 tokens read in 0.310 s, 1651.6 tokens/s"
+        let found = self.continued(("prefill", quant), (&prompt, "1"), "prompt of ")?;
+        println!("  prefill, {quant}: halfbyte {:?}, python {:?}", found.0, found.1);
+        Ok(found)
+    }
+
+    /// The rates that our line with `mark` tells, and those of a task of the peer's.
+    fn continued(
+        &self,
+        (task, quant): (&str, &str),
+        (prompt, tokens): (&str, &str),
+        mark: &str,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut ours, mut peers) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
             let mut cmd = Command::new(&self.halfbyte);
-            cmd.args(["generate", "--quant", quant, "--temperature", "0", "--max-new-tokens", "64", "-v"]);
-            cmd.args(["--prompt", "The history of the bicycle", "--model"]).arg(&self.model);
+            cmd.args(["generate", "--quant", quant, "--temperature", "0", "--max-new-tokens", tokens, "-v"]);
+            cmd.args(["--prompt", prompt, "--model"]).arg(&self.model);
             let said = quietly(&mut cmd)?;
-            // "64 tokens in 0.66 s, 96.9 tokens/s"
-            let before = said.find(" tokens/s").context("`halfbyte generate -v` no longer tells its speed")?;
-            let rate = said[..before].rsplit(' ').next().and_then(|it| it.parse().ok());
-            ours.push(rate.context("`halfbyte generate -v` tells no number of tokens a second")?);
+            let line = said.lines().find(|it| it.contains(mark));
+            let before = line.and_then(|it| it.split_once(" tokens/s")).map(|it| it.0);
+            let rate = before.and_then(|it| it.rsplit(' ').next()).and_then(|it| it.parse().ok());
+            ours.push(rate.context("`halfbyte generate -v` no longer tells its speed")?);
             if let Some(peer) = &self.peer {
                 let model = format!("--model={}", self.model.display());
-                let args = ["generate".to_owned(), model, format!("--quant={quant}")];
+                let args = [task.to_owned(), model, format!("--quant={quant}"), format!("--prompt={prompt}")];
                 peers.push(number(&peer.run(&args)?.0, "tokens_per_second")?);
             }
         }
-        println!("  generation, {quant}: halfbyte {ours:?}, python {peers:?}");
         Ok((ours, peers))
     }
 

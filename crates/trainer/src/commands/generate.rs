@@ -7,7 +7,10 @@ use crate::{
     rows::{LayoutArg, template},
 };
 use halfbyte_data::instruction_prompt;
-use std::{io, time::Instant};
+use std::{
+    io::{self, Write},
+    time::Instant,
+};
 
 /// `halfbyte generate`: the continuation goes to standard output, everything else to standard error.
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
@@ -25,17 +28,41 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
         if names.len() > 1 {
             console::say(&format!("[{name}]"));
         }
-        let begun = Instant::now();
-        let (generated, _) = session.stream_ids(prompt.clone(), &mut io::stdout().lock())?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let mut out = Timed { out: io::stdout().lock(), begun: Instant::now(), first: None };
+        let (generated, _) = session.stream_ids(prompt.clone(), &mut out)?;
+        let seconds = out.begun.elapsed().as_secs_f64();
         tracing::info!(
             "{} tokens in {seconds:.2} s, {:.1} tokens/s, {:?}",
             generated.ids.len(),
             generated.ids.len() as f64 / seconds,
             generated.stop
         );
+        if let Some(first) = out.first {
+            let read = prompt.len();
+            tracing::info!("prompt of {read} tokens read in {first:.3} s, {:.1} tokens/s", read as f64 / first);
+        }
     }
     Ok(())
+}
+
+/// Notes when the first token came.
+struct Timed<W> {
+    out: W,
+    begun: Instant,
+    /// Seconds until then.
+    first: Option<f64>,
+}
+
+impl<W: Write> Write for Timed<W> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.out.write(text)
+    }
+
+    /// After each token, though its text may be yet to come.
+    fn flush(&mut self) -> io::Result<()> {
+        self.first.get_or_insert_with(|| self.begun.elapsed().as_secs_f64());
+        self.out.flush()
+    }
 }
 
 /// The tokens of the prompt in its layout.
