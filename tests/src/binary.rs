@@ -69,6 +69,20 @@ pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Outcome {
     Outcome::of(&mut command)
 }
 
+/// Runs `halfbyte ARGS` to its end with a limit on the address space.
+pub fn run_within<A: AsRef<OsStr>>(kib: usize, args: impl IntoIterator<Item = A>) -> Outcome {
+    let plain = halfbyte();
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(plain.get_program()).args(args);
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Outcome::of(command.stdin(Stdio::null()))
+}
+
 /// What a run printed and how it ended.
 #[derive(Debug)]
 pub struct Outcome {

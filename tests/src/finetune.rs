@@ -1,4 +1,4 @@
-use crate::{Outcome, halfbyte, work::read_json};
+use crate::{Outcome, halfbyte, run_within, work::read_json};
 use serde_json::Value;
 use std::{
     ffi::OsString,
@@ -96,9 +96,7 @@ impl Finetune {
 
     /// Runs to the end with a limit on the address space.
     pub fn within(&self, kib: usize) -> Outcome {
-        let mut command = Command::new("bash");
-        command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "bash"]).arg(halfbyte().get_program());
-        Outcome::of(command.args(self.args()).env("CUDA_VISIBLE_DEVICES", ""))
+        run_within(kib, self.args())
     }
 
     /// Runs to the end, expects success, and gives the output folder.

@@ -16,7 +16,7 @@ pub mod traced;
 mod work;
 
 pub use adapter::Tensors;
-pub use binary::{Outcome, halfbyte, run, skipped};
+pub use binary::{Outcome, halfbyte, run, run_within, skipped};
 pub use data::{ROWS, write_jsonl, write_parquet};
 pub use finetune::Finetune;
 pub use model::{Family, NamedTensor, TinyModel};

@@ -200,6 +200,19 @@ impl KvCache {
         attend_cached_with_sinks(rotated.as_ref().unwrap_or(q), [keys, values], (shape, sinks), layout)
     }
 
+    /// Counts tokens that no pass brought, up to the next length at which buffers grow, but not more than `most`: for a rehearsal.
+    pub(crate) fn skip(&mut self, most: usize) {
+        let room = |it: &Region| it.capacity - it.count;
+        // Buffers of layers with a window grow no more, so those of others say how far it is, where there are some.
+        let unbounded = self.reaches.iter().filter(|it| it.window.is_none());
+        let reaches: Vec<&Reach> =
+            if unbounded.clone().next().is_some() { unbounded.collect() } else { self.reaches.iter().collect() };
+        let by = reaches.iter().flat_map(|it| &it.regions).map(room).min().unwrap_or(0).min(most);
+        self.lengths.iter_mut().for_each(|it| *it += by);
+        let regions = self.reaches.iter_mut().flat_map(|it| &mut it.regions);
+        regions.for_each(|it| it.count = (it.count + by).min(it.capacity));
+    }
+
     /// Counts the tokens that all layers have taken in.
     pub(crate) fn advance(&mut self) {
         for reach in &mut self.reaches {

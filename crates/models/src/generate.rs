@@ -64,7 +64,7 @@ pub struct Generated {
 
 /// Tokens of a sequence that go into one pass at most: a long prompt then needs no more memory than a short one, keys and values
 /// apart.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 
 /// A text under way.
 pub(crate) struct Sequence {

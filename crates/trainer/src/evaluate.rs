@@ -29,6 +29,12 @@ pub(crate) fn loss(
     Ok(found)
 }
 
+/// Tokens of each sequence of the largest batch of [`loss`].
+pub(crate) fn largest(data: &Dataset, batch_size: usize) -> Vec<usize> {
+    let batches = data.in_order(batch_size * data.longest());
+    batches.max_by_key(|it| it.tokens).map_or_else(Vec::new, |it| it.lengths)
+}
+
 /// A row that ends in one of several labels, and what the model would have put there.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Answer {

@@ -18,6 +18,7 @@ mod failures;
 mod families;
 mod files;
 mod finetune;
+mod fits;
 mod formats;
 mod fuzz;
 mod generate;

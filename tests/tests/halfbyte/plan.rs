@@ -7,7 +7,7 @@ use std::{fs, io::Write, path::Path, time::Instant};
 
 /// Planned and measured bytes differ by a twentieth at most.
 #[track_caller]
-fn near(what: &str, planned: f64, measured: f64) {
+pub(crate) fn near(what: &str, planned: f64, measured: f64) {
     assert!((planned / measured - 1.0).abs() <= 0.05, "{what}: planned {planned} MiB, measured {measured} MiB");
 }
 
@@ -112,7 +112,7 @@ fn a_plan_holds_where_no_two_batches_have_the_same_shapes() {
 }
 
 /// LLaMA 65B's shapes in a file that has a header and a hole.
-fn headers_of_65_billion(dir: &Path) {
+pub(crate) fn headers_of_65_billion(dir: &Path) {
     let (hidden, inner, layers, vocab) = (8192, 22016, 80, 32000);
     let tiny = TinyModel { tied: false, ..TinyModel::llama() };
     tiny.write(dir);

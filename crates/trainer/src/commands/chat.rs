@@ -1,4 +1,8 @@
-use super::{dialogue::Dialogue, lines::Lines, session::Session};
+use super::{
+    dialogue::Dialogue,
+    lines::Lines,
+    session::{Opened, Session},
+};
 use crate::{
     cli::ChatArgs,
     console,
@@ -13,6 +17,9 @@ use std::{
 
 const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave (on a terminal, Ctrl-D; Ctrl-C ends an answer, the arrows bring lines back)";
 
+/// Tokens of what is said first, for which there must be memory before the model is loaded; later there is a look at what is free.
+const FIRST: usize = 512;
+
 /// What was said so far.
 enum Said {
     /// A text that goes on and on, and its length before each of the lines.
@@ -23,10 +30,11 @@ enum Said {
 
 /// `halfbyte chat`: every line is answered, or appended to the text so far and continued.
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
-    let mut session = Session::open(&args.base, &args.adapter, &args.sampling)?;
+    let mut opened = Opened::open(&args.base, &args.adapter, &args.sampling)?;
+    let mut said = begin(args, &mut opened)?;
+    let mut session = opened.load(FIRST)?;
     let first = session.names().next().unwrap_or(NO_ADAPTER).to_owned();
     session.activate(&first)?;
-    let mut said = begin(args, &mut session)?;
     let what = match &said {
         Said::Text(..) => "Type a text and the model continues it",
         Said::Turns(_) => "Type a message and the model answers",
@@ -71,8 +79,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
 }
 
 /// Messages if a template was asked for or found, else text.
-fn begin(args: &ChatArgs, session: &mut Session) -> anyhow::Result<Said> {
-    let (folders, tokenizer) = (session.folders(), session.tokenizer());
+fn begin(args: &ChatArgs, opened: &mut Opened) -> anyhow::Result<Said> {
+    let (folders, tokenizer) = (opened.folders(), opened.tokenizer());
     let found = match args.layout {
         Some(LayoutArg::Text | LayoutArg::Completion) => None,
         Some(LayoutArg::Instruction) => {
@@ -92,7 +100,7 @@ fn begin(args: &ChatArgs, session: &mut Session) -> anyhow::Result<Said> {
         return Ok(Said::Text(String::new(), Vec::new()));
     };
     let ends = template.end_ids(tokenizer)?;
-    session.stop_at(&ends);
+    opened.stop_at(&ends);
     Ok(Said::Turns(Box::new(Dialogue::new(template, args.system.as_deref()))))
 }
 

@@ -2,14 +2,20 @@ use crate::{
     base_record::BaseRecord,
     cli::EvalArgs,
     console, evaluate,
-    load::{self, Waiting},
+    load::{self, BaseModel, Waiting},
+    plan::{Asked, Plan, Untrained, compared},
     sources::{Loaded, Rows},
 };
-use halfbyte_data::Part;
+use halfbyte_data::{Dataset, Part};
+use halfbyte_frozen::Format;
 use halfbyte_lora::Context;
+use halfbyte_tensor::Device;
 use halfbyte_train::EvalLoss;
 use serde_json::json;
 use std::{io::Write, sync::Arc};
+
+/// What is refused where memory is short.
+const WHAT: &str = "this evaluation";
 
 /// `halfbyte eval`: loss and perplexity of a data set.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
@@ -22,6 +28,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let Loaded { dataset: data, report, .. } = rows.load(&base.tokenizer)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
+    let plan = fits(args, &base, (&data, &waiting), (record.format(), &device))?;
     let mut model = load::load(&base.folder, record.format(), &device, Some(&mut waiting))?;
     let adapters = waiting.adapters(model.as_mut(), &device)?;
     let several = adapters.len() > 1;
@@ -38,7 +45,30 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
         )?;
         print(args.json, name.as_deref(), &found, data.len())?;
     }
+    compared(WHAT, &plan);
     Ok(())
+}
+
+/// Refuses to measure what there is no memory for.
+fn fits(
+    args: &EvalArgs,
+    base: &BaseModel,
+    (data, waiting): (&Dataset, &Waiting),
+    (format, device): (Format, &Device),
+) -> anyhow::Result<Plan> {
+    let way = |format| Untrained {
+        folder: &base.folder,
+        format,
+        adapters: waiting.configs().collect(),
+        compute: args.base.compute(),
+    };
+    let rows = args.per_device_eval_batch_size.max(1);
+    let asked = |rows: usize| Asked::Loss(evaluate::largest(data, rows));
+    let mut others = vec![("--per-device-eval-batch-size 1", way(format), asked(1))];
+    if !base.folder.is_quantized() {
+        others.push(("--quant nf4 with --per-device-eval-batch-size 1", way(Format::QLORA), asked(1)));
+    }
+    way(format).fits(device, (WHAT, &asked(rows)), data.bytes(), &others)
 }
 
 /// One line a measurement, with the adapter's name where there are several.

@@ -1,4 +1,4 @@
-use super::{dialogue::Dialogue, session::Session};
+use super::{dialogue::Dialogue, session::Opened};
 use crate::{
     cli::GenerateArgs,
     console,
@@ -14,7 +14,9 @@ use std::{
 
 /// `halfbyte generate`: the continuation goes to standard output, everything else to standard error.
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
-    let mut session = Session::open(&args.base, &args.adapter, &args.sampling)?;
+    let mut opened = Opened::open(&args.base, &args.adapter, &args.sampling)?;
+    let prompt = prompt(args, &mut opened)?;
+    let mut session = opened.load(prompt.len())?;
     let mut names: Vec<String> = match &args.use_adapter {
         Some(name) => vec![name.clone()],
         None => session.names().map(str::to_owned).collect(),
@@ -22,7 +24,6 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
     if names.is_empty() {
         names.push(NO_ADAPTER.to_owned());
     }
-    let prompt = prompt(args, &mut session)?;
     for name in &names {
         session.activate(name)?;
         if names.len() > 1 {
@@ -66,18 +67,18 @@ impl<W: Write> Write for Timed<W> {
 }
 
 /// The tokens of the prompt in its layout.
-fn prompt(args: &GenerateArgs, session: &mut Session) -> anyhow::Result<Vec<u32>> {
+fn prompt(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Result<Vec<u32>> {
     let layout = if args.chat { LayoutArg::Chat } else { args.layout };
     if args.system.is_some() && layout != LayoutArg::Chat {
         return Err(user_error("--system is a message of a chat; add --chat"));
     }
     Ok(match layout {
-        LayoutArg::Text | LayoutArg::Completion => session.tokenizer().encode_prompt(&args.prompt)?,
-        LayoutArg::Instruction => session.tokenizer().encode_prompt(&instruction_prompt(&args.prompt, None))?,
+        LayoutArg::Text | LayoutArg::Completion => opened.tokenizer().encode_prompt(&args.prompt)?,
+        LayoutArg::Instruction => opened.tokenizer().encode_prompt(&instruction_prompt(&args.prompt, None))?,
         LayoutArg::Chat => {
-            let template = template(&args.template, &session.folders(), session.tokenizer())?;
-            session.stop_at(&template.end_ids(session.tokenizer())?);
-            Dialogue::new(template, args.system.as_deref()).ask(&args.prompt, session.tokenizer())?
+            let template = template(&args.template, &opened.folders(), opened.tokenizer())?;
+            opened.stop_at(&template.end_ids(opened.tokenizer())?);
+            Dialogue::new(template, args.system.as_deref()).ask(&args.prompt, opened.tokenizer())?
         }
     })
 }

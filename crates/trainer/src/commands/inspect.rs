@@ -2,9 +2,8 @@ use crate::{
     base_record::BaseRecord,
     cli::InspectArgs,
     console::{mib, thousands},
-    finetune::RUNTIME_BYTES,
     load,
-    plan::{Card, Rehearsal, rehearsal::Stage, roofline::Roofline},
+    plan::{Card, RUNTIME_BYTES, Rehearsal, rehearsal::Stage, roofline::Roofline},
 };
 use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules};
 use halfbyte_models::Model;

@@ -7,11 +7,15 @@ use crate::{
     load::{self, Waiting},
     merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     places,
+    plan::{Asked, Untrained, compared},
     save_model::save_model,
 };
 use halfbyte_lora::{Context, check_tied};
-use halfbyte_tensor::Device;
+use halfbyte_tensor::{DType, Device};
 use std::sync::Arc;
+
+/// What is refused where memory is short.
+const WHAT: &str = "this merge";
 
 /// `halfbyte merge`: base + adapter as a model folder that needs neither Halfbyte nor PEFT.
 ///
@@ -25,13 +29,21 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let flags = BaseFlags { quant: args.quant, double_quant: args.double_quant, block_size: args.block_size };
     let record = BaseRecord::resolve(&base.folder, &flags, Some(&adapter_dir))?;
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
+    let positions = base.folder.config().max_position_embeddings;
+    let ids = merge_check::sample(&base, args.check_data.as_deref(), positions)?;
+    let planned = Untrained {
+        folder: &base.folder,
+        format: record.format(),
+        adapters: waiting.configs().collect(),
+        compute: DType::F32,
+    };
+    let asked = Asked::Merge { tokens: ids.len(), dtype: args.dtype.dtype() };
+    let plan = planned.fits(&Device::Cpu, (WHAT, &asked), 0, &[])?;
     let mut model = load::load(&base.folder, record.format(), &Device::Cpu, Some(&mut waiting))?;
     let Some(adapter) = waiting.adapters(model.as_mut(), &Device::Cpu)?.pop().map(Arc::new) else {
         unreachable!("one adapter was read")
     };
     check_tied(&adapter, &model.modules()).map_err(|e| user_error(format!("{}: {e}", args.adapter.display())))?;
-    let positions = model.config().max_position_embeddings;
-    let ids = merge_check::sample(&base, args.check_data.as_deref(), positions)?;
     let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));
@@ -39,6 +51,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
         let merged = merge_check::predictions_of_folder(draft, &ids)?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;
+    compared(WHAT, &plan);
     say(&format!("merged model in {}", args.output.display()));
     Ok(())
 }

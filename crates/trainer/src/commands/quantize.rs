@@ -5,14 +5,19 @@ use crate::{
     console::{self, mib, say},
     failure::user_error,
     load, places,
+    plan::{Asked, Untrained, compared},
     quantized_checkpoint::QuantizedWriter,
 };
 use halfbyte_frozen::{Format, FrozenMatrix};
+use halfbyte_matmul as matmul;
 use halfbyte_models::{Loading, ModelFolder};
 use halfbyte_ops::{Refusal, WeightFormat};
-use halfbyte_tensor::{Device, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 use serde_json::json;
 use std::{cell::RefCell, io::Write, path::Path, sync::Arc};
+
+/// What is refused where memory is short.
+const WHAT: &str = "this quantising";
 
 /// What storing one matrix in few bits cost.
 struct Cost {
@@ -43,6 +48,10 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
             args.model.display()
         )));
     }
+    let planned = Untrained { folder: &base.folder, format, adapters: Vec::new(), compute: DType::F32 };
+    let others = [("leaving --output out, for the report alone,", planned.clone(), Asked::Codes { written: false })];
+    let asked = Asked::Codes { written: args.output.is_some() };
+    let plan = planned.fits(&Device::Cpu, (WHAT, &asked), 0, if args.output.is_some() { &others } else { &[] })?;
     let costs = match &args.output {
         None => measure(&base.folder, format, None)?,
         Some(output) => {
@@ -55,10 +64,12 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
             costs
         }
     };
+    compared(WHAT, &plan);
     report(args, &costs)
 }
 
-/// Keeps matrices in a format and takes note of what that costs.
+/// Stores matrices in a format and takes note of what that costs. The model gets none of them, so that there is
+/// one at a time.
 struct Measured {
     format: Format,
     writer: RefCell<Option<QuantizedWriter>>,
@@ -69,17 +80,43 @@ impl WeightFormat for Measured {
     fn freeze(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
         let matrix = self.format.freeze(weight.clone())?;
         self.costs.borrow_mut().push(cost(path, &weight, matrix.as_ref())?);
+        let dims = matrix.dims();
+        drop(matrix);
         if let Some(writer) = self.writer.borrow_mut().as_mut() {
             writer.matrix(path, &weight)?;
         }
-        Ok(matrix)
+        Ok(Arc::new(LetGo { dims }))
     }
 
     fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal> {
         if let Some(writer) = self.writer.borrow_mut().as_mut() {
             writer.dense(&format!("{path}.weight"), &weight);
         }
-        self.format.keep(path, weight)
+        Ok(Arc::new(LetGo { dims: (weight.rows(), weight.cols()) }))
+    }
+}
+
+/// A matrix that was measured and perhaps written down, and is gone: nobody multiplies with it.
+#[derive(Debug)]
+struct LetGo {
+    dims: (usize, usize),
+}
+
+impl FrozenMatrix for LetGo {
+    fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    fn source<'a>(&'a self) -> Box<dyn matmul::Source + 'a> {
+        Box::new(matmul::Dense::new(0, self.dims.1, &[] as &[f32]))
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn format(&self) -> String {
+        "let go".into()
     }
 }
 
@@ -97,14 +134,16 @@ fn measure(folder: &ModelFolder, format: Format, draft: Option<&Path>) -> anyhow
     Ok(measured.costs.into_inner())
 }
 
-fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> halfbyte_tensor::Result<Cost> {
+fn cost(path: &str, weight: &Tensor, matrix: &dyn FrozenMatrix) -> Result<Cost, Refusal> {
     let (out, inner) = matrix.dims();
-    let (original, source) = (weight.read_f32()?, matrix.source());
-    let mut row = vec![0.0; inner];
+    let original = Format::DENSE.freeze(weight.clone())?;
+    let (original, source) = (original.source(), matrix.source());
+    let (mut wanted, mut row) = (vec![0.0; inner], vec![0.0; inner]);
     let (mut error, mut power, mut largest) = (0.0f64, 0.0f64, 0.0f32);
-    for (i, wanted) in original.chunks(inner).enumerate() {
+    for i in 0..out {
+        original.read_f32(i, 0, &mut wanted);
         source.read_f32(i, 0, &mut row);
-        for (got, wanted) in row.iter().zip(wanted) {
+        for (got, wanted) in row.iter().zip(&wanted) {
             error += f64::from(got - wanted).powi(2);
             power += f64::from(*wanted).powi(2);
             largest = largest.max((got - wanted).abs());

@@ -6,32 +6,49 @@ use crate::{
     cli::{BaseArgs, SamplingArgs},
     console,
     failure::user_error,
-    load::{self, NO_ADAPTER, Waiting},
+    load::{self, BaseModel, NO_ADAPTER, Waiting},
+    plan::{Asked, Plan, Untrained, compared},
 };
 use halfbyte_data::{Continuation, Tokenizer};
+use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, KeptText, Model};
+use halfbyte_tensor::Device;
 use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-pub(super) struct Session {
-    pub(super) model: Box<dyn Model>,
-    tokenizer: Tokenizer,
+/// All but the weights: what can be wrong is found before these are loaded.
+pub(super) struct Opened {
+    base: BaseModel,
+    waiting: Waiting,
+    format: Format,
+    device: Device,
     /// Where a chat template may lie: the folders of the adapters, and that of the base.
     folders: Vec<PathBuf>,
+    config: GenerateConfig,
+}
+
+pub(super) struct Session {
+    pub(super) model: Box<dyn Model>,
+    base: BaseModel,
+    format: Format,
+    device: Device,
     adapters: Vec<Arc<Adapter>>,
     ctx: Context,
     config: GenerateConfig,
     /// What the model has seen of the last text, with the adapter in use.
     kept: KeptText,
+    /// The longest text that there is memory for.
+    longest: usize,
+    plan: Plan,
 }
 
-impl Session {
-    /// Loads base and adapters; none is used yet.
-    pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Session> {
+impl Opened {
+    /// Opens base and adapters.
+    pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Opened> {
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
         let opened = load::open(&base.model, &named)?;
@@ -39,9 +56,7 @@ impl Session {
         let first = named.first().map(|it| it.1.as_path());
         let record = BaseRecord::resolve(&opened.folder, &base.flags(), first)?;
         let device = load::device(base.device)?;
-        let mut waiting = Waiting::read(&named, &opened.folder, record)?;
-        let mut model = load::load(&opened.folder, record.format(), &device, Some(&mut waiting))?;
-        let adapters = waiting.adapters(model.as_mut(), &device)?.into_iter().map(Arc::new).collect();
+        let waiting = Waiting::read(&named, &opened.folder, record)?;
         let config = GenerateConfig {
             max_new_tokens: sampling.max_new_tokens,
             temperature: sampling.temperature,
@@ -54,17 +69,62 @@ impl Session {
         };
         let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
         folders.push(opened.folder.dir().to_owned());
-        Ok(Session {
-            model,
-            tokenizer: opened.tokenizer,
-            folders,
-            adapters,
-            ctx: Context::default(),
-            config,
-            kept: KeptText::new(),
-        })
+        Ok(Opened { base: opened, waiting, format: record.format(), device, folders, config })
     }
 
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.base.tokenizer
+    }
+
+    /// Where a chat template may lie, the likeliest place first.
+    pub(super) fn folders(&self) -> Vec<&Path> {
+        self.folders.iter().map(PathBuf::as_path).collect()
+    }
+
+    /// Ends texts at these tokens, too.
+    pub(super) fn stop_at(&mut self, ids: &[u32]) {
+        self.config.eos_token_ids.extend(ids);
+    }
+
+    /// Loads what there is memory for: the weights, and prompts of so many tokens with what continues them. No adapter is used yet.
+    pub(super) fn load(self, prompt: usize) -> anyhow::Result<Session> {
+        let Opened { base, mut waiting, format, device, config, .. } = self;
+        let plan = {
+            let way = |format| Untrained {
+                folder: &base.folder,
+                format,
+                adapters: waiting.configs().collect(),
+                compute: config.compute,
+            };
+            let asked = |new| text(&base, prompt, new);
+            let mut others = vec![("--max-new-tokens 32", way(format), asked(config.max_new_tokens.min(32)))];
+            if !base.folder.is_quantized() {
+                others.push(("--quant nf4", way(Format::QLORA), asked(config.max_new_tokens)));
+            }
+            way(format).fits(&device, (WHAT, &asked(config.max_new_tokens)), 0, &others)?
+        };
+        let mut model = load::load(&base.folder, format, &device, Some(&mut waiting))?;
+        let adapters = waiting.adapters(model.as_mut(), &device)?.into_iter().map(Arc::new).collect();
+        let longest = longest(&base, prompt, config.max_new_tokens);
+        let (ctx, kept) = (Context::default(), KeptText::new());
+        Ok(Session { model, base, format, device, adapters, ctx, config, kept, longest, plan })
+    }
+}
+
+/// What is refused where memory is short.
+const WHAT: &str = "this text";
+
+/// A prompt and what continues it. One for which there are no positions is refused by the model.
+fn text(base: &BaseModel, prompt: usize, new: usize) -> Asked {
+    let last = base.folder.config().max_position_embeddings.saturating_sub(1);
+    Asked::Text { prompt: prompt.min(last).max(1), longest: longest(base, prompt, new) }
+}
+
+fn longest(base: &BaseModel, prompt: usize, new: usize) -> usize {
+    prompt.saturating_add(new).min(base.folder.config().max_position_embeddings)
+}
+
+impl Session {
     /// The names of the adapters.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.adapters.iter().map(|it| it.name.as_str())
@@ -99,28 +159,40 @@ impl Session {
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.base.tokenizer
     }
 
-    /// Where a chat template may lie, the likeliest place first.
-    pub(super) fn folders(&self) -> Vec<&Path> {
-        self.folders.iter().map(PathBuf::as_path).collect()
-    }
-
-    /// Ends texts at these tokens, too.
-    pub(super) fn stop_at(&mut self, ids: &[u32]) {
-        self.config.eos_token_ids.extend(ids);
+    /// Refuses a text that grew beyond what there is memory for.
+    fn check_room(&mut self, prompt: usize) -> anyhow::Result<()> {
+        let longest = longest(&self.base, prompt, self.config.max_new_tokens);
+        if longest <= self.longest || prompt >= self.base.folder.config().max_position_embeddings {
+            return Ok(());
+        }
+        let way = Untrained {
+            folder: &self.base.folder,
+            format: self.format,
+            adapters: self.adapters.iter().map(|it| &it.config).collect(),
+            compute: self.config.compute,
+        };
+        let needed = way.grows(
+            &self.device,
+            (WHAT, &text(&self.base, prompt, self.config.max_new_tokens)),
+            self.plan.activations,
+        )?;
+        (self.longest, self.plan.activations) = (longest, needed);
+        Ok(())
     }
 
     /// Continues a text, and writes what comes to `out`; see [`stream_ids`](Self::stream_ids).
     pub(super) fn stream(&mut self, prompt: &str, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
-        self.stream_ids(self.tokenizer.encode_prompt(prompt)?, out)
+        self.stream_ids(self.tokenizer().encode_prompt(prompt)?, out)
     }
 
     /// Continues tokens, from where they leave the text before, writing the text to `out` as it comes. The text that is returned begins with what stands between
     /// prompt and continuation, such as the space before a word, so that the two can be put together.
     pub(super) fn stream_ids(&mut self, ids: Vec<u32>, out: &mut dyn Write) -> anyhow::Result<(Generated, String)> {
-        let (mut text, mut failed) = (self.tokenizer.stream(true), None);
+        self.check_room(ids.len())?;
+        let (mut text, mut failed) = (self.base.tokenizer.stream(true), None);
         let (model, answer) = (self.model.as_ref(), Answer::begin());
         let generated = self.kept.generate(model, &ids, (&self.config, &self.ctx), &mut |id| {
             let written = text.push(id).map_err(anyhow::Error::from).and_then(|piece| {
@@ -134,7 +206,8 @@ impl Session {
             return Err(error);
         }
         writeln!(out, "{}", text.finish()?)?;
-        let said = self.tokenizer.continuation(&ids, &generated.ids)?;
+        compared(WHAT, &self.plan);
+        let said = self.tokenizer().continuation(&ids, &generated.ids)?;
         Ok((generated, said))
     }
 }

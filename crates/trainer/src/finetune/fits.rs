@@ -8,8 +8,7 @@ use super::{
 use crate::{
     console::mib,
     failure::user_error,
-    memory,
-    plan::{Plan, Rehearsal, rehearsal::Stage},
+    plan::{Plan, RUNTIME_BYTES, Rehearsal, Room, rehearsal::Stage},
 };
 use halfbyte_data::{BatchConfig, Stream};
 use halfbyte_frozen::Format;
@@ -17,9 +16,6 @@ use halfbyte_lora::LoraConfig;
 use halfbyte_models::ModelFolder;
 use halfbyte_tensor::Device;
 use halfbyte_train::{OptimConfig, StepConfig};
-
-/// Measured on an idle process with a tokenizer of 49,152 entries loaded.
-pub(crate) const RUNTIME_BYTES: usize = 72 << 20;
 
 /// What the backward pass finds of the activations.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,11 +84,11 @@ struct Way {
 pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
     let settings = it.settings;
     let way = |kept| Way { format: settings.base.format(), batch_size: settings.batch_size, kept };
-    let free = it.free()?;
+    let room = Room::on(it.device)?;
     let settled = |kept: Kept| Ok::<_, anyhow::Error>(Settled { plan: it.plan(way(kept))?, kept });
     // On a CPU other programs want memory, too; a GPU's memory is there to be used.
     let share = if *it.device == Device::Cpu { (4, 5) } else { (9, 10) };
-    let is_roomy = |found: &Settled| free.is_none_or(|(free, _)| found.plan.total() <= free / share.1 * share.0);
+    let is_roomy = |found: &Settled| room.is_none_or(|room| found.plan.total() <= room.free / share.1 * share.0);
     let ways: &[Kept] = match (settings.checkpointing, it.device) {
         (CheckpointingArg::On, Device::Cuda(_)) => &[Kept::Inputs { cheap: true }, LEAST],
         (CheckpointingArg::On, _) => &[LEAST],
@@ -113,8 +109,8 @@ pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
         Some(found) => found,
         None => settled(*last)?,
     };
-    match free {
-        Some(memory) if found.plan.total() > memory.0 => Err(it.refused(&found, memory)?),
+    match room {
+        Some(room) if found.plan.total() > room.free => Err(it.refused(&found, &room)?),
         _ => Ok(found),
     }
 }
@@ -146,17 +142,6 @@ impl Question<'_> {
         Ok(plan)
     }
 
-    /// Bytes that can be had, and that there are; none where the system does not tell.
-    fn free(&self) -> anyhow::Result<Option<(usize, Option<usize>)>> {
-        Ok(match self.device {
-            Device::Cuda(gpu) => {
-                let (free, total) = gpu.memory()?;
-                Some((free, Some(total)))
-            }
-            Device::Cpu | Device::Dry(_) => memory::available().map(|it| (it, None)),
-        })
-    }
-
     /// What a run would need if its rows were read as it goes, where that is less.
     fn streamed(&self, total: usize) -> Option<usize> {
         let Train::Held(dataset, _) = self.data else { return None };
@@ -164,7 +149,7 @@ impl Question<'_> {
         (buffers < dataset.bytes()).then(|| total - dataset.bytes() + buffers)
     }
 
-    fn refused(&self, asked: &Settled, (free, total): (usize, Option<usize>)) -> anyhow::Result<anyhow::Error> {
+    fn refused(&self, asked: &Settled, room: &Room) -> anyhow::Result<anyhow::Error> {
         let (plan, format) = (&asked.plan, self.settings.base.format());
         let way = |format, batch_size, kept| Way { format, batch_size, kept };
         let all = self.settings.batch_size;
@@ -174,33 +159,20 @@ impl Question<'_> {
             ("both", way(format, 1, LEAST)),
             ("--quant nf4 with both", way(Format::QLORA, 1, LEAST)),
         ];
-        let elsewhere = if total.is_some() { " or --device cpu" } else { "" };
-        if let Some(streamed) = self.streamed(plan.total()).filter(|it| *it <= free && total.is_none()) {
+        if let Some(streamed) = self.streamed(plan.total()).filter(|it| *it <= room.free && room.is_host()) {
             return Ok(user_error(format!(
-                "{} of memory are free, and this run needs about {} ({} for the rows); --streaming, which reads rows as training goes, would need {} and fit",
-                mib(free),
+                "{}, and this run needs about {} ({} for the rows); --streaming, which reads rows as training goes, would need {} and fit",
+                room.described(),
                 mib(plan.total()),
                 mib(self.data_bytes),
                 mib(streamed)
             )));
         }
-        let mut advice = format!("nothing short of a smaller model, a shorter --max-length{elsewhere} fits");
+        let mut ways = Vec::new();
         for (flags, way) in alternatives {
-            let plan = self.plan(way)?;
-            if plan.total() <= free {
-                advice = format!("{flags} would need {} and fit", mib(plan.total()));
-                break;
-            }
+            ways.push((flags, self.plan(way)?.total()));
         }
-        let has = match total {
-            Some(total) => format!("the GPU has {} of {} free", mib(free), mib(total)),
-            None => format!("{} of memory are free", mib(free)),
-        };
-        Ok(user_error(format!(
-            "{has}, and this run needs about {} ({} for the weights, {} for activations); {advice}",
-            mib(plan.total()),
-            mib(plan.frozen_matrices + plan.dense_weights + plan.trainable),
-            mib(plan.activations)
-        )))
+        let advice = room.way_out(ways, "a smaller model, a shorter --max-length");
+        Ok(room.refusal("this run", plan, &advice))
     }
 }

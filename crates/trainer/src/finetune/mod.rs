@@ -22,7 +22,6 @@ mod used;
 mod values;
 
 pub use args::FinetuneArgs;
-pub(crate) use fits::RUNTIME_BYTES;
 pub use run::run;
 pub use values::{BiasArg, CheckpointingArg, Method, SchedulerArg};
 

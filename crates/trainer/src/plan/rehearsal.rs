@@ -1,7 +1,7 @@
 //! A step of the run over tensors without contents: the real model, adapters, tape and optimizer, and their books.
 
 use super::{Plan, weights::DryWeights};
-use crate::{finetune::ADAPTER, load};
+use crate::finetune::ADAPTER;
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::Batch;
@@ -59,7 +59,14 @@ impl Stage {
         }
     }
 
-    fn live(&self) -> usize {
+    /// Starts a new measurement of the peak, where that can be: a GPU keeps what it had.
+    pub(super) fn begin_again(&self) {
+        if let Stage::Host(ledger) = self {
+            ledger.reset_peak();
+        }
+    }
+
+    pub(super) fn live(&self) -> usize {
         match self {
             Stage::Host(ledger) => ledger.live(),
             Stage::Card(gpu) => gpu.stats().live,
@@ -67,7 +74,7 @@ impl Stage {
     }
 
     /// The most that was taken, on a GPU from the driver.
-    fn peak(&self) -> usize {
+    pub(super) fn peak(&self) -> usize {
         match self {
             Stage::Host(ledger) => ledger.peak(),
             Stage::Card(gpu) => gpu.stats().peak_reserved,
@@ -85,8 +92,7 @@ impl Rehearsal<'_> {
     /// The model and its adapter.
     pub(crate) fn cast(&self, stage: &Stage) -> anyhow::Result<Cast> {
         let device = stage.device();
-        let skipped = load::skipped(self.folder);
-        let mut weights = DryWeights { folder: self.folder, format: self.format, skipped, device: &device };
+        let mut weights = DryWeights::new(self.folder, self.format, &device);
         let mut model = build(self.folder.config(), &mut weights)?;
         let adapter = match self.lora {
             Some(config) => Some(Arc::new(attach_dry(&model.modules(), config, ADAPTER, &device)?.0)),
@@ -98,6 +104,9 @@ impl Rehearsal<'_> {
     /// What the run holds at its peak. `data` and `runtime` are left to the caller, who knows them.
     pub(crate) fn plan(&self, stage: &Stage) -> anyhow::Result<Plan> {
         let cast = self.cast(stage)?;
+        // What loading held is behind when training begins.
+        let loaded = stage.peak();
+        stage.begin_again();
         let trained = parameters(cast.model.as_ref(), cast.adapter.as_deref());
         let trainable: usize = trained.iter().map(|it| it.param.value().bytes()).sum();
         let weights = stage.live() - trainable;
@@ -128,6 +137,7 @@ impl Rehearsal<'_> {
         let peak = stage.peak();
         plan.workspace = peak.saturating_sub(known);
         plan.activations -= known.saturating_sub(peak).min(plan.activations);
+        plan.workspace += loaded.saturating_sub(plan.total());
         Ok(plan)
     }
 
@@ -154,7 +164,7 @@ impl Rehearsal<'_> {
 }
 
 /// Every token trains, but for the last of each sequence.
-fn batch(lengths: &[usize]) -> Batch {
+pub(super) fn batch(lengths: &[usize]) -> Batch {
     let tokens: usize = lengths.iter().sum();
     let target = |length: usize| (0..length).map(move |t| if t + 1 < length { 0 } else { halfbyte_data::IGNORE });
     Batch {
@@ -167,7 +177,8 @@ fn batch(lengths: &[usize]) -> Batch {
     }
 }
 
-fn frozen_matrices(model: &dyn Model) -> usize {
+/// Bytes of the matrices that are frozen.
+pub(super) fn frozen_matrices(model: &dyn Model) -> usize {
     let bytes = |base: &Base| if let Base::Frozen(matrix) = base { matrix.bytes() } else { 0 };
     model.parts().0.iter().map(|it| bytes(it.base())).sum()
 }

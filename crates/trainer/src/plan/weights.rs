@@ -1,19 +1,33 @@
 //! A model without its weights: what the headers of its files say, on a dry device.
 
+use crate::load;
 use halfbyte_autograd::Param;
-use halfbyte_frozen::{Format, bitsandbytes::Skipped, mxfp4};
+use halfbyte_frozen::{
+    Format, Quant,
+    bitsandbytes::{self, Skipped},
+    mxfp4,
+};
 use halfbyte_lora::{Base, Linear, Member, Role, Weight};
 use halfbyte_models::{Error, ModelFolder, Result, Weights, loaded_dtype};
 use halfbyte_tensor::{DType, Device, Tensor};
 
 /// Gives a model layers of the right sizes.
 pub(crate) struct DryWeights<'a> {
-    pub(crate) folder: &'a ModelFolder,
+    folder: &'a ModelFolder,
     /// How dense matrices would be frozen; none where everything trains.
-    pub(crate) format: Option<Format>,
+    format: Option<Format>,
     /// What a folder that is quantised keeps dense.
-    pub(crate) skipped: Skipped,
-    pub(crate) device: &'a Device,
+    skipped: Skipped,
+    device: &'a Device,
+    /// Bytes of the largest matrix that is read as numbers to be frozen.
+    pub(crate) most_read: usize,
+}
+
+impl<'a> DryWeights<'a> {
+    /// Those of a folder, on a dry device.
+    pub(crate) fn new(folder: &'a ModelFolder, format: Option<Format>, device: &'a Device) -> DryWeights<'a> {
+        DryWeights { folder, format, skipped: load::skipped(folder), device, most_read: 0 }
+    }
 }
 
 impl DryWeights<'_> {
@@ -22,7 +36,9 @@ impl DryWeights<'_> {
         let Some((file, info)) = self.folder.files().get(name) else {
             return Err(self.folder.files().missing(name).into());
         };
-        let Some(dtype) = loaded_dtype(info.dtype) else { return Ok(None) };
+        // Codes may be stored in any dtype.
+        let codes = bitsandbytes::holds_codes(self.folder.files(), name);
+        let Some(dtype) = loaded_dtype(info.dtype).filter(|_| !codes) else { return Ok(None) };
         let wanted = self.folder.stored_shape(name, shape);
         if info.shape != wanted {
             let message = format!("{name} has shape {:?}, config.json asks for {wanted:?}", info.shape);
@@ -35,14 +51,24 @@ impl DryWeights<'_> {
         Tensor::scratch_on(self.device, shape, dtype)
     }
 
-    fn matrix(&self, path: &str, dims: (usize, usize), (is_head, transposed): (bool, bool)) -> Result<Base> {
+    fn matrix(&mut self, path: &str, dims: (usize, usize), (is_head, transposed): (bool, bool)) -> Result<Base> {
         let (name, shape) = (format!("{path}.weight"), [dims.0, dims.1]);
         let stored = self.stored(&name, &if transposed { [dims.1, dims.0] } else { shape })?;
+        if transposed {
+            // It is turned from one tensor into another.
+            drop([self.moment(dims, stored), self.moment(dims, stored)]);
+        }
         self.of_dtype(path, dims, (stored, is_head))
     }
 
+    /// Numbers that are read and then are in the way no more: in host memory, wherever the weight goes.
+    fn moment(&self, dims: (usize, usize), stored: Option<DType>) -> Option<Tensor> {
+        let is_host = matches!(self.device, Device::Dry(_));
+        stored.filter(|_| is_host).map(|it| self.scratch(&[dims.0, dims.1], it))
+    }
+
     /// One that is stored in this dtype, or in few bits.
-    fn of_dtype(&self, path: &str, dims: (usize, usize), (stored, is_head): (Option<DType>, bool)) -> Result<Base> {
+    fn of_dtype(&mut self, path: &str, dims: (usize, usize), (stored, is_head): (Option<DType>, bool)) -> Result<Base> {
         let Some(format) = self.format else {
             let param = Param::new(format!("{path}.weight"), self.scratch(&[dims.0, dims.1], DType::F32));
             return Ok(Base::Trainable(param));
@@ -52,6 +78,10 @@ impl DryWeights<'_> {
         // Settings that the format refuses are refused by whatever is frozen, a few elements, too.
         let refused = |e: halfbyte_frozen::Error| Error::Freeze { path: path.to_owned(), source: e.into() };
         format.freeze(Tensor::zeros(&[1, 64], DType::F32)).map_err(refused)?;
+        // What is coded is there as numbers until it is.
+        let read = stored.filter(|_| format.quant != Quant::None);
+        self.most_read = self.most_read.max(read.map_or(0, |it| dims.0 * dims.1 * it.size()));
+        let _read = self.moment(dims, read);
         Ok(Base::Frozen(format.dry(self.device, dims, stored.unwrap_or(DType::Bf16))))
     }
 }
@@ -73,6 +103,7 @@ impl Weights for DryWeights<'_> {
         let (count, files) = (member.expert.1, self.folder.files());
         let base = if files.get(&member.stack).is_some() {
             let stored = self.stored(&member.stack, &[count, dims.1, dims.0])?.unwrap_or(DType::Bf16);
+            let _across = self.moment(dims, Some(stored));
             self.of_dtype(path, dims, (Some(stored), false))?
         } else if mxfp4::is_stored(&member.stack, files) {
             Base::Frozen(mxfp4::dry(self.device, dims))
