@@ -16,9 +16,11 @@ use serde::{
 };
 use std::{fmt, path::PathBuf, str::FromStr};
 
+const EXIT_CODES: &str = "Exit codes: 0 all is done; 1 something failed on the way, such as a disk or a diverging loss; 2 something that can be put right in what was asked for, such as a flag, a file or the memory that it takes; 130 it was interrupted.";
+
 /// QLoRA fine-tuning of language models, on a CPU or an NVIDIA GPU, without Python.
 #[derive(Debug, Parser)]
-#[command(name = "halfbyte", version, about, max_term_width = 110)]
+#[command(name = "halfbyte", version, about, max_term_width = 110, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

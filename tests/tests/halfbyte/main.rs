@@ -13,6 +13,7 @@ mod cuda;
 mod earlier;
 mod endings;
 mod eval_split;
+mod exit_codes;
 mod experts;
 mod failures;
 mod families;
