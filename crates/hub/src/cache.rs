@@ -9,12 +9,15 @@
 //! CACHE/.locks/models--ORG--NAME/ETAG.lock
 //! ```
 
-#[cfg(feature = "network")]
-use crate::tree::Entry;
 use crate::{
     Error, Name, Result,
     name::{Kind, is_id},
     tree::Tree,
+};
+#[cfg(feature = "network")]
+use crate::{
+    lasting::{make_folder, rename, sync_folder},
+    tree::Entry,
 };
 use std::{
     collections::BTreeSet,
@@ -89,7 +92,7 @@ impl Repo {
     /// Makes the folders, and the mark by which programs that make backups know a cache.
     pub(crate) fn make(&self) -> Result<()> {
         for folder in [&self.folder.join("blobs"), &self.locks] {
-            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            make_folder(folder)?;
         }
         let tag = self.folder.with_file_name("CACHEDIR.TAG");
         if !tag.exists() {
@@ -123,7 +126,7 @@ impl Repo {
     pub(crate) fn point(&self, commit: &str, path: &str, etag: &str) -> Result<()> {
         let place = self.snapshot(commit).join(path);
         let parent = place.parent().expect("a file of a snapshot lies in a folder");
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        make_folder(parent)?;
         let blob = self.blob(etag);
         if same_file(&place, &blob) {
             return Ok(());
@@ -131,10 +134,10 @@ impl Repo {
         let up = "../".repeat(2 + path.matches('/').count());
         let target = format!("{up}blobs/{etag}");
         if cfg!(unix) && link(&target, &place, &blob).is_ok() {
-            return Ok(());
+            return sync_folder(parent).map_err(Error::io(parent));
         }
         let draft = draft(&place);
-        let done = link(&target, &draft, &blob).and_then(|()| fs::rename(&draft, &place));
+        let done = link(&target, &draft, &blob).and_then(|()| rename(&draft, &place));
         done.map_err(Error::io(&place))
     }
 }
@@ -169,13 +172,13 @@ fn draft(place: &Path) -> PathBuf {
 #[cfg(feature = "network")]
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().expect("a file of the cache lies in a folder");
-    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    make_folder(parent)?;
     let draft = draft(path);
     let write = || -> std::io::Result<()> {
         let mut file = fs::File::create(&draft)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&draft, path)
+        rename(&draft, path)
     };
     write().map_err(|error| {
         // Where it cannot be removed either, the next pull sweeps it.

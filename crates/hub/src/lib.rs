@@ -14,6 +14,8 @@ mod digest;
 mod error;
 #[cfg(feature = "network")]
 mod fetch;
+#[cfg(feature = "network")]
+mod lasting;
 pub mod name;
 #[cfg(feature = "network")]
 mod part;

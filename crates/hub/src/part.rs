@@ -6,6 +6,7 @@
 use crate::{
     Error, Result,
     cache::{PART, PIECES},
+    lasting::rename,
 };
 use std::{
     fs::{self, File, OpenOptions},
@@ -110,7 +111,7 @@ impl Part {
     /// Gives the file its name.
     pub(crate) fn finish(self, blob: &Path) -> Result<()> {
         self.file.sync_all().map_err(|e| self.refused(e))?;
-        fs::rename(&self.path, blob).map_err(Error::io(blob))?;
+        rename(&self.path, blob).map_err(Error::io(blob))?;
         let _ = fs::remove_file(&self.journal);
         Ok(())
     }

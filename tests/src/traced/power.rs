@@ -52,6 +52,14 @@ impl Unsynced {
                 }
             }
             libc::SYS_fsync | libc::SYS_fdatasync => self.synced(call),
+            // Another file may get its number.
+            libc::SYS_unlink | libc::SYS_unlinkat => {
+                if let Some(it) =
+                    call.paths.first().and_then(|it| fs::symlink_metadata(it).ok()).filter(|it| it.nlink() == 1)
+                {
+                    self.contents.remove(&it.ino());
+                }
+            }
             libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => self.rename(call),
             _ => {}
         }
@@ -95,7 +103,7 @@ impl Unsynced {
             let Ok(it) = entry.metadata() else { continue };
             if it.is_dir() {
                 self.shorten(&entry.path());
-            } else if let Some(sure) = self.contents.get(&it.ino()) {
+            } else if let Some(sure) = self.contents.get(&it.ino()).filter(|_| it.is_file()) {
                 let file = File::options().write(true).open(entry.path()).expect("a file of the test's own");
                 file.set_len(*sure).expect("a file of the test's own");
             }

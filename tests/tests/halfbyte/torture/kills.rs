@@ -1,6 +1,6 @@
 //! Killed, and killed again while it goes on, with and without a loss of power.
 
-use super::phase::Phase;
+use super::phase::{NAMES, Phase};
 use e2e::traced::{Calls, Disturbance, Watched, watch};
 use halfbyte_testkit::{Dice, Night};
 use std::{process::Command, thread, time::Duration};
@@ -13,6 +13,18 @@ fn a_killed_training_loses_nothing_that_was_saved() {
 #[test]
 fn a_killed_command_leaves_the_old_model_or_the_new() {
     killed("kills of quantize, merge, token cache and pull", &["quantize", "merge", "tokens", "pull"], 60);
+}
+
+#[test]
+fn what_a_command_said_was_done_outlives_a_loss_of_power() {
+    for name in NAMES {
+        let phase = Phase::of(name);
+        let area = phase.area();
+        let mut ended = watch(&mut phase.begin(&area), &phase.root(), Calls::Changing, None);
+        assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
+        ended.lose_power(true);
+        phase.check(&area, &format!("{name}, without power after its end"));
+    }
 }
 
 fn killed(what: &'static str, names: &[&str], usual: u64) {
