@@ -26,7 +26,7 @@ pub use header::{Placed, TensorSpec};
 pub use hints::{dangling, oddity};
 pub use keys::{KeyTable, KeyUse, is_off};
 pub use lock::Lock;
-pub use open::{open_file, read_text};
+pub use open::{open_file, read_bytes, read_text};
 pub use reader::TensorFile;
 pub use sharded::{Reading, ShardedFiles};
 pub use writer::{ShardedWriter, TensorWriter};

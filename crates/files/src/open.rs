@@ -16,14 +16,22 @@ pub fn open_file(path: &Path) -> Result<File> {
     File::open(path).map_err(Error::io(path))
 }
 
+/// The bytes of a file.
+///
+/// # Errors
+/// As [`open_file`].
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes).map_err(Error::io(path))?;
+    Ok(bytes)
+}
+
 /// The text of a file.
 ///
 /// # Errors
 /// As [`open_file`], and bytes that are no UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    open_file(path)?.read_to_end(&mut bytes).map_err(Error::io(path))?;
-    String::from_utf8(bytes)
+    String::from_utf8(read_bytes(path)?)
         .map_err(|e| Error::file(path, format!("is not text: byte {} is no UTF-8", e.utf8_error().valid_up_to())))
 }
 

@@ -3,6 +3,7 @@
 use crate::{cli::Switch, console, failure::user_error};
 use clap::{Args, ValueEnum};
 use halfbyte_data::{CHATML, ChatTemplate, Excess, INSTRUCTION, Layout, LossOn, Tokenizer};
+use halfbyte_files::read_text;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -177,11 +178,8 @@ fn prepared(flags: &TemplateFlags, found: ChatTemplate) -> anyhow::Result<ChatTe
 }
 
 fn of_file(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
-    let source = std::fs::read_to_string(path).map_err(|error| {
-        user_error(format!(
-            "--chat-template {}: {error}; it is a file, or one of chatml and instruction",
-            path.display()
-        ))
-    })?;
+    let refused =
+        |error| user_error(format!("--chat-template {error}; it takes a file, or one of chatml and instruction"));
+    let source = read_text(path).map_err(refused)?;
     Ok(ChatTemplate::new(source, &path.display().to_string(), tokenizer)?)
 }

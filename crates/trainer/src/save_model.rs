@@ -1,9 +1,8 @@
 //! Writing a whole model folder: weights, configuration, tokenizer.
 
 use crate::failure::user_error;
-use anyhow::Context;
 use halfbyte_data::TOKENIZER_FILES;
-use halfbyte_files::{ShardedWriter, TensorSpec, write_atomic};
+use halfbyte_files::{ShardedWriter, TensorSpec, read_bytes, write_atomic};
 use halfbyte_lora::Adapter;
 use halfbyte_models::{Model, model_tensors};
 use halfbyte_tensor::{DType, Device, Tensor};
@@ -73,8 +72,7 @@ fn copy_files(from: &Path, to: &Path, names: &[&str]) -> anyhow::Result<()> {
     for name in names {
         let source = from.join(name);
         if source.exists() {
-            let contents = std::fs::read(&source).with_context(|| source.display().to_string())?;
-            write_atomic(&to.join(name), &contents)?;
+            write_atomic(&to.join(name), &read_bytes(&source)?)?;
         }
     }
     Ok(())

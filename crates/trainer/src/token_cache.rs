@@ -5,7 +5,7 @@
 
 use crate::sources::Source;
 use halfbyte_data::{DataFiles, TOKENIZER_FILES, Tokenised};
-use halfbyte_files::Draft;
+use halfbyte_files::{Draft, read_bytes};
 use std::{
     ffi::OsStr,
     fs::{self, File, Metadata},
@@ -42,11 +42,11 @@ impl Entry {
         part(&mut key, format!("{} {version} {flags:?} {variables:?}", Tokenised::FORMAT).as_bytes());
         part(&mut key, template.as_bytes());
         for name in TOKENIZER_FILES.iter().chain(["config.json"].iter()) {
-            match fs::read(model.join(name)) {
-                Ok(bytes) => part(&mut key, &bytes),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => part(&mut key, &[]),
+            let path = model.join(name);
+            match path.exists() {
                 // Of what could not be read this once nothing can be known.
-                Err(_) => return None,
+                true => part(&mut key, &read_bytes(&path).ok()?),
+                false => part(&mut key, &[]),
             }
         }
         hash_files(&mut key, &source.files).ok()?;

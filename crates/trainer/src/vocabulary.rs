@@ -3,6 +3,7 @@
 
 use crate::{console, failure::user_error};
 use halfbyte_data::Tokenizer;
+use halfbyte_files::read_bytes;
 use halfbyte_lora::{Role, stored_rows};
 use halfbyte_models::{ModelFolder, spec};
 use std::path::{Path, PathBuf};
@@ -93,6 +94,6 @@ pub(crate) fn tokenizer(base: &Path, adapters: &[(String, PathBuf)]) -> anyhow::
 
 /// Whether a folder has a `tokenizer.json` of other bytes.
 fn differs(base: &Path, dir: &Path) -> bool {
-    let read = |it: &Path| std::fs::read(it.join("tokenizer.json")).ok();
+    let read = |it: &Path| read_bytes(&it.join("tokenizer.json")).ok();
     read(dir).is_some_and(|it| read(base) != Some(it))
 }

@@ -1,8 +1,9 @@
 //! What nobody means to give: pipes, names that are no text, settings that no machine has room for. Each gets a sentence.
 
-use e2e::{TinyModel, Work, run, write_jsonl};
+use e2e::{Outcome, TinyModel, Work, halfbyte, run, write_jsonl};
 use serde_json::{Value, json};
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -38,6 +39,21 @@ fn pipes_are_not_waited_for() {
         fs::remove_file(adapter.join(file)).unwrap();
         fs::write(adapter.join(file), whole).unwrap();
     }
+    // What is named alone, and what lies beside a model and is copied or looked at in passing.
+    let named = work.path("named");
+    pipe(&named);
+    work.finetune().path("--config", &named).run().user_error(&["named", "a pipe"]);
+    let base = model(&work, "base");
+    let generate = ["generate", "--prompt", "cat", "--chat", "--max-new-tokens", "2", "--model"].map(OsString::from);
+    let flags = [base.clone().into(), "--chat-template".into(), named.into_os_string()];
+    run(generate.into_iter().chain(flags)).user_error(&["--chat-template", "a pipe"]);
+    pipe(&base.join("special_tokens_map.json"));
+    let eval = ["eval", "--model"].map(OsString::from).into_iter();
+    let mut line = halfbyte();
+    line.args(eval.chain([base.into(), "--data".into(), work.rows().into()])).env("HALFBYTE_CACHE", work.path("cache"));
+    Outcome::of(&mut line).user_error(&["special_tokens_map.json"]);
+    pipe(&adapter.join("tokenizer.json"));
+    work.eval(&work.model(&TinyModel::llama()), Some(&adapter), "").success();
 }
 
 #[cfg(target_os = "linux")]

@@ -1,5 +1,6 @@
 use crate::{cli::ModelsArgs, console::say, failure::message, places};
 use halfbyte_data::Tokenizer;
+use halfbyte_files::read_text;
 use halfbyte_hub::{Cached, Kind, Revision};
 use halfbyte_models::{ModelFolder, spec};
 use rayon::prelude::*;
@@ -91,7 +92,7 @@ fn judge(kind: Kind, at: &Revision) -> Judged {
 }
 
 fn base_of(folder: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(folder.join("adapter_config.json")).ok()?;
+    let text = read_text(&folder.join("adapter_config.json")).ok()?;
     let config: Value = serde_json::from_str(&text).ok()?;
     Some(config.get("base_model_name_or_path")?.as_str()?.to_owned())
 }

@@ -2,6 +2,7 @@
 
 use super::args::FinetuneArgs;
 use crate::failure::user_error;
+use halfbyte_files::read_text;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -52,7 +53,7 @@ fn read_table(path: &Path) -> anyhow::Result<toml::Table> {
             "is YAML; `halfbyte import-config FILE --output run.toml` makes of it what --config reads".to_owned(),
         ));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let text = read_text(path)?;
     // Parsed as flags, so that an unknown or ill-typed key is shown with its line.
     let flags: FinetuneArgs = toml::from_str(&underscored(&text)).map_err(|e| wrong(e.to_string()))?;
     toml::Table::try_from(flags).map_err(|e| wrong(e.to_string()))
