@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::kernels;
+use crate::supply;
 use crate::tidy;
 use crate::workspace::{self, cargo, check};
 
@@ -26,7 +27,16 @@ enum Action {
 /// `test` runs with the terminal inherited and nothing after each binary, so that its closing lines stand as cargo wrote them.
 const STEPS: &[Step] = &[
     Step { name: "fmt", about: "formatting", action: Action::Cargo(&["fmt", "--all", "--check"], &[]) },
-    Step { name: "tidy", about: "layering, sizes, unsafe, paths in the documentation", action: Action::Own(tidy::run) },
+    Step {
+        name: "tidy",
+        about: "layering, sizes, unsafe, dependencies, paths in the documentation",
+        action: Action::Own(|| tidy::run(false)),
+    },
+    Step {
+        name: "supply",
+        about: "advisories, by cargo-deny where it is installed",
+        action: Action::Own(supply::deny),
+    },
     Step {
         name: "clippy",
         about: "lints, warnings denied",
@@ -110,8 +120,8 @@ mod tests {
     fn one_step_can_be_chosen_and_a_wrong_name_lists_the_right_ones() {
         assert_eq!(chosen(Some("tidy")).unwrap().len(), 1);
         let all: Vec<_> = chosen(None).unwrap().iter().map(|s| s.name).collect();
-        assert_eq!(all, ["fmt", "tidy", "clippy", "test", "kernels", "doc"]);
+        assert_eq!(all, ["fmt", "tidy", "supply", "clippy", "test", "kernels", "doc"]);
         let message = chosen(Some("lint")).err().expect("lint is no step").to_string();
-        assert!(message.contains("no step `lint`") && message.contains("fmt, tidy, clippy"), "{message}");
+        assert!(message.contains("no step `lint`") && message.contains("fmt, tidy, supply"), "{message}");
     }
 }

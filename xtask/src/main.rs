@@ -20,6 +20,8 @@ mod package_check;
 mod parity;
 mod pretrain;
 mod python;
+mod reproducible;
+mod supply;
 mod tidy;
 mod torture;
 mod workspace;
@@ -37,7 +39,19 @@ mod flags {
                 optional --only step: String
             }
             /// The layering, file sizes, `unsafe`, and the paths that the documentation names.
-            cmd tidy {}
+            cmd tidy {
+                /// Write what the documents count, such as each crate's `unsafe`, anew.
+                optional --write
+            }
+            /// Ask `cargo deny` about licences, advisories and versions, where it is installed.
+            cmd supply {}
+            /// Build the program in two folders and compare what came out, byte for byte.
+            cmd reproducible {
+                /// A folder for both, which must be new; it is removed when they are alike.
+                required --within dir: PathBuf
+                /// The profile, release when left out.
+                optional --profile name: String
+            }
             /// Fine-tune the embedded model on the embedded reviews; arguments go to `halfbyte finetune` unchanged.
             cmd finetune {
                 repeated args: OsString
@@ -163,7 +177,9 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
     };
     match task {
         flags::XtaskCmd::Ci(f) => ci::run(f.only.as_deref()),
-        flags::XtaskCmd::Tidy(_) => tidy::run(),
+        flags::XtaskCmd::Tidy(f) => tidy::run(f.write),
+        flags::XtaskCmd::Supply(_) => supply::deny(),
+        flags::XtaskCmd::Reproducible(f) => reproducible::run(&f.within, f.profile.as_deref().unwrap_or("release")),
         flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
         flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
         flags::XtaskCmd::Bench(flags::Bench { model, data, python, rounds, large }) => {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace;
+use crate::{supply, workspace};
 
 mod layers;
 mod lexer;
@@ -13,6 +13,7 @@ mod seams;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod unsafe_count;
 
 /// One broken rule: where, and what to do about it.
 type Violation = String;
@@ -20,10 +21,15 @@ type Violation = String;
 /// Files and folders at the root that are nobody's source: build outputs and runs, as in `.gitignore`, and git's own.
 const PASSED_OVER: &[&str] = &["target", "out", "runs", ".git"];
 
-/// Checks the workspace that this program belongs to; prints each violation.
-pub(crate) fn run() -> Result<()> {
+/// Checks the workspace that this program belongs to; prints each violation. With `write` what documents count is written anew first.
+pub(crate) fn run(write: bool) -> Result<()> {
     let root = workspace::root();
-    let violations = check(&root, &workspace::metadata(&root)?)?;
+    if write {
+        unsafe_count::write(&root, &files(&root)?)?;
+    }
+    let mut violations = check(&root, &workspace::metadata(&root)?)?;
+    violations.extend(supply::violations(&root)?);
+    violations.extend(unsafe_count::check(&root, &files(&root)?)?);
     for violation in &violations {
         println!("tidy: {violation}");
     }
