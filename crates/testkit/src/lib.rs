@@ -12,7 +12,7 @@ mod gradcheck;
 mod hub;
 mod input;
 pub mod mutate;
-mod night;
+pub mod night;
 
 pub use gradcheck::{Gradcheck, gradcheck};
 pub use hub::{Fault, LoopbackHub, Seen};

@@ -57,8 +57,19 @@ impl Iterator for Night {
     }
 }
 
+/// Whether `cargo xtask torture` asks for as much as there is time for.
+pub fn is_long() -> bool {
+    env::var_os("HALFBYTE_TORTURE_SECONDS").is_some()
+}
+
+/// What was measured, for people.
+#[allow(clippy::print_stdout, reason = "the test harness shows it to people")]
+pub fn say(text: &str) {
+    println!("{text}");
+}
+
 /// A line for `cargo xtask torture`, which sums up what its tests did.
-fn report(what: &str, tried: u64, seed: u64) {
+pub fn report(what: &str, tried: u64, seed: u64) {
     if let Some(path) = env::var_os("HALFBYTE_TORTURE_REPORT") {
         let line = format!("{what}\t{tried}\t{seed}\n");
         let file = OpenOptions::new().create(true).append(true).open(Path::new(&path));

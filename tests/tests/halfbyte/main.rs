@@ -41,6 +41,7 @@ mod python_stack;
 mod quantize;
 mod resume;
 mod same_bits;
+mod sizes;
 mod streaming;
 mod token_cache;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -6,4 +6,5 @@
 
 mod faults;
 mod kills;
+mod long;
 mod phase;
