@@ -51,6 +51,8 @@ mod flags {
                 required --within dir: PathBuf
                 /// The profile, release when left out.
                 optional --profile name: String
+                /// The package, halfbyte-trainer when left out; another one has its program under its own name.
+                optional --package name: String
             }
             /// Fine-tune the embedded model on the embedded reviews; arguments go to `halfbyte finetune` unchanged.
             cmd finetune {
@@ -179,7 +181,10 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Ci(f) => ci::run(f.only.as_deref()),
         flags::XtaskCmd::Tidy(f) => tidy::run(f.write),
         flags::XtaskCmd::Supply(_) => supply::deny(),
-        flags::XtaskCmd::Reproducible(f) => reproducible::run(&f.within, f.profile.as_deref().unwrap_or("release")),
+        flags::XtaskCmd::Reproducible(f) => {
+            let package = f.package.as_deref().unwrap_or("halfbyte-trainer");
+            reproducible::run(&f.within, f.profile.as_deref().unwrap_or("release"), package)
+        }
         flags::XtaskCmd::Finetune(f) => finetune::run(&f.args),
         flags::XtaskCmd::Pretrain(f) => pretrain::run(f.arch.as_deref()),
         flags::XtaskCmd::Bench(flags::Bench { model, data, python, rounds, large }) => {

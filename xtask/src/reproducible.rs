@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::{self, cargo, check};
 
 /// Builds what git knows of the tree in two folders below `within`, and compares the programs.
-pub(crate) fn run(within: &Path, profile: &str) -> Result<()> {
+pub(crate) fn run(within: &Path, profile: &str, package: &str) -> Result<()> {
     std::fs::create_dir(within).with_context(|| format!("{}: must be new", within.display()))?;
     let within = within.canonicalize()?;
     let root = workspace::root();
@@ -15,7 +15,7 @@ pub(crate) fn run(within: &Path, profile: &str) -> Result<()> {
     for name in ["here", "somewhere-else"] {
         let folder = within.join(name);
         copy(&root, &folder)?;
-        programs.push(build(&folder, profile)?);
+        programs.push(build(&folder, profile, package)?);
     }
     let [first, second] = [&programs[0], &programs[1]].map(std::fs::read);
     let (first, second) = (first?, second?);
@@ -49,7 +49,7 @@ fn copy(root: &Path, to: &Path) -> Result<()> {
 }
 
 /// Where sources lie is not to stand in the program.
-fn build(folder: &Path, profile: &str) -> Result<PathBuf> {
+fn build(folder: &Path, profile: &str, package: &str) -> Result<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|it| it.join(".cargo"))).context("no home of cargo's")?;
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
@@ -58,9 +58,10 @@ fn build(folder: &Path, profile: &str) -> Result<PathBuf> {
         format!("-ffile-prefix-map={}=/halfbyte -ffile-prefix-map={}=/cargo", folder.display(), home.display());
     let target = folder.join("target");
     let mut cmd = cargo();
-    cmd.args(["build", "--locked", "--package", "halfbyte-trainer", "--profile", profile, "--target-dir"]).arg(&target);
+    cmd.args(["build", "--locked", "--package", package, "--profile", profile, "--target-dir"]).arg(&target);
     cmd.env("CARGO_ENCODED_RUSTFLAGS", flags).env("CFLAGS", &prefixes).env("CXXFLAGS", &prefixes);
     check(cmd.env("CARGO_INCREMENTAL", "0").current_dir(folder))?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target.join(folder).join(format!("halfbyte{}", std::env::consts::EXE_SUFFIX)))
+    let name = if package == "halfbyte-trainer" { "halfbyte" } else { package };
+    Ok(target.join(folder).join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
 }

@@ -72,6 +72,25 @@ fn a_dropped_adapter_gives_its_tensors_back() {
 }
 
 #[test]
+fn an_adapter_that_holds_no_numbers_is_not_saved() {
+    let mut layers = [layer("block.q"), layer("block.k")];
+    let adapter = fresh(&mut layers).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let dir = tempfile::tempdir().unwrap();
+        let param = adapter.params().remove(0);
+        let whole = param.value();
+        let mut values = whole.to_f32_vec();
+        values[1] = bad;
+        param.set(Tensor::from_vec(whole.shape(), values));
+        let Err(Error::NotFinite { name }) = save_adapter(dir.path(), &adapter) else { panic!("{bad} was saved") };
+        assert!(name.ends_with(param.name()), "{name}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written");
+        param.set(whole);
+        save_adapter(dir.path(), &adapter).unwrap();
+    }
+}
+
+#[test]
 fn parameters_come_in_the_order_of_creation() {
     let mut layers = [layer("block.q"), layer("block.k")];
     let adapter = fresh(&mut layers).unwrap();

@@ -168,7 +168,8 @@ fn a_second_run_in_the_same_folder_is_refused_and_a_killed_one_is_in_nobodys_way
     let folder = work.path("run");
     wait_for(&mut child, || folder.join("checkpoint-2").exists());
     for flag in ["--overwrite", "--resume"] {
-        long.clone().flags(flag).run().user_error(&["another run", "--output"]);
+        // Few steps, so that one that is not refused comes to an end.
+        long.clone().flags(flag).flags("--max-steps 3").run().user_error(&["another run", "--output"]);
     }
     assert!(child.try_wait().unwrap().is_none(), "the first goes on");
     signal(&child, "KILL");
