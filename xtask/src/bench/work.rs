@@ -52,6 +52,8 @@ pub(super) struct Work {
 /// What a page of figures is about.
 pub(super) struct Machine {
     name: String,
+    /// What tells generations apart that go by one name, as in a cloud: family and model.
+    generation: Option<(String, String)>,
     kernel: String,
     threads: usize,
 }
@@ -64,7 +66,8 @@ impl Machine {
 
     /// The page's name: one a processor and kernel, so that a run leaves those of other machines as they are.
     pub(super) fn page(&self) -> String {
-        let lower = format!("cpu {} {}", self.name, self.kernel).to_lowercase();
+        let generation = self.generation.as_ref().map_or(String::new(), |(family, model)| format!("{family} {model}"));
+        let lower = format!("cpu {} {generation} {}", self.name, self.kernel).to_lowercase();
         let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|it| !it.is_empty()).collect();
         format!("{}.md", words.join("-"))
     }
@@ -72,7 +75,11 @@ impl Machine {
 
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, {} threads, products in bf16 by {}", self.name, self.threads, self.kernel)
+        write!(f, "{}", self.name)?;
+        if let Some((family, model)) = &self.generation {
+            write!(f, " (family {family}, model {model})")?;
+        }
+        write!(f, ", {} threads, products in bf16 by {}", self.threads, self.kernel)
     }
 }
 
@@ -80,11 +87,15 @@ impl Work {
     /// The processor's name, its kernel for products in bf16, and how many threads it runs.
     pub(super) fn machine(&self) -> Machine {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let name = cpu.lines().find_map(|it| it.strip_prefix("model name")).and_then(|it| it.split_once(": "));
+        let told = |key: &str| {
+            let mut lines = cpu.lines().filter_map(|it| it.split_once(": "));
+            lines.find(|it| it.0.trim() == key).map(|it| it.1.trim().to_owned())
+        };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let name = name.map_or("unknown processor", |it| it.1).replace("(R)", "").replace("(TM)", "");
+        let name = told("model name").unwrap_or_else(|| "unknown processor".into());
+        let name = name.replace("(R)", "").replace("(TM)", "");
         let kernel = self.kernel().unwrap_or_default();
-        Machine { name, kernel, threads }
+        Machine { name, generation: told("cpu family").zip(told("model")), kernel, threads }
     }
 
     /// What `halfbyte devices` says of products in bf16.
@@ -235,7 +246,9 @@ mod tests {
 
     #[test]
     fn a_page_is_named_after_the_processor_and_its_kernel() {
-        let machine = Machine { name: "AMD EPYC 9R14 (Zen 4)".into(), kernel: "avx512bf16".into(), threads: 2 };
-        assert_eq!(machine.page(), "cpu-amd-epyc-9r14-zen-4-avx512bf16.md");
+        let generation = Some(("26".to_owned(), "2".to_owned()));
+        let machine = Machine { name: "AMD EPYC (Zen)".into(), generation, kernel: "avx512bf16".into(), threads: 2 };
+        assert_eq!(machine.page(), "cpu-amd-epyc-zen-26-2-avx512bf16.md");
+        assert_eq!(Machine { generation: None, ..machine }.page(), "cpu-amd-epyc-zen-avx512bf16.md");
     }
 }
