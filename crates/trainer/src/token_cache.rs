@@ -43,8 +43,8 @@ impl Entry {
         part(&mut key, template.as_bytes());
         for name in TOKENIZER_FILES.iter().chain(["config.json"].iter()) {
             let path = model.join(name);
-            match path.exists() {
-                // Of what could not be read this once nothing can be known.
+            // Of what could not be read this once nothing can be known.
+            match path.try_exists().ok()? {
                 true => part(&mut key, &read_bytes(&path).ok()?),
                 false => part(&mut key, &[]),
             }

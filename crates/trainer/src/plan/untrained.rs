@@ -114,7 +114,7 @@ impl Untrained<'_> {
     }
 
     /// Refuses a command that needs more than there is. `what` is it, as in "this evaluation"; `ways` are flags that would need less,
-    /// and what it would ask with them; `held` is what of the plan is in memory already.
+    /// and what it would ask with them; `data` are bytes of rows that are in memory already.
     pub(crate) fn fits(
         &self,
         device: &Device,
