@@ -1,7 +1,7 @@
 //! What is far larger than usual: a row of a megabyte, a vocabulary of 300,000.
 
-use e2e::{Finetune, NamedTensor, TinyModel, VOCAB, Work, run, tokenizer_json, write_jsonl};
-use serde_json::json;
+use crate::vocabulary::with_tokens;
+use e2e::{Finetune, TinyModel, Work, run, write_jsonl};
 use std::{ffi::OsString, fs, path::Path};
 
 #[test]
@@ -36,27 +36,10 @@ fn file(path: &Path, text: &str) -> fs::File {
     fs::File::open(path).unwrap()
 }
 
-/// A model's folder with so many tokens more than [`VOCAB`] in its embedding, all of which its tokenizer knows.
-fn with_tokens(work: &Work, more: usize) -> std::path::PathBuf {
-    let (dir, model) = (work.path("wide"), TinyModel::llama());
-    let mut tensors = model.tensors();
-    for table in tensors.iter_mut().filter(|it| it.name == "model.embed_tokens.weight") {
-        let NamedTensor { shape, values, .. } = table;
-        values.extend((0..more * shape[1]).map(|it| (it * 2_654_435_761 % 1000) as f32 * 1e-3 - 0.5));
-        shape[0] += more;
-    }
-    model.write_with(&dir, &tensors);
-    let mut config = model.config();
-    config["vocab_size"] = json!(VOCAB + more);
-    fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    fs::write(dir.join("tokenizer.json"), tokenizer_json(more)).unwrap();
-    dir
-}
-
 #[test]
 fn a_vocabulary_of_300_000_is_trained_continued_and_merged() {
     let work = Work::new();
-    let base = with_tokens(&work, 300_000);
+    let base = with_tokens(&work, &TinyModel::llama(), 300_000);
     let data = work.path("words.jsonl");
     let row = |it: usize| format!("the cat sat on surplus{} and surplus{}", it * 37_501, 299_999 - it);
     let rows: Vec<String> = (0..8).map(row).collect();

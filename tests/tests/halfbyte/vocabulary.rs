@@ -14,13 +14,14 @@ const TABLES: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A model's folder with so many tokens more than [`VOCAB`] in its tables; the tokenizer knows as many words more.
-fn with_tokens(work: &Work, model: &TinyModel, more: usize) -> PathBuf {
+pub(crate) fn with_tokens(work: &Work, model: &TinyModel, more: usize) -> PathBuf {
     let dir = work.path(&format!("base-{}-{more}", model.tied));
     let mut tensors = model.tensors();
     for table in tensors.iter_mut().filter(|it| TABLES.contains(&it.name.as_str())) {
         let NamedTensor { shape, values, .. } = table;
         let width = shape[1];
-        values.extend((0..more * width).map(|it| 0.01 * it as f32 - 0.2));
+        // Of a size that weights have, however many.
+        values.extend((0..more * width).map(|it| 0.01 * (it % 251) as f32 - 0.2));
         shape[0] += more;
     }
     model.write_with(&dir, &tensors);
