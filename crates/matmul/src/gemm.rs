@@ -6,8 +6,9 @@
 
 use rayon::prelude::*;
 
-use crate::buffers::with_buffers;
-use crate::kernels::{Epilogue, Kernel, Target, Tile};
+use crate::buffers::{Pieces, with_buffers};
+use crate::kernels::words::Words;
+use crate::kernels::{Corner, Epilogue, Kernel, Target, Tile};
 use crate::pack::{Panels, Side, Span};
 use crate::packed::PackedLeft;
 use crate::product::{Operand, Out, Product};
@@ -21,7 +22,7 @@ const WIDE_STRIP: usize = 192;
 /// Columns of a block of f32 sums for outputs that cannot hold partial sums.
 const SUM_COLS: usize = 2048;
 /// Below this many multiplications a product stays on one thread.
-const SMALL: usize = 1 << 15;
+pub(crate) const SMALL: usize = 1 << 15;
 /// Up to this many multiplications of a cell stay together: some ten microseconds. Tests want to see cells split.
 const ALONE: usize = if cfg!(test) { 1 << 14 } else { 3 << 20 };
 
@@ -259,7 +260,6 @@ struct Round<'a> {
     strip: &'a [u32],
     /// Word rows of the piece.
     words: usize,
-    cols: (usize, usize),
     /// Whether the sums go on from the piece before.
     add: bool,
     /// Whether they leave after this piece.
@@ -299,49 +299,72 @@ impl Shared<'_> {
         });
     }
 
-    /// Computes one cell: every panel against its strip of the right operands, piece by piece. The strip is packed
-    /// here, unless it is `packed`: with the columns of tiles that it was packed for.
+    /// Computes one cell: every panel against its strip of the right operands. The strip is packed here, unless it is `packed`:
+    /// with the columns of tiles that it was packed for.
     fn cell(&self, cell: Cell, packed: Option<(&[u32], usize)>) {
-        let Kernel { mr, nr, operands, .. } = *self.job.kernel;
-        let (c0, c1) = cell.cols;
-        let columns = (c1 - c0).div_ceil(nr);
+        let Kernel { mr, nr, strip, .. } = *self.job.kernel;
+        let columns = (cell.cols.1 - cell.cols.0).div_ceil(nr);
         with_buffers(|own| {
-            // With one piece a tile leaves as soon as it is summed; with several all tiles of the cell wait.
-            let many = self.pieces.len() > 1;
-            let waiting = if many { (cell.panels.1 - cell.panels.0) * columns * mr * nr } else { 0 };
-            let tiles = own.tiles.floats(waiting);
-            let mut before = 0;
-            for (s, (Piece { term, span }, left)) in self.pieces.iter().zip(&self.lefts).enumerate() {
-                let words = operands.words(span.len);
-                let strip = match packed {
-                    // A strip at the end has fewer columns, but its pieces lie as far apart.
-                    Some((strip, full)) => &strip[before * full * nr..][..columns * words * nr],
-                    None => {
-                        let strip = own.panels.words(columns * words * nr);
-                        let mut out = Panels { words: &mut *strip, stride: words * nr, count: columns };
-                        self.job.terms[*term].b.pack(c0, *span, &mut out, &mut own.pieces);
-                        &*strip
-                    }
-                };
-                let round = Round { left, strip, words, cols: cell.cols, add: s > 0, last: s + 1 == self.pieces.len() };
-                self.panels(&round, cell.panels, tiles);
+            let (panels, full) = match packed {
+                // A strip at the end has fewer columns, but its pieces lie as far apart.
+                Some(it) => it,
+                None => (self.pack_strip(cell.cols.0, columns, (&mut own.panels, &mut own.pieces)), columns),
+            };
+            let (mut rounds, mut before) = (Vec::with_capacity(self.pieces.len()), 0);
+            for (s, (piece, left)) in self.pieces.iter().zip(&self.lefts).enumerate() {
+                let words = self.job.kernel.operands.words(piece.span.len);
+                let strip = &panels[before * full * nr..][..columns * words * nr];
+                rounds.push(Round { left, strip, words, add: s > 0, last: s + 1 == self.pieces.len() });
                 before += words;
+            }
+            if strip <= nr {
+                self.panels(&rounds, cell.cols, cell.panels, &mut []);
+                return;
+            }
+            // A piece of a wide strip fills a near cache, so all tiles of the cell wait for the next one.
+            let waiting = if rounds.len() > 1 { (cell.panels.1 - cell.panels.0) * columns * mr * nr } else { 0 };
+            let tiles = own.tiles.floats(waiting);
+            for round in rounds.chunks(1) {
+                self.panels(round, cell.cols, cell.panels, tiles);
             }
         });
     }
 
-    /// One piece of a cell: panels `p0..p1` against the strip. A thread that has run out of cells may take half of what another
-    /// has left of its last one: the end of a product would else be waited for as long as a cell takes.
-    fn panels(&self, round: &Round<'_>, (p0, p1): (usize, usize), tiles: &mut [f32]) {
+    /// Packs a strip of the right operands that begins with column `first`, piece after piece.
+    fn pack_strip<'b>(
+        &self,
+        first: usize,
+        columns: usize,
+        (panels, pieces): (&'b mut Words, &mut Pieces),
+    ) -> &'b [u32] {
+        let Kernel { nr, operands, .. } = *self.job.kernel;
+        let strip = panels.words(words(self.job.kernel, self.pieces) * columns * nr);
+        let mut rest = &mut *strip;
+        for Piece { term, span } in self.pieces {
+            let words = operands.words(span.len);
+            let (own, after) = rest.split_at_mut(columns * words * nr);
+            let mut out = Panels { words: own, stride: words * nr, count: columns };
+            self.job.terms[*term].b.pack(first, *span, &mut out, pieces);
+            rest = after;
+        }
+        strip
+    }
+
+    /// Some pieces of a cell: panels `p0..p1` against the strip, tile by tile. A thread that has run out of cells may take half of
+    /// what another has left of its last one: the end of a product would else be waited for as long as a cell takes.
+    fn panels(&self, rounds: &[Round<'_>], (c0, c1): (usize, usize), (p0, p1): (usize, usize), tiles: &mut [f32]) {
         let Kernel { mr, nr, .. } = *self.job.kernel;
-        let (c0, c1) = round.cols;
         let columns = (c1 - c0).div_ceil(nr);
-        let work = (p1 - p0) * mr * columns * nr * self.job.kernel.operands.elements(round.words);
+        let words = rounds.iter().map(|it| it.words).sum();
+        let work = (p1 - p0) * mr * columns * nr * self.job.kernel.operands.elements(words);
         if p1 - p0 > 1 && work > ALONE {
             let middle = p0.midpoint(p1);
             let (first, second) =
                 tiles.split_at_mut(if tiles.is_empty() { 0 } else { (middle - p0) * columns * mr * nr });
-            rayon::join(|| self.panels(round, (p0, middle), first), || self.panels(round, (middle, p1), second));
+            rayon::join(
+                || self.panels(rounds, (c0, c1), (p0, middle), first),
+                || self.panels(rounds, (c0, c1), (middle, p1), second),
+            );
             return;
         }
         with_buffers(|own| {
@@ -349,14 +372,20 @@ impl Shared<'_> {
             let waiting = !tiles.is_empty();
             let passing = own.tiles.floats(mr * nr);
             let mut multiply = |column: usize, p: usize| {
-                let b = &round.strip[column * round.words * nr..][..round.words * nr];
                 let cols = c1 - (c0 + column * nr).min(c1);
-                let a = &round.left.words[p * round.left.stride..][..round.words * mr];
                 let slot = ((p - p0) * columns + column) * mr * nr;
                 let tile = if waiting { &mut tiles[slot..slot + mr * nr] } else { &mut *passing };
-                self.job.kernel.multiply(&ready, round.words, a, b, tile, (cols, round.add));
-                if round.last {
-                    self.store(tile, p, c0 + column * nr, c1);
+                for round in rounds {
+                    let b = &round.strip[column * round.words * nr..][..round.words * nr];
+                    let a = &round.left.words[p * round.left.stride..][..round.words * mr];
+                    if let Some(out) = round.last.then(|| self.corner(p, c0 + column * nr)).flatten() {
+                        self.job.kernel.multiply_rounded(&ready, round.words, (a, b), (tile, round.add), out);
+                        continue;
+                    }
+                    self.job.kernel.multiply(&ready, round.words, a, b, tile, (cols, round.add));
+                    if round.last {
+                        self.store(tile, p, c0 + column * nr, c1);
+                    }
                 }
             };
             // The inner loop goes over panels of the side that the far caches hold.
@@ -366,6 +395,13 @@ impl Shared<'_> {
                 (0..columns).for_each(|column| (p0..p1).for_each(|p| multiply(column, p)));
             }
         });
+    }
+
+    /// Where the sums of a tile can go at once; `None` where more has to be done to them.
+    fn corner(&self, panel: usize, c0: usize) -> Option<Corner> {
+        let Kernel { mr, nr, rounded, .. } = *self.job.kernel;
+        let r0 = self.region.rows.0 + panel * mr;
+        rounded.and_then(|_| self.target.corner((r0, r0 + mr), (c0, c0 + nr), self.epilogue))
     }
 
     fn store(&self, sums: &[f32], panel: usize, c0: usize, c1: usize) {

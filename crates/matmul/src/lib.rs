@@ -30,6 +30,7 @@ mod packed;
 mod product;
 mod reader;
 mod sources;
+mod thin;
 
 pub use kernels::{available_kernels, kernel_name, register_peak, register_peaks};
 pub use packed::PackedLeft;

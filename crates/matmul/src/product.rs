@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use crate::kernels::{self, Kernel};
 use crate::sources::Source;
+use crate::thin::Thin;
 use crate::{PackedLeft, gemm, gemv};
 
 /// How the operands enter the product.
@@ -168,5 +169,11 @@ pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>
     }
     let inner: usize = p.terms().map(|(a, _)| a.dims().1).sum();
     OPERATIONS.fetch_add(2 * (m * n * inner) as u64, Ordering::Relaxed);
-    if m <= gemv::MAX_ROWS { gemv::run(kernel, p, out) } else { gemm::run(kernel, p, out) }
+    if m <= gemv::MAX_ROWS {
+        gemv::run(kernel, p, out);
+    } else if let Some(thin) = Thin::of(kernel, p) {
+        thin.run(out);
+    } else {
+        gemm::run(kernel, p, out);
+    }
 }

@@ -33,6 +33,11 @@ impl<'a> Reader<'a> {
         Self { source, view, cols: source.cols(), first: operand.rows.0, isa }
     }
 
+    /// The flat index of the first element of row 0.
+    pub(crate) fn first_element(&self) -> usize {
+        self.first * self.cols
+    }
+
     /// Whether [`Reader::bf16`] costs no more than [`Reader::f32`], so that a bf16 product should stay in bf16.
     pub(crate) fn cheap_as_bf16(&self) -> bool {
         matches!(self.view, View::Bf16(_) | View::Lut4(_))

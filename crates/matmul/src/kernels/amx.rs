@@ -189,6 +189,8 @@ pub(super) static BF16: Kernel = Kernel {
     operands: Operands::Bf16Tiles,
     tile,
     narrow,
+    rounded: None,
+    thin: None,
     // A panel of the right operand is 36 KiB.
     depth: 288,
     strip: 256,

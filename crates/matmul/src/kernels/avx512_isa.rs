@@ -221,6 +221,15 @@ fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
     }
 }
 
+/// Two rows of 32 elements as pairs, of the lower and of the upper half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn interleave(even: __m512i, odd: __m512i) -> [__m512i; 2] {
+    // SAFETY: each order holds 32 elements.
+    let [low, high] = unsafe { [&INTERLEAVE[1], &INTERLEAVE[2]].map(|it| _mm512_loadu_si512(it.as_ptr().cast())) };
+    [_mm512_permutex2var_epi16(even, low, odd), _mm512_permutex2var_epi16(even, high, odd)]
+}
+
 /// The 16 values of a block, twice.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]

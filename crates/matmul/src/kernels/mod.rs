@@ -28,7 +28,7 @@ pub(crate) use choice::all;
 pub(crate) use choice::select;
 pub use choice::{available_kernels, kernel_name, register_peak, register_peaks};
 pub(crate) use isa::{Dots, GROUP, Isa, Slot, Stored, WordRow};
-pub(crate) use output::{Epilogue, Target, Tile};
+pub(crate) use output::{Corner, Epilogue, Target, Tile};
 
 /// How a kernel wants its operands in a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,42 @@ pub(crate) const TILE_LANES: usize = 32;
 /// Words, panel of a, panel of b, tile of c, and whether to add to c.
 pub(crate) type Multiply = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
 
+/// Columns of a thin operand that are multiplied together, and stored columns that they meet.
+pub(crate) const THIN: usize = 8;
+pub(crate) const THIN_COLS: usize = 32;
+
+/// Some columns of some rows of a matrix as it is stored.
+#[derive(Clone, Copy)]
+pub(crate) struct Under {
+    first: *const u8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    rows: usize,
+    /// At most [`THIN_COLS`].
+    cols: usize,
+}
+
+impl Under {
+    /// `cols` columns from `start` on of `rows` rows of `stored`, `stride` elements apart.
+    ///
+    /// # Panics
+    /// If it has no such elements, or `cols` are more than [`THIN_COLS`].
+    pub(crate) fn new<T>(stored: &[T], start: usize, stride: usize, (rows, cols): (usize, usize)) -> Under {
+        assert!(0 < cols && cols <= THIN_COLS && rows > 0, "a thin product takes {THIN_COLS} columns at once");
+        assert!(
+            start + (rows - 1) * stride + cols <= stored.len(),
+            "a thin product was handed rows that are too short"
+        );
+        Under { first: stored[start..].as_ptr().cast(), stride: stride * size_of::<T>(), rows, cols }
+    }
+}
+
+/// c (THIN, THIN_COLS) += aᵀ · b: word rows of `a`, and floats of `c`, with what lies from one to the next.
+pub(crate) type MultiplyThin = unsafe fn((*const u32, usize), Under, (*mut f32, usize));
+
+/// out (mr, nr) = \[c +\] a · b, rounded: words, panels of a and b, tile of c and whether to add it.
+pub(crate) type MultiplyRounded = unsafe fn(usize, (*const u32, *const u32), (*const f32, bool), Corner);
+
 /// A tile kernel: c (mr, nr) = [c +] a · b over packed panels.
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
@@ -97,6 +133,10 @@ pub(crate) struct Kernel {
     pub(crate) tile: Multiply,
     /// Multiplies for the first half of a tile's columns at least, and may leave the others as they are: for the end of a matrix.
     pub(crate) narrow: Multiply,
+    /// Multiplies for a whole tile whose sums leave at once, rounded to bf16.
+    pub(crate) rounded: Option<MultiplyRounded>,
+    /// Multiplies a thin operand with rows of the other as they are stored, which are of the type that products take.
+    pub(crate) thin: Option<MultiplyThin>,
     /// What a thread must do before and after it multiplies, if anything.
     pub(crate) state: Option<State>,
     /// Multiply-adds on registers alone, to measure the ceiling: see [`tile::spin`].
@@ -162,5 +202,38 @@ impl Kernel {
         // SAFETY: the lengths were just checked, the thread is ready, and a kernel is handed out only where its instruction
         // set is present.
         unsafe { multiply(words, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), add) }
+    }
+
+    /// A whole tile of an output: \[c +\] a · b over `words` word rows, rounded; where the kernel has [`Kernel::rounded`].
+    pub(crate) fn multiply_rounded(
+        &self,
+        ready: &Ready,
+        words: usize,
+        (a, b): (&[u32], &[u32]),
+        (c, add): (&[f32], bool),
+        out: Corner,
+    ) {
+        let multiply = self.rounded.expect("asked for where it is present");
+        assert!(
+            a.len() >= words * self.mr && b.len() >= words * self.nr && c.len() >= self.mr * self.nr,
+            "a tile kernel was handed panels that are too short"
+        );
+        assert!(std::ptr::eq(ready.kernel, self), "a thread must be ready for the kernel that it runs");
+        // SAFETY: the lengths were just checked, the corner when it was made, for a tile that no other thread holds; the
+        // thread is ready, and a kernel is handed out only where its instruction set is present.
+        unsafe { multiply(words, (a.as_ptr(), b.as_ptr()), (c.as_ptr(), add), out) }
+    }
+
+    /// c (THIN, THIN_COLS), whose rows are `c_stride` apart, += aᵀ · b, where the kernel has [`Kernel::thin`].
+    pub(crate) fn multiply_thin(&self, (a, a_stride): (&[u32], usize), b: Under, (c, c_stride): (&mut [f32], usize)) {
+        let multiply = self.thin.expect("asked for where it is present");
+        let words = b.rows.div_ceil(if self.operands.are_bf16() { 2 } else { 1 });
+        assert!(
+            (words - 1) * a_stride + THIN <= a.len() && (THIN - 1) * c_stride + THIN_COLS <= c.len(),
+            "a thin product was handed operands that are too short"
+        );
+        // SAFETY: the lengths were just checked, those of `b` when it was made, and a kernel is handed out only where its
+        // instruction set is present.
+        unsafe { multiply((a.as_ptr(), a_stride), b, (c.as_mut_ptr(), c_stride)) }
     }
 }

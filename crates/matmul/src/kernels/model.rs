@@ -1,7 +1,10 @@
 //! Software models of the AVX-512, AMX and NEON tile kernels, so that tests on any machine run their panel layouts and loops.
 
-use super::tile::{Lanes, SPIN, spin, tile};
-use super::{DEPTH, Isa, Kernel, Operands, STEP, TILE_LANES};
+use half::bf16;
+
+use super::portable::bf16_bits;
+use super::tile::{Lanes, Rounded, Rows, SPIN, spin, thin, tile, tile_rounded};
+use super::{Corner, DEPTH, Isa, Kernel, MultiplyThin, Operands, STEP, TILE_LANES, Under};
 
 #[derive(Clone, Copy)]
 struct Model<const WIDTH: usize, const PAIRS: bool>([f32; WIDTH]);
@@ -47,6 +50,40 @@ impl<const WIDTH: usize, const PAIRS: bool> Lanes for Model<WIDTH, PAIRS> {
     }
 }
 
+impl<const PAIRS: bool> Rows for Sixteen<PAIRS> {
+    const EACH: usize = 1 + PAIRS as usize;
+
+    unsafe fn read(first: *const u8, stride: usize, rows: usize, cols: usize) -> [[u32; 16]; 2] {
+        // SAFETY: the caller promises so many columns in as many rows.
+        let bf16 = |row: usize, at: usize| unsafe { first.add(row * stride).cast::<u16>().add(at).read_unaligned() };
+        let word = |at: usize| match (at < cols, PAIRS) {
+            (false, _) => 0,
+            (true, true) => u32::from(bf16(0, at)) | if rows == 2 { u32::from(bf16(1, at)) << 16 } else { 0 },
+            // SAFETY: as above.
+            (true, false) => unsafe { first.cast::<u32>().add(at).read_unaligned() },
+        };
+        [0, 16].map(|from| std::array::from_fn(|i| word(from + i)))
+    }
+}
+
+impl Rounded for Sixteen<true> {
+    unsafe fn store_rounded(sums: [Self; 2], p: *mut bf16) {
+        let all = sums.iter().flat_map(|it| it.0).enumerate();
+        // SAFETY: the caller passes 32 writable elements.
+        all.for_each(|(i, sum)| unsafe { p.add(i).write_unaligned(bf16::from_bits(bf16_bits(sum))) });
+    }
+}
+
+unsafe fn tile_14x32_rounded(words: usize, panels: (*const u32, *const u32), c: (*const f32, bool), out: Corner) {
+    // SAFETY: same contract; plain arrays need no instruction set.
+    unsafe { tile_rounded::<Sixteen<true>, 14>(words, panels, c, out) }
+}
+
+unsafe fn thin_8x32<const PAIRS: bool>(a: (*const u32, usize), b: Under, c: (*mut f32, usize)) {
+    // SAFETY: same contract; plain arrays need no instruction set.
+    unsafe { thin::<Sixteen<PAIRS>>(a, b, c) }
+}
+
 unsafe fn tile_14x32<const PAIRS: bool>(words: usize, a: *const u32, b: *const u32, c: *mut f32, add: bool) {
     // SAFETY: same contract; plain arrays need no instruction set.
     unsafe { tile::<Sixteen<PAIRS>, 14, 2, 2>(words, a, b, c, add) }
@@ -67,6 +104,11 @@ pub(super) const fn kernel(name: &'static str, operands: Operands, isa: &'static
     let tile = if matches!(operands, Operands::Bf16Pairs) { tile_14x32::<true> } else { tile_14x32::<false> };
     let narrow =
         if matches!(operands, Operands::Bf16Pairs) { tile_14x32_narrow::<true> } else { tile_14x32_narrow::<false> };
+    let thin = match operands {
+        Operands::F32 => Some(thin_8x32::<false> as MultiplyThin),
+        Operands::Bf16Pairs => Some(thin_8x32::<true> as MultiplyThin),
+        _ => None,
+    };
     Kernel {
         name,
         mr: 14,
@@ -76,6 +118,8 @@ pub(super) const fn kernel(name: &'static str, operands: Operands, isa: &'static
         operands,
         tile,
         narrow,
+        rounded: if matches!(operands, Operands::Bf16Pairs) { Some(tile_14x32_rounded) } else { None },
+        thin,
         state: None,
         spin: spin_model,
         spin_work: 32 * SPIN,
@@ -101,6 +145,8 @@ pub(super) const fn neon(name: &'static str, operands: Operands, isa: &'static I
         nr: 12,
         strip: 12,
         tile: if pairs { tile_8x12::<true> } else { tile_8x12::<false> },
+        rounded: None,
+        thin: None,
         narrow: if pairs { tile_8x12_narrow::<true> } else { tile_8x12_narrow::<false> },
         ..kernel(name, operands, isa)
     }
@@ -147,6 +193,8 @@ pub(super) const fn tiles(name: &'static str, isa: &'static Isa) -> Kernel {
         operands: Operands::Bf16Tiles,
         tile: tile_32x32,
         narrow: tile_32x32,
+        rounded: None,
+        thin: None,
         state: None,
         spin: spin_model,
         spin_work: 32 * SPIN,

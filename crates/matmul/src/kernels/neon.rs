@@ -177,6 +177,8 @@ const KERNEL: Kernel = Kernel {
     operands: Operands::F32,
     tile: tile_f32,
     narrow: tile_f32_narrow,
+    rounded: None,
+    thin: None,
     state: None,
     spin: spin_f32,
     spin_work: 8 * SPIN,

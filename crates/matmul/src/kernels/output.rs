@@ -69,6 +69,14 @@ impl<'a> Target<'a> {
     }
 }
 
+/// Where a whole tile of a bf16 output begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Corner {
+    pub(super) first: *mut bf16,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+}
+
 /// A tile's place in the output: element (r, c) of the tile's columns is `data[r * stride + first + c]`.
 pub(super) struct Place {
     pub(super) rows: (usize, usize),
@@ -78,6 +86,20 @@ pub(super) struct Place {
 }
 
 impl Target<'_> {
+    /// Where sums of a tile of these extents can be rounded to, with nothing else done to them; `None` where the output is no bf16, or
+    /// the tile reaches beyond its end.
+    pub(crate) fn corner(&self, rows: (usize, usize), cols: (usize, usize), epilogue: &Epilogue<'_>) -> Option<Corner> {
+        let Pointer::Bf16(first) = self.data else { return None };
+        let Epilogue { alpha, bias, accumulate } = *epilogue;
+        let inside = cols.1 <= self.cols + self.origin.1 && (rows.1 - self.origin.0) * self.cols <= self.len;
+        if (alpha, bias, accumulate) != (1.0, None, false) || !inside {
+            return None;
+        }
+        let at = self.place(&Tile { sums: &[], stride: 0, rows, cols });
+        // SAFETY: `place` found it inside.
+        Some(Corner { first: unsafe { first.add(at.rows.0 * at.stride + at.first) }, stride: at.stride })
+    }
+
     /// The place of a tile.
     ///
     /// # Panics

@@ -2,9 +2,10 @@
 
 use half::bf16;
 
-use super::support::{Case, Kind, decoded};
+use super::support::{Case, Kind, OutKind, decoded};
+use crate::kernels::Kernel;
 use crate::product::matmul_with;
-use crate::{Compute, Dense, Operand, Out, PackedLeft, Product, kernels, matmul};
+use crate::{Compute, Dense, Operand, Out, PackedLeft, Product, Source, kernels, matmul};
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
@@ -74,6 +75,48 @@ fn a_kernel_and_its_model_agree_in_every_bit() {
             let run = |kernel| bits(&case.run(kernel, a.as_ref(), b.as_ref()));
             assert!(run(kernel) == run(model), "{case:?}");
         }
+    }
+}
+
+#[test]
+fn ways_that_pack_or_store_less_change_no_bit() {
+    let thin = [(16, 576, 512), (576, 16, 70), (8, 33, 801), (130, 64, 769), (9, 200, 1), (32, 64, 1300)];
+    for (dims, trans) in thin.map(|it| (it, (true, false))).into_iter().chain([((40, 70, 100), (false, true))]) {
+        for (kind, compute) in [(Kind::Bf16, Compute::Bf16), (Kind::F32, Compute::F32)] {
+            for out in [OutKind::F32, OutKind::Bf16] {
+                let case = Case { out, ..Case::plain(dims, (kind, trans.0), (kind, trans.1), compute) };
+                case.check();
+                let (a, b) = case.operands();
+                let (a, b) = (a.source(), b.source());
+                for kernel in kernels::all(compute) {
+                    // In other sources no way but the usual one is taken.
+                    let usual: &'static Kernel = Box::leak(Box::new(Kernel { thin: None, rounded: None, ..*kernel }));
+                    let [got, want] = [kernel, usual].map(|it| bits(&case.run(it, a.as_ref(), b.as_ref())));
+                    assert!(got == want, "{} {case:?}", kernel.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_thin_product_may_begin_anywhere() {
+    let case = Case::plain((70, 16, 90), (Kind::Bf16, true), (Kind::Bf16, false), Compute::Bf16);
+    let (a, b) = case.operands();
+    let (a, b) = (a.source(), b.source());
+    let values = |it: &dyn Source| -> Vec<bf16> {
+        decoded(it, Compute::Bf16)[20 * it.cols()..85 * it.cols()].iter().map(|v| bf16::from_f32(*v)).collect()
+    };
+    let (some_a, some_b) = (values(a.as_ref()), values(b.as_ref()));
+    let (some_a, some_b) = (Dense::new(65, 70, &some_a), Dense::new(65, 16, &some_b));
+    for kernel in kernels::all(Compute::Bf16) {
+        let run = |a: Operand<'_>, b: Operand<'_>| {
+            let mut out = vec![0.0; 70 * 16];
+            matmul_with(kernel, &Product::new(a.t(), b, Compute::Bf16), Out::F32(&mut out));
+            bits(&out)
+        };
+        let got = run(Operand::new(a.as_ref()).rows(20, 65), Operand::new(b.as_ref()).rows(20, 65));
+        assert!(got == run(Operand::new(&some_a), Operand::new(&some_b)), "{}", kernel.name);
     }
 }
 
