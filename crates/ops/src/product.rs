@@ -77,7 +77,7 @@ impl<'a> Left<'a> {
         self.tensor
     }
 
-    fn operand(&self) -> Operand<'_> {
+    pub(crate) fn operand(&self) -> Operand<'_> {
         let source = self.source.as_deref().expect("the host's half of a product reads host memory");
         let operand = Operand::new(source);
         self.packed.as_ref().map_or(operand, |it| operand.packed(it))

@@ -1,7 +1,7 @@
 use super::Head;
 use crate::{ids::Targets, place::Cost, product};
 use halfbyte_autograd::Result;
-use halfbyte_matmul::Compute;
+use halfbyte_matmul::{Compute, PackedLeft};
 use halfbyte_tensor::{DType, Float, Ledger, Place, Tensor, vectorised, with_float};
 use rayon::prelude::*;
 
@@ -93,7 +93,8 @@ impl Job<'_> {
         } else {
             let (at_once, width) = (self.at_once.strip.0.min(rows), self.at_once.strip.1.min(vocab));
             let weights = if self.want_dh { at_once * (width * kept.size() + 4 * channels) } else { 0 };
-            at_once * (4 * width + channels * kept.size()) + weights
+            let panels = PackedLeft::bytes((at_once, channels), self.compute());
+            at_once * (4 * width + channels * kept.size()) + weights + panels
         };
         let products = 1 + usize::from(self.want_dh) + usize::from(self.want_dw);
         let cost = Cost::of(0, &[self.h]).flops(2 * products * rows * vocab * channels);

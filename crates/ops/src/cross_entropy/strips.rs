@@ -88,13 +88,14 @@ impl Job<'_> {
         let mut logits = Tensor::scratch(&[at_once, width], DType::F32);
         for (rows, ids) in self.targets.rows().chunks(at_once).zip(self.targets.ids().chunks(at_once)) {
             let h = gather(self.h, rows);
+            let h = product::Left::shared(&h);
             let mut states: Vec<Row> = ids.iter().map(|it| Row::new(*it as usize)).collect();
             let mut sums = Tensor::zeros(&[if self.want_dh { rows.len() } else { 0 }, channels], DType::F32);
             for start in (0..vocab).step_by(width) {
                 let cols = width.min(vocab - start);
                 let strip = &mut logits.data_mut::<f32>()[..rows.len() * cols];
-                let (hs, w) = (product::source(&h), Operand::new(&*head).rows(start, cols).t());
-                let product = Product::new(Operand::new(&*hs), w, self.compute());
+                let w = Operand::new(&*head).rows(start, cols).t();
+                let product = Product::new(h.operand(), w, self.compute());
                 let accumulate = self.begin(bias.as_deref().map(|it| &it[start..][..cols]), strip);
                 matmul(&Product { alpha: shaping.factor, accumulate, ..product }, Out::F32(strip));
                 match &again {

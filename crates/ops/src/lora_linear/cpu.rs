@@ -26,8 +26,9 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
             None => frozen::multiply(&left, *w, Side::Forward, Epilogue { bias, dtype: x.dtype() }),
         }
     };
-    // A product of few rows is over before all threads have joined it, so layers run side by side there.
-    let ys: Result<Vec<Tensor>> = if x.rows() <= FEW_ROWS {
+    // Side by side, the end of one product is filled with another. What a format computes by itself needs room of its own, so
+    // there one follows the other, unless products are over before all threads have joined them.
+    let ys: Result<Vec<Tensor>> = if x.rows() <= FEW_ROWS || !layers.iter().any(|it| it.w.multiplies_itself()) {
         layers.par_iter().zip(&hs).map(forward).collect()
     } else {
         layers.iter().zip(&hs).map(forward).collect()
@@ -55,33 +56,43 @@ pub(super) fn backward(
 ) -> Result<Found> {
     let Projected::Each(hs) = &saved.projected else { unreachable!("projected by this half") };
     let lefts: Vec<Option<Left<'_>>> = dys.iter().map(|dy| dy.as_ref().map(Left::shared)).collect();
-    let one = |((layer, h), dy): ((&SavedLayer<'_>, &Option<Tensor>), &Option<Left<'_>>)| match (&layer.low_rank, dy) {
-        (Some(low_rank), Some(dy)) => low_rank.gradients(x, dy, h.as_ref()),
-        _ => Ok((Thin::default(), None)),
+    let towards = |(layer, dy): (&SavedLayer<'_>, &Option<Left<'_>>)| match (&layer.low_rank, dy) {
+        (Some(low_rank), Some(dy)) => low_rank.towards_a(dy),
+        _ => Ok(None),
     };
-    // They are too thin to keep every thread busy one by one, and independent.
-    let found: Result<Vec<_>> = saved.layers.par_iter().zip(hs).zip(&lefts).map(one).collect();
-    let (thin, dhs): (Vec<_>, Vec<_>) = found?.into_iter().unzip();
-    let dx = wanted.then(|| input_gradient(&saved.layers, &lefts, &dhs, (k, dtype))).transpose()?;
-    Ok(Found { dx, thin })
+    let dhs: Vec<Option<Tensor>> = saved.layers.par_iter().zip(&lefts).map(towards).collect::<Result<_>>()?;
+    let one = |i: usize| match (&saved.layers[i].low_rank, &lefts[i]) {
+        (Some(low_rank), Some(dy)) => low_rank.gradients(x, dy.tensor(), hs[i].as_ref(), dhs[i].as_ref()),
+        _ => Ok(Thin::default()),
+    };
+    let thin = || (0..saved.layers.len()).into_par_iter().map(one).collect::<Result<Vec<Thin>>>();
+    let dx = || wanted.then(|| input_gradient(&saved.layers, &lefts, &dhs, (k, dtype))).transpose();
+    // Thin products cannot keep every thread busy, but what waits for the end of another one. With masks there are copies of `x`,
+    // which do not live as long as `dx`.
+    let (thin, dx) = if saved.layers.iter().filter_map(|it| it.low_rank.as_ref()).all(|it| it.dropout.is_off()) {
+        rayon::join(thin, dx)
+    } else {
+        (thin(), dx())
+    };
+    Ok(Found { dx: dx?, thin: thin? })
 }
 
 impl SavedLowRank {
-    /// `dB = dyᵀ h`, `dA = dhᵀ drop(x)`, and `dh = s dy B`, `(rows, rank)`.
-    fn gradients(&self, x: Option<&Tensor>, dy: &Left<'_>, h: Option<&Tensor>) -> Result<(Thin, Option<Tensor>)> {
-        let dtype = dy.tensor().dtype();
-        let db = || h.map(|h| product::backward_w(1.0, dy.tensor(), h, dtype)).transpose();
-        let towards_a = || {
-            let kept = product::compute_dtype(dtype);
-            let b = self.b.as_ref();
-            let dh = b.map(|b| product::backward_x(self.scaling, dy, Right::Dense(b), kept)).transpose()?;
+    /// `dh = s dy B`, `(rows, rank)`, where a wanted gradient depends on it.
+    fn towards_a(&self, dy: &Left<'_>) -> Result<Option<Tensor>> {
+        let kept = product::compute_dtype(dy.tensor().dtype());
+        self.b.as_ref().map(|b| product::backward_x(self.scaling, dy, Right::Dense(b), kept)).transpose()
+    }
+
+    /// `dB = dyᵀ h` and `dA = dhᵀ drop(x)`.
+    fn gradients(&self, x: Option<&Tensor>, dy: &Tensor, h: Option<&Tensor>, dh: Option<&Tensor>) -> Result<Thin> {
+        let db = || h.map(|h| product::backward_w(1.0, dy, h, dy.dtype())).transpose();
+        let da = || {
             let x = x.filter(|_| self.want_da).map(|x| dropout::apply(x, self.dropout)).transpose()?;
-            let da = x.zip(dh.as_ref()).map(|(x, dh)| product::backward_w(1.0, dh, &x, dtype)).transpose()?;
-            Ok((dh, da))
+            x.zip(dh).map(|(x, dh)| product::backward_w(1.0, dh, &x, dy.dtype())).transpose()
         };
-        let (db, found): (Result<_>, Result<_>) = rayon::join(db, towards_a);
-        let (dh, da) = found?;
-        Ok((Thin { da, db: db? }, dh))
+        let (db, da) = rayon::join(db, da);
+        Ok(Thin { da: da?, db: db? })
     }
 }
 
