@@ -107,6 +107,8 @@ pub struct TinyModel {
     pub shards: usize,
     /// Whether weights are written as bf16 instead of f32.
     pub bf16: bool,
+    /// Blocks.
+    pub layers: usize,
     /// Seed of the weights.
     pub seed: u64,
 }
@@ -114,7 +116,15 @@ pub struct TinyModel {
 impl TinyModel {
     /// A LLaMA with a tied head in one f32 file.
     pub fn llama() -> TinyModel {
-        TinyModel { family: Family::Llama, tied: true, attention_bias: false, shards: 1, bf16: false, seed: 1 }
+        TinyModel {
+            family: Family::Llama,
+            tied: true,
+            attention_bias: false,
+            shards: 1,
+            bf16: false,
+            layers: LAYERS,
+            seed: 1,
+        }
     }
 
     /// A model of another family like LLaMA, with a head of its own.
@@ -156,7 +166,7 @@ impl TinyModel {
         let decoder = |architecture: &str, more: Value| {
             let mut config = json!({
                 "architectures": [architecture], "hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": INNER,
-                "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS / 2,
+                "num_hidden_layers": self.layers, "num_attention_heads": HEADS, "num_key_value_heads": HEADS / 2,
                 "vocab_size": VOCAB, "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
                 "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
             });
@@ -231,24 +241,24 @@ impl TinyModel {
             }
             Family::GptNeoX => json!({
                 "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
-                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": self.layers, "num_attention_heads": HEADS,
                 "rotary_pct": 0.5, "vocab_size": VOCAB, "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-5,
                 "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
             }),
             Family::Gpt2 => json!({
                 "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": HIDDEN,
-                "n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
+                "n_inner": INNER, "n_layer": self.layers, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
                 "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied, "eos_token_id": EOS, "torch_dtype": dtype,
             }),
             Family::GptJ => json!({
                 "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "activation_function": "gelu_new", "n_embd": HIDDEN,
-                "n_inner": INNER, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
+                "n_inner": INNER, "n_layer": self.layers, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": POSITIONS,
                 "rotary_dim": HIDDEN / HEADS / 2, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied,
                 "eos_token_id": EOS, "torch_dtype": dtype,
             }),
             Family::GptNeo => json!({
                 "architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo", "activation_function": "gelu_new",
-                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_layers": LAYERS, "num_heads": HEADS,
+                "hidden_size": HIDDEN, "intermediate_size": INNER, "num_layers": self.layers, "num_heads": HEADS,
                 "attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "vocab_size": VOCAB,
                 "max_position_embeddings": POSITIONS, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": self.tied,
                 "eos_token_id": EOS, "torch_dtype": dtype,

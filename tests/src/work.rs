@@ -32,8 +32,8 @@ impl Work {
 
     /// Writes a model folder and gives its path, which is another one for every other model.
     pub fn model(&self, model: &TinyModel) -> PathBuf {
-        let TinyModel { family, tied, attention_bias, shards, bf16, seed } = model;
-        let path = self.path(&format!("{family:?}-{tied}-{attention_bias}-{shards}-{bf16}-{seed}"));
+        let TinyModel { family, tied, attention_bias, shards, bf16, layers, seed } = model;
+        let path = self.path(&format!("{family:?}-{tied}-{attention_bias}-{shards}-{bf16}-{layers}-{seed}"));
         model.write(&path);
         path
     }

@@ -5,6 +5,7 @@
 
 mod error;
 mod grads;
+mod offload;
 mod param;
 pub mod profile;
 mod tape;

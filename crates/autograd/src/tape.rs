@@ -1,10 +1,12 @@
 use crate::{
     Error, Grads, Param, ParamId, Result, Var,
+    offload::Offload,
     profile::{self, Phase},
 };
 use halfbyte_tensor::Tensor;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::rc::Rc;
 
 /// Gets the gradients of a node's outputs, of which one at least is there.
 type BackwardFn<'m> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Sink<'_>) -> Result<()> + 'm>;
@@ -25,6 +27,8 @@ pub struct Tape<'m> {
     recording: Cell<bool>,
     /// Whether outputs of cheap ops are kept.
     keeps_cheap: bool,
+    /// Inputs of checkpoints, where they wait in host memory.
+    offload: Option<Rc<Offload>>,
 }
 
 /// What a backward closure is given beside the gradients of its outputs.
@@ -54,7 +58,13 @@ impl Sink<'_> {
 impl<'m> Tape<'m> {
     /// A tape for training.
     pub fn recording() -> Tape<'m> {
-        Tape { nodes: RefCell::default(), used: RefCell::default(), recording: Cell::new(true), keeps_cheap: false }
+        Tape {
+            nodes: RefCell::default(),
+            used: RefCell::default(),
+            recording: Cell::new(true),
+            keeps_cheap: false,
+            offload: None,
+        }
     }
 
     /// This tape, on which, and on those of its checkpoints, the outputs of cheap ops are kept for the backward pass, too, if `keeps` says
@@ -62,6 +72,13 @@ impl<'m> Tape<'m> {
     #[must_use]
     pub fn keeping_cheap(self, keeps: bool) -> Tape<'m> {
         Tape { keeps_cheap: keeps, ..self }
+    }
+
+    /// This tape, whose checkpoints' inputs leave a GPU for page-locked host memory and come back one checkpoint ahead in the backward
+    /// pass, if `offloads` says so. Where they lie in host memory anyway nothing changes.
+    #[must_use]
+    pub fn offloading(self, offloads: bool) -> Tape<'m> {
+        Tape { offload: offloads.then(Rc::default), ..self }
     }
 
     /// A tape that records nothing, for evaluation and generation: nothing is saved for a backward pass.
@@ -211,15 +228,27 @@ impl<'m> Tape<'m> {
             return f(self, x);
         }
         let quiet = Tape::disabled();
+        // First, so that it leaves while `f` runs.
+        let put = |shelf: &Rc<Offload>| Ok::<_, Error>((shelf.clone(), shelf.put(&x.value)?));
+        let away = self.offload.as_ref().map(put).transpose()?;
         let y = f(&quiet, &Var::constant(x.value.clone()))?;
         let used = quiet.used.into_inner();
         if used.is_empty() && !x.requires_grad() {
+            if let Some((shelf, number)) = away {
+                shelf.forget(number);
+            }
             return Ok(y);
         }
         self.used.borrow_mut().extend(used);
-        let (x_value, x_slot, keeps_cheap) = (x.value.clone(), x.slot, self.keeps_cheap);
+        let kept = if away.is_some() { None } else { Some(x.value.clone()) };
+        let (x_slot, keeps_cheap) = (x.slot, self.keeps_cheap);
         let replay = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
             let Some(Some(dy)) = dys.pop() else { return Ok(()) };
+            let x_value = match (kept, away) {
+                (Some(value), _) => value,
+                (None, Some((shelf, number))) => shelf.take(number)?,
+                (None, None) => unreachable!("an input is kept here or sent away"),
+            };
             let inner = Tape::recording().keeping_cheap(keeps_cheap);
             let x = match x_slot {
                 Some(_) => inner.push_one("input", x_value, Box::new(|_, _| Ok(()))),

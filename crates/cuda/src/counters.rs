@@ -22,6 +22,10 @@ pub struct Counters {
     pub downloads: u64,
     /// Times that the host waited for the device, for whatever reason.
     pub synchronisations: u64,
+    /// Bytes that the copy stream moved between host memory and the device, either way.
+    pub copied: u64,
+    /// Picoseconds that kernels waited for the copy stream; on a [dry](crate::Gpu::dry) device, by its clock.
+    pub waited: u64,
 }
 
 impl Counters {
@@ -37,6 +41,8 @@ impl Counters {
             uploads: self.uploads - earlier.uploads,
             downloads: self.downloads - earlier.downloads,
             synchronisations: self.synchronisations - earlier.synchronisations,
+            copied: self.copied - earlier.copied,
+            waited: self.waited - earlier.waited,
         }
     }
 }
@@ -52,6 +58,8 @@ pub(crate) struct Tally {
     pub(crate) uploads: AtomicU64,
     pub(crate) downloads: AtomicU64,
     pub(crate) synchronisations: AtomicU64,
+    pub(crate) copied: AtomicU64,
+    pub(crate) waited: AtomicU64,
 }
 
 impl Tally {
@@ -66,6 +74,8 @@ impl Tally {
             uploads: of(&self.uploads),
             downloads: of(&self.downloads),
             synchronisations: of(&self.synchronisations),
+            copied: of(&self.copied),
+            waited: of(&self.waited),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::launch::Arg;
 use crate::matmul::Gemm;
 use crate::pool::Block;
+use crate::stream::Which;
 
 /// How fast a device is that is not there.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,19 +23,21 @@ pub struct Rates {
     pub bytes: f64,
     /// Seconds from the end of one kernel to the beginning of the next.
     pub gap: f64,
+    /// Bytes that the copy stream moves from or to host memory a second.
+    pub host: f64,
 }
 
 impl Rates {
     /// Nothing takes time.
     pub const ENDLESS: Rates =
-        Rates { products: f64::INFINITY, kernels: f64::INFINITY, bytes: f64::INFINITY, gap: 0.0 };
+        Rates { products: f64::INFINITY, kernels: f64::INFINITY, bytes: f64::INFINITY, gap: 0.0, host: f64::INFINITY };
 }
 
 /// What a dry device keeps in the place of a driver.
 pub(crate) struct Dry {
     rates: Rates,
-    /// Its clock, which what is asked of it moves on, in picoseconds.
-    clock: AtomicU64,
+    /// The clocks of its streams, the compute stream's first, which what is asked of them moves on, in picoseconds.
+    clocks: [AtomicU64; 2],
     /// Where the next segment begins; addresses lead nowhere.
     next: AtomicU64,
     /// The bytes that were asked for at each address, for the traffic of kernels.
@@ -61,11 +64,10 @@ const FIRST: u64 = 1 << 30;
 
 impl Dry {
     pub(crate) fn new(rates: Rates) -> Dry {
-        let (clock, next) = (AtomicU64::new(0), AtomicU64::new(0));
         Dry {
             rates,
-            clock,
-            next,
+            clocks: Default::default(),
+            next: AtomicU64::new(0),
             sizes: Mutex::default(),
             told: Mutex::default(),
             booked: Mutex::default(),
@@ -73,9 +75,19 @@ impl Dry {
         }
     }
 
-    /// What its clock says, in picoseconds.
-    pub(crate) fn now(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
+    /// What the clock of a stream says, in picoseconds.
+    pub(crate) fn now(&self, of: Which) -> u64 {
+        self.clocks[of as usize].load(Ordering::Relaxed)
+    }
+
+    /// A stream goes on when the other has come to this moment. Gives the picoseconds that it waits.
+    pub(crate) fn wait_until(&self, of: Which, moment: u64) -> u64 {
+        moment.saturating_sub(self.clocks[of as usize].fetch_max(moment, Ordering::Relaxed))
+    }
+
+    /// A copy on the copy stream.
+    pub(crate) fn pass_copy(&self, bytes: u64) {
+        self.clocks[Which::Copy as usize].fetch_add((bytes as f64 / self.rates.host * 1e12) as u64, Ordering::Relaxed);
     }
 
     /// A kernel, or a copy, that moves so many bytes.
@@ -108,7 +120,7 @@ impl Dry {
     }
 
     fn pass(&self, seconds: f64) {
-        self.clock.fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
+        self.clocks[Which::Compute as usize].fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
     }
 
     /// The address of a segment.

@@ -83,6 +83,19 @@ pub enum Error {
         live: usize,
     },
 
+    /// The system gives no page-locked host memory.
+    #[error(
+        "there is no more page-locked host memory: {asked} bytes more were asked for, {held} are held ({source}); free host memory, or raise its limit (ulimit -l)"
+    )]
+    HostMemory {
+        /// What did not fit.
+        asked: usize,
+        /// What is there.
+        held: usize,
+        /// What the driver said.
+        source: Box<Error>,
+    },
+
     /// A kernel did not compile.
     #[error("the kernels {file} do not compile: {log}")]
     Compile {

@@ -16,6 +16,7 @@ use crate::launch::Modules;
 use crate::matmul::Blas;
 use crate::pool::{Block, MemoryStats, Pool};
 use crate::ring::Ring;
+use crate::stowed::Shelf;
 use crate::{DeviceInfo, probe};
 
 /// One GPU, opened for work. Everything on it happens in the order of one compute stream, but for copies that
@@ -33,6 +34,7 @@ pub struct Gpu {
     /// Bytes that may be live, for tests of what happens when they are not enough.
     limit: Mutex<Option<usize>>,
     ring: Mutex<Option<Ring>>,
+    pub(crate) shelf: Mutex<Shelf>,
     pub(crate) tally: Tally,
     pub(crate) modules: Mutex<Modules>,
     pub(crate) blas: Mutex<Option<Blas>>,
@@ -109,6 +111,7 @@ impl Gpu {
             pool: Mutex::new(Pool::new(dry.is_some() || keeps_memory())),
             limit: Mutex::new(None),
             ring: Mutex::new(None),
+            shelf: Mutex::default(),
             tally: Tally::default(),
             measuring: Mutex::default(),
             modules: Mutex::default(),

@@ -33,6 +33,7 @@ mod ring;
 mod search;
 #[doc(hidden)]
 pub mod signature;
+mod stowed;
 mod stream;
 mod symbols;
 
@@ -50,6 +51,7 @@ pub use matmul::{Gemm, Matrix, Number};
 pub use pinned::Pinned;
 pub use pool::{Block, MemoryStats, Pool};
 pub use probe::{DeviceInfo, DriverInfo, Probe, Version, probe};
+pub use stowed::{Coming, Stowed};
 pub use stream::{Event, Stream};
 
 /// The oldest CUDA version that a driver may support: 11.4 is the first whose interface the bindings know.

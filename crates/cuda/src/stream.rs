@@ -113,13 +113,20 @@ impl Gpu {
 
     /// The stream of kernels and products.
     pub fn compute_stream(&self) -> Stream<'_> {
-        Stream { gpu: self, raw: self.compute }
+        Stream { gpu: self, which: Which::Compute, raw: self.compute }
     }
 
     /// The stream for copies that go on beside the kernels.
     pub fn copy_stream(&self) -> Stream<'_> {
-        Stream { gpu: self, raw: self.copy }
+        Stream { gpu: self, which: Which::Copy, raw: self.copy }
     }
+}
+
+/// Which of the two streams of a device.
+#[derive(Clone, Copy)]
+pub(crate) enum Which {
+    Compute,
+    Copy,
 }
 
 /// An order of work of its own. Where two orders meet is said by events, or by [`Stream::wait_for_compute`] and
@@ -127,6 +134,7 @@ impl Gpu {
 #[derive(Clone, Copy)]
 pub struct Stream<'g> {
     gpu: &'g Gpu,
+    which: Which,
     pub(crate) raw: sys::CUstream,
 }
 
@@ -138,7 +146,7 @@ impl Stream<'_> {
     pub fn record(&self, event: &Event) -> Result<(), Error> {
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
-            event.at.store(dry.now(), Ordering::Relaxed);
+            event.at.store(dry.now(self.which), Ordering::Relaxed);
             return Ok(());
         }
         // SAFETY: event and stream are alive.
@@ -151,7 +159,11 @@ impl Stream<'_> {
     /// If the driver's call fails.
     pub fn wait_for(&self, event: &Event) -> Result<(), Error> {
         self.gpu.bind()?;
-        if self.gpu.is_dry() {
+        if let Some(dry) = &self.gpu.dry {
+            let waited = dry.wait_until(self.which, event.at.load(Ordering::Relaxed));
+            if matches!(self.which, Which::Compute) {
+                self.gpu.tally.waited.fetch_add(waited, Ordering::Relaxed);
+            }
             return Ok(());
         }
         let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -191,6 +203,7 @@ impl Stream<'_> {
     pub unsafe fn upload(&self, to: &mut Buffer, at: usize, from: &[u8]) -> Result<(), Error> {
         assert!(at + from.len() <= to.bytes(), "a copy stays within its buffer");
         self.gpu.bind()?;
+        self.pass(from.len());
         if self.gpu.is_dry() {
             return Ok(());
         }
@@ -208,11 +221,20 @@ impl Stream<'_> {
     pub unsafe fn download(&self, into: &mut [u8], from: &Buffer, at: usize) -> Result<(), Error> {
         assert!(at + into.len() <= from.bytes(), "a copy stays within its buffer");
         self.gpu.bind()?;
+        self.pass(into.len());
         if self.gpu.is_dry() {
             return Ok(());
         }
         // SAFETY: the range lies in the buffer, and the caller keeps the target.
         call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr() + at as u64, self.raw) })
+    }
+
+    /// Counts a copy from or to host memory.
+    pub(crate) fn pass(&self, bytes: usize) {
+        self.gpu.tally.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(dry) = &self.gpu.dry {
+            dry.pass_copy(bytes as u64);
+        }
     }
 
     /// Sets bytes of a buffer to zero.

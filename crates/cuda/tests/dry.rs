@@ -95,7 +95,7 @@ fn launches_are_booked_by_kernel_until_somebody_asks() {
 
 #[test]
 fn the_clock_goes_at_the_rates_of_the_card() {
-    let gpu = card_at(Rates { products: 1e9, kernels: 1e6, bytes: 1e9, gap: 1e-6 });
+    let gpu = card_at(Rates { products: 1e9, kernels: 1e6, bytes: 1e9, gap: 1e-6, ..Rates::ENDLESS });
     let seconds = |work: &dyn Fn()| {
         let [from, to] = [(); 2].map(|()| Event::timed(&gpu).unwrap());
         gpu.compute_stream().record(&from).unwrap();
@@ -118,6 +118,26 @@ fn the_clock_goes_at_the_rates_of_the_card() {
         // SAFETY: nothing is multiplied.
         assert_eq!(seconds(&|| unsafe { gpu.gemm(&product) }.unwrap()), expected, "the longer of operations and bytes");
     }
+}
+
+#[test]
+fn copies_take_their_time_beside_the_kernels() {
+    let gpu = card_at(Rates { kernels: 1e6, host: 1e9, ..Rates::ENDLESS });
+    let x = gpu.alloc(40 << 20).unwrap();
+    let copy = (40 << 20) as u64 * 1000;
+    let waited = || gpu.counters().waited;
+    // A second of work hides it.
+    let stowed = gpu.stow(&x).unwrap();
+    gpu.count_operations(1_000_000);
+    stowed.before_compute().unwrap();
+    assert_eq!(waited(), 0);
+    assert_eq!(gpu.stowable(), 48 << 20, "three pieces");
+    // On the way back a hundredth of a second does not.
+    let coming = stowed.fetch().unwrap();
+    gpu.count_operations(10_000);
+    coming.arrive().unwrap();
+    assert_eq!(waited(), copy - 10_000_000_000);
+    assert_eq!((gpu.counters().copied, gpu.counters().synchronisations), (80 << 20, 0));
 }
 
 #[test]

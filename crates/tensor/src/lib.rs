@@ -4,6 +4,7 @@
 //! This crate knows nothing of gradients. A [`Tensor`] is always contiguous and row-major; sharing is cheap (an `Arc`),
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
 
+mod away;
 mod bytes;
 mod clock;
 mod convert;
@@ -19,6 +20,7 @@ mod simd;
 mod storage;
 mod tensor;
 
+pub use away::{Away, Returning};
 pub use clock::{Clock, Effort, clock};
 pub use convert::{load_f32, store_f32};
 pub use dtype::{DType, Device, Element, Float};

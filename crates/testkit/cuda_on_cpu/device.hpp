@@ -4,6 +4,7 @@
 // are needed:
 //   CUDA_ON_CPU_DEVICES=N          how many devices there are; one if it is not set
 //   CUDA_ON_CPU_MEMORY=BYTES       the memory of each
+//   CUDA_ON_CPU_HOST_MEMORY=BYTES  page-locked memory that the host gives; without a limit if it is not set
 //   CUDA_ON_CPU_FAIL_ALLOC=N       the Nth allocation finds no memory, and none after it
 //   CUDA_ON_CPU_FAIL_LAUNCH=N      the Nth launch fails when it runs, and everything after it
 //   CUDA_ON_CPU_FAIL_COPY=N        the Nth copy or memset fails when it runs, and everything after it

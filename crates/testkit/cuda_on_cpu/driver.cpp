@@ -159,6 +159,9 @@ API cuMemFreeAsync(Pointer at, Stream* stream) {
 }
 API cuMemHostAlloc(void** at, size_t bytes, unsigned) {
     READY;
+    size_t locked = 0;
+    for (auto& it : pinned) locked += it.second;
+    if (locked + bytes > environment("CUDA_ON_CPU_HOST_MEMORY", SIZE_MAX)) return OUT_OF_MEMORY;
     *at = aligned_alloc(64, (bytes + 63) / 64 * 64);
     pinned[static_cast<char*>(*at)] = bytes;
     return OK;

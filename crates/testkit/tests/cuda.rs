@@ -162,6 +162,45 @@ fn orders_meet_where_one_waits_for_an_event_of_the_other() {
 }
 
 #[test]
+fn what_is_stowed_comes_back_and_its_memory_meets_no_copy() {
+    let Some(gpu) = fresh_gpu() else { return };
+    // More than two pieces of host memory, and no whole number of them.
+    let n = (9 << 20) + 77;
+    let sources = [1f32, 2.0, 3.0].map(|value| {
+        let mut x = gpu.alloc(4 * n).unwrap();
+        x.upload(&value.to_le_bytes().repeat(n)).unwrap();
+        x
+    });
+    let of = |i: usize| {
+        let mut x = gpu.alloc(4 * n).unwrap();
+        x.copy_from(0, &sources[i], 0, 4 * n).unwrap();
+        x
+    };
+    let before = gpu.counters();
+    let mut stowed = Vec::new();
+    for i in 0..3 {
+        let x = of(i);
+        stowed.push(gpu.stow(&x).unwrap());
+        stowed.last().unwrap().before_compute().unwrap();
+        // The next one gets the same memory, and is written while this one leaves.
+    }
+    let held = gpu.stowable();
+    assert!(gpu.stats().peak < (3 + 2) * 4 * n, "one at a time lay on the device");
+    let other = of(2);
+    let mut coming: Vec<_> = stowed.into_iter().rev().map(|it| it.fetch().unwrap()).collect();
+    let seen = gpu.counters().since(&before);
+    assert_eq!((seen.synchronisations, seen.copied), (0, 6 * 4 * n as u64), "nobody waits");
+    drop(coming.remove(1));
+    let replaced = of(0);
+    for (it, value) in coming.into_iter().zip([3.0, 1.0]) {
+        assert!(floats(&it.arrive().unwrap()).iter().all(|x| *x == value), "{value}");
+    }
+    assert!(floats(&other).iter().all(|x| *x == 3.0) && floats(&replaced).iter().all(|x| *x == 1.0));
+    drop(gpu.stow(&other).unwrap());
+    assert_eq!(gpu.stowable(), held, "host memory is kept and used again");
+}
+
+#[test]
 fn memory_goes_back_to_the_driver_before_there_is_too_little() {
     let Some(gpu) = fresh_gpu() else { return };
     let [a, b] = [3 << 20, 5 << 20].map(|it| gpu.alloc(it).unwrap());

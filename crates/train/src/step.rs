@@ -17,6 +17,8 @@ pub struct StepConfig {
     pub compute: DType,
     /// Whether blocks are recomputed in the backward pass instead of being kept.
     pub checkpointing: bool,
+    /// Whether the inputs of recomputed blocks wait in page-locked host memory, where a GPU computes.
+    pub offloading: bool,
     /// Whether the backward pass finds the outputs of cheap ops (norms, activation functions), too, rather than computing them again.
     pub keeps_cheap: bool,
     /// Gradients are scaled down to this norm; 0 leaves them.
@@ -27,7 +29,14 @@ pub struct StepConfig {
 
 impl Default for StepConfig {
     fn default() -> Self {
-        StepConfig { compute: DType::Bf16, checkpointing: false, keeps_cheap: false, max_grad_norm: 1.0, seed: 42 }
+        StepConfig {
+            compute: DType::Bf16,
+            checkpointing: false,
+            offloading: false,
+            keeps_cheap: false,
+            max_grad_norm: 1.0,
+            seed: 42,
+        }
     }
 }
 
@@ -79,9 +88,9 @@ impl Step<'_> {
         let mine = batches.iter().enumerate().skip(self.ranks.rank()).step_by(self.ranks.world());
         for (micro, batch) in mine.filter(|it| self.objective.counts(it.1) > 0) {
             let ctx = Context::training(self.routing.clone(), dropout_seed(self.config.seed, at, micro));
-            let StepConfig { compute, checkpointing, keeps_cheap, .. } = self.config;
+            let StepConfig { compute, checkpointing, offloading, keeps_cheap, .. } = self.config;
             let micro = Micro::new(batch, How { denominator: counts as f32, compute, checkpointing, ctx })?;
-            let tape = Tape::recording().keeping_cheap(keeps_cheap);
+            let tape = Tape::recording().keeping_cheap(keeps_cheap).offloading(offloading);
             let y = self.objective.loss(&tape, self.model, &micro)?;
             match &mut loss {
                 Some(sum) => sum.add_assign(y.value()),

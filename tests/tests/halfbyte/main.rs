@@ -32,6 +32,7 @@ mod merge;
 mod mixture;
 mod nonfinite;
 mod odd_inputs;
+mod offload;
 mod other_tools;
 mod packing;
 mod parsers;

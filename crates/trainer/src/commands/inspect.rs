@@ -30,7 +30,8 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         lora: lora.as_ref(),
         step: StepConfig {
             compute: args.base.compute(),
-            checkpointing: args.gradient_checkpointing,
+            checkpointing: args.gradient_checkpointing || args.offload_activations,
+            offloading: args.offload_activations,
             ..StepConfig::default()
         },
         optim: OptimConfig::default(),
@@ -74,7 +75,11 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         out,
         "\nmemory plan for training {} rows of {tokens} tokens, activations {}:",
         args.per_device_train_batch_size,
-        if args.gradient_checkpointing { "recomputed" } else { "kept" }
+        match (args.gradient_checkpointing, args.offload_activations) {
+            (_, true) => "recomputed from inputs in host memory",
+            (true, false) => "recomputed",
+            (false, false) => "kept",
+        }
     )?;
     for line in plan.lines() {
         writeln!(out, "{line}")?;

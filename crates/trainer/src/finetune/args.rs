@@ -164,6 +164,9 @@ pub struct FinetuneArgs {
     /// Recompute blocks in the backward pass instead of keeping them [default: auto].
     #[arg(long, value_enum, ignore_case = true, num_args = 0..=1, default_missing_value = "on", help_heading = "Model")]
     pub gradient_checkpointing: Option<CheckpointingArg>,
+    /// Keep the inputs of recomputed blocks in page-locked host memory instead of the GPU's [default: auto].
+    #[arg(long, value_enum, ignore_case = true, num_args = 0..=1, default_missing_value = "on", help_heading = "Model")]
+    pub offload_activations: Option<CheckpointingArg>,
     /// Where to compute: auto, cpu, cuda (the first GPU) or cuda:N [default: auto].
     #[arg(long, help_heading = "Model")]
     pub device: Option<DeviceArg>,

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     console::mib,
     failure::user_error,
+    memory,
     plan::{Plan, RUNTIME_BYTES, Rehearsal, Room, rehearsal::Stage},
 };
 use halfbyte_data::{BatchConfig, Stream};
@@ -24,12 +25,14 @@ pub(super) enum Kept {
     All,
     /// All but the outputs of cheap ops, which are computed again.
     Costly,
-    /// The inputs of the blocks, which are run again: then with the outputs of cheap ops, or without them.
-    Inputs { cheap: bool },
+    /// The inputs of the blocks, which are run again: then with the outputs of cheap ops, or without them; and in host memory, or not.
+    Inputs { cheap: bool, away: bool },
 }
 
-/// With the least memory.
-const LEAST: Kept = Kept::Inputs { cheap: false };
+/// With less memory of a GPU than any other way that leaves host memory alone.
+const LEAST: Kept = Kept::Inputs { cheap: false, away: false };
+/// With the least memory of a GPU.
+const AWAY: Kept = Kept::Inputs { cheap: false, away: true };
 
 impl Kept {
     /// Whether blocks are run again.
@@ -37,9 +40,14 @@ impl Kept {
         matches!(self, Kept::Inputs { .. })
     }
 
+    /// Whether their inputs wait in host memory.
+    pub(super) fn offloading(self) -> bool {
+        matches!(self, Kept::Inputs { away: true, .. })
+    }
+
     /// Whether the outputs of cheap ops are kept, too.
     pub(super) fn keeps_cheap(self) -> bool {
-        matches!(self, Kept::All | Kept::Inputs { cheap: true })
+        matches!(self, Kept::All | Kept::Inputs { cheap: true, .. })
     }
 
     /// For people.
@@ -47,7 +55,8 @@ impl Kept {
         match self {
             Kept::All => "all kept",
             Kept::Costly => "kept",
-            Kept::Inputs { .. } => "recomputed",
+            Kept::Inputs { away: false, .. } => "recomputed",
+            Kept::Inputs { away: true, .. } => "recomputed from inputs in host memory",
         }
     }
 }
@@ -88,19 +97,15 @@ pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
     let settled = |kept: Kept| Ok::<_, anyhow::Error>(Settled { plan: it.plan(way(kept))?, kept });
     // On a CPU other programs want memory, too; a GPU's memory is there to be used.
     let share = if *it.device == Device::Cpu { (4, 5) } else { (9, 10) };
+    let is_held = |found: &Settled| room.is_none_or(|room| found.plan.total() <= room.free);
     let is_roomy = |found: &Settled| room.is_none_or(|room| found.plan.total() <= room.free / share.1 * share.0);
-    let ways: &[Kept] = match (settings.checkpointing, it.device) {
-        (CheckpointingArg::On, Device::Cuda(_)) => &[Kept::Inputs { cheap: true }, LEAST],
-        (CheckpointingArg::On, _) => &[LEAST],
-        (CheckpointingArg::Off, Device::Cuda(_)) => &[Kept::All, Kept::Costly],
-        (CheckpointingArg::Off, _) => &[Kept::Costly],
-        (CheckpointingArg::Auto, Device::Cuda(_)) => &[Kept::All, Kept::Costly, Kept::Inputs { cheap: true }, LEAST],
-        (CheckpointingArg::Auto, _) => &[Kept::Costly, LEAST],
-    };
+    let ways = ways(settings, it.device);
     let (last, roomier) = ways.split_last().expect("there is a way");
     let mut found = None;
     for kept in roomier {
-        found = Some(settled(*kept)?).filter(is_roomy);
+        // Host memory is asked for where nothing else will do.
+        let fits = |found: &Settled| if *kept == LEAST { is_held(found) } else { is_roomy(found) };
+        found = Some(settled(*kept)?).filter(fits);
         if found.is_some() {
             break;
         }
@@ -111,7 +116,46 @@ pub(super) fn settle(it: &Question<'_>) -> anyhow::Result<Settled> {
     };
     match room {
         Some(room) if found.plan.total() > room.free => Err(it.refused(&found, &room)?),
-        _ => Ok(found),
+        _ => {
+            check_host(&found.plan)?;
+            Ok(found)
+        }
+    }
+}
+
+/// The ways that the settings leave open, the fastest first.
+fn ways(settings: &Settings, device: &Device) -> Vec<Kept> {
+    let Device::Cuda(_) = device else {
+        return match settings.checkpointing {
+            CheckpointingArg::On => vec![LEAST],
+            CheckpointingArg::Off => vec![Kept::Costly],
+            CheckpointingArg::Auto => vec![Kept::Costly, LEAST],
+        };
+    };
+    let kept = [Kept::All, Kept::Costly];
+    let recomputed = [Kept::Inputs { cheap: true, away: false }, LEAST];
+    let away = [Kept::Inputs { cheap: true, away: true }, AWAY];
+    let open: [&[Kept]; 3] = match (settings.checkpointing, settings.offloading) {
+        // A contradiction with an offload that is asked for was refused.
+        (CheckpointingArg::Off, _) => [&kept, &[], &[]],
+        (_, CheckpointingArg::On) => [&[], &[], &away],
+        (CheckpointingArg::On, CheckpointingArg::Off) => [&[], &recomputed, &[]],
+        (CheckpointingArg::On, CheckpointingArg::Auto) => [&[], &recomputed, &[AWAY]],
+        (CheckpointingArg::Auto, CheckpointingArg::Off) => [&kept, &recomputed, &[]],
+        (CheckpointingArg::Auto, CheckpointingArg::Auto) => [&kept, &recomputed, &[AWAY]],
+    };
+    open.concat()
+}
+
+/// Refuses a plan for more page-locked memory than the host has.
+fn check_host(plan: &Plan) -> anyhow::Result<()> {
+    match memory::available() {
+        Some(free) if plan.page_locked > free => Err(user_error(format!(
+            "the inputs of the recomputed blocks would take {} of page-locked host memory, and {} of it are free; a shorter --max-length or a smaller --per-device-train-batch-size needs less, --offload-activations off none",
+            mib(plan.page_locked),
+            mib(free)
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -127,6 +171,7 @@ impl Question<'_> {
             step: StepConfig {
                 compute: settings.compute.dtype(),
                 checkpointing: way.kept.checkpointing(),
+                offloading: way.kept.offloading(),
                 keeps_cheap: way.kept.keeps_cheap(),
                 max_grad_norm: settings.max_grad_norm,
                 seed: settings.seed,
@@ -153,12 +198,16 @@ impl Question<'_> {
         let (plan, format) = (&asked.plan, self.settings.base.format());
         let way = |format, batch_size, kept| Way { format, batch_size, kept };
         let all = self.settings.batch_size;
-        let alternatives = [
+        let mut alternatives = vec![
             ("--gradient-checkpointing on", way(format, all, LEAST)),
             ("--per-device-train-batch-size 1", way(format, 1, asked.kept)),
             ("both", way(format, 1, LEAST)),
             ("--quant nf4 with both", way(Format::QLORA, 1, LEAST)),
         ];
+        if !room.is_host() {
+            alternatives.insert(1, ("--offload-activations on", way(format, all, AWAY)));
+            alternatives.push(("--offload-activations on with --per-device-train-batch-size 1", way(format, 1, AWAY)));
+        }
         if let Some(streamed) = self.streamed(plan.total()).filter(|it| *it <= room.free && room.is_host()) {
             return Ok(user_error(format!(
                 "{}, and this run needs about {} ({} for the rows); --streaming, which reads rows as training goes, would need {} and fit",
@@ -170,7 +219,10 @@ impl Question<'_> {
         }
         let mut ways = Vec::new();
         for (flags, way) in alternatives {
-            ways.push((flags, self.plan(way)?.total()));
+            let plan = self.plan(way)?;
+            if check_host(&plan).is_ok() {
+                ways.push((flags, plan.total()));
+            }
         }
         let advice = room.way_out(ways, "a smaller model, a shorter --max-length");
         Ok(room.refusal("this run", plan, &advice))

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Settings that may change between a run and its continuation.
-const MAY_CHANGE: [&str; 21] = [
+const MAY_CHANGE: [&str; 22] = [
     "device",
     "early_stopping_patience",
     "early_stopping_threshold",
@@ -25,6 +25,7 @@ const MAY_CHANGE: [&str; 21] = [
     "no_eval_before",
     "no_token_cache",
     "num_train_epochs",
+    "offload_activations",
     "optim_resident_mib",
     "samples",
     "save_steps",

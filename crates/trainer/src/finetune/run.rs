@@ -11,7 +11,7 @@ use super::{
     resume::{eval_loss_before, resume},
     settings::Settings,
     train::Run,
-    values::{Method, OptimArg},
+    values::{CheckpointingArg, Method, OptimArg},
 };
 use crate::{
     cli::QuantArg,
@@ -53,6 +53,9 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     })?;
     say(&format!("memory plan (activations {}):", kept.word()));
     plan.lines().iter().for_each(|it| say(it));
+    if device == Device::Cpu && settings.offloading == CheckpointingArg::On {
+        say("--offload-activations changes nothing on a CPU: activations lie in host memory anyway");
+    }
     let mut model = match settings.method {
         Method::Full => load::load_trainable(&base.folder, &device)?,
         Method::Lora | Method::Qlora => load::load(&base.folder, settings.base.format(), &device, beginning.prepare())?,

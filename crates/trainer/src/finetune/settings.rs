@@ -55,6 +55,7 @@ pub(crate) struct Settings {
     pub(crate) early_stopping: Option<EarlyStopping>,
     pub(crate) device: DeviceArg,
     pub(crate) checkpointing: CheckpointingArg,
+    pub(crate) offloading: CheckpointingArg,
 }
 
 impl Settings {
@@ -123,6 +124,7 @@ impl Settings {
             early_stopping: early_stopping(&a)?,
             device: *a.device.get_or_insert(DeviceArg::Auto),
             checkpointing: *a.gradient_checkpointing.get_or_insert(CheckpointingArg::Auto),
+            offloading: *a.offload_activations.get_or_insert(CheckpointingArg::Auto),
             args: a,
             given,
         };
@@ -207,6 +209,11 @@ impl Settings {
         }
         if self.args.max_minutes.is_some_and(|it| !(it > 0.0 && it.is_finite())) {
             return Err(user_error("--max-minutes must be above 0"));
+        }
+        if (self.checkpointing, self.offloading) == (CheckpointingArg::Off, CheckpointingArg::On) {
+            return Err(user_error(
+                "--offload-activations on keeps the inputs of blocks that are recomputed, and --gradient-checkpointing off recomputes none; leave one out",
+            ));
         }
         if self.args.overwrite && self.args.resume {
             return Err(user_error("--overwrite starts again and --resume goes on; choose one"));

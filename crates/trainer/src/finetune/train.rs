@@ -109,6 +109,7 @@ fn config(settings: &Settings, rhythm: Rhythm, kept: Kept) -> RunConfig {
         step: StepConfig {
             compute: settings.compute.dtype(),
             checkpointing: kept.checkpointing(),
+            offloading: kept.offloading(),
             keeps_cheap: kept.keeps_cheap(),
             max_grad_norm: settings.max_grad_norm,
             seed: settings.seed,
@@ -152,6 +153,9 @@ fn advice(error: &Error) -> &'static str {
     match error.gpu() {
         Some(halfbyte_cuda::Error::OutOfMemory { .. }) => {
             "activations grow with the batch: a smaller --per-device-train-batch-size or --max-length, --gradient-checkpointing on or a smaller --optim-resident-mib need less"
+        }
+        Some(halfbyte_cuda::Error::HostMemory { .. }) => {
+            "--offload-activations off, a smaller --per-device-train-batch-size or a shorter --max-length need less of it"
         }
         Some(_) => "`halfbyte doctor` tries the GPU alone; --resume goes on from a checkpoint",
         None => match error {

@@ -76,7 +76,7 @@ pub enum OptimArg {
     Adamw8bit,
 }
 
-/// Whether blocks are recomputed in the backward pass instead of being kept.
+/// Whether blocks are recomputed in the backward pass instead of being kept, and whether their inputs wait in host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckpointingArg {

@@ -43,10 +43,12 @@ pub(crate) struct Plan {
     pub(crate) data: usize,
     /// The process itself: code, tokenizer, thread stacks, allocator.
     pub(crate) runtime: usize,
+    /// Page-locked host memory beside all that, for what leaves a GPU and comes back.
+    pub(crate) page_locked: usize,
 }
 
 impl Plan {
-    /// All classes together.
+    /// All classes together, which lie on one device.
     pub(crate) fn total(&self) -> usize {
         self.classes().iter().map(|it| it.1).sum()
     }
@@ -56,6 +58,9 @@ impl Plan {
         let line = |name: &str, bytes: usize| format!("  {name:<22} {:>12}", mib(bytes));
         let mut lines: Vec<String> = self.classes().iter().filter(|it| it.1 > 0).map(|it| line(it.0, it.1)).collect();
         lines.push(line("planned in all", self.total()));
+        if self.page_locked > 0 {
+            lines.push(line("page-locked beside it", self.page_locked));
+        }
         lines
     }
 

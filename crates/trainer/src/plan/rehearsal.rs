@@ -73,6 +73,14 @@ impl Stage {
         }
     }
 
+    /// Page-locked host memory.
+    fn page_locked(&self) -> usize {
+        match self {
+            Stage::Host(_) => 0,
+            Stage::Card(gpu) => gpu.stowable(),
+        }
+    }
+
     /// The most that was taken, on a GPU from the driver.
     pub(super) fn peak(&self) -> usize {
         match self {
@@ -130,6 +138,7 @@ impl Rehearsal<'_> {
             gradients: trainable,
             optimizer: before - weights - trainable,
             activations,
+            page_locked: stage.page_locked(),
             ..Plan::default()
         };
         // Gradients fill up as activations are let go of, so that the peak is less than the sum of both.

@@ -2,6 +2,7 @@
 
 use super::{Card, Rehearsal, card::LAUNCH_SECONDS, rehearsal::Stage};
 use halfbyte_autograd::profile::{self, Cost, Phase};
+use halfbyte_cuda::Counters;
 use halfbyte_tensor::clock;
 use halfbyte_train::{Optim, StepConfig, objective::CausalLm, parameters};
 use serde::Serialize;
@@ -30,6 +31,12 @@ pub(crate) struct Roofline {
     pub(crate) card: &'static str,
     pub(crate) tokens: usize,
     pub(crate) synchronisations: u64,
+    /// Bytes that go to host memory and come back.
+    pub(crate) copied: u64,
+    /// How long their copies take at the rate of the card's bus, in seconds.
+    pub(crate) copy_seconds: f64,
+    /// How long kernels wait for them, which is within what the ops are expected to take.
+    pub(crate) waited_seconds: f64,
     /// Dearest first.
     pub(crate) lines: Vec<Line>,
 }
@@ -51,13 +58,15 @@ impl Roofline {
         profile::start(clock(&stage.device(), || 0))?;
         let before = gpu.counters();
         rehearsal.step(&cast, &mut optim, &CausalLm)?;
-        let synchronisations = gpu.counters().since(&before).synchronisations;
+        let seen = gpu.counters().since(&before);
+        let Counters { synchronisations, copied, .. } = seen;
+        let (copy_seconds, waited_seconds) = (copied as f64 / (card.host_gbps * 1e9), seen.waited as f64 * 1e-12);
         let costs = profile::stop()?.map(|it| it.0).unwrap_or_default();
         let mut lines: Vec<Line> =
             costs.iter().map(|((op, phase), cost)| Line::of((op, *phase), cost, &card)).collect();
         lines.sort_by(|a, b| b.expected_seconds.total_cmp(&a.expected_seconds).then(a.op.cmp(b.op)));
         let (card, tokens) = (card.name, rehearsal.lengths.iter().sum());
-        Ok(Roofline { card, tokens, synchronisations, lines })
+        Ok(Roofline { card, tokens, synchronisations, copied, copy_seconds, waited_seconds, lines })
     }
 
     /// The sum of all lines, in seconds.
@@ -101,6 +110,15 @@ impl Roofline {
             self.seconds() * 1e3,
             self.synchronisations
         ));
+        if self.copied > 0 {
+            rows.push(format!(
+                "{:.1} MB to host memory and back beside it: {:.1} ms at {:.0} GB/s, for {:.1} ms of which kernels wait",
+                self.copied as f64 * 1e-6,
+                self.copy_seconds * 1e3,
+                self.copied as f64 * 1e-9 / self.copy_seconds,
+                self.waited_seconds * 1e3
+            ));
+        }
         rows
     }
 }

@@ -183,6 +183,12 @@ mod tests {
             ("--dtype bfloat16", "--compute-dtype bf16"),
             ("--assistant_only_loss True", "--loss-on assistant"),
             ("--overwrite_output_dir", "--overwrite"),
+            ("--use_gradient_checkpointing unsloth", "--gradient-checkpointing on --offload-activations on"),
+            ("--gradient_checkpointing offload --bf16", "--gradient-checkpointing on --offload-activations on --bf16"),
+            ("--gradient_checkpointing --bf16", "--gradient-checkpointing --bf16"),
+            ("--gradient_checkpointing=True", "--gradient-checkpointing true"),
+            ("--activation_offloading True", "--offload-activations True"),
+            ("--enable_activation_offloading", "--offload-activations"),
             ("--data a b", "--data a b"),
         ] {
             assert_eq!(of(&format!("finetune {theirs}")).unwrap(), format!("finetune {ours}"), "{theirs}");

@@ -8,6 +8,9 @@ pub(super) const LORA: &[&str] = &["--method", "lora"];
 /// Four bits, of the format that another flag names.
 pub(super) const FOUR_BITS: &[&str] = &["--quant", "nf4"];
 
+/// Recomputed blocks whose inputs wait in host memory.
+const OFFLOADED: &[&str] = &["--gradient-checkpointing", "on", "--offload-activations", "on"];
+
 /// By their names with dashes. Of several lines for a flag the first with its value counts.
 pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("model-name-or-path", Is("--model")),
@@ -104,6 +107,16 @@ pub(super) const SPELLINGS: &[(&str, Spelling)] = &[
     ("preprocessing-num-workers", Anyway),
     ("dataset-num-proc", Anyway),
     ("gradient-checkpointing-kwargs", Anyway),
+    ("gradient-checkpointing", Means(Some("unsloth"), OFFLOADED)),
+    ("gradient-checkpointing", Means(Some("offload"), OFFLOADED)),
+    ("gradient-checkpointing", Is("--gradient-checkpointing")),
+    ("use-gradient-checkpointing", Means(Some("unsloth"), OFFLOADED)),
+    ("use-gradient-checkpointing", Is("--gradient-checkpointing")),
+    ("use-unsloth-gc", Means(Some("true"), OFFLOADED)),
+    ("use-unsloth-gc", Means(Some("false"), &[])),
+    ("enable-activation-checkpointing", Is("--gradient-checkpointing")),
+    ("enable-activation-offloading", Is("--offload-activations")),
+    ("activation-offloading", Is("--offload-activations")),
     ("use-liger-kernel", Anyway),
     ("flash-attn", Anyway),
     ("flash-attention", Anyway),
