@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use halfbyte_datasets::{SEED, corpus, generate, init, questions, synth, table};
+use halfbyte_datasets::{SEED, corpus, generate, init, questions, synth, synth::Stored, table};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -54,6 +54,9 @@ enum Command {
         /// In NF4 with double quantisation, as bitsandbytes saves it: a quarter of the disk
         #[arg(long)]
         quantized: bool,
+        /// Headers and a hole instead of weights, for plans: no room on the disk
+        #[arg(long, conflicts_with = "quantized")]
+        headers: bool,
         /// The folder; it must be new or empty
         #[arg(long)]
         output: PathBuf,
@@ -98,8 +101,13 @@ fn main() -> Result<()> {
             table::write_instructions(&rows, &questions::questions(seed, questions::QUESTIONS))?;
             format!("wrote {} and {}", lessons.display(), rows.display())
         }
-        Command::Synth { like, quantized, output } => {
-            let parameters = synth::write_like(&like, quantized, &output)?;
+        Command::Synth { like, quantized, headers, output } => {
+            let stored = match (quantized, headers) {
+                (true, _) => Stored::Quantized,
+                (_, true) => Stored::Headers,
+                _ => Stored::Dense,
+            };
+            let parameters = synth::write_like(&like, stored, &output)?;
             format!("{}: {:.3} billion parameters", output.display(), parameters as f64 * 1e-9)
         }
         Command::Init { arch, output, seed } => {

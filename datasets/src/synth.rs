@@ -13,6 +13,7 @@ use halfbyte_lora::Role;
 use halfbyte_models::{ModelConfig, WeightSpec, spec};
 use serde_json::{Value, json};
 
+mod headers;
 mod quantized;
 
 /// The most that one safetensors file holds: the size at which Hugging Face folders are cut by default.
@@ -302,20 +303,30 @@ impl Random {
     }
 }
 
-/// Writes the folder `out`, which must be new or empty, in the shape of the model `like`; `quantized` in NF4, as bitsandbytes saves
-/// it. Gives the number of parameters.
+/// What a folder holds of its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// bf16 numbers.
+    Dense,
+    /// NF4, as bitsandbytes saves it.
+    Quantized,
+    /// Where they would be: for plans, which read no more.
+    Headers,
+}
+
+/// Writes the folder `out`, which must be new or empty, in the shape of the model `like`. Gives the number of parameters.
 ///
 /// # Errors
 /// If no shape is called so, or a file cannot be written.
-pub fn write_like(like: &str, quantized: bool, out: &Path) -> Result<usize> {
+pub fn write_like(like: &str, stored: Stored, out: &Path) -> Result<usize> {
     let Some((_, shape)) = LIKE.iter().find(|it| it.0 == like) else {
         let names: Vec<_> = LIKE.iter().map(|it| it.0).collect();
         bail!("no shape is called `{like}`; choose one of {}", names.join(", "));
     };
-    write(shape, quantized, out, SHARD_BYTES)
+    write(shape, stored, out, SHARD_BYTES)
 }
 
-fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: u64) -> Result<usize> {
+fn write(shape: &Shape, stored: Stored, out: &Path, shard_bytes: u64) -> Result<usize> {
     if fs::read_dir(out).is_ok_and(|mut it| it.next().is_some()) {
         bail!("{} is not empty; choose another folder, or remove it", out.display());
     }
@@ -323,13 +334,20 @@ fn write(shape: &Shape, quantized: bool, out: &Path, shard_bytes: u64) -> Result
     for (name, bytes) in TOKENIZER {
         fs::write(out.join(name), bytes).with_context(|| name.to_owned())?;
     }
-    fs::write(out.join("rows.jsonl"), rows(shape.positions)).context("rows.jsonl")?;
-    let tensors = shape.tensors(quantized)?;
-    let mut writer = ShardedWriter::create(out, tensors.iter().map(|it| it.spec.clone()).collect(), shard_bytes);
-    for it in &tensors {
-        writer.write(&it.spec.name, &it.data())?;
+    if stored != Stored::Headers {
+        fs::write(out.join("rows.jsonl"), rows(shape.positions)).context("rows.jsonl")?;
     }
-    writer.finish()?;
+    let quantized = stored == Stored::Quantized;
+    let tensors = shape.tensors(quantized)?;
+    if stored == Stored::Headers {
+        headers::write(out, &tensors)?;
+    } else {
+        let mut writer = ShardedWriter::create(out, tensors.iter().map(|it| it.spec.clone()).collect(), shard_bytes);
+        for it in &tensors {
+            writer.write(&it.spec.name, &it.data())?;
+        }
+        writer.finish()?;
+    }
     // Last, so that a folder whose writing was cut off is not mistaken for a model.
     let mut config = shape.config();
     if quantized {
@@ -409,7 +427,7 @@ mod tests {
     fn a_small_one_is_written_in_shards_that_its_index_knows() {
         let dir = std::env::temp_dir().join(format!("halfbyte-synth-{}", std::process::id()));
         let shape = Shape::llama([64, 96, 3, 4, 2, 3072]);
-        write(&shape, false, &dir, 200_000).unwrap();
+        write(&shape, Stored::Dense, &dir, 200_000).unwrap();
         let index: Value =
             serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let map = index["weight_map"].as_object().unwrap();
@@ -425,18 +443,36 @@ mod tests {
             let rms = (squares / count as f32).sqrt();
             assert!((rms / expected - 1.0).abs() < 0.05, "{name}: {rms}");
         }
-        let error = write(&shape, false, &dir, 200_000).unwrap_err().to_string();
+        let error = write(&shape, Stored::Dense, &dir, 200_000).unwrap_err().to_string();
         assert!(error.contains("is not empty"), "{error}");
         fs::remove_dir_all(dir).unwrap();
-        let error = write_like("llama-9b", false, Path::new("x")).unwrap_err().to_string();
+        let error = write_like("llama-9b", Stored::Dense, Path::new("x")).unwrap_err().to_string();
         assert!(error.contains("no shape is called `llama-9b`") && error.contains("gpt-neo-1.3b"), "{error}");
+    }
+
+    #[test]
+    fn headers_alone_name_every_tensor_of_a_file_that_takes_no_room() {
+        let dir = std::env::temp_dir().join(format!("halfbyte-synth-headers-{}", std::process::id()));
+        write_like("llama-7b", Stored::Headers, &dir).unwrap();
+        let files = halfbyte_files::ShardedFiles::open(&dir).unwrap();
+        let shape = LIKE.iter().find(|it| it.0 == "llama-7b").unwrap().1;
+        for it in shape.spec().unwrap() {
+            assert_eq!(files.get(&it.name).unwrap().1.shape, it.shape, "{}", it.name);
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let file = fs::metadata(dir.join("model.safetensors")).unwrap();
+            assert!(file.len() > 13_000_000_000 && file.blocks() * 512 < 10_000_000, "{}", file.blocks());
+        }
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_quantised_one_has_all_that_bitsandbytes_stores() {
         let dir = std::env::temp_dir().join(format!("halfbyte-synth-quantised-{}", std::process::id()));
         let shape = Shape { positions: 64, ..Shape::llama([64, 96, 3, 4, 2, 512]) };
-        write(&shape, true, &dir, 200_000).unwrap();
+        write(&shape, Stored::Quantized, &dir, 200_000).unwrap();
         let index: Value =
             serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let map = index["weight_map"].as_object().unwrap();

@@ -12,11 +12,11 @@ pub(crate) fn run(root: &Path, args: &[&str]) -> Result<()> {
     check(cargo().args(run).args(args).current_dir(root))
 }
 
-/// `cargo xtask synth`: a model folder of a real model's shape with random weights.
-pub(crate) fn synth(like: &str, quantized: bool, output: &Path) -> Result<()> {
+/// `cargo xtask synth`: a model folder of a real model's shape with random weights, which `stored` may say to be `--quantized`, or `--headers` alone.
+pub(crate) fn synth(like: &str, stored: &[&str], output: &Path) -> Result<()> {
     let output = std::path::absolute(output)?.display().to_string();
     let mut args = vec!["synth", "--like", like, "--output", &output];
-    args.extend(quantized.then_some("--quantized"));
+    args.extend(stored);
     run(&workspace::root(), &args)
 }
 

@@ -21,6 +21,7 @@ mod parity;
 mod pretrain;
 mod python;
 mod reproducible;
+mod roofline;
 mod supply;
 mod tidy;
 mod torture;
@@ -131,6 +132,21 @@ mod flags {
                 /// The folder; it must be new or empty.
                 required --output dir: PathBuf
             }
+            /// What a step of QLoRA on a model of a real shape costs on a card, op by op, by a rehearsal: no GPU, no weights.
+            cmd roofline {
+                /// As `synth` has it.
+                required --like shape: String
+                /// Rows a step; 4 when left out.
+                optional --batch n: usize
+                /// Tokens a row; 2048 when left out.
+                optional --length n: usize
+                /// With blocks recomputed.
+                optional --recomputed
+                /// With blocks recomputed from inputs in host memory.
+                optional --offloaded
+                /// A card by its name, h100 when left out; a wrong one lists them.
+                optional --card name: String
+            }
             /// Kill, refuse, cut short and compare for so long, and print what was tried; a failure names the seed that repeats it.
             cmd torture {
                 /// Minutes that each kind of trouble takes; all go on side by side.
@@ -201,7 +217,10 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Bundle(f) => bundle::run(&f.output),
         flags::XtaskCmd::Kernels(f) => kernels::run(f.python.as_deref()),
         flags::XtaskCmd::Fixtures(f) => parity::fixtures(&f.python),
-        flags::XtaskCmd::Synth(f) => generator::synth(&f.like, f.quantized, &f.output),
+        flags::XtaskCmd::Synth(f) => {
+            generator::synth(&f.like, if f.quantized { &["--quantized"] } else { &[] }, &f.output)
+        }
+        flags::XtaskCmd::Roofline(f) => roofline::run(&f),
         flags::XtaskCmd::Torture(f) => torture::run(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
         flags::XtaskCmd::Fuzz(f) => torture::fuzz(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),

@@ -169,7 +169,7 @@ fn checkpointing(work: &Work, report: &mut Report) -> Result<()> {
 fn large(work: &Work, (like, goals): (&str, Option<(f64, f64)>), dir: &Path, report: &mut Report) -> Result<()> {
     let model = dir.join(like);
     if !model.exists() {
-        generator::synth(like, false, &model)?;
+        generator::synth(like, &[], &model)?;
     }
     let training =
         Training { quant: "nf4", checkpointing: true, batch: 1, max_length: 512, steps: 3, ..Training::default() };
