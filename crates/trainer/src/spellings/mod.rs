@@ -186,7 +186,7 @@ mod tests {
             ("--use_gradient_checkpointing unsloth", "--gradient-checkpointing on --offload-activations on"),
             ("--gradient_checkpointing offload --bf16", "--gradient-checkpointing on --offload-activations on --bf16"),
             ("--gradient_checkpointing --bf16", "--gradient-checkpointing --bf16"),
-            ("--gradient_checkpointing=True", "--gradient-checkpointing true"),
+            ("--gradient_checkpointing=True", "--gradient-checkpointing True"),
             ("--activation_offloading True", "--offload-activations True"),
             ("--enable_activation_offloading", "--offload-activations"),
             ("--data a b", "--data a b"),
