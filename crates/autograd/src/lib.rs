@@ -8,6 +8,7 @@ mod grads;
 mod offload;
 mod param;
 pub mod profile;
+mod strips;
 mod tape;
 mod var;
 

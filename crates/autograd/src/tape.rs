@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Gets the gradients of a node's outputs, of which one at least is there.
-type BackwardFn<'m> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Sink<'_>) -> Result<()> + 'm>;
+pub(crate) type BackwardFn<'m> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Sink<'_>) -> Result<()> + 'm>;
 
 struct Node<'m> {
     name: &'static str,
@@ -26,7 +26,9 @@ pub struct Tape<'m> {
     used: RefCell<Vec<Param>>,
     recording: Cell<bool>,
     /// Whether outputs of cheap ops are kept.
-    keeps_cheap: bool,
+    pub(crate) keeps_cheap: bool,
+    /// Whether a checkpoint is run again on it, so that nobody reads what it gives.
+    pub(crate) replays: bool,
     /// Inputs of checkpoints, where they wait in host memory.
     offload: Option<Rc<Offload>>,
 }
@@ -41,17 +43,21 @@ struct Given {
 }
 
 /// Where a backward closure delivers its results.
-struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     pending: &'a mut [Option<Tensor>],
     grads: &'a mut Grads,
 }
 
 impl Sink<'_> {
-    fn deliver(&mut self, slot: usize, dx: Tensor) {
+    pub(crate) fn deliver(&mut self, slot: usize, dx: Tensor) {
         match &mut self.pending[slot] {
             Some(sum) => sum.add_assign(&dx),
             slot => *slot = Some(dx),
         }
+    }
+
+    pub(crate) fn merge(&mut self, grads: Grads) {
+        self.grads.merge(grads);
     }
 }
 
@@ -63,6 +69,7 @@ impl<'m> Tape<'m> {
             used: RefCell::default(),
             recording: Cell::new(true),
             keeps_cheap: false,
+            replays: false,
             offload: None,
         }
     }
@@ -79,6 +86,26 @@ impl<'m> Tape<'m> {
     #[must_use]
     pub fn offloading(self, offloads: bool) -> Tape<'m> {
         Tape { offload: offloads.then(Rc::default), ..self }
+    }
+
+    /// This tape, for a checkpoint that is run again.
+    pub(crate) fn replaying(self) -> Tape<'m> {
+        Tape { replays: true, ..self }
+    }
+
+    /// Brings the input of a checkpoint that is run again onto the tape.
+    pub(crate) fn input(&self, x: Tensor) -> Var {
+        self.push_one("input", x, Box::new(|_, _| Ok(())))
+    }
+
+    /// The parameters that were used.
+    pub(crate) fn into_used(self) -> Vec<Param> {
+        self.used.into_inner()
+    }
+
+    /// Enters parameters that were used on another tape on behalf of this one.
+    pub(crate) fn add_used(&self, used: Vec<Param>) {
+        self.used.borrow_mut().extend(used);
     }
 
     /// A tape that records nothing, for evaluation and generation: nothing is saved for a backward pass.
@@ -232,14 +259,14 @@ impl<'m> Tape<'m> {
         let put = |shelf: &Rc<Offload>| Ok::<_, Error>((shelf.clone(), shelf.put(&x.value)?));
         let away = self.offload.as_ref().map(put).transpose()?;
         let y = f(&quiet, &Var::constant(x.value.clone()))?;
-        let used = quiet.used.into_inner();
+        let used = quiet.into_used();
         if used.is_empty() && !x.requires_grad() {
             if let Some((shelf, number)) = away {
                 shelf.forget(number);
             }
             return Ok(y);
         }
-        self.used.borrow_mut().extend(used);
+        self.add_used(used);
         let kept = if away.is_some() { None } else { Some(x.value.clone()) };
         let (x_slot, keeps_cheap) = (x.slot, self.keeps_cheap);
         let replay = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
@@ -249,14 +276,14 @@ impl<'m> Tape<'m> {
                 (None, Some((shelf, number))) => shelf.take(number)?,
                 (None, None) => unreachable!("an input is kept here or sent away"),
             };
-            let inner = Tape::recording().keeping_cheap(keeps_cheap);
-            let x = match x_slot {
-                Some(_) => inner.push_one("input", x_value, Box::new(|_, _| Ok(()))),
-                None => Var::constant(x_value),
-            };
+            let inner = Tape::recording().keeping_cheap(keeps_cheap).replaying();
+            let x = if x_slot.is_some() { inner.input(x_value) } else { Var::constant(x_value) };
             let y = f(&inner, &x)?;
-            let (grads, dx) = inner.run(y, dy, x.slot)?;
-            sink.grads.merge(grads);
+            // Its ops keep of the input what they need.
+            let wanted = x.slot;
+            drop(x);
+            let (grads, dx) = inner.run(y, dy, wanted)?;
+            sink.merge(grads);
             if let (Some(slot), Some(dx)) = (x_slot, dx) {
                 sink.deliver(slot, dx);
             }
@@ -289,7 +316,7 @@ impl<'m> Tape<'m> {
     }
 
     /// Walks the nodes in reverse. `keep` is the slot of a gradient that is handed out instead of followed.
-    fn run(self, y: Var, dy: Tensor, keep: Option<usize>) -> Result<(Grads, Option<Tensor>)> {
+    pub(crate) fn run(self, y: Var, dy: Tensor, keep: Option<usize>) -> Result<(Grads, Option<Tensor>)> {
         let mut nodes = self.nodes.into_inner();
         let mut pending: Vec<Option<Tensor>> = vec![None; nodes.last().map_or(0, |it| it.slots.end)];
         let (mut grads, mut kept) = (Grads::default(), None);
@@ -320,7 +347,7 @@ impl<'m> Tape<'m> {
         start
     }
 
-    fn push_one(&self, name: &'static str, value: Tensor, backward: BackwardFn<'m>) -> Var {
+    pub(crate) fn push_one(&self, name: &'static str, value: Tensor, backward: BackwardFn<'m>) -> Var {
         Var::at(self.push(name, 1, backward), value)
     }
 }

@@ -1,6 +1,7 @@
 //! What the tape promises: order, sums, checkpoints, and an error instead of a silent stop.
 use halfbyte_autograd::{Error, Param, Result, Tape, Var};
 use halfbyte_tensor::Tensor;
+use std::cell::Cell;
 
 fn vector(values: &[f32]) -> Tensor {
     Tensor::from_vec(&[values.len()], values.to_vec())
@@ -171,4 +172,65 @@ fn a_recipe_is_what_is_kept_and_a_plain_value_is_kept_as_it_is() {
     let kept = kept_on(Tape::recording().keeping_cheap(true));
     assert!(value.is_shared(), "a tape that keeps cheap values has no use for recipes");
     drop(kept);
+}
+
+/// Every row of `x` times the parameter, and `x` added.
+fn scaled_rows<'m>(tape: &Tape<'m>, x: &Var, param: &'m Param) -> Result<Var> {
+    let w = tape.param(param);
+    let (xs, ws) = (x.value().clone(), w.value().clone());
+    let by = |of: &Tensor, factor: &dyn Fn(usize) -> f32| {
+        let cols = of.cols();
+        let values = of.data::<f32>().iter().enumerate().map(|(i, v)| v * factor(i % cols)).collect();
+        Tensor::from_vec(of.shape(), values)
+    };
+    let y = by(&xs, &|i| 1.0 + ws.data::<f32>()[i]);
+    Ok(tape.record("scaled_rows", [x, &w], y, move |dy, [dx, dw]| {
+        let mut sums = vec![0.0; ws.len()];
+        for (i, (d, x)) in dy.data::<f32>().iter().zip(xs.data::<f32>()).enumerate() {
+            sums[i % ws.len()] += d * x;
+        }
+        let of_w = Tensor::from_vec(ws.shape(), sums);
+        Ok([dx.then(|| by(&dy, &|i| 1.0 + ws.data::<f32>()[i])), dw.then_some(of_w)])
+    }))
+}
+
+/// Both parameters' halves, the second in strips of so many rows if it says so, within a checkpoint or not.
+fn two_halves<'m>(
+    tape: &Tape<'m>,
+    (params, computed): (&'m [Param; 2], &'m Cell<usize>),
+    x: &Var,
+    (height, within): (Option<usize>, bool),
+) -> Result<Var> {
+    let half = move |tape: &Tape<'m>, x: &Var| match height {
+        None => scaled_rows(tape, x, &params[1]),
+        Some(height) => tape.checkpoint_in_strips(x, height, move |tape, x, i| {
+            computed.set(computed.get() + 1);
+            assert_eq!(x.value().rows(), height.min(5 - i * height));
+            scaled_rows(tape, x, &params[1])
+        }),
+    };
+    let both = move |tape: &Tape<'m>, x: &Var| half(tape, &scaled_rows(tape, x, &params[0])?);
+    if within { tape.checkpoint(x, both) } else { both(tape, x) }
+}
+
+#[test]
+fn strips_of_rows_give_the_gradients_of_the_whole_and_their_value_is_left_out_when_it_is_not_read() {
+    let params = ["p", "q"].map(|it| Param::new(it, vector(&[0.5, -2.0, 1.0])));
+    let computed = Cell::new(0);
+    let run = |height: Option<usize>, within: bool| {
+        let x = Var::constant(Tensor::from_vec(&[5, 3], (0..15).map(|i| i as f32 - 6.0).collect()));
+        let tape = Tape::recording();
+        let y = two_halves(&tape, (&params, &computed), &x, (height, within)).unwrap();
+        let (value, loss) = (y.value().data::<f32>().to_vec(), sum(&tape, &y));
+        let grads = tape.backward(loss).unwrap();
+        let of = |it: &Param| grads.get(it).unwrap().data::<f32>().to_vec();
+        (value, of(&params[0]), of(&params[1]))
+    };
+    // Small numbers: sums are exact in any order.
+    let whole = run(None, false);
+    for (height, within, calls) in [(2, false, 6), (2, true, 6), (5, true, 2)] {
+        computed.set(0);
+        assert_eq!(run(Some(height), within), whole, "strips of {height}");
+        assert_eq!(computed.get(), calls, "forward once, and once backward");
+    }
 }

@@ -3,6 +3,7 @@
 use crate::{Adapter, Error, Result, Update};
 use halfbyte_autograd::{Result as OpResult, Tape, Var};
 use halfbyte_ops::{Layout, RowGroups, deal_rows, gather_rows};
+use halfbyte_tensor::philox;
 use std::sync::Arc;
 
 /// Which adapter a pass uses. A model knows none; the same model can run two passes with two adapters at a time.
@@ -79,6 +80,21 @@ impl Context {
         }
         let routing = Routing::ByRow { adapters, of_sequence: of_sequence.into() };
         Ok(Context { routing, layout: Some(layout.clone()), dropout: None })
+    }
+
+    /// This context for part `i` of a pass's rows, which a layer computes by themselves: with masks of its own.
+    #[must_use]
+    pub fn of_part(&self, i: usize) -> Context {
+        let seed = |seed: u64| {
+            let [a, b, ..] = philox::quad(seed, 0x5714_90ab, i as u64);
+            u64::from(a) << 32 | u64::from(b)
+        };
+        Context { dropout: self.dropout.map(seed), ..self.clone() }
+    }
+
+    /// Whether all rows use the same adapter, or none.
+    pub fn is_one(&self) -> bool {
+        !matches!(self.routing, Routing::ByRow { .. })
     }
 
     /// What the adapter of this pass does to the weight at `path`.

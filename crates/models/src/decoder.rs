@@ -215,15 +215,25 @@ impl Block {
         let room = Linear::room([&self.o_proj].into_iter(), &run.ctx, q.value());
         let a = attend.attention(tape, [q, k, v], table, (shape, sinks.as_ref(), layer), (&run.layout, room))?;
         let x = run.join(tape, x, (&self.o_proj, &a), self.after_attention.as_ref())?;
+        if run.in_strips(x.value().rows()) && matches!(self.feed, Feed::Dense(_)) {
+            let run = run.clone();
+            return tape
+                .checkpoint_in_strips(&x, STRIP, move |tape, x, i| self.feed_forward(tape, x, &run.of_strip(i)));
+        }
+        self.feed_forward(tape, &x, run)
+    }
+
+    /// The second half of the block, which computes each row by itself.
+    fn feed_forward<'m>(&'m self, tape: &Tape<'m>, x: &Var, run: &Run) -> OpResult<Var> {
         let (before, after) = (self.before_mlp.as_ref(), self.after_mlp.as_ref());
         match &self.feed {
             Feed::Dense(it) => {
-                let h = run.norm_before(tape, &x, before, it.inner())?;
-                run.join(tape, &x, (it.down(), &it.inside(tape, &h, &run.fed)?), after)
+                let h = run.norm_before(tape, x, before, it.inner())?;
+                run.join(tape, x, (it.down(), &it.inside(tape, &h, &run.fed)?), after)
             }
             Feed::Sparse(it) => {
-                let h = run.maybe_norm(tape, &x, before)?;
-                run.take_up(tape, &x, &it.forward(tape, &h, &run.fed)?, after)
+                let h = run.maybe_norm(tape, x, before)?;
+                run.take_up(tape, x, &it.forward(tape, &h, &run.fed)?, after)
             }
         }
     }
@@ -271,18 +281,36 @@ fn norm_with_room(
     Ok(y)
 }
 
+/// The most rows that an MLP takes at a time, where they are more than twice as many and nothing is kept of it for the backward pass: so
+/// many that a matrix is decoded in a few percent of the time that its product takes.
+const STRIP: usize = 8192;
+
 /// What all blocks of one pass share.
+#[derive(Clone)]
 struct Run {
     shape: AttentionShape,
     norm: RmsNorm,
     fed: Fed,
     residual: f32,
+    /// Whether blocks are run again, or never gone back through.
+    forgets: bool,
     ropes: Vec<RopeTable>,
     layout: Layout,
     ctx: Context,
 }
 
 impl Run {
+    /// Whether the rows are so many that an MLP takes them in strips. The number alone decides, so that the bits of a pass are the same
+    /// on any machine.
+    fn in_strips(&self, rows: usize) -> bool {
+        self.forgets && rows > 2 * STRIP && self.ctx.is_one()
+    }
+
+    fn of_strip(&self, i: usize) -> Run {
+        let ctx = self.ctx.of_part(i);
+        Run { fed: Fed { ctx: ctx.clone(), ..self.fed.clone() }, ctx, ..self.clone() }
+    }
+
     fn maybe_norm(&self, tape: &Tape<'_>, x: &Var, weight: Option<&Weight>) -> OpResult<Var> {
         weight.map_or_else(|| Ok(x.clone()), |it| norm(tape, x, it, (self.norm, &self.ctx)))
     }
@@ -330,7 +358,9 @@ impl Model for Decoder {
         let ropes = self.rotations.iter().map(|it| model::table(&it.spec, &it.last, length)).collect::<Result<_>>()?;
         let (layout, ctx) = (pass.layout.clone(), pass.ctx.clone());
         let BlockSpec { norm: of_norms, gate, residual, .. } = self.spec;
-        let run = Run { shape: self.shape(), norm: of_norms, fed: Fed::new(gate, pass), residual, ropes, layout, ctx };
+        let forgets = pass.checkpointing || !tape.is_recording();
+        let (shape, fed) = (self.shape(), Fed::new(gate, pass));
+        let run = Run { shape, norm: of_norms, fed, residual, forgets, ropes, layout, ctx };
         let x = self.embed(tape, pass)?;
         let x = pass.blocks(tape, x, &self.layers, move |block, tape, x, attend, i| {
             block.forward(tape, x, &run, (attend, i))

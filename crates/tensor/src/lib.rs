@@ -16,6 +16,7 @@ mod pages;
 pub mod philox;
 mod place;
 pub mod pool;
+mod rows;
 mod simd;
 mod storage;
 mod tensor;

@@ -250,6 +250,18 @@ impl Tensor {
         *self = copy;
     }
 
+    /// The elements in host memory, as they lie there.
+    #[track_caller]
+    pub(crate) fn host_bytes(&self) -> &[u8] {
+        self.buffer().bytes()
+    }
+
+    /// [`Tensor::host_bytes`] for writing.
+    #[track_caller]
+    pub(crate) fn host_bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer_mut().bytes_mut()
+    }
+
     #[track_caller]
     fn buffer(&self) -> &Buffer {
         match &*self.storage {

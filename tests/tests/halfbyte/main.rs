@@ -44,6 +44,7 @@ mod resume;
 mod same_bits;
 mod sizes;
 mod streaming;
+mod strips;
 mod token_cache;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod torture;
