@@ -262,6 +262,9 @@ pub struct InspectArgs {
     /// Plan for recomputing them from inputs that wait in page-locked host memory.
     #[arg(long)]
     pub offload_activations: bool,
+    /// Also find the longest row that a card has room for, in each way to keep activations; no GPU is needed.
+    #[arg(long, value_name = "CARD", num_args = 0..=1, default_missing_value = "h100", value_parser = Card::ALL.map(|it| it.name))]
+    pub longest_row: Option<String>,
     /// Also show what each op of a step costs on a card, by operations, bytes and launches; no GPU is needed.
     #[arg(long, value_name = "CARD", num_args = 0..=1, default_missing_value = "h100", value_parser = Card::ALL.map(|it| it.name))]
     pub roofline: Option<String>,

@@ -113,7 +113,11 @@ fn a_plan_holds_where_no_two_batches_have_the_same_shapes() {
 
 /// LLaMA 65B's shapes in a file that has a header and a hole.
 pub(crate) fn headers_of_65_billion(dir: &Path) {
-    let (hidden, inner, layers, vocab) = (8192, 22016, 80, 32000);
+    headers_of(dir, [8192, 22016, 80, 32000], [64, 64], 2048);
+}
+
+/// A LLaMA of these sizes: channels, those of an MLP, blocks, tokens; heads of queries, and of keys and values; positions.
+fn headers_of(dir: &Path, [hidden, inner, layers, vocab]: [u64; 4], [heads, kv_heads]: [u64; 2], positions: u64) {
     let tiny = TinyModel { tied: false, ..TinyModel::llama() };
     tiny.write(dir);
     let mut config = tiny.config();
@@ -121,11 +125,11 @@ pub(crate) fn headers_of_65_billion(dir: &Path) {
         ("hidden_size", json!(hidden)),
         ("intermediate_size", json!(inner)),
         ("num_hidden_layers", json!(layers)),
-        ("num_attention_heads", json!(64)),
-        ("num_key_value_heads", json!(64)),
+        ("num_attention_heads", json!(heads)),
+        ("num_key_value_heads", json!(kv_heads)),
         ("head_dim", json!(128)),
         ("vocab_size", json!(vocab)),
-        ("max_position_embeddings", json!(2048)),
+        ("max_position_embeddings", json!(positions)),
     ] {
         config[key] = value;
     }
@@ -139,9 +143,11 @@ pub(crate) fn headers_of_65_billion(dir: &Path) {
     add("model.embed_tokens.weight".into(), &[vocab, hidden]);
     for layer in 0..layers {
         let mut of = |name: &str, shape: &[u64]| add(format!("model.layers.{layer}.{name}.weight"), shape);
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            of(&format!("self_attn.{name}"), &[hidden, hidden]);
+        of("self_attn.q_proj", &[128 * heads, hidden]);
+        for name in ["k_proj", "v_proj"] {
+            of(&format!("self_attn.{name}"), &[128 * kv_heads, hidden]);
         }
+        of("self_attn.o_proj", &[hidden, 128 * heads]);
         for name in ["gate_proj", "up_proj"] {
             of(&format!("mlp.{name}"), &[inner, hidden]);
         }
@@ -209,6 +215,25 @@ fn sixty_five_billion_parameters_are_planned_from_headers_in_a_moment() {
         let [expected, least] = ["expected_seconds", "seconds"].map(|it| line[it].as_f64().unwrap());
         assert!(expected >= 0.6 * least, "{line}");
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_row_of_100_000_tokens_of_an_8b_has_room_on_a_card_of_24_gib() {
+    let work = Work::new();
+    let dir = work.path("8b");
+    headers_of(&dir, [4096, 14336, 32, 128_256], [32, 8], 100_000);
+    let flags = "--quant nf4 --target-modules all-linear --max-length 512 --device cpu --longest-row rtx-4090 --json";
+    let mut args = vec!["inspect", "--model", dir.to_str().unwrap()];
+    args.extend(flags.split(' '));
+    let found = run(args).json();
+    let rows = found["longest_rows"].as_array().unwrap();
+    let tokens: Vec<u64> = rows.iter().map(|it| it["tokens"].as_u64().unwrap()).collect();
+    assert!(tokens[0] > 4000 && tokens[0] < tokens[1] && tokens[1] > 40_000 && tokens[1] < 100_000, "{tokens:?}");
+    assert_eq!(tokens[2], 100_000, "as many as there are positions");
+    // Of each block 100,000 rows of 4,096 numbers in bf16, in pieces of 16 MiB.
+    assert_eq!(rows[2]["page_locked"], 32u64 * (49 << 24));
+    assert!(rows[2]["planned_bytes"].as_u64().unwrap() < 18u64 << 30, "{}", rows[2]);
 }
 
 #[test]

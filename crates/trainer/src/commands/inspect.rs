@@ -3,7 +3,7 @@ use crate::{
     cli::InspectArgs,
     console::{mib, thousands},
     load,
-    plan::{Card, RUNTIME_BYTES, Rehearsal, rehearsal::Stage, roofline::Roofline},
+    plan::{Card, Longest, RUNTIME_BYTES, Rehearsal, rehearsal::Stage, roofline::Roofline},
 };
 use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules};
 use halfbyte_models::Model;
@@ -47,6 +47,9 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         plan.runtime = RUNTIME_BYTES;
     }
     let card = args.roofline.as_deref().and_then(Card::named);
+    let positions = base.folder.config().max_position_embeddings;
+    let on = args.longest_row.as_deref().and_then(Card::named);
+    let longest = on.map(|it| Longest::of(&rehearsal, it, positions)).transpose()?;
     let roofline = card.map(|it| Roofline::of(&rehearsal, it)).transpose()?;
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -57,6 +60,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             "plan": plan,
             "planned_bytes": plan.total(),
             "roofline": roofline,
+            "longest_rows": longest,
         });
         writeln!(out, "{object}")?;
         return Ok(());
@@ -83,6 +87,12 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     )?;
     for line in plan.lines() {
         writeln!(out, "{line}")?;
+    }
+    if let (Some(longest), Some(card)) = (longest, on) {
+        writeln!(out)?;
+        for line in Longest::lines(&longest, card, positions) {
+            writeln!(out, "{line}")?;
+        }
     }
     if let Some(roofline) = roofline {
         writeln!(out)?;

@@ -4,6 +4,7 @@
 //! over tensors that have sizes and no contents.
 
 mod card;
+mod longest;
 pub(crate) mod rehearsal;
 pub(crate) mod roofline;
 mod room;
@@ -11,6 +12,7 @@ mod untrained;
 mod weights;
 
 pub(crate) use card::Card;
+pub(crate) use longest::Longest;
 pub(crate) use rehearsal::Rehearsal;
 pub(crate) use room::Room;
 pub(crate) use untrained::{Asked, Untrained, compared};
