@@ -88,6 +88,11 @@ impl<'m> Tape<'m> {
         Tape { offload: offloads.then(Rc::default), ..self }
     }
 
+    /// Whether a checkpoint is run again on this tape: nobody reads the value of what it gives, only its gradient's way.
+    pub fn is_replay(&self) -> bool {
+        self.replays
+    }
+
     /// This tape, for a checkpoint that is run again.
     pub(crate) fn replaying(self) -> Tape<'m> {
         Tape { replays: true, ..self }

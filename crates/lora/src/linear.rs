@@ -6,7 +6,7 @@ use halfbyte_ops::{
     frozen::{self, FEW_ROWS},
     frozen_linear::frozen_linear,
     linear::linear,
-    lora_linear::{Layer, lora_linears, room},
+    lora_linear::{Layer, last_lora_linears, lora_linears, room},
     row_norms,
 };
 use halfbyte_tensor::{DType, Device, Place, Tensor};
@@ -31,6 +31,9 @@ pub struct Linear {
     published_transposed: bool,
     known: Option<Box<Known>>,
 }
+
+/// A product of several layers with one input.
+type Op<'m, const N: usize> = fn(&Tape<'m>, &Var, [Layer<'_, 'm>; N]) -> Result<[Var; N]>;
 
 /// What adapters call a layer's matrix, where that is not its path.
 #[derive(Debug)]
@@ -206,9 +209,18 @@ impl Linear {
 
     /// `onto + forward(x)`: as a residual takes it up.
     pub fn forward_onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), ctx: &Context) -> Result<Var> {
+        self.onto(tape, (onto, x), (ctx, lora_linears))
+    }
+
+    /// [`Linear::forward_onto`] where that is what a checkpoint gives: when it is run again nobody reads the value, and a GPU leaves it out.
+    pub fn forward_last_onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), ctx: &Context) -> Result<Var> {
+        self.onto(tape, (onto, x), (ctx, last_lora_linears))
+    }
+
+    fn onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), (ctx, op): (&Context, Op<'m, 1>)) -> Result<Var> {
         let in_product = matches!(x.value().place(), Place::Gpu(_)) && ctx.split(&self.paths()).is_none();
         if in_product && self.shares(ctx.update(self.module())) {
-            let [y] = Linear::together([self], tape, x, ([Some(onto)], ctx))?;
+            let [y] = Linear::together([self], tape, x, (([Some(onto)], op), ctx))?;
             return Ok(y);
         }
         add(tape, onto, &self.forward(tape, x, ctx)?)
@@ -278,7 +290,7 @@ impl Linear {
             let ys: Vec<Var> = layers.iter().map(|it| it.alone(tape, x, ctx)).collect::<Result<_>>()?;
             return ys.try_into().map_err(|_| unreachable!("as many outputs as layers"));
         }
-        Linear::together(layers, tape, x, ([None; N], ctx))
+        Linear::together(layers, tape, x, (([None; N], lora_linears), ctx))
     }
 
     /// Of layers that all share, each added to what it is told.
@@ -286,7 +298,7 @@ impl Linear {
         layers: [&'m Linear; N],
         tape: &Tape<'m>,
         x: &Var,
-        (onto, ctx): ([Option<&Var>; N], &Context),
+        ((onto, op), ctx): (([Option<&Var>; N], Op<'m, N>), &Context),
     ) -> Result<[Var; N]> {
         let updates = layers.map(|it| ctx.update(it.module()));
         let biases = layers.map(|it| it.bias.as_ref().map(|bias| bias.var(tape, ctx)));
@@ -299,7 +311,7 @@ impl Linear {
             let lora = low_rank[i].as_ref().map(|(lora, a, b)| lora.on((a, b), ctx.dropout));
             Layer { w: w.as_ref(), bias: biases[i].as_ref(), lora, onto: onto[i] }
         });
-        lora_linears(tape, x, all)
+        op(tape, x, all)
     }
 
     /// The matrix with an adapter's update, decoded: `(out_features, in_features)` in f32.

@@ -229,7 +229,11 @@ impl Block {
         match &self.feed {
             Feed::Dense(it) => {
                 let h = run.norm_before(tape, x, before, it.inner())?;
-                run.join(tape, x, (it.down(), &it.inside(tape, &h, &run.fed)?), after)
+                let inside = it.inside(tape, &h, &run.fed)?;
+                match after {
+                    None if run.residual == 1.0 => it.down().forward_last_onto(tape, (x, &inside), &run.ctx),
+                    _ => run.join(tape, x, (it.down(), &inside), after),
+                }
             }
             Feed::Sparse(it) => {
                 let h = run.maybe_norm(tape, x, before)?;

@@ -33,6 +33,10 @@ fn inputs_in_host_memory_give_the_same_bits() {
         assert_eq!(away.losses(), kept.losses());
         assert!(away.adapter_bytes() == kept.adapter_bytes(), "{name}: the adapters differ");
     }
+    // A block that is run again leaves out what nobody reads.
+    let all = kept.clone().flags("--gradient-checkpointing off").output(&work.path("all"));
+    on(&all, &work, NOTHING).unwrap().success();
+    assert!(all.adapter_bytes() == kept.adapter_bytes(), "the adapters differ");
     // Two steps, then two more, each half in another way.
     let half = kept.clone().flags("--offload-activations on --max-steps 2 --lr-scheduler-type constant");
     let half = half.flags("--save-steps 2").output(&work.path("half"));

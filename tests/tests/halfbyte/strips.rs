@@ -63,5 +63,7 @@ fn a_gpu_takes_the_same_strips() {
     let Some(mut command) = crate::cuda::on_gpu(there.args(), &work.path("cache")) else { return };
     e2e::Outcome::of(&mut command).success();
     near(&there.losses(), &here.losses());
+    let planned = there.summary()["planned_bytes"].as_f64().unwrap() / f64::from(1 << 20);
+    crate::plan::near("strips", planned, there.summary()["peak_gpu_mib"].as_f64().unwrap());
     assert_eq!(calls(&there, "checkpoint", "backward"), 2 * calls(&there, "attention", "backward"));
 }

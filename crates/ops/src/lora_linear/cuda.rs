@@ -25,8 +25,7 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     if few::fit(x, layers) {
         return few::forward(x, layers);
     }
-    let stack = Stack::new(layers.iter().map(|it| it.lora.map(|it| it.a.value().rows())));
-    let h = (stack.width > 0).then(|| project(x, layers, &stack)).transpose()?;
+    let (stack, h) = projections(x, layers)?;
     let own: Result<Vec<_>> = layers.iter().map(|it| it.w.forward(x).transpose()).collect();
     let own = own?;
     let saved = layers.iter().zip(&own).filter(|(it, own)| it.lora.is_some() && own.is_none());
@@ -66,6 +65,27 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         ys.push(y);
     }
     Ok((ys, Projected::Together(h)))
+}
+
+/// [`forward`] where nobody reads the outputs: the projections, which the backward pass wants.
+pub(super) fn unread(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
+    // A product of few rows projects in its own order, in the same launch.
+    if few::fit(x, layers) {
+        return few::forward(x, layers);
+    }
+    let (_, h) = projections(x, layers)?;
+    let place = |it: &Layer<'_, '_>| match it.onto {
+        Some(onto) => onto.value().clone(),
+        None => x.scratch_like(&[x.rows(), it.w.dims().0], x.dtype()),
+    };
+    Ok((layers.iter().map(place).collect(), Projected::Together(h)))
+}
+
+/// Where each layer's projections stand among those of all, and these.
+fn projections(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Stack, Option<Tensor>)> {
+    let stack = Stack::new(layers.iter().map(|it| it.lora.map(|it| it.a.value().rows())));
+    let h = (stack.width > 0).then(|| project(x, layers, &stack)).transpose()?;
+    Ok((stack, h))
 }
 
 /// `drop(x) Aᵀ` of all layers, side by side: one product, unless masks differ.

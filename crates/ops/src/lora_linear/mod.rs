@@ -64,10 +64,24 @@ pub fn lora_linear<'m>(
 /// [`lora_linear`] of several layers with the same input, as queries, keys and values have: the input is packed once for
 /// all of them, and its gradient is one sum of products.
 pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
+    linears(tape, x, layers, false)
+}
+
+/// [`lora_linears`] whose outputs are what a checkpoint gives. When that is run again nobody reads them, and a GPU leaves the products out: what
+/// stands in their place is what they would be added to.
+pub fn last_lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
+    linears(tape, x, layers, tape.is_replay())
+}
+
+fn linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N], unread: bool) -> Result<[Var; N]> {
     layers.iter().try_for_each(|it| check(it, x.value()))?;
     let (dtype, shape, k) = (x.value().dtype(), x.value().shape().to_vec(), x.value().cols());
     let on_gpu = on_gpu(x.value());
-    let (ys, hs) = if on_gpu { cuda::forward(x.value(), &layers)? } else { on_host(x.value(), &layers)? };
+    let (ys, hs) = match (on_gpu, unread) {
+        (true, true) => cuda::unread(x.value(), &layers)?,
+        (true, false) => cuda::forward(x.value(), &layers)?,
+        (false, _) => on_host(x.value(), &layers)?,
+    };
     let saved = Saved::of(x, &layers, hs);
     recorded(tape, x, &layers, ys, move |x, dys, needs| {
         let Found { dx, thin } = if on_gpu {

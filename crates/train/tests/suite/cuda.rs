@@ -84,8 +84,10 @@ fn a_step_waits_for_the_device_once() {
         let trained = parameters(model.as_ref(), adapter.as_deref());
         let mut optim = Optim::new(&device, &trained, &OptimConfig::default()).unwrap();
         let (data, mut scale) = (rows(4), LossScale::new(DType::Bf16));
-        for (checkpointing, batches) in [(false, 1), (false, 4), (true, 4)] {
-            let config = StepConfig { checkpointing, compute: DType::Bf16, ..config().step };
+        for (checkpointing, offloading, batches) in
+            [(false, false, 1), (false, false, 4), (true, false, 4), (true, true, 4)]
+        {
+            let config = StepConfig { checkpointing, offloading, compute: DType::Bf16, ..config().step };
             let routing = &adapter.clone().into();
             let step = Step { config, routing, ..step(model.as_ref(), &CausalLm) };
             let before = gpu.counters();
@@ -93,6 +95,7 @@ fn a_step_waits_for_the_device_once() {
             let asked = gpu.counters().since(&before);
             let what = format!("{fixture}, {format:?}, {batches} micro-batches: {asked:?}");
             assert_eq!((asked.synchronisations, asked.downloads), (1, 1), "{what}");
+            assert_eq!(asked.copied > 0, offloading, "{what}");
         }
     }
 }
@@ -123,7 +126,7 @@ fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
     let counted = [asked(false, &[0]), asked(false, &[0, 1, 2, 3]), asked(true, &[0, 1, 2, 3])];
     assert_eq!(
         counted,
-        [[67, 17, 7, 1, 1], [71, 21, 7, 1, 1], [99, 32, 7, 1, 1]],
+        [[67, 17, 7, 1, 1], [71, 21, 7, 1, 1], [96, 31, 7, 1, 1]],
         "launches, products, uploads, downloads, waits"
     );
 }

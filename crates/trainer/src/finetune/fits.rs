@@ -228,3 +228,21 @@ impl Question<'_> {
         Ok(room.refusal("this run", plan, &advice))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_page_locked_memory_than_there_is_is_refused_in_a_sentence() {
+        assert!(check_host(&Plan::default()).is_ok());
+        let refused = check_host(&Plan { page_locked: usize::MAX, ..Plan::default() }).map_err(|it| it.to_string());
+        // Where the system does not tell what is free, nothing is refused.
+        for part in ["page-locked host memory", "are free", "--max-length", "--offload-activations off"] {
+            assert!(
+                memory::available().is_none() || refused.as_ref().is_err_and(|it| it.contains(part)),
+                "{refused:?}"
+            );
+        }
+    }
+}
