@@ -35,7 +35,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "supply",
         about: "advisories, by cargo-deny where it is installed",
-        action: Action::Own(supply::deny),
+        action: Action::Own(|| supply::deny(false)),
     },
     Step {
         name: "clippy",

@@ -45,7 +45,10 @@ mod flags {
                 optional --write
             }
             /// Ask `cargo deny` about licences, advisories and versions, where it is installed.
-            cmd supply {}
+            cmd supply {
+                /// Take the advisories that were fetched before.
+                optional --offline
+            }
             /// Build the program in two folders and compare what came out, byte for byte.
             cmd reproducible {
                 /// A folder for both, which must be new; it is removed when they are alike.
@@ -196,7 +199,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
     match task {
         flags::XtaskCmd::Ci(f) => ci::run(f.only.as_deref()),
         flags::XtaskCmd::Tidy(f) => tidy::run(f.write),
-        flags::XtaskCmd::Supply(_) => supply::deny(),
+        flags::XtaskCmd::Supply(f) => supply::deny(f.offline),
         flags::XtaskCmd::Reproducible(f) => {
             let package = f.package.as_deref().unwrap_or("halfbyte-trainer");
             reproducible::run(&f.within, f.profile.as_deref().unwrap_or("release"), package)

@@ -17,8 +17,9 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 /// What a program would need to reach the network while a crate is built.
 const NETWORK: [&str; 7] = ["TcpStream", "ureq::", "reqwest", "hyper::", "\"curl\"", "\"wget\"", "\"git\", \"clone\""];
 
-/// Runs `cargo deny check` where there is such a command, and says so where there is none.
-pub(crate) fn deny() -> Result<()> {
+/// Runs `cargo deny check` where there is such a command, and says so where there is none. `offline` takes the advisories that
+/// cargo-deny fetched before.
+pub(crate) fn deny(offline: bool) -> Result<()> {
     let root = workspace::root();
     let there = Command::new("cargo-deny").arg("--version").output().is_ok_and(|it| it.status.success());
     if !there {
@@ -27,7 +28,9 @@ pub(crate) fn deny() -> Result<()> {
         );
         return Ok(());
     }
-    check(cargo().args(["deny", "--all-features", "check"]).current_dir(&root))
+    let mut it = cargo();
+    it.args(["deny", "--all-features"]).args(offline.then_some("--offline")).arg("check").current_dir(&root);
+    check(&mut it)
 }
 
 /// What breaks the rules in `deny.toml`.
