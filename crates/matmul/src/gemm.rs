@@ -4,9 +4,8 @@
 //! Sums over k run in an order that the shapes fix: pieces of k in sequence, term by term, each summed by a tile kernel. Threads
 //! divide the output only, so the grid of work may follow the number of threads without touching a bit of the result.
 
-use rayon::prelude::*;
-
 use crate::buffers::{Pieces, with_buffers};
+use crate::fork;
 use crate::kernels::words::Words;
 use crate::kernels::{Corner, Epilogue, Kernel, Target, Tile};
 use crate::pack::{Panels, Side, Span};
@@ -135,7 +134,7 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
         if small {
             packed.chunks_mut(chunk).enumerate().for_each(pack);
         } else {
-            packed.par_chunks_mut(chunk).enumerate().for_each(pack);
+            fork::chunks(packed, chunk, pack);
         }
         let grid = Grid::new(job, panels, c1 - c0);
         let columns = grid.strip_cols / kernel.nr;
@@ -146,7 +145,7 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
             (0..grid.cells()).for_each(|i| shared.cell(grid.cell(i, panels, (c0, c1)), None));
         } else if grid.groups == 1 {
             let work = |i: usize| shared.cell(grid.cell(i, panels, (c0, c1)), None);
-            (0..grid.cells()).into_par_iter().with_max_len(1).for_each(work);
+            fork::apart(grid.cells(), work);
         } else {
             // Several cells share a strip, so it is packed beforehand.
             let strips = buffers.strips.words(grid.strips * strip_words);
@@ -155,7 +154,7 @@ fn pass(job: &Job<'_>, region: Region, pieces: &[Piece], (target, epilogue): (&T
                 let strip = &strips[i / grid.groups * strip_words..][..strip_words];
                 shared.cell(grid.cell(i, panels, (c0, c1)), Some((strip, columns)));
             };
-            (0..grid.cells()).into_par_iter().with_max_len(1).for_each(work);
+            fork::apart(grid.cells(), work);
         }
     });
 }
@@ -235,7 +234,7 @@ impl Grid {
             nr
         };
         let strips = cols.div_ceil(strip_cols);
-        let wanted = 8 * rayon::current_num_threads();
+        let wanted = 8 * fork::threads();
         let groups = wanted.div_ceil(strips).min(panels.div_ceil(8)).max(1);
         Self { strip_cols, strips, groups }
     }
@@ -292,7 +291,7 @@ impl Shared<'_> {
                 rest = after;
             }
         }
-        work.into_par_iter().with_max_len(1).for_each(|(first, Piece { term, span }, words)| {
+        fork::items(work, |(first, Piece { term, span }, words)| {
             let count = columns.min((c1 - first).div_ceil(nr));
             let mut out = Panels { words, stride: operands.words(span.len) * nr, count };
             with_buffers(|own| self.job.terms[*term].b.pack(first, *span, &mut out, &mut own.pieces));
@@ -361,7 +360,7 @@ impl Shared<'_> {
             let middle = p0.midpoint(p1);
             let (first, second) =
                 tiles.split_at_mut(if tiles.is_empty() { 0 } else { (middle - p0) * columns * mr * nr });
-            rayon::join(
+            fork::join(
                 || self.panels(rounds, (c0, c1), (p0, middle), first),
                 || self.panels(rounds, (c0, c1), (middle, p1), second),
             );
@@ -372,6 +371,7 @@ impl Shared<'_> {
             let waiting = !tiles.is_empty();
             let passing = own.tiles.floats(mr * nr);
             let mut multiply = |column: usize, p: usize| {
+                fork::point();
                 let cols = c1 - (c0 + column * nr).min(c1);
                 let slot = ((p - p0) * columns + column) * mr * nr;
                 let tile = if waiting { &mut tiles[slot..slot + mr * nr] } else { &mut *passing };

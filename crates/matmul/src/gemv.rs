@@ -3,9 +3,9 @@
 //! The right operand is read row by row as it lies in memory, decoded into a piece that stays in the first-level cache.
 
 use half::bf16;
-use rayon::prelude::*;
 
 use crate::buffers::with_buffers;
+use crate::fork;
 use crate::kernels::{Dots, Epilogue, Kernel, Operands, Target, Tile};
 use crate::product::{Compute, Out, Product, Trans};
 use crate::reader::Reader;
@@ -66,7 +66,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
         }
         let strip = if jobs.iter().all(|it| it.by_rows) {
             // Every thread gets a few, so that one that comes late does not hold up the others.
-            n.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(COLUMNS).min(STRIP)
+            n.div_ceil(4 * fork::threads()).next_multiple_of(COLUMNS).min(STRIP)
         } else {
             WIDE_STRIP
         };
@@ -78,6 +78,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 own.pieces.bf16s.resize(own.pieces.bf16s.len().max(LONG_PIECE), bf16::ZERO);
                 sums.fill(0.0);
                 for job in &jobs {
+                    fork::point();
                     if job.by_rows {
                         job.dots(cols, strip, (sums, &mut own.pieces))
                     } else {
@@ -87,7 +88,7 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
                 kernel.isa.store(&target, Tile { sums, stride: strip, rows: (0, m), cols }, &epilogue);
             });
         };
-        (0..n.div_ceil(strip)).into_par_iter().with_min_len((1 << 15) / (strip * inner.max(1)) + 1).for_each(work);
+        fork::each(n.div_ceil(strip), (1 << 15) / (strip * inner.max(1)) + 1, work);
     });
 }
 

@@ -22,6 +22,7 @@
 //!   decoded values rounded to bf16), because both go through the same panels.
 
 mod buffers;
+mod fork;
 mod gemm;
 mod gemv;
 mod kernels;

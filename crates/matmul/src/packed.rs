@@ -2,9 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 use crate::buffers::with_buffers;
+use crate::fork;
 use crate::gemm::spans;
 use crate::gemv;
 use crate::kernels::words::Words;
@@ -53,10 +52,11 @@ impl PackedLeft {
         let (stride, words) = Self::words(kernel, (m, k))?;
         let side = Side::left(kernel, a);
         let mut buffer = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        buffer.words(words).par_chunks_mut(TOGETHER * stride).enumerate().for_each(|(i, panels)| {
+        fork::chunks(buffer.words(words), TOGETHER * stride, |(i, panels)| {
             let count = panels.len() / stride;
             with_buffers(|own| {
                 for span in spans(kernel, k) {
+                    fork::point();
                     let words = &mut panels[kernel.operands.words(span.start) * kernel.mr..];
                     side.pack(i * TOGETHER * kernel.mr, span, &mut Panels { words, stride, count }, &mut own.pieces);
                 }

@@ -3,9 +3,8 @@
 //! In [`crate::gemm`] such an operand would be interleaved into panels, which for few columns takes longer than the product. The order
 //! of sums is the same, so the way that is taken changes no bit.
 
-use rayon::prelude::*;
-
 use crate::buffers::with_buffers;
+use crate::fork;
 use crate::gemm::{SMALL, spans};
 use crate::kernels::{Epilogue, Kernel, Operands, THIN, THIN_COLS, Target, Tile, Under};
 use crate::pack::Span;
@@ -72,7 +71,7 @@ impl<'a> Thin<'a> {
             if small {
                 left.chunks_mut(TOGETHER * lanes).enumerate().for_each(pack);
             } else {
-                left.par_chunks_mut(TOGETHER * lanes).enumerate().for_each(pack);
+                fork::chunks(left, TOGETHER * lanes, pack);
             }
             let left = &*left;
             let strips = many.div_ceil(COLS);
@@ -80,7 +79,7 @@ impl<'a> Thin<'a> {
             if small {
                 (0..strips).for_each(work);
             } else {
-                (0..strips).into_par_iter().with_max_len(1).for_each(work);
+                fork::apart(strips, work);
             }
         });
     }
@@ -148,6 +147,7 @@ impl<'a> Thin<'a> {
                     View::F32(stored) => Under::new(stored, start, many, extents),
                     _ => unreachable!("only stored numbers go this way"),
                 };
+                fork::point();
                 for lane in (0..lanes).step_by(THIN) {
                     let sums = &mut sums[lane * COLS + col - c0..];
                     self.kernel.multiply_thin((&words[lane..], lanes), under, (sums, COLS));

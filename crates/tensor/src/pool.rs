@@ -11,7 +11,7 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 /// Bytes held by tensors and by the pool.
@@ -27,7 +27,6 @@ pub struct PoolStats {
     pub footprint: usize,
 }
 
-#[derive(Default)]
 struct Pool {
     stats: PoolStats,
     free: BTreeMap<(Kind, usize), Vec<Idle>>,
@@ -50,11 +49,7 @@ enum Kind {
     Pages,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool {
-    stats: PoolStats { live: 0, peak: 0, cached: 0, footprint: 0 },
-    free: BTreeMap::new(),
-    given_back: 0,
-});
+static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
 
 /// Smaller buffers are left to the allocator.
 const MIN_POOLED_BYTES: usize = 4096;
@@ -64,42 +59,22 @@ const SLACK: usize = 8;
 
 /// Bytes held now, at the peak, and cached.
 pub fn stats() -> PoolStats {
-    pool().stats
+    POOL.with(|it| it.stats)
 }
 
 /// Starts a new measurement of the peak, with nothing cached.
 pub fn reset_peak() {
-    trim();
-    let mut it = pool();
-    it.stats.peak = it.stats.live;
-    it.stats.footprint = it.stats.live + it.stats.cached;
+    POOL.reset_peak();
 }
 
 /// Frees everything that is kept for reuse.
 pub fn trim() {
-    let mut it = pool();
-    it.stats.cached = 0;
-    let freed = std::mem::take(&mut it.free);
-    drop(it);
-    drop(freed);
+    POOL.trim();
 }
 
 /// A buffer of `len` elements with unspecified contents (poisoned in debug builds).
 pub(crate) fn take<T: Element>(len: usize) -> Buffer {
-    let bytes = footprint(len * T::DTYPE.size());
-    let mut it = pool();
-    let recycled = if bytes < MIN_POOLED_BYTES { None } else { it.reuse(Kind::of(T::DTYPE, bytes), bytes) };
-    let freed = it.adopt(recycled.as_ref().map_or(bytes, Buffer::held));
-    drop(it);
-    // Before pages are asked for in their place.
-    drop(freed);
-    let mut buffer = recycled.map_or_else(|| Buffer::new::<T>(len), |it| T::resized(it, len));
-    if cfg!(debug_assertions)
-        && let Some(data) = T::slice_mut(&mut buffer)
-    {
-        data.fill(T::POISON);
-    }
-    buffer
+    POOL.take::<T>(len)
 }
 
 /// Memory beside the tensors, such as packed operands of products: part of the footprint while this lives.
@@ -114,29 +89,78 @@ pub fn hold(bytes: usize) -> Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        pool().stats.live -= self.0;
+        POOL.release(self.0);
     }
 }
 
 /// Counts bytes that a new tensor took over.
 pub(crate) fn adopt(bytes: usize) {
-    let freed = pool().adopt(bytes);
-    drop(freed);
+    POOL.adopt(bytes);
 }
 
 /// Takes back a dropped tensor's buffer: kept for reuse, or freed.
 pub(crate) fn give_back(buffer: Buffer) {
-    let held = buffer.held();
-    let mut it = pool();
-    it.stats.live -= held;
-    let kind = if let Buffer::Pages(_) = buffer { Kind::Pages } else { Kind::Of(buffer.dtype() as u8) };
-    // A large vector, which came from outside, is nothing that anybody will ask for.
-    let wanted = held >= MIN_POOLED_BYTES && kind == Kind::of(buffer.dtype(), held);
-    if wanted && it.stats.live + it.stats.cached + held <= it.stats.peak {
-        it.stats.cached += held;
-        it.given_back += 1;
-        let since = it.given_back;
-        it.free.entry((kind, held)).or_default().push(Idle { buffer, since });
+    POOL.give_back(buffer);
+}
+
+/// A pool that threads share: behind the standard lock, or in tests behind one that is given to threads in every order.
+///
+/// No memory is asked for and none given back to the system while the lock is held.
+trait Shared {
+    /// What one thread does while no other sees the pool.
+    fn with<R>(&self, f: impl FnOnce(&mut Pool) -> R) -> R;
+
+    fn take<T: Element>(&self, len: usize) -> Buffer {
+        let bytes = footprint(len * T::DTYPE.size());
+        let (recycled, freed) = self.with(|it| {
+            let recycled = if bytes < MIN_POOLED_BYTES { None } else { it.reuse(Kind::of(T::DTYPE, bytes), bytes) };
+            let freed = it.adopt(recycled.as_ref().map_or(bytes, Buffer::held));
+            (recycled, freed)
+        });
+        // Before pages are asked for in their place.
+        drop(freed);
+        let mut buffer = recycled.map_or_else(|| Buffer::new::<T>(len), |it| T::resized(it, len));
+        if cfg!(debug_assertions)
+            && let Some(data) = T::slice_mut(&mut buffer)
+        {
+            data.fill(T::POISON);
+        }
+        buffer
+    }
+
+    fn adopt(&self, bytes: usize) {
+        let freed = self.with(|it| it.adopt(bytes));
+        drop(freed);
+    }
+
+    fn release(&self, bytes: usize) {
+        self.with(|it| it.stats.live -= bytes);
+    }
+
+    fn give_back(&self, buffer: Buffer) {
+        let unwanted = self.with(|it| it.give_back(buffer));
+        drop(unwanted);
+    }
+
+    fn trim(&self) {
+        let freed = self.with(Pool::trim);
+        drop(freed);
+    }
+
+    fn reset_peak(&self) {
+        // At one time: what somebody gave back in between would be kept above the new peak.
+        let freed = self.with(|it| {
+            let freed = it.trim();
+            (it.stats.peak, it.stats.footprint) = (it.stats.live, it.stats.live);
+            freed
+        });
+        drop(freed);
+    }
+}
+
+impl Shared for Mutex<Pool> {
+    fn with<R>(&self, f: impl FnOnce(&mut Pool) -> R) -> R {
+        f(&mut self.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -148,6 +172,9 @@ impl Kind {
 }
 
 impl Pool {
+    const EMPTY: Pool =
+        Pool { stats: PoolStats { live: 0, peak: 0, cached: 0, footprint: 0 }, free: BTreeMap::new(), given_back: 0 };
+
     /// The smallest buffer that fits without much to spare, of those the last that was used.
     fn reuse(&mut self, kind: Kind, bytes: usize) -> Option<Buffer> {
         let (&at, _) = self.free.range((kind, bytes)..=(kind, bytes + bytes / SLACK)).next()?;
@@ -168,6 +195,29 @@ impl Pool {
         freed
     }
 
+    /// Keeps a buffer for its next user, or gives it back to be freed.
+    fn give_back(&mut self, buffer: Buffer) -> Option<Buffer> {
+        let held = buffer.held();
+        self.stats.live -= held;
+        let kind = if let Buffer::Pages(_) = buffer { Kind::Pages } else { Kind::Of(buffer.dtype() as u8) };
+        // A large vector, which came from outside, is nothing that anybody will ask for.
+        let wanted = held >= MIN_POOLED_BYTES && kind == Kind::of(buffer.dtype(), held);
+        if !wanted || self.stats.live + self.stats.cached + held > self.stats.peak {
+            return Some(buffer);
+        }
+        self.stats.cached += held;
+        self.given_back += 1;
+        let since = self.given_back;
+        self.free.entry((kind, held)).or_default().push(Idle { buffer, since });
+        None
+    }
+
+    /// Forgets all buffers, which the caller frees.
+    fn trim(&mut self) -> BTreeMap<(Kind, usize), Vec<Idle>> {
+        self.stats.cached = 0;
+        std::mem::take(&mut self.free)
+    }
+
     fn remove(&mut self, at: (Kind, usize), choose: impl FnOnce(&mut Vec<Idle>) -> Option<Idle>) -> Option<Buffer> {
         let list = self.free.get_mut(&at)?;
         let found = choose(list)?;
@@ -179,6 +229,5 @@ impl Pool {
     }
 }
 
-fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(test)]
+mod interleavings;
