@@ -204,6 +204,23 @@ proptest! {
     }
 
     #[test]
+    fn eight_bits_decode_to_halves_as_to_f32_rounded_once(x in prop::collection::vec(-1.0f32..1.0, 60), bs in 1usize..80) {
+        fn check<T: Element>(x: &[T], bs: usize) -> bool {
+            let (rows, blocks) =
+                (quantize_rows8(x, 5, 12).unwrap(), blockwise8::quantize(x, DynamicMap::Signed, bs).unwrap());
+            let [mut wide, mut wide_blocks] = [[0.0f32; 60]; 2];
+            let [mut narrow, mut narrow_blocks] = [[T::default(); 60]; 2];
+            rows.dequantize(&mut wide);
+            rows.dequantize(&mut narrow);
+            blocks.dequantize(&mut wide_blocks);
+            blocks.dequantize(&mut narrow_blocks);
+            same_bits(&narrow, &wide.map(T::from_f32)) && same_bits(&narrow_blocks, &wide_blocks.map(T::from_f32))
+        }
+        prop_assert!(check(&x.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), bs));
+        prop_assert!(check(&x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), bs));
+    }
+
+    #[test]
     fn blockwise8_is_within_half_the_gap_around_the_value(x in weights(700), bs in 1usize..300) {
         let blocks = blockwise8::quantize(&x, DynamicMap::Signed, bs).unwrap();
         let mut decoded = vec![0.0f32; x.len()];
@@ -247,24 +264,58 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn a_tensor_of_several_tasks_is_its_parts_one_after_the_other() {
+    let x: Vec<f32> = (0..200_001).map(|i| (i as f32 * 0.37).sin() * (1 + i % 977) as f32).collect();
+    for bs in [64, 4096] {
+        let whole = quantize4(&x, QuantType::Nf4, bs, false).unwrap();
+        let parts: Vec<Blocks4> = x.chunks(8192).map(|it| quantize4(it, QuantType::Nf4, bs, false).unwrap()).collect();
+        assert_eq!(whole.packed, parts.iter().flat_map(|it| it.packed.clone()).collect::<Vec<u8>>());
+        assert_eq!(*whole.absmax(), parts.iter().flat_map(|it| it.absmax().to_vec()).collect::<Vec<f32>>());
+        assert!(same_bits(&decode::<f32>(&whole), &parts.iter().flat_map(decode::<f32>).collect::<Vec<_>>()));
+    }
+}
+
+#[test]
+fn rows_longer_than_a_piece_decode_as_their_formula() {
+    let (codes, absmax) = ((0..2 * 5001).map(|i| (i * 7) as i8).collect::<Vec<i8>>(), vec![0.75f32, 3.0]);
+    let rows = Rows8::from_parts(2, 5001, codes.clone(), absmax.clone()).unwrap();
+    let mut decoded = vec![0.0f32; codes.len()];
+    rows.dequantize(&mut decoded);
+    for (i, (code, value)) in codes.iter().zip(&decoded).enumerate() {
+        assert_eq!(*value, f32::from(*code) * absmax[i / 5001] * (1.0 / 127.0), "{i}");
+    }
+    let mut part = vec![0.0f32; 3000];
+    rows.dequantize_row_range(1, 1500, &mut part);
+    assert_eq!(part, decoded[5001 + 1500..][..3000]);
+}
+
+#[test]
+fn a_range_of_nothing_is_fine_anywhere() {
+    let blocks = quantize4(&[0.5f32; 67], QuantType::Nf4, 64, true).unwrap();
+    (0..=67).for_each(|at| blocks.dequantize_range::<f32>(at, &mut []));
+}
+
+#[test]
 fn sizes_are_those_of_the_format() {
     let x = vec![0.5f32; 64 * 256 * 64];
     let plain = quantize4(&x, QuantType::Nf4, 64, false).unwrap();
     let double = quantize4(&x, QuantType::Nf4, 64, true).unwrap();
     assert_eq!(plain.bits_per_parameter(), 4.5);
     assert!((double.bits_per_parameter() - 4.126_953).abs() < 1e-4, "{}", double.bits_per_parameter());
-    for (len, bs, dq) in [(0, 64, true), (1, 32, false), (70_001, 4096, true), (4097, 32, true)] {
+    for (len, bs, dq) in [(0, 64, true), (1, 32, false), (70_001, 64, false), (70_001, 4096, true), (4097, 32, true)] {
         let blocks = quantize4(&vec![1.0f32; len], QuantType::Fp4, bs, dq).unwrap();
         assert_eq!(storage_bytes4(len, bs, dq).unwrap(), blocks.bytes());
     }
     let rows = quantize_rows8(&[1.0f32; 12], 3, 4).unwrap();
     assert_eq!((rows.bytes(), rows.bits_per_parameter()), (24, 16.0));
+    assert_eq!(blockwise8::quantize(&[1.0f32; 70], DynamicMap::Signed, 32).unwrap().bytes(), 70 + 4 * 3);
 }
 
 #[test]
 fn an_empty_tensor_is_a_tensor() {
     let blocks = quantize4::<f32>(&[], QuantType::Nf4, 64, true).unwrap();
     assert_eq!((blocks.len, blocks.blocks(), blocks.bits_per_parameter()), (0, 0, 0.0));
+    assert!(blocks.scales.is_empty() && !Scales::Plain(vec![1.0]).is_empty());
     decode::<f32>(&blocks);
     blocks.dequantize_range::<f32>(0, &mut []);
     quantize_rows8::<f32>(&[], 3, 0).unwrap().dequantize::<f32>(&mut []);

@@ -93,3 +93,23 @@ fn every_length_up_to_two_blocks() {
         }
     }
 }
+
+#[test]
+fn the_name_is_that_of_the_set_in_use() {
+    assert_eq!(crate::kernel_name(), selected().name);
+    let known = available().iter().any(|it| it.name == crate::kernel_name());
+    assert!(known && ["portable", "avx2", "avx512"].contains(&crate::kernel_name()), "{}", crate::kernel_name());
+}
+
+#[test]
+fn a_run_that_is_too_short_for_its_output_is_refused() {
+    let (code, x) = (QuantType::Nf4.code(), [1.0]);
+    let refused = |packed: usize, scales: &[f32], block_size: usize| {
+        let packed = vec![0; packed];
+        let run = Run { packed: &packed, scales, code, block_size };
+        std::panic::catch_unwind(|| run.check(65)).is_err()
+    };
+    assert!(!refused(33, &[1.0; 2], 64) && !refused(40, &[1.0; 3], 64));
+    assert!(refused(32, &[1.0; 2], 64) && refused(33, &x, 64), "a byte for two elements, a scale for a block");
+    assert!(refused(33, &[1.0; 2], 0) && refused(33, &[1.0; 99], 1) && refused(33, &[1.0; 99], 65), "whole bytes");
+}
