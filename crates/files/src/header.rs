@@ -98,7 +98,10 @@ pub(crate) fn header_len(path: &Path, prefix: [u8; PREFIX_BYTES as usize], file_
 }
 
 /// The tensors of a header, by their place in the file.
-pub(crate) fn parse(path: &Path, header: &[u8], file_len: u64) -> Result<Vec<(String, Placed)>> {
+///
+/// # Errors
+/// A header that is damaged, or not that of a file of this length.
+pub fn parse(path: &Path, header: &[u8], file_len: u64) -> Result<Vec<(String, Placed)>> {
     let wrong = |message: String| Error::file(path, message);
     let Entries(entries) = serde_json::from_slice(header).map_err(|e| wrong(format!("its header is damaged: {e}")))?;
     let data = PREFIX_BYTES + header.len() as u64;

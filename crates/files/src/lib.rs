@@ -26,10 +26,14 @@ pub use header::{Placed, TensorSpec};
 pub use hints::{dangling, oddity};
 pub use keys::{KeyTable, KeyUse, is_off};
 pub use lock::Lock;
-pub use open::{open_file, read_bytes, read_text};
+pub use open::{append_file, open_file, read_bytes, read_text};
 pub use reader::TensorFile;
 pub use sharded::{Reading, ShardedFiles};
 pub use writer::{ShardedWriter, TensorWriter};
+
+// What stands in files, without a file: for tests that try millions of them.
+#[doc(hidden)]
+pub use {header::parse as parse_header, sharded::parse_index, torch::parse_pickle};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -45,7 +45,7 @@ impl ShardedFiles {
             return Err(Error::file(&dir.join(SINGLE), missing));
         };
         let (names, map) = match found.ends_with(".json") {
-            true => read_index(&dir.join(found))?,
+            true => parse_index(&dir.join(found), &read_text(&dir.join(found))?)?,
             false => (vec![found.to_owned()], BTreeMap::new()),
         };
         let mut files = ShardedFiles { dir: dir.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
@@ -174,11 +174,13 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The files that an index lists, each once, and its map.
-fn read_index(path: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+/// The files that an index lists, each once, and its map, from the text of its file.
+///
+/// # Errors
+/// What is no index, or lists what is no file of its folder.
+pub fn parse_index(path: &Path, text: &str) -> Result<(Vec<String>, BTreeMap<String, String>)> {
     let wrong = |message: String| Error::file(path, message);
-    let text = read_text(path)?;
-    let root: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+    let root: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(format!("not JSON: {e}")))?;
     let Index { weight_map } =
         serde_json::from_value(root).map_err(|e| wrong(format!("has no weight_map of names: {e}")))?;
     let names: BTreeSet<String> = weight_map.values().cloned().collect();

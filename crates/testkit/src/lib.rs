@@ -13,6 +13,7 @@ mod hub;
 mod input;
 pub mod mutate;
 pub mod night;
+pub mod readers;
 
 pub use gradcheck::{Gradcheck, gradcheck};
 pub use hub::{Fault, LoopbackHub, Seen};

@@ -54,6 +54,12 @@ pub fn json(dice: &mut Dice, good: &Value) -> Value {
     all
 }
 
+/// A changed document as text, at times no JSON any more.
+pub fn document(dice: &mut Dice, good: &Value) -> Vec<u8> {
+    let text = json(dice, good).to_string().into_bytes();
+    if dice.once_in(4) { bytes(dice, &text) } else { text }
+}
+
 fn walk(value: &mut Value, visit: &mut impl FnMut(&mut Value)) {
     visit(value);
     match value {

@@ -5,51 +5,23 @@
 
 use e2e::{Family, ROWS, TinyModel, Work, tokenizer_json, write_parquet, write_torch};
 use halfbyte_data::{ChatTemplate, DataConfig, Dataset, SpecialTokens, Tokenizer};
-use halfbyte_files::{ShardedFiles, TensorFile};
+use halfbyte_files::{ShardedFiles, TensorFile, parse_header, parse_index, parse_pickle};
 use halfbyte_lora::parse_adapter_config;
 use halfbyte_models::{ModelConfig, spec};
-use halfbyte_testkit::{Dice, Night, Watchdog, mutate};
-use halfbyte_train::RunState;
+use halfbyte_testkit::{Dice, mutate, readers::tries};
 use serde_json::{Value, json};
 use std::{
     fs,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
-/// No input here is larger than a few hundred kilobytes.
-const MEMORY: usize = 1 << 30;
-
-/// Tries inputs of a kind, each made and read by `attempt`.
-fn tries(what: &'static str, usual: u64, mut attempt: impl FnMut(&mut Dice)) {
-    let watchdog = Watchdog::new(what);
-    let mut peak = address_space();
-    for mut dice in Night::new(what, usual) {
-        watchdog.begins(&dice);
-        let seed = dice.seed;
-        let done = catch_unwind(AssertUnwindSafe(|| attempt(&mut dice)));
-        assert!(done.is_ok(), "{what}: seed {seed} panics; repeat it with: cargo xtask fuzz --minutes 1 --seed {seed}");
-        let now = address_space();
-        assert!(now - peak < MEMORY, "{what}: seed {seed} asks for {} MiB", (now - peak) >> 20);
-        peak = now;
-    }
-}
-
-/// The most that this process has ever asked for, in bytes; 0 where nobody counts.
-fn address_space() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|it| it.strip_prefix("VmPeak:")).unwrap_or("0");
-    line.split_whitespace().next().map_or(0, |it| it.parse::<usize>().expect("a number of KiB") << 10)
-}
-
-/// A changed document as text, at times no JSON any more.
-fn changed(dice: &mut Dice, good: &Value) -> Vec<u8> {
-    let text = mutate::json(dice, good).to_string().into_bytes();
-    if dice.once_in(4) { mutate::bytes(dice, &text) } else { text }
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Bytes or structure changed.
+fn changed(dice: &mut Dice, good: &[u8], value: &Value) -> Vec<u8> {
+    if dice.once_in(2) { mutate::bytes(dice, good) } else { mutate::document(dice, value) }
 }
 
 /// A file in memory, where the machine has a folder for that.
@@ -75,13 +47,63 @@ fn headers_of_safetensors() {
     let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&good[8..8 + length]).unwrap();
     tries("safetensors", 300, |dice| {
-        let text = changed(dice, &header);
+        let text = mutate::document(dice, &header);
         let mut bytes = [&(text.len() as u64).to_le_bytes()[..], &text, &good[8 + length..]].concat();
         if dice.once_in(6) {
             bytes = mutate::bytes(dice, &bytes);
         }
         drop(TensorFile::open(&scratch.write("model.safetensors", &bytes)));
     });
+}
+
+/// A header in memory, and with a little luck the tensors that it says, one after the other.
+#[test]
+fn headers_without_a_file() {
+    let work = Work::new();
+    let good = fs::read(work.model(&TinyModel::llama()).join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let (header, data) = (&good[8..8 + length], (good.len() - 8 - length) as u64);
+    let few: Vec<(String, Value)> =
+        serde_json::from_slice::<serde_json::Map<_, _>>(header).unwrap().into_iter().take(4).collect();
+    let value = Value::Object(few.into_iter().collect());
+    let text = value.to_string().into_bytes();
+    tries("headers of safetensors, in memory", 600, |dice| {
+        let changed = changed(dice, &text, &value);
+        let file = 8 + changed.len() as u64 + if dice.once_in(2) { data } else { dice.below(1 << 16) as u64 };
+        let Ok(found) = parse_header(Path::new("model.safetensors"), &changed, file) else { return };
+        let end = found.iter().fold(8 + changed.len() as u64, |end, (name, it)| {
+            assert_eq!(it.begin, end, "{name} begins where the one before ends");
+            end + it.bytes() as u64
+        });
+        assert_eq!(end, file, "all bytes belong to a tensor");
+    });
+}
+
+#[test]
+fn indices_without_a_folder() {
+    let shard = |at: usize| format!("model-0000{at}-of-00002.safetensors");
+    let value = json!({ "metadata": { "total_size": 123 }, "weight_map": { "a.weight": shard(1), "b": shard(2), "c": shard(2) } });
+    let good = value.to_string().into_bytes();
+    tries("indices of shards, in memory", 600, |dice| {
+        let said = text(&changed(dice, &good, &value));
+        let Ok((names, map)) = parse_index(Path::new("model.safetensors.index.json"), &said) else { return };
+        assert!(!names.is_empty() && map.values().all(|it| names.contains(it)));
+        let outside = |it: &String| it.starts_with('/') || it.split('/').any(|it| it == "..");
+        assert!(!names.iter().any(outside), "{names:?} leave the folder");
+    });
+}
+
+#[test]
+fn pickles_without_a_file() {
+    let work = Work::new();
+    let path = work.path("pytorch_model.bin");
+    write_torch(&path, &[("a.weight".into(), vec![2, 3], vec![0.5; 6]), ("b".into(), vec![4], vec![1.0; 4])]);
+    let file = fs::read(path).unwrap();
+    let begin = file.windows(2).position(|it| it == [0x80, 2]).expect("a program of protocol 2");
+    let length = file[begin..].windows(2).position(|it| it == b".P").expect("it ends before the next part") + 1;
+    let good = &file[begin..begin + length];
+    assert_eq!(parse_pickle(good), Ok(2));
+    tries("pickles, in memory", 600, |dice| drop(parse_pickle(&mutate::bytes(dice, good))));
 }
 
 #[test]
@@ -91,7 +113,7 @@ fn indices_of_shards() {
     let path = folder.join("model.safetensors.index.json");
     let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     tries("index of shards", 300, |dice| {
-        fs::write(&path, changed(dice, &good)).unwrap();
+        fs::write(&path, mutate::document(dice, &good)).unwrap();
         drop(ShardedFiles::open(&folder));
     });
 }
@@ -100,7 +122,7 @@ fn indices_of_shards() {
 fn configurations_of_models() {
     let all: Vec<Value> = Family::ALL.into_iter().map(|it| TinyModel::of(it).config()).collect();
     tries("config.json", 600, |dice| {
-        let text = text(&changed(dice, &all[dice.seed as usize % all.len()]));
+        let text = text(&mutate::document(dice, &all[dice.seed as usize % all.len()]));
         if let Ok(config) = ModelConfig::parse(Path::new("config.json"), &text) {
             drop(spec(&config));
         }
@@ -117,7 +139,7 @@ fn configurations_of_adapters() {
         "target_parameters": ["mlp.experts.gate_up_proj"], "fan_in_fan_out": false, "base_model_name_or_path": "a/b",
     });
     tries("adapter_config.json", 600, |dice| {
-        drop(parse_adapter_config(Path::new("adapter_config.json"), &text(&changed(dice, &good))));
+        drop(parse_adapter_config(Path::new("adapter_config.json"), &text(&mutate::document(dice, &good))));
     });
 }
 
@@ -128,9 +150,9 @@ fn tokenizers() {
         "added_tokens_decoder": { "0": { "content": "</s>", "special": true } }, "chat_template": "{{ messages }}" });
     let scratch = Scratch::new();
     tries("tokenizer files", 200, |dice| {
-        let first = if dice.once_in(3) { good.to_string().into_bytes() } else { changed(dice, &good) };
+        let first = if dice.once_in(3) { good.to_string().into_bytes() } else { mutate::document(dice, &good) };
         scratch.write("tokenizer.json", &first);
-        scratch.write("tokenizer_config.json", &changed(dice, &settings));
+        scratch.write("tokenizer_config.json", &mutate::document(dice, &settings));
         if let Ok(tokenizer) = Tokenizer::load(scratch.0.path()) {
             drop(tokenizer.encode("the cat sat on the mat"));
             drop(tokenizer.decode(&[1, 2, 3, 70_000], false));
@@ -188,17 +210,5 @@ fn pickles() {
     let good = fs::read(&path).unwrap();
     tries("files of torch.save", 600, |dice| {
         drop(TensorFile::open(&scratch.write("pytorch_model.bin", &mutate::bytes(dice, &good))));
-    });
-}
-
-#[test]
-fn states_of_checkpoints() {
-    let (work, scratch) = (Work::new(), Scratch::new());
-    let folder = work.finetune().flags("--save-steps 2 --max-steps 2").done();
-    let good = fs::read(folder.join("checkpoint-2/trainer_state.json")).unwrap();
-    let good: Value = serde_json::from_slice(&good).unwrap();
-    tries("trainer_state.json", 600, |dice| {
-        scratch.write("trainer_state.json", &changed(dice, &good));
-        drop(RunState::read(scratch.0.path()));
     });
 }

@@ -56,6 +56,14 @@ pub(crate) fn tensors(path: &Path, file: &File, len: u64) -> Result<BTreeMap<Str
     Ok(tensors)
 }
 
+/// The number of tensors in the table that a program makes.
+///
+/// # Errors
+/// What is wrong with the program.
+pub fn parse_pickle(program: &[u8]) -> std::result::Result<usize, String> {
+    Ok(pickle::table(program)?.len())
+}
+
 const REMEDY: &str = "save it as safetensors where you trust it, with save_pretrained of transformers or PEFT";
 
 /// Where a tensor lies, if its numbers lie one after the other.

@@ -1,5 +1,7 @@
 //! Checkpoints: everything that going on needs, bit for bit. A checkpoint appears whole or not at all.
 
+#[cfg(test)]
+mod parsers;
 mod sound;
 mod tensors;
 
@@ -52,8 +54,14 @@ impl RunState {
     /// # Errors
     /// If the file is missing or damaged, or of another step than its folder's name says.
     pub fn read(checkpoint: &Path) -> Result<RunState> {
+        let text = read_text(&checkpoint.join(STATE))?;
+        RunState::parse(checkpoint, &text)
+    }
+
+    /// What a checkpoint's file says.
+    fn parse(checkpoint: &Path, text: &str) -> Result<RunState> {
         let file = checkpoint.join(STATE);
-        let state: RunState = serde_json::from_str(&read_text(&file)?).map_err(|e| not_understood(&file, &e))?;
+        let state: RunState = serde_json::from_str(text).map_err(|e| not_understood(&file, &e))?;
         let wrong = |message: String| Err(Error::File { path: file.clone(), message }.into());
         let RunState { step, optimizer_steps, .. } = state;
         if let Some(named) = step_of(checkpoint).filter(|it| *it != step) {

@@ -2,7 +2,7 @@
 
 use super::Import;
 use crate::finetune::FinetuneArgs;
-use halfbyte_testkit::{Night, Watchdog, mutate};
+use halfbyte_testkit::{mutate, readers};
 use std::{fs, path::Path};
 
 const YAML: [&str; 3] = [
@@ -14,13 +14,12 @@ const TOML: &str = "model = \"a/b\"\ndata = \"rows.jsonl\"\nrank = 8\nlora_alpha
 
 fn tries(what: &'static str, all: &[&str], read: impl Fn(&Path)) {
     let folder = tempfile::tempdir().unwrap();
-    let (path, watchdog) = (folder.path().join("settings"), Watchdog::new(what));
-    for mut dice in Night::new(what, 300) {
-        watchdog.begins(&dice);
+    let path = folder.path().join("settings");
+    readers::tries(what, 300, |dice| {
         let good = dice.one_of(all).as_bytes();
-        fs::write(&path, mutate::bytes(&mut dice, good)).unwrap();
+        fs::write(&path, mutate::bytes(dice, good)).unwrap();
         read(&path);
-    }
+    });
 }
 
 #[test]
