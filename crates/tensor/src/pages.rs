@@ -36,7 +36,8 @@ impl Pages {
     pub(crate) fn new(dtype: DType, bytes: usize) -> Pages {
         let held = footprint(bytes);
         let map = MmapMut::map_anon(held).unwrap_or_else(|_| {
-            // What a vector does that gets no memory.
+            // What a vector does that gets no memory: the program's allocator may have something to say.
+            drop(Vec::<u8>::with_capacity(held));
             handle_alloc_error(Layout::array::<u8>(held).expect("a size that was asked for is a size"))
         });
         Pages { map, dtype, bytes }

@@ -1,8 +1,13 @@
 //! The `halfbyte` binary.
 
+mod alloc;
+
 use clap::Parser;
 use halfbyte_trainer::{Cli, exit_code, message, normalised, run};
 use std::process::ExitCode;
+
+#[global_allocator]
+static MEMORY: alloc::Ending = alloc::Ending;
 
 fn main() -> ExitCode {
     let done = normalised(std::env::args_os()).and_then(|args| run(Cli::parse_from(args)));

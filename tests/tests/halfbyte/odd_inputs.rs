@@ -1,12 +1,13 @@
 //! What nobody means to give: pipes, names that are no text, settings that no machine has room for. Each gets a sentence.
 
-use e2e::{Outcome, TinyModel, Work, halfbyte, run, write_jsonl};
+use e2e::{Outcome, TinyModel, Work, halfbyte, run, run_within, write_jsonl};
 use serde_json::{Value, json};
 use std::{
     ffi::OsString,
     fs,
+    io::Write,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 fn model(work: &Work, name: &str) -> PathBuf {
@@ -54,6 +55,16 @@ fn pipes_are_not_waited_for() {
     Outcome::of(&mut line).user_error(&["special_tokens_map.json"]);
     pipe(&adapter.join("tokenizer.json"));
     work.eval(&work.model(&TinyModel::llama()), Some(&adapter), "").success();
+    // What a chat is to be written to: it goes on.
+    let kept = work.path("kept.jsonl");
+    pipe(&kept);
+    let mut chat = halfbyte();
+    chat.args(["chat", "--max-new-tokens", "2", "--model"]).arg(work.model(&TinyModel::llama()));
+    let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = format!("the cat\n/save {}\nthe dog\n", kept.display());
+    chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let outcome = Outcome::new("chat".into(), &chat.wait_with_output().unwrap()).ends(0, &["kept.jsonl", "a pipe"]);
+    assert_eq!(outcome.stdout.lines().count(), 2, "{outcome}");
 }
 
 #[cfg(target_os = "linux")]
@@ -66,6 +77,31 @@ fn paths_that_are_no_text_are_refused_before_anything_is_loaded() {
         work.finetune().path(flag, &odd).run().user_error(&[flag, "not UTF-8"]);
     }
     assert!(!odd.exists());
+}
+
+/// What nobody planned: a row that is longer than any may be, which is found out by reading it.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_is_not_given_is_a_failure_and_no_abort() {
+    let work = Work::new();
+    let (model, data) = (work.model(&TinyModel::llama()), work.path("long.jsonl"));
+    fs::write(&data, json!({ "text": "the cat ".repeat(9 << 20) }).to_string()).unwrap();
+    let args = ["eval", "--threads", "1", "--model"].map(OsString::from).into_iter();
+    let args: Vec<OsString> = args.chain([model.into(), "--data".into(), data.into()]).collect();
+    let mut failed = 0;
+    // From what lets the program begin to what suffices to refuse the row.
+    for kib in (60_000..=240_000).step_by(30_000) {
+        let outcome = run_within(kib, &args);
+        match outcome.code {
+            Some(127) if failed == 0 => {}
+            Some(1) => {
+                failed += 1;
+                outcome.ends(1, &["error: the system gave no more memory"]);
+            }
+            _ => drop(outcome.user_error(&["longer than 64 MiB"])),
+        }
+    }
+    assert!(failed > 0, "no limit was in between");
 }
 
 #[cfg(target_os = "linux")]

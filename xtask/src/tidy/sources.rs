@@ -20,7 +20,7 @@ pub(super) fn check_rust(file: &Path, text: &str, violations: &mut Vec<Violation
         if has_word(code, "unsafe") {
             if !home {
                 violations.push(format!(
-                    "{at}: unsafe belongs in crates/cuda, in a kernels folder of a crate, or in a file named cuda.rs, mmap.rs or ptrace.rs"
+                    "{at}: unsafe belongs in crates/cuda, in a kernels folder of a crate, or in a file named alloc.rs, cuda.rs, mmap.rs or ptrace.rs"
                 ));
             }
             if needs_reason(&lines, i) && !has_reason(&lines, i) {
@@ -102,7 +102,7 @@ fn may_be_unsafe(file: &Path) -> bool {
     match parts.as_slice() {
         ["crates", "cuda", ..] | ["crates", _, "src", "kernels", ..] => true,
         // The last watches processes in tests: the system has no other way to stop one at a system call.
-        [.., name] => ["cuda.rs", "mmap.rs", "ptrace.rs"].contains(name),
+        [.., name] => ["alloc.rs", "cuda.rs", "mmap.rs", "ptrace.rs"].contains(name),
         [] => false,
     }
 }

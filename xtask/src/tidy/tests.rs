@@ -197,6 +197,7 @@ fn unsafe_has_a_home_and_a_reason() {
         "crates/cuda/src/probe.rs",
         "crates/codec/src/cuda.rs",
         "crates/a/src/io/mmap.rs",
+        "crates/a/src/alloc.rs",
     ] {
         tree.write(home, reasoned);
     }

@@ -10,9 +10,10 @@ use crate::{
     load::NO_ADAPTER,
     rows::{LayoutArg, own_template, template},
 };
+use halfbyte_files::append_file;
 use std::{
-    fs::OpenOptions,
     io::{self, IsTerminal, Write},
+    path::Path,
 };
 
 const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave (on a terminal, Ctrl-D; Ctrl-C ends an answer, the arrows bring lines back)";
@@ -155,9 +156,9 @@ impl Said {
             Said::Text(text, _) => serde_json::json!({ "text": text }).to_string(),
             Said::Turns(dialogue) => dialogue.row(),
         };
-        let wrong = |error: io::Error| user_error(format!("{file}: {error}"));
-        let mut to = OpenOptions::new().append(true).create(true).open(file).map_err(wrong)?;
-        writeln!(to, "{row}").map_err(wrong)
+        // A pipe would be waited for until somebody reads from it.
+        let mut to = append_file(Path::new(file)).map_err(|it| user_error(it.to_string()))?;
+        writeln!(to, "{row}").map_err(|it| user_error(format!("{file}: {it}")))
     }
 }
 
