@@ -167,6 +167,27 @@ fn disjoint<'a>(memory: &'a mut [f32], words: usize, frames: &[usize]) -> Vec<&'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ParamSpec, StateFormat};
+
+    /// The pages of each call of a sweep's work.
+    fn runs(pages: usize, frames: usize) -> Vec<Vec<usize>> {
+        let spec = ParamSpec { name: String::new(), len: 4 * pages, decay: true, state: StateFormat::F32 };
+        let layout = Layout::new(&[spec], 32).expect("fits");
+        let mut arena = Arena::new(layout, frames, &std::env::temp_dir()).expect("a file for what does not fit");
+        arena.sweep(|_| ()).expect("the first only makes pages");
+        let mut runs = Vec::new();
+        arena.sweep(|it| runs.push(it.iter().map(|it| it.page).collect())).expect("sweeps");
+        runs
+    }
+
+    #[test]
+    fn pages_that_are_resident_in_a_row_come_together() {
+        assert_eq!(runs(5, 5), [[0, 1, 2, 3, 4]]);
+        let some = runs(6, 4);
+        assert_eq!(some.concat(), [0, 1, 2, 3, 4, 5]);
+        assert!(some.iter().any(|it| it.len() > 1), "{some:?}");
+        assert_eq!(runs(3, 1), [[0], [1], [2]]);
+    }
 
     #[test]
     fn disjoint_frames_come_in_the_order_asked_for() {

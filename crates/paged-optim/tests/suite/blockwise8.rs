@@ -33,6 +33,23 @@ fn saved(adamw: &mut AdamW) -> Vec<(usize, StatePart, usize, Vec<u8>)> {
     pieces
 }
 
+/// Whoever writes a file makes room for parts by these numbers.
+#[test]
+fn parts_have_the_lengths_and_the_widths_that_they_say() {
+    for state in [StateFormat::F32, StateFormat::Blockwise8] {
+        let specs = [spec("a", 1000, state), spec("b", 256, state), spec("c", 3, state)];
+        let budget = Budget { resident_bytes: None, page_bytes: 1040, ..Budget::default() };
+        let all = saved(&mut AdamW::new(AdamWConfig::default(), &specs, budget).expect("valid"));
+        for (i, spec) in specs.iter().enumerate() {
+            for part in StatePart::of(state) {
+                let bytes: usize = all.iter().filter(|it| (it.0, it.1) == (i, *part)).map(|it| it.3.len()).sum();
+                assert_eq!(bytes, part.len(spec.len) * part.element_bytes(state), "{part} of {}", spec.name);
+            }
+        }
+    }
+    assert_eq!((StatePart::First.len(257), StatePart::FirstAbsmax.len(257)), (257, 2));
+}
+
 /// Three steps, with a block of zero gradients in the second, where a first moment of zero becomes code 255.
 #[test]
 fn three_steps_are_those_of_bitsandbytes() {

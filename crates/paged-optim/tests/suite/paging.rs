@@ -5,7 +5,7 @@ use std::{env, fs};
 use halfbyte_paged_optim::Budget;
 use proptest::prelude::*;
 
-use crate::training::{Training, in_memory, paged};
+use crate::training::{Training, in_memory, paged, specs};
 
 #[test]
 fn a_quarter_of_the_state_gives_the_same_bits() {
@@ -62,6 +62,21 @@ fn a_budget_that_holds_everything_needs_no_folder() {
     let budget = Budget { resident_bytes: Some(800), page_bytes: 80, spill_dir: "no/such/folder".into() };
     let stats = Training::new(&[100], budget).run(2).adamw.stats();
     assert_eq!((stats.resident_peak, stats.bytes_spilled), (800, 0));
+}
+
+#[test]
+fn a_budget_of_the_state_alone_is_enough_though_its_last_page_is_short() {
+    // 105 elements are 840 bytes, ten pages and a half.
+    for resident_bytes in [Some(840), Some(841), Some(880)] {
+        let budget = Budget { resident_bytes, page_bytes: 80, spill_dir: "no/such/folder".into() };
+        let stats = Training::new(&[105], budget).run(2).adamw.stats();
+        assert_eq!((stats.resident_peak, stats.bytes_spilled), (840, 0), "{resident_bytes:?}");
+    }
+}
+
+#[test]
+fn the_parameters_are_those_that_were_given() {
+    assert_eq!(Training::new(&[3, 0, 5], in_memory()).adamw.specs(), specs(&[3, 0, 5]));
 }
 
 #[test]

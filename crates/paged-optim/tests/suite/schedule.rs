@@ -54,6 +54,17 @@ fn values_of_transformers() {
 }
 
 #[test]
+fn the_ends_of_schedules_are_those_of_transformers() {
+    let restarts = schedule(Schedule::CosineWithRestarts { num_cycles: 3.0 }, 4, 12);
+    assert!(restarts.lr(11) > 0.0);
+    assert_eq!([restarts.lr(12), restarts.lr(99)], [0.0; 2], "past the end no cycle begins");
+    // Without a warm-up to take it from, the scale is of ten thousand steps.
+    assert_eq!(schedule(Schedule::InverseSqrt { timescale: None }, 0, 100_000).lr(30_000), 1.0);
+    let nothing = LrSchedule { base_lr: 0.0, ..schedule(Schedule::Polynomial { power: 2.0, lr_end: 0.5 }, 2, 12) };
+    assert_eq!(nothing.lr(7), 0.0, "of a rate of zero all is zero");
+}
+
+#[test]
 fn names_are_those_of_transformers() {
     let json = |kind: &Schedule| serde_json::to_string(kind).expect("serialises");
     assert_eq!(json(&Schedule::Linear), "\"linear\"");
