@@ -84,6 +84,19 @@ proptest! {
     }
 }
 
+/// Ties are one number in 65,536, which random numbers do not meet.
+#[test]
+fn bf16_rounds_ties_as_the_half_crate_does() {
+    let lows = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+    let all: Vec<f32> = (0..=0xffffu32).flat_map(|it| lows.map(|low| f32::from_bits(it << 16 | low))).collect();
+    let want: Vec<u16> = all.iter().map(|it| half::bf16::from_f32(*it).to_bits()).collect();
+    for k in available() {
+        let mut got = vec![0; all.len()];
+        k.narrow_bf16(&all, &mut got);
+        assert!(got == want, "{}", k.name);
+    }
+}
+
 #[test]
 fn every_length_up_to_two_blocks() {
     let x: Vec<f32> = (0..130).map(|i| (i as f32 * 0.7).sin()).collect();

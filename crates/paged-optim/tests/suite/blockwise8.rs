@@ -33,6 +33,28 @@ fn saved(adamw: &mut AdamW) -> Vec<(usize, StatePart, usize, Vec<u8>)> {
     pieces
 }
 
+/// Longer than what a thread takes at a time.
+#[test]
+fn a_long_parameter_is_its_blocks_one_after_the_other() {
+    let (len, block) = (40_000, 256);
+    let grads = [noise_vec(len, 1), noise_vec(len, 2)];
+    let trained = |specs: &[ParamSpec]| {
+        let mut values = noise_vec(len, 3);
+        let mut adamw = AdamW::new(AdamWConfig::default(), specs, Budget::default()).expect("valid");
+        for grad in &grads {
+            let parts = values.chunks_mut(specs[0].len).zip(grad.chunks(specs[0].len));
+            let mut steps: Vec<_> = parts.map(|(value, grad)| ParamStep { value, grad }).collect();
+            adamw.step(1e-2, &mut steps).expect("steps");
+        }
+        values
+    };
+    let whole = trained(&[spec("p", len, StateFormat::Blockwise8)]);
+    let block_of = |at: usize| spec(&format!("p{at}"), block.min(len - at), StateFormat::Blockwise8);
+    let blocks: Vec<_> = (0..len).step_by(block).map(block_of).collect();
+    assert!(whole == trained(&blocks));
+    assert!(whole.iter().zip(noise_vec(len, 3)).all(|(now, before)| *now != before), "each of them moved");
+}
+
 /// Whoever writes a file makes room for parts by these numbers.
 #[test]
 fn parts_have_the_lengths_and_the_widths_that_they_say() {
