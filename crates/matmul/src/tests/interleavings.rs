@@ -18,9 +18,10 @@ fn bits(of: &[f32]) -> Vec<u32> {
     of.iter().map(|it| it.to_bits()).collect()
 }
 
-/// Cells of one product share strips, are halved, wait for later pieces of k, or leave in 16 bits.
+/// Cells of one product share strips, are halved, wait for later pieces of k, or leave in 16 bits; an operand is read as it is stored.
 fn cases() -> Vec<Case> {
     let lut = Kind::Lut4 { block: 32, double: true };
+    let thin = |dims| Case::plain(dims, (Kind::Bf16, true), (Kind::Bf16, false), Compute::Bf16);
     let case = |dims, b, compute| Case::plain(dims, (Kind::F32, false), (b, true), compute);
     vec![
         Case { accumulate: true, bias: true, ..case((96, 70, 64), Kind::F32, Compute::F32) },
@@ -28,6 +29,9 @@ fn cases() -> Vec<Case> {
         Case { accumulate: true, out: OutKind::Bf16, ..case((50, 40, 1300), Kind::Bf16, Compute::Bf16) },
         Case { accumulate: true, ..case((33, 65, 2500), Kind::F32, Compute::F32) },
         Case { accumulate: true, ..case((3, 700, 65), lut, Compute::F32) },
+        Case { out: OutKind::Bf16, ..case((50, 70, 1300), lut, Compute::Bf16) },
+        thin((16, 300, 170)),
+        thin((200, 8, 90)),
     ]
 }
 
