@@ -212,14 +212,14 @@ impl Linear {
         self.onto(tape, (onto, x), (ctx, lora_linears))
     }
 
-    /// [`Linear::forward_onto`] where that is what a checkpoint gives: when it is run again nobody reads the value, and a GPU leaves it out.
+    /// [`Linear::forward_onto`] where that is what a checkpoint gives: when it is run again nobody reads the value, and it is left out.
     pub fn forward_last_onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), ctx: &Context) -> Result<Var> {
         self.onto(tape, (onto, x), (ctx, last_lora_linears))
     }
 
     fn onto<'m>(&'m self, tape: &Tape<'m>, (onto, x): (&Var, &Var), (ctx, op): (&Context, Op<'m, 1>)) -> Result<Var> {
-        let in_product = matches!(x.value().place(), Place::Gpu(_)) && ctx.split(&self.paths()).is_none();
-        if in_product && self.shares(ctx.update(self.module())) {
+        let in_product = matches!(x.value().place(), Place::Gpu(_)) || tape.is_replay();
+        if in_product && ctx.split(&self.paths()).is_none() && self.shares(ctx.update(self.module())) {
             let [y] = Linear::together([self], tape, x, (([Some(onto)], op), ctx))?;
             return Ok(y);
         }

@@ -14,8 +14,7 @@ use rayon::prelude::*;
 /// The outputs of all layers, and their projections.
 pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
     let left = Left::shared(x);
-    let project = |it: &Layer<'_, '_>| it.lora.as_ref().map(|lora| project(&left, lora)).transpose();
-    let hs: Vec<Option<Tensor>> = layers.par_iter().map(project).collect::<Result<_>>()?;
+    let hs = projections(&left, layers)?;
     let forward = |(Layer { w, bias, lora, .. }, h): (&Layer<'_, '_>, &Option<Tensor>)| {
         let bias = bias.map(Var::value);
         match lora.as_ref().zip(h.as_ref()) {
@@ -34,6 +33,17 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         layers.iter().zip(&hs).map(forward).collect()
     };
     Ok((ys?, Projected::Each(hs)))
+}
+
+/// [`forward`] where nobody reads the outputs: the projections, which the backward pass wants.
+pub(super) fn unread(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor>, Projected)> {
+    let hs = projections(&Left::new(x), layers)?;
+    Ok((layers.iter().map(|it| it.unread(x)).collect(), Projected::Each(hs)))
+}
+
+/// The projections of every layer that has an update.
+fn projections(x: &Left<'_>, layers: &[Layer<'_, '_>]) -> Result<Vec<Option<Tensor>>> {
+    layers.par_iter().map(|it| it.lora.as_ref().map(|lora| project(x, lora)).transpose()).collect()
 }
 
 /// `s drop(x) Aᵀ`, in the dtype in which products take it: the factor is in it, so that the update joins the base's

@@ -74,11 +74,7 @@ pub(super) fn unread(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tensor
         return few::forward(x, layers);
     }
     let (_, h) = projections(x, layers)?;
-    let place = |it: &Layer<'_, '_>| match it.onto {
-        Some(onto) => onto.value().clone(),
-        None => x.scratch_like(&[x.rows(), it.w.dims().0], x.dtype()),
-    };
-    Ok((layers.iter().map(place).collect(), Projected::Together(h)))
+    Ok((layers.iter().map(|it| it.unread(x)).collect(), Projected::Together(h)))
 }
 
 /// Where each layer's projections stand among those of all, and these.

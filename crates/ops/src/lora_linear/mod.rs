@@ -67,7 +67,7 @@ pub fn lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer
     linears(tape, x, layers, false)
 }
 
-/// [`lora_linears`] whose outputs are what a checkpoint gives. When that is run again nobody reads them, and a GPU leaves the products out: what
+/// [`lora_linears`] whose outputs are what a checkpoint gives. When that is run again nobody reads them, and the products are left out: what
 /// stands in their place is what they would be added to.
 pub fn last_lora_linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>; N]) -> Result<[Var; N]> {
     linears(tape, x, layers, tape.is_replay())
@@ -80,7 +80,8 @@ fn linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>;
     let (ys, hs) = match (on_gpu, unread) {
         (true, true) => cuda::unread(x.value(), &layers)?,
         (true, false) => cuda::forward(x.value(), &layers)?,
-        (false, _) => on_host(x.value(), &layers)?,
+        (false, true) => cpu::unread(x.value(), &layers)?,
+        (false, false) => on_host(x.value(), &layers)?,
     };
     let saved = Saved::of(x, &layers, hs);
     recorded(tape, x, &layers, ys, move |x, dys, needs| {

@@ -62,6 +62,14 @@ impl<'m> Saved<'m> {
 }
 
 impl<'m> Layer<'_, 'm> {
+    /// What stands in the place of an output that nobody reads.
+    pub(super) fn unread(&self, x: &Tensor) -> Tensor {
+        match self.onto {
+            Some(onto) => onto.value().clone(),
+            None => x.scratch_like(&[x.rows(), self.w.dims().0], x.dtype()),
+        }
+    }
+
     fn saved(&self, x: &Var) -> SavedLayer<'m> {
         let low_rank = self.lora.map(|lora| SavedLowRank {
             rank: lora.a.value().rows(),

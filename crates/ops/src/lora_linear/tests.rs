@@ -1,11 +1,13 @@
-use super::{Layer, LowRank, lora_linear, lora_linears};
+use super::{Layer, LowRank, last_lora_linears, lora_linear, lora_linears};
 use crate::{
     Dropout, FrozenMatrix, dropout,
     frozen_linear::{frozen_linear, test_support::*},
+    rms_norm::rms_norm,
 };
 use halfbyte_autograd::{Grads, Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in};
+use std::{cell::Cell, rc::Rc};
 
 const SCALING: f32 = 1.75;
 
@@ -95,6 +97,40 @@ fn gradients_agree_with_differences_with_and_without_dropout() {
             let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: case.dropout };
             lora_linear(tape, &x, w, Some(&bias), lora)
         });
+    }
+}
+
+#[test]
+fn what_nobody_reads_of_a_checkpoint_is_left_out_and_changes_no_gradient() {
+    for (dtype, p) in FLOATS.into_iter().flat_map(|d| [(d, 0.0), (d, 0.3)]) {
+        let case: &'static Case = Box::leak(Box::new(Case::new((40, 32, 32, 4), dtype, p)));
+        let w: &'static FourBit = Box::leak(Box::new(FourBit::random(32, 32, 6)));
+        let onto =
+            move |tape: &Tape<'_>, x: &Var| rms_norm(tape, x, &Var::constant(noise(&[32], dtype, 7)), 1e-5).unwrap();
+        let run = |checkpointed: bool| {
+            let (tape, runs) = (Tape::recording(), Rc::new(Cell::new(0)));
+            let counted = runs.clone();
+            let f = move |tape: &Tape<'_>, x: &Var| {
+                let (a, b) = (tape.param(&case.a), tape.param(&case.b));
+                let lora = LowRank { a: &a, b: &b, scaling: SCALING, dropout: case.dropout };
+                let onto = onto(tape, x);
+                let layer = Layer { w, bias: Some(&tape.param(&case.bias)), lora: Some(lora), onto: Some(&onto) };
+                let [y] = last_lora_linears(tape, x, [layer])?;
+                // A value that is read, and then one that is not: in its place is what it would be added to.
+                let is_left_out = y.value().to_f32_vec() == onto.value().to_f32_vec();
+                assert_eq!(is_left_out, counted.get() == 1);
+                counted.set(counted.get() + 1);
+                Ok(y)
+            };
+            let x = tape.param(&case.x);
+            let y = if checkpointed { tape.checkpoint(&x, f) } else { f(&tape, &x) };
+            let y = y.unwrap();
+            let loss = with_gradient(&tape, &y, &case.dy);
+            let grads = tape.backward(loss).unwrap();
+            assert_eq!(runs.get(), if checkpointed { 2 } else { 1 });
+            [&case.x, &case.a, &case.b, &case.bias].map(|it| grads.get(it).unwrap().to_f32_vec())
+        };
+        assert_eq!(run(true), run(false), "{dtype} with dropout {p}");
     }
 }
 
