@@ -23,7 +23,7 @@ impl Learned {
         Ok(Learned { start, goes_on: reached.contains(&true), reached, stepped: false })
     }
 
-    /// Takes in which gradients of a step were other than zero.
+    /// Takes in which gradients of a step were other than zero; none of one that was skipped.
     pub(crate) fn step(&mut self, nonzero: &[bool]) {
         self.stepped = true;
         self.reached.iter_mut().zip(nonzero).for_each(|(reached, nonzero)| *reached |= nonzero);
@@ -35,9 +35,8 @@ impl Learned {
     }
 
     /// Refuses a run that taught nothing, or whose last step diverged. One that goes on need not move: nothing may be left but to
-    /// conclude, or steps that the loss scale skips. While B is zero, A's gradient is exactly zero, so A proves nothing unless
-    /// `b_moved_before_the_end`, that is, before the last step.
-    pub(crate) fn check(&self, params: &[Param], learning_rate: f64, b_moved_before_the_end: bool) -> Result<()> {
+    /// conclude, or steps that the loss scale skips. A proves nothing unless it had its [`Chance`].
+    pub(crate) fn check(&self, params: &[Param], learning_rate: f64, a_had_a_chance: bool) -> Result<()> {
         let mut moved = false;
         for (param, before) in params.iter().zip(&self.start) {
             if !param.value().is_finite()? {
@@ -48,7 +47,7 @@ impl Learned {
         if !moved && ((self.stepped && !self.goes_on) || learning_rate == 0.0) {
             return Err(Error::NothingChanged { learning_rate });
         }
-        let excused = |name: &str| !b_moved_before_the_end && name.ends_with("lora_A.weight");
+        let excused = |name: &str| !a_had_a_chance && name.ends_with("lora_A.weight");
         let reached = params.iter().map(Param::name).zip(&self.reached);
         let never: Vec<&str> = reached.filter(|it| !it.1 && !excused(it.0)).map(|it| it.0).collect();
         match never.first() {
@@ -57,6 +56,33 @@ impl Learned {
                 Err(Error::Untrained { count: never.len(), of: self.reached.len(), first: (*first).to_owned() })
             }
         }
+    }
+}
+
+/// Whether A could learn: while B is zero, A's gradient is exactly zero. It is the same whether a run was interrupted or not.
+#[derive(Debug)]
+pub(crate) struct Chance {
+    b_moved: bool,
+    came: bool,
+}
+
+impl Chance {
+    /// After so many steps that moved something.
+    pub(crate) fn after(moving: usize) -> Chance {
+        Chance { b_moved: moving > 0, came: moving > 1 }
+    }
+
+    /// Takes in a step by its norm, which is no number where it was skipped for its loss scale, and its rate.
+    pub(crate) fn step(&mut self, norm: f32, rate: f64) {
+        if norm.is_finite() {
+            self.came |= self.b_moved;
+            self.b_moved |= rate > 0.0;
+        }
+    }
+
+    /// Whether a step was taken when B was no longer zero.
+    pub(crate) fn came(&self) -> bool {
+        self.came
     }
 }
 
@@ -91,6 +117,16 @@ mod tests {
         assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { learning_rate: 0.5 })));
         moved(&params);
         learned.check(&params, 0.5, true).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_goes_on_from_steps_that_were_skipped_has_not_begun() {
+        let params = pair();
+        let mut before = Learned::new(&params, None).unwrap();
+        before.step(&[]);
+        let mut learned = Learned::new(&params, Some(before.reached().to_vec())).unwrap();
+        learned.step(&[]);
+        assert!(matches!(learned.check(&params, 0.5, true), Err(Error::NothingChanged { .. })));
     }
 
     #[test]
@@ -132,6 +168,24 @@ mod tests {
         learned.step(&[true, false]);
         learned.check(&params, 1.0, true).expect("once is enough");
         assert_eq!(learned.reached(), [true, true]);
+    }
+
+    #[test]
+    fn a_has_a_chance_when_b_has_moved_and_a_step_is_taken() {
+        let of = |steps: &[(f32, f64)]| {
+            let mut it = Chance::after(0);
+            steps.iter().for_each(|(norm, rate)| it.step(*norm, *rate));
+            it.came()
+        };
+        assert!(of(&[(1.0, 0.5), (1.0, 0.0)]) && of(&[(1.0, 0.0), (1.0, 0.5), (1.0, 0.25)]));
+        assert!(!of(&[(1.0, 0.5)]) && !of(&[(1.0, 0.0), (1.0, 0.5)]), "B moves in the last step");
+        assert!(!of(&[(f32::INFINITY, 0.5), (1.0, 0.25)]), "a step that was skipped moved nothing");
+        assert!(!of(&[(1.0, 0.5), (f32::NAN, 0.25)]), "and no gradient of it was taken");
+        for (before, [taken, not]) in [(0, [false, false]), (1, [true, false]), (2, [true, true])] {
+            let [mut goes_on, concludes] = [(); 2].map(|()| Chance::after(before));
+            goes_on.step(1.0, 0.5);
+            assert_eq!([goes_on.came(), concludes.came()], [taken, not], "{before}");
+        }
     }
 
     #[test]

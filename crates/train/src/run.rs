@@ -2,7 +2,9 @@
 
 use crate::{
     Alone, Best, BoxError, Checkpoints, EarlyStopping, Error, Event, How, LossScale, Micro, Objective, Observer, Optim,
-    Ranks, Result, RunState, Step, StepConfig, StepReport, evaluate, learned::Learned, objective::CausalLm,
+    Ranks, Result, RunState, Step, StepConfig, StepReport, evaluate,
+    learned::{Chance, Learned},
+    objective::CausalLm,
 };
 use halfbyte_autograd::Tape;
 use halfbyte_data::{Batch, BatchConfig, Dataset, Examples, Feed, Packing, Position};
@@ -196,6 +198,8 @@ impl<'a> Run<'a> {
         let mut scale = state.as_ref().and_then(|it| it.loss_scale).unwrap_or(LossScale::new(self.config.step.compute));
         let mut best = self.known_best(state.as_ref());
         let goes_on = state.is_some();
+        let still = (0..first).filter(|it| schedule.lr(*it as u64) == 0.0).count();
+        let mut chance = Chance::after(state.as_ref().map_or(0, RunState::taken).saturating_sub(still));
         let mut learned = Learned::new(self.optim.params(), state.map(|it| it.reached))?;
         self.tell(&Event::Started { first, total })?;
         if goes_on {
@@ -209,7 +213,9 @@ impl<'a> Run<'a> {
             let group = batches.next_group(self.config.length.accumulation * self.ranks.world());
             let group = group.map_err(|error| Error::Step { step: n, source: Box::new(error.into()) })?;
             let (mut report, nonzero) = self.step(n, &group, schedule.lr(n as u64 - 1), &mut scale)?;
-            learned.step(&nonzero);
+            // Of a step that was skipped the gradients are no numbers, and have reached nothing.
+            learned.step(if report.grad_norm.is_finite() { &nonzero } else { &[] });
+            chance.step(report.grad_norm, report.learning_rate);
             let at = batches.position();
             report.epoch = batches.passes();
             report.evaluates = self.evaluates(n, total);
@@ -232,8 +238,7 @@ impl<'a> Run<'a> {
         if let Some(best) = best.filter(|_| n < total) {
             self.tell(&Event::GaveUp { step: n, total, best })?;
         }
-        let b_moved_before_the_end = (first..total.saturating_sub(1)).any(|it| schedule.lr(it as u64) > 0.0);
-        let taught = learned.check(self.optim.params(), self.config.learning_rate, b_moved_before_the_end);
+        let taught = learned.check(self.optim.params(), self.config.learning_rate, chance.came());
         taught.map_err(|error| diverged(n, error))?;
         self.restore(n, best)?;
         self.tell(&Event::Ended { steps: n, best })?;
