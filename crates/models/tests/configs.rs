@@ -370,11 +370,26 @@ fn layers_that_no_machine_could_list_are_refused() {
 }
 
 #[test]
+fn sizes_that_no_model_has_are_refused_by_name() {
+    for architecture in ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "LlamaForCausalLM", "Qwen3MoeForCausalLM"] {
+        for key in ["hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"] {
+            // The second is a multiple of the heads, and four times as much is no number of the machine.
+            for size in [u64::MAX, 1 << 62, 1 << 31] {
+                let text = sized(architecture, key, size);
+                let found = halfbyte_models::ModelConfig::parse(std::path::Path::new("config.json"), &text);
+                let error = found.unwrap_err().to_string();
+                assert!(error.contains(key) && error.contains("more than any model has"), "{architecture}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn experts_that_no_machine_could_list_are_refused() {
     for (architecture, key) in [("MixtralForCausalLM", "num_local_experts"), ("Qwen3MoeForCausalLM", "num_experts")] {
         let text = sized(architecture, key, u64::MAX);
         let error = halfbyte_models::ModelConfig::parse(std::path::Path::new("config.json"), &text).unwrap_err();
-        assert!(error.to_string().contains("num_experts"), "{architecture}: {error}");
+        assert!(error.to_string().contains(key), "{architecture}: {error}");
     }
     for size in [u64::MAX, 1 << 32] {
         let text = sized("Qwen3MoeForCausalLM", "moe_intermediate_size", size);

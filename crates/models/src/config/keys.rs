@@ -10,6 +10,8 @@ pub(crate) type Parsed<T> = std::result::Result<T, String>;
 
 /// No model has as many.
 const MAX_LAYERS: usize = 1 << 16;
+/// No size is as large: products of two, and some more, are numbers of the machine.
+const SIZES: usize = 1 << 31;
 
 impl<'a> Keys<'a> {
     pub(super) fn new(raw: &'a Map<String, Value>) -> Keys<'a> {
@@ -37,6 +39,9 @@ impl<'a> Keys<'a> {
         // Refused here, since lists of so many layers are made while the rest is read.
         if matches!(key, "num_hidden_layers" | "num_layers" | "n_layer") && found > MAX_LAYERS {
             return Err(format!("{key} is {found}, which no model has"));
+        }
+        if found >= SIZES {
+            return Err(format!("{key} is {found}, more than any model has"));
         }
         Ok(found)
     }
