@@ -81,6 +81,7 @@ fn paged_equals_unpaged_bit_for_bit_and_the_cpu_nearly() {
         assert_eq!(stats.state_bytes, state);
     }
     assert_eq!(whole.adamw.stats().bytes_spilled, 0);
+    assert_eq!((whole.adamw.steps(), whole.adamw.specs()), (6, &specs()[..]));
 
     let mut values: Vec<Vec<f32>> = LENS.iter().enumerate().map(|(i, len)| noise_vec(*len, i as u64)).collect();
     let mut adamw = AdamW::new(AdamWConfig::default(), &specs(), Budget::default()).unwrap();
@@ -93,6 +94,22 @@ fn paged_equals_unpaged_bit_for_bit_and_the_cpu_nearly() {
     for (got, wanted) in whole.values.iter().flat_map(download).zip(values.iter().flatten()) {
         assert!((got - wanted).abs() < 1e-6, "{got} {wanted}");
     }
+}
+
+#[test]
+fn a_state_that_came_in_half_is_not_stepped_until_it_came_in_whole() {
+    let Some(gpu) = gpu() else { return };
+    let mut run = Run::new(&gpu, (Some(4096), 2048));
+    let refused = run.adamw.restore(1, &mut |place, _| match place.param {
+        0 => Ok(()),
+        _ => Err(std::io::Error::other("the file ends here")),
+    });
+    assert!(refused.unwrap_err().to_string().contains("the file ends here"));
+    let (mut value, grad) = (upload(&gpu, &[1.0]), upload(&gpu, &[1.0]));
+    let error = run.adamw.step(1e-2, 1.0, &mut [CudaParamStep { value: &mut value, grad: &grad }]).unwrap_err();
+    assert!(matches!(error, halfbyte_paged_optim::Error::Broken { .. }), "{error}");
+    run.adamw.restore(1, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(run.steps(&gpu, 0..1).adamw.steps(), 2);
 }
 
 #[test]
