@@ -86,6 +86,7 @@ pub(crate) const THIN: usize = 8;
 pub(crate) const THIN_COLS: usize = 32;
 
 /// Some columns of some rows of a matrix as it is stored.
+#[cfg_attr(not(any(test, target_arch = "x86_64")), expect(dead_code, reason = "only AVX-512 has thin products"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Under {
     first: *const u8,

@@ -1,9 +1,10 @@
 //! The inner loops, written once over a register type and compiled per instruction set.
 
+#[cfg(any(test, target_arch = "x86_64"))]
 use half::bf16;
 
-use super::output::Corner;
-use super::{THIN, Under};
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::{THIN, Under, output::Corner};
 
 /// A register of f32 sums and the operand registers that feed it.
 ///
@@ -89,6 +90,7 @@ pub(crate) unsafe fn tile<L: Lanes, const MR: usize, const NV: usize, const STRI
 }
 
 /// Sums that leave as bf16.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(crate) trait Rounded: Lanes {
     /// Writes two registers of sums, rounded, one after the other.
     unsafe fn store_rounded(sums: [Self; 2], p: *mut bf16);
@@ -98,6 +100,7 @@ pub(crate) trait Rounded: Lanes {
 ///
 /// # Safety
 /// As of [`sums`]; `c` holds MR * 2 * WIDTH floats if `add`; `out` describes writable memory of that extent.
+#[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 pub(crate) unsafe fn tile_rounded<L: Rounded, const MR: usize>(
     words: usize,
@@ -118,6 +121,7 @@ pub(crate) unsafe fn tile_rounded<L: Rounded, const MR: usize>(
 }
 
 /// Registers that can be filled from rows of a matrix as it is stored.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(crate) trait Rows: Lanes {
     /// Stored rows that a word row is made of: two where words are pairs.
     const EACH: usize;
@@ -132,6 +136,7 @@ pub(crate) trait Rows: Lanes {
 /// # Safety
 /// `a` holds a word for each of THIN lanes every `a_stride` words, for as many word rows as `b` makes; `b` describes readable
 /// memory; `c` holds 2 WIDTH floats every `c_stride`, THIN times; the instruction set of `L` is present.
+#[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers")]
 pub(crate) unsafe fn thin<L: Rows>((a, a_stride): (*const u32, usize), b: Under, (c, c_stride): (*mut f32, usize)) {
