@@ -2,14 +2,10 @@
 
 use half::bf16;
 
-use super::support::{Case, Kind, OutKind, decoded};
+use super::support::{Case, Kind, OutKind, bits, decoded};
 use crate::kernels::Kernel;
 use crate::product::matmul_with;
 use crate::{Compute, Dense, Operand, Out, PackedLeft, Product, Source, kernels, matmul};
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
-}
 
 #[test]
 fn a_quantised_source_equals_its_dense_matrix_bit_for_bit() {

@@ -1,7 +1,7 @@
 //! Products whose pieces run in other orders, each stopped anywhere for others to come first: not a bit changes, and of what is there
 //! already no piece is added twice.
 
-use super::support::{Case, Kind, OutKind};
+use super::support::{Case, Kind, OutKind, bits};
 use crate::fork::ordered;
 use crate::kernels::{self, Kernel};
 use crate::{Compute, Operand, PackedLeft};
@@ -12,10 +12,6 @@ const ORDERS: usize = 25;
 /// Kernels of which two may take turns on one thread of the system, as shuttle's threads do: tiles of AMX are a thread's.
 fn kernels(compute: Compute) -> impl Iterator<Item = &'static Kernel> {
     kernels::all(compute).into_iter().filter(|it| it.name != "amx")
-}
-
-fn bits(of: &[f32]) -> Vec<u32> {
-    of.iter().map(|it| it.to_bits()).collect()
 }
 
 /// Cells of one product share strips, are halved, wait for later pieces of k, or leave in 16 bits; an operand is read as it is stored.

@@ -6,6 +6,11 @@ use crate::kernels::{self, Kernel};
 use crate::product::matmul_with;
 use crate::{Compute, Dense, Lut4, Operand, Out, Product, Rows8, Scales4, Source};
 
+/// What has to be equal where results are promised to be the same.
+pub(super) fn bits(of: &[f32]) -> Vec<u32> {
+    of.iter().map(|it| it.to_bits()).collect()
+}
+
 /// SplitMix64.
 pub(super) struct Rng(pub(super) u64);
 
