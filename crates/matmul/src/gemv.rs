@@ -15,7 +15,7 @@ pub(crate) const MAX_ROWS: usize = 4;
 
 /// Elements of a row that are decoded at once.
 const PIECE: usize = 512;
-/// Elements of a row that are decoded at once where the processor multiplies bf16.
+/// Elements of a row that are decoded at once where the processor multiplies bf16: a multiple of what dot products take in a step.
 const LONG_PIECE: usize = 4096;
 /// Columns of the output that one piece of work covers at most.
 const STRIP: usize = 1024;
@@ -34,7 +34,7 @@ struct Job<'a> {
     kernel: &'static Kernel,
     /// Left operand, (m, k), as f32.
     a: &'a [f32],
-    /// The left operand as bf16, with the dot products for it, where the processor multiplies that.
+    /// The left operand as bf16, each row laid out for the dot products beside it, where the processor multiplies that.
     pairs: Option<(Dots, Vec<bf16>)>,
     m: usize,
     k: usize,
@@ -57,8 +57,12 @@ pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
             read_left(&Reader::new(a, kernel.isa), a.trans, (m, k, round), own);
             let by_rows = b.trans == Trans::Yes;
             let pairs = kernel.isa.dots.filter(|_| by_rows && kernel.operands.are_bf16()).map(|dots| {
-                let mut pairs = vec![bf16::ZERO; m * k];
-                kernel.isa.round(own, &mut pairs);
+                let stride = k.next_multiple_of(dots.step);
+                let mut pairs = vec![bf16::ZERO; m * stride];
+                for (row, pairs) in own.chunks(k.max(1)).zip(pairs.chunks_mut(stride.max(1))) {
+                    kernel.isa.round(row, &mut pairs[..k]);
+                    (dots.lay_out)(pairs);
+                }
                 (dots, pairs)
             });
             jobs.push(Job { b: Reader::new(b, kernel.isa), by_rows, kernel, a: own, pairs, m, k, round });
@@ -118,6 +122,7 @@ impl Job<'_> {
     /// Each output is a dot product with a stored row of b.
     fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
         if let Some((dots, a)) = &self.pairs {
+            let stride = self.k.next_multiple_of(dots.step).max(1);
             let mut found = [0.0; MAX_ROWS * TOGETHER];
             for c in (c0..c1).step_by(TOGETHER) {
                 let found = &mut found[..self.m * TOGETHER.min(c1 - c)];
@@ -125,10 +130,10 @@ impl Job<'_> {
                 for from in (0..self.k).step_by(LONG_PIECE) {
                     let len = LONG_PIECE.min(self.k - from);
                     let mut x: [&[bf16]; MAX_ROWS] = [&[]; MAX_ROWS];
-                    for (i, x) in x[..self.m].iter_mut().enumerate() {
-                        *x = &a[i * self.k + from..][..len];
+                    for (x, row) in x.iter_mut().zip(a.chunks(stride)) {
+                        *x = &row[from..][..len.next_multiple_of(dots.step)];
                     }
-                    self.b.dots(dots, &x[..self.m], (c, from), (&mut pieces.bf16s, &mut *found));
+                    self.b.dots(dots, (&x[..self.m], len), (c, from), (&mut pieces.bf16s, &mut *found));
                 }
                 for (r, row) in found.chunks(self.m).enumerate() {
                     for (i, v) in row.iter().enumerate() {

@@ -93,23 +93,23 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds the dot product of each of rows `x` (bf16, of one length) and as much of row `row + r` from column `col` to
+    /// Adds the dot product of each of rows `x` (laid out for these dots) and `len` elements of row `row + r` from column `col` to
     /// `out[r * x.len() + i]`, for as many rows as `out` has place for.
     pub(crate) fn dots(
         &self,
         dots: &Dots,
-        x: &[&[bf16]],
+        (x, len): (&[&[bf16]], usize),
         (row, col): (usize, usize),
         (space, out): (&mut [bf16], &mut [f32]),
     ) {
         let at = Stored { start: (self.first + row) * self.cols + col, stride: self.cols, rows: out.len() / x.len() };
         match self.view {
-            View::Lut4(l) => dots.lut4(x, &l, at, out),
-            View::Bf16(d) => dots.dense(x, d, at, out),
+            View::Lut4(l) => dots.lut4(x, len, &l, at, out),
+            View::Bf16(d) => dots.dense(x, len, d, at, out),
             _ => {
                 for (r, out) in out.chunks_mut(x.len()).enumerate() {
-                    let row = self.bf16((row + r, col), x[0].len(), space);
-                    dots.dense(x, row, Stored { start: 0, stride: 0, rows: 1 }, out);
+                    let row = self.bf16((row + r, col), len, space);
+                    dots.dense(x, len, row, Stored { start: 0, stride: 0, rows: 1 }, out);
                 }
             }
         }

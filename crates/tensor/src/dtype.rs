@@ -91,7 +91,7 @@ pub trait Element: Copy + Default + PartialEq + Send + Sync + fmt::Debug + seale
     fn slice(buffer: &Buffer) -> Option<&[Self]>;
     #[doc(hidden)]
     fn slice_mut(buffer: &mut Buffer) -> Option<&mut [Self]>;
-    /// The buffer with room for `len` elements of `Self`, whose values are unspecified.
+    /// The vector with `len` elements, whose values are unspecified.
     #[doc(hidden)]
     fn resized(buffer: Buffer, len: usize) -> Buffer;
 }
@@ -135,7 +135,6 @@ macro_rules! element {
             fn resized(mut buffer: Buffer, len: usize) -> Buffer {
                 match &mut buffer {
                     Buffer::$variant(it) => it.resize(len, Self::default()),
-                    Buffer::Pages(it) => it.reuse(Self::DTYPE, len * size_of::<Self>()),
                     _ => unreachable!("the pool recycles vectors of {} for no other dtype", Self::DTYPE),
                 }
                 buffer

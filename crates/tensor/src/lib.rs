@@ -4,6 +4,7 @@
 //! This crate knows nothing of gradients. A [`Tensor`] is always contiguous and row-major; sharing is cheap (an `Arc`),
 //! and writing requires sole ownership, so a copy is always visible in the code ([`Tensor::into_unique`]).
 
+mod arena;
 mod away;
 mod bytes;
 mod clock;
@@ -12,6 +13,7 @@ pub mod cuda;
 mod dtype;
 mod error;
 mod ledger;
+mod mmap;
 mod pages;
 pub mod philox;
 mod place;

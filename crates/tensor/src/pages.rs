@@ -1,22 +1,23 @@
-//! Large buffers as pages of their own, which go back to the system whole.
+//! Large buffers as ranges of pages, which the pool cuts as they are asked for.
 //!
 //! An allocator keeps what is freed in the middle of its heap. Where no two steps ask for the same sizes the pieces fit nothing, and
 //! a process comes to hold twice what its tensors do.
 
-use crate::DType;
+use crate::{
+    DType,
+    mmap::{PAGE_BYTES, Range},
+};
 use bytemuck::Pod;
-use memmap2::MmapMut;
-use std::alloc::{Layout, handle_alloc_error};
 
-/// From so many bytes on a buffer has its own pages; what rounding up to whole ones adds is then 1.6 % at most.
-const FROM_BYTES: usize = 256 << 10;
-const PAGE_BYTES: usize = 4096;
+/// From so many bytes on a buffer has its own pages. Rounding up to whole ones adds a quarter at most, and to what a step holds next to
+/// nothing, since most of that is far larger.
+const FROM_BYTES: usize = 16 << 10;
 
 /// Pages that hold elements of a dtype, perhaps fewer than would fit.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct Pages {
-    map: MmapMut,
+    range: Range,
     dtype: DType,
     bytes: usize,
 }
@@ -32,24 +33,18 @@ pub(crate) fn footprint(bytes: usize) -> usize {
 }
 
 impl Pages {
-    /// Pages for elements of `bytes` bytes in all, which are zero.
-    pub(crate) fn new(dtype: DType, bytes: usize) -> Pages {
-        let held = footprint(bytes);
-        let map = MmapMut::map_anon(held).unwrap_or_else(|_| {
-            // What a vector does that gets no memory: the program's allocator may have something to say.
-            drop(Vec::<u8>::with_capacity(held));
-            handle_alloc_error(Layout::array::<u8>(held).expect("a size that was asked for is a size"))
-        });
-        Pages { map, dtype, bytes }
-    }
-
-    /// Other elements, of unspecified values, in the same pages.
+    /// Elements of `bytes` bytes in all, whose values are unspecified.
     ///
     /// # Panics
     /// If they do not fit.
-    pub(crate) fn reuse(&mut self, dtype: DType, bytes: usize) {
-        assert!(bytes <= self.map.len(), "{bytes} bytes do not fit pages of {}", self.map.len());
-        (self.dtype, self.bytes) = (dtype, bytes);
+    pub(crate) fn new(range: Range, dtype: DType, bytes: usize) -> Pages {
+        assert!(bytes <= range.len(), "{bytes} bytes do not fit pages of {}", range.len());
+        Pages { range, dtype, bytes }
+    }
+
+    /// The pages without what they hold.
+    pub(crate) fn into_range(self) -> Range {
+        self.range
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -58,14 +53,14 @@ impl Pages {
 
     /// Bytes of all pages.
     pub(crate) fn held(&self) -> usize {
-        self.map.len()
+        self.range.len()
     }
 
     pub(crate) fn elements<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.map[..self.bytes])
+        bytemuck::cast_slice(&self.range.bytes()[..self.bytes])
     }
 
     pub(crate) fn elements_mut<T: Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.map[..self.bytes])
+        bytemuck::cast_slice_mut(&mut self.range.bytes_mut()[..self.bytes])
     }
 }

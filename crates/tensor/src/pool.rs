@@ -1,15 +1,19 @@
-//! Recycled buffers. A training step allocates the same sizes again and again; fresh pages from the system cost a page
+//! Recycled memory. A training step allocates nearly the same sizes again and again; fresh pages from the system cost a page
 //! fault each, recycled ones cost nothing.
 //!
-//! The pool never raises the footprint: what it caches together with what is live stays below the highest live
-//! footprint seen. A buffer that would go beyond is freed, and so are the oldest ones when tensors of other sizes take their place.
+//! Large buffers are ranges of an [`Arena`], which joins what was freed and cuts it for other sizes; smaller ones are vectors that wait for
+//! their like. The pool never raises the footprint: what it caches together with what is live stays below the highest live
+//! footprint seen. What would go beyond is given back to the system, the longest unused first.
 
 use crate::{
     DType, Element,
-    pages::{deserves_pages, footprint},
+    arena::Arena,
+    mmap::Range,
+    pages::{Pages, deserves_pages, footprint},
     storage::Buffer,
 };
 use std::{
+    alloc::{Layout, handle_alloc_error},
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
@@ -29,24 +33,24 @@ pub struct PoolStats {
 
 struct Pool {
     stats: PoolStats,
-    free: BTreeMap<(Kind, usize), Vec<Idle>>,
+    /// By dtype and bytes.
+    vectors: BTreeMap<(u8, usize), Vec<Idle>>,
+    arena: Arena,
     given_back: u64,
 }
 
-/// A buffer that waits for its next user.
+/// A vector that waits for its next user.
 struct Idle {
     buffer: Buffer,
     /// Its number among all that were given back.
     since: u64,
 }
 
-/// Which buffers can stand for each other.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// Vectors of a dtype.
-    Of(u8),
-    /// Pages, which hold any.
-    Pages,
+/// What goes back to the system, once the lock is open.
+#[derive(Default)]
+struct Unwanted {
+    vectors: Vec<Buffer>,
+    ranges: Vec<Range>,
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
@@ -54,7 +58,7 @@ static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
 /// Smaller buffers are left to the allocator.
 const MIN_POOLED_BYTES: usize = 4096;
 
-/// A buffer may be larger than needed by this part of what is needed: the rest of it is held and unused.
+/// A vector may be larger than needed by this part of what is needed: the rest of it is held and unused.
 const SLACK: usize = 8;
 
 /// Bytes held now, at the peak, and cached.
@@ -111,15 +115,12 @@ trait Shared {
     fn with<R>(&self, f: impl FnOnce(&mut Pool) -> R) -> R;
 
     fn take<T: Element>(&self, len: usize) -> Buffer {
-        let bytes = footprint(len * T::DTYPE.size());
-        let (recycled, freed) = self.with(|it| {
-            let recycled = if bytes < MIN_POOLED_BYTES { None } else { it.reuse(Kind::of(T::DTYPE, bytes), bytes) };
-            let freed = it.adopt(recycled.as_ref().map_or(bytes, Buffer::held));
-            (recycled, freed)
-        });
-        // Before pages are asked for in their place.
-        drop(freed);
-        let mut buffer = recycled.map_or_else(|| Buffer::new::<T>(len), |it| T::resized(it, len));
+        let bytes = len * T::DTYPE.size();
+        let mut buffer = if deserves_pages(bytes) {
+            Buffer::Pages(Pages::new(self.take_range(footprint(bytes)), T::DTYPE, bytes))
+        } else {
+            self.take_vector::<T>(len)
+        };
         if cfg!(debug_assertions)
             && let Some(data) = T::slice_mut(&mut buffer)
         {
@@ -128,9 +129,41 @@ trait Shared {
         buffer
     }
 
+    fn take_vector<T: Element>(&self, len: usize) -> Buffer {
+        let bytes = len * T::DTYPE.size();
+        let (recycled, unwanted) = self.with(|it| {
+            let recycled = if bytes < MIN_POOLED_BYTES { None } else { it.reuse(T::DTYPE, bytes) };
+            let unwanted = it.adopt(recycled.as_ref().map_or(bytes, Buffer::held));
+            (recycled, unwanted)
+        });
+        // Before memory is asked for in its place.
+        self.free(unwanted);
+        recycled.map_or_else(|| T::buffer(vec![T::default(); len]), |it| T::resized(it, len))
+    }
+
+    fn take_range(&self, bytes: usize) -> Range {
+        loop {
+            let found = self.with(|it| {
+                let range = it.take_range(bytes)?;
+                Some((range, it.adopt(bytes)))
+            });
+            if let Some((range, unwanted)) = found {
+                self.free(unwanted);
+                return range;
+            }
+            let generous = self.with(|it| it.arena.growth(bytes));
+            let segment = Range::map(generous).or_else(|| Range::map(bytes)).unwrap_or_else(|| {
+                // What a vector does that gets no memory: the program's allocator may have something to say.
+                drop(Vec::<u8>::with_capacity(bytes));
+                handle_alloc_error(Layout::array::<u8>(bytes).expect("a size that was asked for is a size"))
+            });
+            self.with(|it| it.arena.add(segment));
+        }
+    }
+
     fn adopt(&self, bytes: usize) {
-        let freed = self.with(|it| it.adopt(bytes));
-        drop(freed);
+        let unwanted = self.with(|it| it.adopt(bytes));
+        self.free(unwanted);
     }
 
     fn release(&self, bytes: usize) {
@@ -139,22 +172,31 @@ trait Shared {
 
     fn give_back(&self, buffer: Buffer) {
         let unwanted = self.with(|it| it.give_back(buffer));
-        drop(unwanted);
+        self.free(unwanted);
     }
 
     fn trim(&self) {
-        let freed = self.with(Pool::trim);
-        drop(freed);
+        let unwanted = self.with(Pool::trim);
+        self.free(unwanted);
     }
 
     fn reset_peak(&self) {
         // At one time: what somebody gave back in between would be kept above the new peak.
-        let freed = self.with(|it| {
-            let freed = it.trim();
+        let unwanted = self.with(|it| {
+            let unwanted = it.trim();
             (it.stats.peak, it.stats.footprint) = (it.stats.live, it.stats.live);
-            freed
+            unwanted
         });
-        drop(freed);
+        self.free(unwanted);
+    }
+
+    fn free(&self, unwanted: Unwanted) {
+        drop(unwanted.vectors);
+        for mut range in unwanted.ranges {
+            range.discard();
+            let unused = self.with(|it| it.arena.give_back_discarded(range));
+            drop(unused);
+        }
     }
 }
 
@@ -164,65 +206,89 @@ impl Shared for Mutex<Pool> {
     }
 }
 
-impl Kind {
-    /// Of a buffer that takes so many bytes.
-    fn of(dtype: DType, bytes: usize) -> Kind {
-        if deserves_pages(bytes) { Kind::Pages } else { Kind::Of(dtype as u8) }
-    }
-}
-
 impl Pool {
-    const EMPTY: Pool =
-        Pool { stats: PoolStats { live: 0, peak: 0, cached: 0, footprint: 0 }, free: BTreeMap::new(), given_back: 0 };
+    const EMPTY: Pool = Pool {
+        stats: PoolStats { live: 0, peak: 0, cached: 0, footprint: 0 },
+        vectors: BTreeMap::new(),
+        arena: Arena::EMPTY,
+        given_back: 0,
+    };
 
-    /// The smallest buffer that fits without much to spare, of those the last that was used.
-    fn reuse(&mut self, kind: Kind, bytes: usize) -> Option<Buffer> {
-        let (&at, _) = self.free.range((kind, bytes)..=(kind, bytes + bytes / SLACK)).next()?;
+    /// The smallest vector that fits without much to spare, of those the last that was used.
+    fn reuse(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
+        let like = dtype as u8;
+        let (&at, _) = self.vectors.range((like, bytes)..=(like, bytes + bytes / SLACK)).next()?;
         self.remove(at, |it| it.pop())
     }
 
+    /// Free pages, if there are so many beside each other.
+    fn take_range(&mut self, bytes: usize) -> Option<Range> {
+        let before = self.arena.cached();
+        let range = self.arena.take(bytes);
+        self.stats.cached -= before - self.arena.cached();
+        range
+    }
+
     /// Counts bytes in use, and gives what is no longer to be cached.
-    fn adopt(&mut self, bytes: usize) -> Vec<Buffer> {
+    fn adopt(&mut self, bytes: usize) -> Unwanted {
         self.stats.live += bytes;
         self.stats.peak = self.stats.peak.max(self.stats.live);
-        let mut freed = Vec::new();
-        while self.stats.live + self.stats.cached > self.stats.peak {
-            let oldest = self.free.iter().min_by_key(|it| it.1.first().map(|it| it.since)).map(|it| *it.0);
-            let Some(buffer) = oldest.and_then(|at| self.remove(at, |it| Some(it.remove(0)))) else { break };
-            freed.push(buffer);
-        }
+        let unwanted = self.evict();
         self.stats.footprint = self.stats.footprint.max(self.stats.live + self.stats.cached);
-        freed
+        unwanted
+    }
+
+    /// What lies above the peak, the longest unused first.
+    fn evict(&mut self) -> Unwanted {
+        let mut unwanted = Unwanted::default();
+        while let Some(excess) = (self.stats.live + self.stats.cached).checked_sub(self.stats.peak).filter(|it| *it > 0)
+        {
+            let oldest = self.vectors.iter().filter_map(|it| Some((it.1.first()?.since, *it.0))).min();
+            match (oldest, self.arena.oldest()) {
+                (Some((since, at)), range) if range.is_none_or(|it| since < it) => {
+                    unwanted.vectors.extend(self.remove(at, |it| Some(it.remove(0))));
+                }
+                (_, Some(_)) => {
+                    let range = self.arena.evict(excess);
+                    self.stats.cached -= range.as_ref().map_or(0, Range::len);
+                    unwanted.ranges.extend(range);
+                }
+                _ => break,
+            }
+        }
+        unwanted
     }
 
     /// Keeps a buffer for its next user, or gives it back to be freed.
-    fn give_back(&mut self, buffer: Buffer) -> Option<Buffer> {
+    fn give_back(&mut self, buffer: Buffer) -> Unwanted {
         let held = buffer.held();
         self.stats.live -= held;
-        let kind = if let Buffer::Pages(_) = buffer { Kind::Pages } else { Kind::Of(buffer.dtype() as u8) };
-        // A large vector, which came from outside, is nothing that anybody will ask for.
-        let wanted = held >= MIN_POOLED_BYTES && kind == Kind::of(buffer.dtype(), held);
-        if !wanted || self.stats.live + self.stats.cached + held > self.stats.peak {
-            return Some(buffer);
-        }
-        self.stats.cached += held;
         self.given_back += 1;
         let since = self.given_back;
-        self.free.entry((kind, held)).or_default().push(Idle { buffer, since });
-        None
+        match buffer {
+            Buffer::Pages(pages) => self.arena.give_back(pages.into_range(), since),
+            // A large vector, which came from outside, is nothing that anybody will ask for.
+            _ if held < MIN_POOLED_BYTES || deserves_pages(held) => {
+                return Unwanted { vectors: vec![buffer], ranges: Vec::new() };
+            }
+            _ => self.vectors.entry((buffer.dtype() as u8, held)).or_default().push(Idle { buffer, since }),
+        }
+        self.stats.cached += held;
+        self.evict()
     }
 
-    /// Forgets all buffers, which the caller frees.
-    fn trim(&mut self) -> BTreeMap<(Kind, usize), Vec<Idle>> {
+    /// Forgets all that is cached, which the caller frees.
+    fn trim(&mut self) -> Unwanted {
         self.stats.cached = 0;
-        std::mem::take(&mut self.free)
+        let vectors = std::mem::take(&mut self.vectors).into_values().flatten().map(|it| it.buffer).collect();
+        Unwanted { vectors, ranges: self.arena.evict_all() }
     }
 
-    fn remove(&mut self, at: (Kind, usize), choose: impl FnOnce(&mut Vec<Idle>) -> Option<Idle>) -> Option<Buffer> {
-        let list = self.free.get_mut(&at)?;
+    fn remove(&mut self, at: (u8, usize), choose: impl FnOnce(&mut Vec<Idle>) -> Option<Idle>) -> Option<Buffer> {
+        let list = self.vectors.get_mut(&at)?;
         let found = choose(list)?;
         if list.is_empty() {
-            self.free.remove(&at);
+            self.vectors.remove(&at);
         }
         self.stats.cached -= at.1;
         Some(found.buffer)

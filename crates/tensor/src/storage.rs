@@ -1,12 +1,7 @@
 //! The bytes behind a tensor: a vector of the right type, pages, memory of a GPU, or nothing but a count; returned to its pool when the
 //! last owner lets go.
 
-use crate::{
-    DType, Element,
-    ledger::DryBuffer,
-    pages::{Pages, deserves_pages},
-    pool,
-};
+use crate::{DType, Element, ledger::DryBuffer, pages::Pages, pool};
 use half::{bf16, f16};
 
 /// Elements in host memory, by dtype; large buffers as pages.
@@ -22,16 +17,6 @@ pub enum Buffer {
 }
 
 impl Buffer {
-    /// Room for `len` elements, with zeros in it.
-    pub(crate) fn new<T: Element>(len: usize) -> Buffer {
-        let bytes = len * T::DTYPE.size();
-        if deserves_pages(bytes) {
-            Buffer::Pages(Pages::new(T::DTYPE, bytes))
-        } else {
-            T::buffer(vec![T::default(); len])
-        }
-    }
-
     pub(crate) fn dtype(&self) -> DType {
         match self {
             Buffer::F32(_) => DType::F32,

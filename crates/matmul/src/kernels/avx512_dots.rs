@@ -1,25 +1,27 @@
 //! Dot products of a few rows with stored rows, as generation needs them: weights go from memory through a register into
 //! the sums, 4-bit codes included.
 //!
-//! A row is taken 64 elements at a time, 32 for each of two sum registers, whatever the source and however many rows are
-//! taken together: so a quantised row gives the bits of its decoded values.
+//! A row is taken 64 elements at a time, those of even number for one sum register and the others for a second, which is how nibbles lie
+//! in bytes; whatever the source and however many rows are taken together. So a quantised row gives the bits of its decoded values.
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx512_isa::{block_bf16, decode32, look_up, lut4_bf16};
+use super::avx512_isa::lut4_bf16;
 use super::isa::Stored;
 use crate::sources::{Lut4, Scales4};
 
 /// Elements of a register.
 const HALF: usize = 32;
 /// Elements of a step.
-const STEP: usize = 2 * HALF;
+pub(super) const STEP: usize = 2 * HALF;
 /// Stored rows of 4-bit codes that are taken together, to have enough sums under way.
 const ROWS: usize = 4;
 /// Elements that are decoded at once where blocks and steps do not coincide.
 const PIECE: usize = 512;
+/// So many bytes of codes are asked for before they are needed: short rows, four at a time, are no order that a processor foresees.
+const AHEAD: usize = 4096;
 /// Scales of stored rows that are decoded together.
 const SCALES: usize = 256;
 
@@ -48,23 +50,34 @@ macro_rules! with_rows {
     };
 }
 
-/// `out[r][i] += x[i] . w[r]` for stored rows `w`.
+/// Lays a row of the left operand out as the products here read it: of each 64 elements first those of even number, then the others.
+/// Its length is a multiple of 64.
+pub(super) fn lay_out(row: &mut [bf16]) {
+    for step in row.chunks_exact_mut(STEP) {
+        let as_it_was: [bf16; STEP] = std::array::from_fn(|i| step[i]);
+        for (i, pair) in as_it_was.chunks_exact(2).enumerate() {
+            (step[i], step[HALF + i]) = (pair[0], pair[1]);
+        }
+    }
+}
+
+/// `out[r][i] += x[i] . w[r]` for stored rows `w` of `len` elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
-pub(super) fn dense(x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
-    let (len, m) = (x[0].len(), x.len());
+pub(super) fn dense(x: &[&[bf16]], len: usize, w: &[bf16], at: Stored, out: &mut [f32]) {
+    let m = x.len();
     // One after the other: wide rows come from memory, which is fastest in the order in which it lies.
     with_rows!(x, |x| {
         for r in 0..at.rows {
             let w = &w[at.start + r * at.stride..][..len];
-            add(dots::<_, 1>(x, len, |_, at, left| halves(w, at, left)), &mut out[r * m..]);
+            add(dots::<_, 1>(x, len, |_, at, left| parted(w, at, left)), &mut out[r * m..]);
         }
     });
 }
 
 /// Dot products of each row of `x` with stored rows of 4-bit blocks, decoded on the way.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
-pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
-    let (len, m) = (x[0].len(), x.len());
+pub(super) fn lut4(x: &[&[bf16]], len: usize, l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
+    let m = x.len();
     let blocks = len.div_ceil(l.block_size);
     let aligned = l.block_size.is_power_of_two()
         && l.block_size >= STEP
@@ -76,7 +89,7 @@ pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
             for (i, piece) in decoded.chunks_mut(PIECE).enumerate() {
                 lut4_bf16(l, at.start + r * at.stride + i * PIECE, piece);
             }
-            dense(x, &decoded, Stored { start: 0, stride: 0, rows: 1 }, &mut out[r * m..]);
+            dense(x, len, &decoded, Stored { start: 0, stride: 0, rows: 1 }, &mut out[r * m..]);
         }
         return;
     }
@@ -101,16 +114,20 @@ pub(super) fn lut4(x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
                 &mut scales,
                 (together, blocks),
             );
+            let enough =
+                scales.len() >= together * blocks && packed[..together].iter().all(|it| it.len() >= len.div_ceil(2));
+            assert!(enough, "scales and codes must cover the elements read");
             let step = |i: usize, at: usize, left: usize| {
-                let table = block_bf16(values, scales[i * blocks + (at >> shift)]);
-                if left == STEP {
-                    let bytes = &packed[i][at / 2..][..STEP / 2];
-                    // SAFETY: the slice holds 32 bytes.
-                    let [low, high] = unsafe { [0, 16].map(|b| _mm_loadu_si128(bytes.as_ptr().add(b).cast())) };
-                    return [look_up(table, low), look_up(table, high)];
-                }
-                [(at, left.min(HALF)), (at + HALF, left.saturating_sub(HALF))]
-                    .map(|(at, left)| decode32(table, packed[i], at, left))
+                // SAFETY: `i < together` and `at < len`, for which there are scales and codes by the assertion; a hint may point anywhere.
+                let (scale, codes) = unsafe {
+                    let bytes = packed.get_unchecked(i).as_ptr().add(at / 2);
+                    if at.is_multiple_of(2 * STEP) {
+                        _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
+                    }
+                    let mask = if left == STEP { u32::MAX } else { (1 << left.div_ceil(2)) - 1 };
+                    (*scales.get_unchecked(i * blocks + (at >> shift)), _mm256_maskz_loadu_epi8(mask, bytes.cast()))
+                };
+                look_up(block_bf16(values, scale), codes)
             };
             if together == ROWS {
                 add(dots::<_, ROWS>(x, len, step), &mut out[r * m..]);
@@ -179,37 +196,27 @@ fn add<const M: usize, const R: usize>(sums: [[f32; R]; M], out: &mut [f32]) {
     }
 }
 
-/// `step(r, at, left)` gives elements `at..at + left` (64 at most) of stored row `r`, then zeros.
+/// `step(r, at, left)` gives elements `at..at + left` (64 at most) of stored row `r`, parted, and anything finite after them.
 #[inline(always)]
 fn dots<const M: usize, const R: usize>(
     x: [&[bf16]; M],
     len: usize,
     step: impl Fn(usize, usize, usize) -> [__m512i; 2],
 ) -> [[f32; R]; M] {
-    assert!(x.iter().all(|it| it.len() >= len), "both sides of a dot product must be of one length");
-    // SAFETY: only functions that enable the instruction set inline this one; 64 elements from `at` lie below `len`.
+    assert!(
+        x.iter().all(|it| it.len() >= len.next_multiple_of(STEP)),
+        "both sides of a dot product must be of one length"
+    );
+    // SAFETY: only functions that enable the instruction set inline this one; 64 elements from `at` are there by the assertion.
     unsafe {
         let mut sums = [[[_mm512_setzero_ps(); 2]; R]; M];
         let mut at = 0;
         while at + STEP <= len {
-            for r in 0..R {
-                let w = step(r, at, STEP);
-                for (sums, x) in sums.iter_mut().zip(x) {
-                    let x = x.as_ptr().add(at);
-                    sums[r][0] = multiply(sums[r][0], _mm512_loadu_si512(x.cast()), w[0]);
-                    sums[r][1] = multiply(sums[r][1], _mm512_loadu_si512(x.add(HALF).cast()), w[1]);
-                }
-            }
+            (0..R).for_each(|r| add_step(&mut sums, r, step(r, at, STEP), x.map(|it| it.as_ptr().add(at))));
             at += STEP;
         }
         if at < len {
-            for r in 0..R {
-                let w = step(r, at, len - at);
-                for (sums, x) in sums.iter_mut().zip(x) {
-                    let x = halves(x, at, len - at);
-                    sums[r] = [multiply(sums[r][0], x[0], w[0]), multiply(sums[r][1], x[1], w[1])];
-                }
-            }
+            (0..R).for_each(|r| add_step(&mut sums, r, step(r, at, len - at), x.map(|it| it.as_ptr().add(at))));
         }
         let mut found = [[0.0; R]; M];
         for (found, sums) in found.iter_mut().zip(&sums) {
@@ -218,6 +225,26 @@ fn dots<const M: usize, const R: usize>(
             }
         }
         found
+    }
+}
+
+/// Adds the products of 64 elements of row `r` and each of `x`.
+///
+/// # Safety
+/// 64 elements can be read from each of `x`, and who inlines this has the instruction set.
+#[inline(always)]
+unsafe fn add_step<const M: usize, const R: usize>(
+    sums: &mut [[[__m512; 2]; R]; M],
+    r: usize,
+    w: [__m512i; 2],
+    x: [*const bf16; M],
+) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            sums[r][0] = multiply(sums[r][0], _mm512_loadu_si512(x.cast()), w[0]);
+            sums[r][1] = multiply(sums[r][1], _mm512_loadu_si512(x.add(HALF).cast()), w[1]);
+        }
     }
 }
 
@@ -230,19 +257,41 @@ fn multiply(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-/// Elements `at..at + left` (64 at most) of a row, then zeros.
+/// The values of a block, twice: an index of five bits finds the value of its low four.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn block_bf16(table: __m512, scale: f32) -> __m512i {
+    let values = _mm512_mul_ps(table, _mm512_set1_ps(scale));
+    // SAFETY: both types are 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values)) }
+}
+
+/// The values of 32 bytes of codes, first those of the high nibbles, which are the elements of even number.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn halves(row: &[bf16], at: usize, left: usize) -> [__m512i; 2] {
+fn look_up(table: __m512i, codes: __m256i) -> [__m512i; 2] {
+    let words = _mm512_cvtepu8_epi16(codes);
+    [_mm512_srli_epi16(words, 4), words].map(|it| _mm512_permutexvar_epi16(it, table))
+}
+
+/// Elements `at..at + left` (64 at most) of a row, then zeros: those of even number, then the others.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn parted(row: &[bf16], at: usize, left: usize) -> [__m512i; 2] {
     let row = &row[at..at + left];
-    // SAFETY: the slice holds what is read, by its length or by the masks; a pointer past its end is not read.
-    unsafe {
-        if left == STEP {
-            return [0, HALF].map(|i| _mm512_loadu_si512(row.as_ptr().add(i).cast()));
-        }
-        [(0, left.min(HALF)), (HALF, left.saturating_sub(HALF))].map(|(at, left)| {
-            let mask = if left == HALF { u32::MAX } else { (1 << left) - 1 };
-            _mm512_maskz_loadu_epi16(mask, row.as_ptr().wrapping_add(at).cast())
-        })
-    }
+    let mask = if left == STEP { u64::MAX } else { (1 << left) - 1 };
+    // SAFETY: the slice holds what is read, by the masks; a pointer past its end is not read.
+    let [a, b] =
+        unsafe { [0, HALF].map(|i| _mm512_maskz_loadu_epi16((mask >> i) as u32, row.as_ptr().wrapping_add(i).cast())) };
+    [0, 1].map(|first| _mm512_permutex2var_epi16(a, parts(first), b))
+}
+
+/// Numbers of every second element of two registers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn parts(first: i32) -> __m512i {
+    // Two numbers a lane: 0 and 2, 4 and 6, ...
+    let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    let steps = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x0004_0004));
+    _mm512_add_epi32(steps, _mm512_set1_epi32(0x0002_0000 + first * 0x0001_0001))
 }

@@ -31,7 +31,12 @@ pub(super) static ISA: Isa = Isa {
     round,
     store,
     deal_lut4: Some(deal_lut4),
-    dots: Some(Dots { dense: avx512_dots::dense, lut4: avx512_dots::lut4 }),
+    dots: Some(Dots {
+        step: avx512_dots::STEP,
+        lay_out: avx512_dots::lay_out,
+        dense: avx512_dots::dense,
+        lut4: avx512_dots::lut4,
+    }),
     ..avx2::ISA
 };
 

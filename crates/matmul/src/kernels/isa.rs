@@ -69,14 +69,18 @@ type DealLut4 = for<'a> unsafe fn(&Lut4<'a>, [usize; 2], WordRow<'_>);
 /// Dot products of one to four rows with a stored row, all in bf16 with sums in f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Dots {
+    /// Rows of the left operand have a multiple of so many elements, the last of them zeros where nothing is stored.
+    pub(crate) step: usize,
+    /// Lays a row of the left operand out as the others want it.
+    pub(crate) lay_out: fn(&mut [bf16]),
     /// Adds the product of `x[i]` and stored row `r` to `out[r * x.len() + i]`.
     pub(crate) dense: DotsWith<[bf16]>,
     /// Adds the product of `x[i]` and stored row `r`, decoded from 4-bit blocks, to `out[r * x.len() + i]`.
-    pub(crate) lut4: for<'a> unsafe fn(&[&[bf16]], &Lut4<'a>, Stored, &mut [f32]),
+    pub(crate) lut4: for<'a> unsafe fn(&[&[bf16]], usize, &Lut4<'a>, Stored, &mut [f32]),
 }
 
-/// Rows of the left operand, the stored matrix, which of its rows, and the sums.
-type DotsWith<M> = unsafe fn(&[&[bf16]], &M, Stored, &mut [f32]);
+/// Rows of the left operand, how many elements of a stored row are multiplied, the stored matrix, which of its rows, and the sums.
+type DotsWith<M> = unsafe fn(&[&[bf16]], usize, &M, Stored, &mut [f32]);
 
 /// Stored rows: where the first begins in the flat matrix, how far apart they are, and how many.
 #[derive(Clone, Copy, Debug)]
@@ -88,14 +92,14 @@ pub(crate) struct Stored {
 }
 
 impl Dots {
-    pub(crate) fn dense(&self, x: &[&[bf16]], w: &[bf16], at: Stored, out: &mut [f32]) {
+    pub(crate) fn dense(&self, x: &[&[bf16]], len: usize, w: &[bf16], at: Stored, out: &mut [f32]) {
         // SAFETY: as in `safe_call` below.
-        unsafe { (self.dense)(x, w, at, out) }
+        unsafe { (self.dense)(x, len, w, at, out) }
     }
 
-    pub(crate) fn lut4(&self, x: &[&[bf16]], l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
+    pub(crate) fn lut4(&self, x: &[&[bf16]], len: usize, l: &Lut4<'_>, at: Stored, out: &mut [f32]) {
         // SAFETY: as in `safe_call` below.
-        unsafe { (self.lut4)(x, l, at, out) }
+        unsafe { (self.lut4)(x, len, l, at, out) }
     }
 }
 

@@ -24,11 +24,12 @@ impl Pool {
     /// What holds whenever nobody has the lock.
     fn check(&self) {
         let it = self.stats;
-        let held: usize = self.free.values().flatten().map(|it| it.buffer.held()).sum();
-        assert_eq!(it.cached, held, "what is counted as kept is what is kept");
+        let held: usize = self.vectors.values().flatten().map(|it| it.buffer.held()).sum();
+        assert_eq!(it.cached, held + self.arena.cached(), "what is counted as kept is what is kept");
         assert!(it.live + it.cached <= it.peak, "the pool raises the footprint: {it:?}");
         assert!(it.footprint <= it.peak, "{it:?}");
-        let sizes = self.free.iter().all(|(at, all)| !all.is_empty() && all.iter().all(|it| it.buffer.held() == at.1));
+        let sizes =
+            self.vectors.iter().all(|(at, all)| !all.is_empty() && all.iter().all(|it| it.buffer.held() == at.1));
         assert!(sizes, "a buffer lies under another size");
     }
 }
@@ -57,7 +58,7 @@ fn together(threads: &[fn(&Mutex<Pool>)]) {
     all.into_iter().for_each(|it| it.join().expect("no thread panicked"));
     pool.with(|it| assert_eq!(it.stats.live, 0, "all was given back"));
     pool.trim();
-    pool.with(|it| assert_eq!((it.stats.cached, it.free.len()), (0, 0)));
+    pool.with(|it| assert_eq!((it.stats.cached, it.vectors.len(), it.arena.cached()), (0, 0, 0)));
 }
 
 const SMALL_ONE: fn(&Mutex<Pool>) = |pool| use_one(pool, SMALL, 1);
