@@ -122,7 +122,7 @@ impl Job<'_> {
     /// Each output is a dot product with a stored row of b.
     fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
         if let Some((dots, a)) = &self.pairs {
-            let stride = self.k.next_multiple_of(dots.step).max(1);
+            let padded = self.k.next_multiple_of(dots.step).max(1);
             let mut found = [0.0; MAX_ROWS * TOGETHER];
             for c in (c0..c1).step_by(TOGETHER) {
                 let found = &mut found[..self.m * TOGETHER.min(c1 - c)];
@@ -130,7 +130,7 @@ impl Job<'_> {
                 for from in (0..self.k).step_by(LONG_PIECE) {
                     let len = LONG_PIECE.min(self.k - from);
                     let mut x: [&[bf16]; MAX_ROWS] = [&[]; MAX_ROWS];
-                    for (x, row) in x.iter_mut().zip(a.chunks(stride)) {
+                    for (x, row) in x.iter_mut().zip(a.chunks(padded)) {
                         *x = &row[from..][..len.next_multiple_of(dots.step)];
                     }
                     self.b.dots(dots, (&x[..self.m], len), (c, from), (&mut pieces.bf16s, &mut *found));

@@ -76,11 +76,12 @@ pub(crate) struct Dots {
     /// Adds the product of `x[i]` and stored row `r` to `out[r * x.len() + i]`.
     pub(crate) dense: DotsWith<[bf16]>,
     /// Adds the product of `x[i]` and stored row `r`, decoded from 4-bit blocks, to `out[r * x.len() + i]`.
-    pub(crate) lut4: for<'a> unsafe fn(&[&[bf16]], usize, &Lut4<'a>, Stored, &mut [f32]),
+    pub(crate) lut4: DotsLut4,
 }
 
 /// Rows of the left operand, how many elements of a stored row are multiplied, the stored matrix, which of its rows, and the sums.
 type DotsWith<M> = unsafe fn(&[&[bf16]], usize, &M, Stored, &mut [f32]);
+type DotsLut4 = for<'a> unsafe fn(&[&[bf16]], usize, &Lut4<'a>, Stored, &mut [f32]);
 
 /// Stored rows: where the first begins in the flat matrix, how far apart they are, and how many.
 #[derive(Clone, Copy, Debug)]
