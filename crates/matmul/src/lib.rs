@@ -36,6 +36,7 @@ mod thin;
 pub use kernels::{available_kernels, kernel_name, register_peak, register_peaks};
 pub use packed::PackedLeft;
 pub use product::{Compute, Operand, Out, Product, Trans, matmul, operations};
+pub use reader::read_row;
 pub use sources::{Dense, Element, Lut4, Rows8, Scales4, Source, View};
 
 #[cfg(doctest)]

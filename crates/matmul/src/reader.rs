@@ -3,9 +3,23 @@
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::kernels::{Dots, Isa, Stored};
-use crate::product::Operand;
+use crate::kernels::{self, Dots, Isa, Stored};
+use crate::product::{Compute, Operand};
 use crate::sources::{Lut4, Source, View};
+
+/// Reads row `row` of a matrix, as [`Source::read_f32`] does and with its bits, by the loops of this processor.
+///
+/// # Panics
+/// If there is no such row, or `out` is longer than one.
+pub fn read_row(source: &dyn Source, row: usize, out: &mut [f32]) {
+    assert!(
+        row < source.rows() && out.len() <= source.cols(),
+        "row {row} of {}, {} elements",
+        source.rows(),
+        out.len()
+    );
+    Reader::new(&Operand::new(source), kernels::select(Compute::F32).isa).fill_f32((row, 0), false, out);
+}
 
 /// A matrix with its view looked up once.
 pub(crate) struct Reader<'a> {

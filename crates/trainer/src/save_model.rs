@@ -1,13 +1,14 @@
 //! Writing a whole model folder: weights, configuration, tokenizer.
 
 use crate::failure::user_error;
+use anyhow::Context as _;
 use halfbyte_data::TOKENIZER_FILES;
 use halfbyte_files::{ShardedWriter, TensorSpec, read_bytes, write_atomic};
 use halfbyte_lora::Adapter;
 use halfbyte_models::{Model, model_tensors};
 use halfbyte_tensor::{DType, Device, Tensor};
 use serde_json::json;
-use std::path::Path;
+use std::{panic::resume_unwind, path::Path, sync::mpsc};
 
 /// Writes a model with an adapter folded in, as a folder that transformers loads. The configuration, by which a folder is known
 /// as a model's, is written last. Other files come from the folders `from`, of which the last counts.
@@ -45,22 +46,37 @@ fn write_weights(
         Ok(())
     })?;
     let mut writer = ShardedWriter::create(to, specs, max_shard_size);
-    model_tensors(
-        model,
-        adapter,
-        |name, _, value: &dyn Fn() -> halfbyte_autograd::Result<Tensor>| -> anyhow::Result<()> {
-            let value = value()?.to_device(&Device::Cpu)?.to_dtype(dtype);
-            // A merge is judged by its predictions.
-            if adapter.is_none() && !value.is_finite()? {
-                return Err(user_error(format!(
-                    "{name} holds values that are beyond the range of {}; bf16 and f32 reach further than f16",
-                    dtype.torch_name()
-                )));
+    // One tensor is written while the next one is made.
+    std::thread::scope(|scope| {
+        let (hand_over, made) = mpsc::sync_channel::<(String, Tensor)>(0);
+        let written = scope.spawn(move || {
+            for (name, value) in made {
+                writer.write(&name, &value.le_bytes())?;
             }
-            Ok(writer.write(name, &value.le_bytes())?)
-        },
-    )?;
-    Ok(writer.finish()?)
+            halfbyte_files::Result::Ok(writer)
+        });
+        let all_made = model_tensors(
+            model,
+            adapter,
+            |name, _, value: &dyn Fn() -> halfbyte_autograd::Result<Tensor>| -> anyhow::Result<()> {
+                let value = value()?.to_device(&Device::Cpu)?.to_dtype(dtype);
+                // A merge is judged by its predictions.
+                if adapter.is_none() && !value.is_finite()? {
+                    return Err(user_error(format!(
+                        "{name} holds values that are beyond the range of {}; bf16 and f32 reach further than f16",
+                        dtype.torch_name()
+                    )));
+                }
+                hand_over.send((name.to_owned(), value)).context("the writer stopped before the last tensor")
+            },
+        );
+        drop(hand_over);
+        let written = written.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // If nobody took a tensor, why is what the writer says.
+        let writer = written?;
+        all_made?;
+        Ok(writer.finish()?)
+    })
 }
 
 /// Copies the tokenizer's files, so that the result can be used without its base.

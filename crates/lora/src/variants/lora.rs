@@ -7,7 +7,8 @@ use halfbyte_ops::{
     dropout::Dropout,
     lora_linear::{LowRank, lora_linear},
 };
-use halfbyte_tensor::{DType, Tensor, philox};
+use halfbyte_tensor::{DType, Device, Tensor, philox, vectorised};
+use rayon::prelude::*;
 
 /// A low-rank update `scaling * B A` of a linear layer.
 #[derive(Clone, Debug)]
@@ -85,19 +86,27 @@ impl Update for Lora {
 
 /// `W + scaling * B A`, summed in f32 as PEFT's merge does.
 pub(super) fn sum(base: Tensor, [a, b]: [&Tensor; 2], scaling: f32) -> OpResult<Tensor> {
-    let (shape, inner, mut w) = (base.shape().to_vec(), base.cols(), base.read_f32()?);
-    let (a, b) = (a.read_f32()?, b.read_f32()?);
+    /// Columns whose update is summed before the next ones: the sums stay in the nearest cache.
+    const STRIP: usize = 512;
+    let mut w = base.to_device(&Device::Cpu)?.into_dtype(DType::F32).into_unique();
+    let (inner, a, b) = (w.cols(), a.read_f32()?, b.read_f32()?);
     let rank = a.len() / inner;
-    for (row, b) in w.chunks_mut(inner).zip(b.chunks(rank)) {
-        let mut update = vec![0.0f32; inner];
-        for (b, a) in b.iter().zip(a.chunks(inner)) {
-            for (u, a) in update.iter_mut().zip(a) {
-                *u += b * a;
+    w.data_mut::<f32>().par_chunks_mut(inner).zip(b.par_chunks(rank)).for_each(|(row, b)| {
+        vectorised!({
+            let mut update = [0.0f32; STRIP];
+            for (i, row) in row.chunks_mut(STRIP).enumerate() {
+                let update = &mut update[..row.len()];
+                update.fill(0.0);
+                for (b, a) in b.iter().zip(a.chunks(inner)) {
+                    for (u, a) in update.iter_mut().zip(&a[i * STRIP..]) {
+                        *u += b * a;
+                    }
+                }
+                for (w, u) in row.iter_mut().zip(update) {
+                    *w += scaling * *u;
+                }
             }
-        }
-        for (w, u) in row.iter_mut().zip(update) {
-            *w += scaling * u;
-        }
-    }
-    Ok(Tensor::from_vec(&shape, w))
+        });
+    });
+    Ok(w)
 }

@@ -13,6 +13,7 @@ use crate::gpu_product::Window;
 use halfbyte_autograd::Result;
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Device, Place, Tensor};
+use rayon::prelude::*;
 use std::{fmt::Debug, sync::Arc};
 
 /// A weight `(out_features, in_features)` that never trains.
@@ -140,11 +141,12 @@ pub fn on_host(matrix: &Arc<dyn FrozenMatrix>) -> Result<Arc<dyn FrozenMatrix>> 
 /// If the matrix cannot be read from its device.
 pub fn dense(matrix: &Arc<dyn FrozenMatrix>) -> Result<Tensor> {
     let ((out, inner), here) = (matrix.dims(), on_host(matrix)?);
-    let mut w = Tensor::zeros(&[out, inner], DType::F32);
+    let mut w = Tensor::scratch(&[out, inner], DType::F32);
     let source = here.source();
-    for (row, values) in w.data_mut::<f32>().chunks_mut(inner.max(1)).enumerate() {
-        source.read_f32(row, 0, values);
-    }
+    w.data_mut::<f32>()
+        .par_chunks_mut(inner.max(1))
+        .enumerate()
+        .for_each(|(row, values)| halfbyte_matmul::read_row(&*source, row, values));
     drop(source);
     Ok(w)
 }

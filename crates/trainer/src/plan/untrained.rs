@@ -99,11 +99,14 @@ impl Untrained<'_> {
             Asked::Merge { tokens, dtype } => {
                 let first = predictions(model, *tokens, &ctx)?;
                 pass(device, merging(model, adapter.map(Arc::as_ref), *dtype));
-                // The merged model is tried from its files: matrices stay there, but for those whose rows lie apart.
+                // The merged model is tried from its files: matrices stay there, but for those whose rows lie apart, and for what a
+                // product reads: two of the largest at a time, since others that share an input are smaller together.
                 let (linears, weights) = model.parts();
                 let across =
                     linears.iter().filter(|it| it.is_published_transposed()).map(|it| it.dims().0 * it.dims().1);
-                let dense = across.chain(weights.iter().map(|it| it.value().len())).sum::<usize>() * dtype.size();
+                let largest = linears.iter().map(|it| it.dims().0 * it.dims().1).max().unwrap_or(0);
+                let kept = across.chain(weights.iter().map(|it| it.value().len())).sum::<usize>();
+                let dense = (kept + 2 * largest) * dtype.size();
                 let merged = Tensor::scratch_on(device, &[dense], DType::U8);
                 predictions(model, *tokens, &Context::default())?;
                 drop((first, merged));
@@ -193,7 +196,10 @@ fn merging(model: &dyn Model, adapter: Option<&Adapter>, dtype: DType) -> usize 
         let value = it.value();
         if value.dtype() == dtype { 0 } else { value.len() * dtype.size() }
     };
-    linears.iter().map(of_linear).chain(weights.iter().map(of_weight)).max().unwrap_or(0)
+    let made = linears.iter().map(of_linear).chain(weights.iter().map(of_weight)).max().unwrap_or(0);
+    // While one is made, the one before it is written.
+    let written = linears.iter().map(|it| it.dims().0 * it.dims().1).max().unwrap_or(0) * dtype.size();
+    made + written
 }
 
 /// Memory beside tensors, for a moment.
