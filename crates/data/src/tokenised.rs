@@ -82,7 +82,7 @@ fn key(fields: &Fields) -> u64 {
 }
 
 /// Names the row, of which what went wrong with it knows nothing.
-fn located(error: Error, first: &Place, row: u64) -> Error {
+pub(crate) fn located(error: Error, first: &Place, row: u64) -> Error {
     let here = format!("{}: row {}", first.path.display(), first.row + row);
     match error {
         Error::Encode { reason, .. } => Error::Encode { place: here, reason },

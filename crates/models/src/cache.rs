@@ -61,7 +61,7 @@ struct Region {
 const SPARE: usize = 64;
 
 impl KvCache {
-    /// An empty cache of so many sequences, for a model whose activations will have dtype `compute`.
+    /// An empty cache of so many sequences (more may be [admitted](Self::admit)), for a model whose activations will have dtype `compute`.
     pub fn new(config: &ModelConfig, compute: DType, sequences: usize) -> KvCache {
         let windows = config.windows();
         let mut reaches: Vec<Reach> = Vec::new();
@@ -122,6 +122,13 @@ impl KvCache {
         }
         let pasts = self.lengths.iter().copied().zip(first.regions.iter().map(|it| it.first));
         Ok(layout(new, pasts)?)
+    }
+
+    /// Adds a sequence that has no token yet, behind the others.
+    pub fn admit(&mut self) {
+        self.lengths.push(0);
+        self.new.push(0);
+        self.reaches.iter_mut().for_each(|it| it.regions.push(Region::default()));
     }
 
     /// Keeps the sequences that are marked, in their order.

@@ -3,6 +3,7 @@ use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Context, Routing};
 use halfbyte_ops::{Ids, Layout, cross_entropy::logits, embedding};
 use halfbyte_tensor::{DType, Device, Tensor};
+use std::collections::VecDeque;
 
 /// How text is continued, by transformers' names.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct GenerateConfig {
     pub repetition_penalty: f32,
     /// Seeds the sampling, with the number of the prompt: a text does not depend on those beside it.
     pub seed: u64,
+    /// The number of the first prompt, for a list that is continued piece by piece.
+    pub first_number: usize,
     /// Ids that end the text.
     pub eos_token_ids: Vec<u32>,
     /// Dtype of the activations.
@@ -34,6 +37,7 @@ impl Default for GenerateConfig {
             top_p: 1.0,
             repetition_penalty: 1.0,
             seed: 42,
+            first_number: 0,
             eos_token_ids: Vec::new(),
             compute: DType::F32,
         }
@@ -66,6 +70,21 @@ pub struct Generated {
 /// apart.
 pub(crate) const CHUNK: usize = 512;
 
+/// So many prompts are read in one pass at most, as far as they are long, so that many need no more memory than a few.
+pub(crate) const AT_ONCE: usize = 4;
+
+/// What a generation of several texts tells as it goes on.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    /// A new token; what is returned says whether that text goes on.
+    Token(u32),
+    /// The text has ended; what is returned says whether those that wait begin.
+    Ended(&'a Generated),
+}
+
+/// Called with the number of a prompt, and what there is to tell of it.
+pub type Listener<'a> = dyn FnMut(usize, Heard<'_>) -> bool + 'a;
+
 /// A text under way.
 pub(crate) struct Sequence {
     /// Which prompt it is.
@@ -78,6 +97,47 @@ pub(crate) struct Sequence {
     new: usize,
 }
 
+/// Texts that are continued, and those that wait for a place among them.
+pub(crate) struct Texts {
+    pub(crate) live: Vec<Sequence>,
+    waiting: VecDeque<Sequence>,
+    /// How many may be under way.
+    together: usize,
+}
+
+impl Texts {
+    /// One text, under way.
+    pub(crate) fn of(one: Sequence) -> Texts {
+        Texts { live: vec![one], waiting: VecDeque::new(), together: 1 }
+    }
+
+    /// Lets those that wait take the places that are free. A text that may outgrow the length from which positions are rotated in another
+    /// way would have all beside it rotated so, so it goes alone.
+    fn admit(&mut self, model: &dyn Model, cache: &mut KvCache, config: &GenerateConfig) {
+        let limit = model.config().rope_switch().unwrap_or(usize::MAX);
+        let outgrows = |it: &Sequence| it.ids.len() - it.new + config.max_new_tokens > limit;
+        if self.live.is_empty() && !self.waiting.is_empty() {
+            *cache = KvCache::new(model.config(), cache.compute(), 0);
+        }
+        while self.live.len() < self.together {
+            let alone = self.live.iter().any(outgrows);
+            let fits = |it: &Sequence| self.live.is_empty() || !(alone || outgrows(it));
+            if !self.waiting.front().is_some_and(fits) {
+                return;
+            }
+            self.live.extend(self.waiting.pop_front());
+            cache.admit();
+        }
+    }
+
+    /// Lets none that wait begin.
+    fn give_up(&mut self, done: &mut [Option<Generated>]) {
+        for it in self.waiting.drain(..) {
+            done[it.number] = Some(Generated { ids: Vec::new(), stop: StopReason::Caller });
+        }
+    }
+}
+
 /// Continues prompts of any lengths together, each as if it were alone: in exact arithmetic. Products over more rows may sum in
 /// another order, so that near ties can fall otherwise.
 ///
@@ -86,51 +146,84 @@ pub(crate) struct Sequence {
 pub fn generate(
     model: &dyn Model,
     prompts: &[Vec<u32>],
-    (config, ctx): (&GenerateConfig, &Context),
+    how: (&GenerateConfig, &Context),
     on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
+    generate_within(model, prompts, prompts.len(), how, &mut |number, heard| match heard {
+        Heard::Token(id) => on_token(number, id),
+        Heard::Ended(_) => true,
+    })
+}
+
+/// As [`generate`], for any number of prompts, of which at most so many are under way: when a text ends, the next prompt takes its place.
+/// Texts begin in the order of the prompts and end in any.
+///
+/// # Errors
+/// Those of [`generate`], and no place at all.
+pub fn generate_within(
+    model: &dyn Model,
+    prompts: &[Vec<u32>],
+    together: usize,
+    (config, ctx): (&GenerateConfig, &Context),
+    listener: &mut Listener<'_>,
 ) -> Result<Vec<Generated>> {
     let limit = model.config().max_position_embeddings;
     prompts.iter().try_for_each(|it| check(it, limit))?;
+    if together == 0 && !prompts.is_empty() {
+        return Err(Error::Input("no text may be under way; give room for at least one".into()));
+    }
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
     let fresh = |(number, ids): (usize, &Vec<u32>)| Sequence::new(number, ids.clone(), 0);
-    let mut live: Vec<Sequence> = prompts.iter().enumerate().map(fresh).collect();
-    let mut cache = KvCache::new(model.config(), config.compute, live.len());
-    go_on(model, (&mut live, &mut cache), (config, ctx), on_token, &mut done)?;
+    let waiting = prompts.iter().enumerate().map(fresh).collect();
+    let mut texts = Texts { live: Vec::new(), waiting, together };
+    let mut cache = KvCache::new(model.config(), config.compute, 0);
+    go_on(model, (&mut texts, &mut cache), (config, ctx), listener, &mut done)?;
     Ok(done.into_iter().map(|it| it.expect("every text ended")).collect())
 }
 
 /// Continues texts until all have ended. The cache then holds those that ended last.
 pub(crate) fn go_on(
     model: &dyn Model,
-    (live, cache): (&mut Vec<Sequence>, &mut KvCache),
+    (texts, cache): (&mut Texts, &mut KvCache),
     (config, ctx): (&GenerateConfig, &Context),
-    on_token: &mut dyn FnMut(usize, u32) -> bool,
+    listener: &mut Listener<'_>,
     done: &mut [Option<Generated>],
 ) -> Result<()> {
     let limit = model.config().max_position_embeddings;
     loop {
+        texts.admit(model, cache, config);
+        let live = &mut texts.live;
         let mut stopped: Vec<Option<StopReason>> = live.iter().map(|it| it.is_full(config, limit)).collect();
-        finish(live, cache, &stopped, done);
-        if live.is_empty() {
-            return Ok(());
+        if !finish(live, cache, &stopped, (&mut *listener, &mut *done)) {
+            texts.give_up(done);
         }
+        if texts.live.is_empty() {
+            if texts.waiting.is_empty() {
+                return Ok(());
+            }
+            continue;
+        }
+        let live = &mut texts.live;
         announce(model, live, cache);
         let scores = step(model, live, cache, ctx)?;
         stopped = vec![None; live.len()];
         for (at, mut scores) in scores {
             let it = &mut live[at];
-            let id = pick(&mut scores, &it.ids, config, it.number);
+            let id = pick(&mut scores, &it.ids, config, config.first_number + it.number);
             if config.eos_token_ids.contains(&id) {
                 stopped[at] = Some(StopReason::Eos);
                 continue;
             }
             it.ids.push(id);
             it.new += 1;
-            if !on_token(it.number, id) {
-                stopped[at] = Some(StopReason::Caller);
-            }
+            stopped[at] = match listener(it.number, Heard::Token(id)) {
+                true => it.is_full(config, limit),
+                false => Some(StopReason::Caller),
+            };
         }
-        finish(live, cache, &stopped, done);
+        if !finish(live, cache, &stopped, (&mut *listener, &mut *done)) {
+            texts.give_up(done);
+        }
     }
 }
 
@@ -153,11 +246,6 @@ impl Sequence {
         Sequence { number, ids, held, new: 0 }
     }
 
-    fn waiting(&self) -> &[u32] {
-        let rest = &self.ids[self.held..];
-        &rest[..rest.len().min(CHUNK)]
-    }
-
     /// Whether no further token is wanted, or there is no place for one.
     fn is_full(&self, config: &GenerateConfig, limit: usize) -> Option<StopReason> {
         if self.new == config.max_new_tokens {
@@ -167,16 +255,19 @@ impl Sequence {
     }
 }
 
-/// Takes the texts that stopped out of the batch.
+/// Takes the texts that stopped out of the batch, and tells whether those that wait begin.
 fn finish(
     live: &mut Vec<Sequence>,
     cache: &mut KvCache,
     stopped: &[Option<StopReason>],
-    done: &mut [Option<Generated>],
-) {
+    (listener, done): (&mut Listener<'_>, &mut [Option<Generated>]),
+) -> bool {
+    let mut goes_on = true;
     for (it, stop) in live.iter().zip(stopped) {
         if let Some(stop) = *stop {
-            done[it.number] = Some(Generated { ids: it.ids[it.ids.len() - it.new..].to_vec(), stop });
+            let generated = Generated { ids: it.ids[it.ids.len() - it.new..].to_vec(), stop };
+            goes_on &= listener(it.number, Heard::Ended(&generated));
+            done[it.number] = Some(generated);
         }
     }
     let keep: Vec<bool> = stopped.iter().map(Option::is_none).collect();
@@ -185,6 +276,7 @@ fn finish(
     }
     let mut keep = keep.into_iter();
     live.retain(|_| keep.next().unwrap_or(false));
+    goes_on
 }
 
 /// Announces how long texts have become. Where all positions are rotated in another way from some length on, what the cache holds when the
@@ -208,14 +300,17 @@ fn step(
     cache: &mut KvCache,
     ctx: &Context,
 ) -> Result<Vec<(usize, Vec<f32>)>> {
-    let new: Vec<usize> = live.iter().map(|it| it.waiting().len()).collect();
-    let ids = Ids::new(live.iter().flat_map(Sequence::waiting).copied().collect());
+    let new = portions(live.iter().map(|it| it.ids.len() - it.held));
+    let ids = live.iter().zip(&new).flat_map(|(it, new)| &it.ids[it.held..][..*new]).copied().collect();
     live.iter_mut().zip(&new).for_each(|(it, new)| it.held += new);
     let layout = cache.begin(&new)?;
-    let all: Vec<usize> = live.iter().map(|it| it.number).collect();
-    let hidden = extend(model, &ids, &layout, cache, &narrowed(ctx, &all, &layout)?)?;
+    // Where much is being read, some prompts wait for a later pass.
+    let taking: Vec<usize> = (0..live.len()).filter(|it| new[*it] > 0).collect();
+    let all: Vec<usize> = taking.iter().map(|it| live[*it].number).collect();
+    let hidden = extend(model, &Ids::new(ids), &layout, cache, &narrowed(ctx, &all, &layout)?)?;
     let last = layout.segments().iter().map(|it| (it.first + it.count - 1) as u32);
-    let ready: Vec<(usize, u32)> = (0..).zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
+    let ready: Vec<(usize, u32)> =
+        taking.into_iter().zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
     if ready.is_empty() {
         return Ok(Vec::new());
     }
@@ -225,6 +320,21 @@ fn step(
     let vocab = model.config().vocab_size;
     let rows = scores.data::<f32>().chunks(scores.cols()).map(|it| it[..vocab].to_vec());
     Ok(ready.into_iter().map(|it| it.0).zip(rows).collect())
+}
+
+/// How much of what each sequence has not in the cache goes into the next pass: the one token of those that are read, and of the others
+/// as much as a pass reads, those that came first before the others.
+pub(crate) fn portions(missing: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut room = AT_ONCE * CHUNK;
+    let portion = |missing: usize| {
+        if missing == 1 {
+            return 1;
+        }
+        let new = missing.min(CHUNK).min(room);
+        room -= new;
+        new
+    };
+    missing.map(portion).collect()
 }
 
 /// A context of all prompts for a pass of some of them, which are the sequences of `layout`.

@@ -2,7 +2,7 @@
 
 use crate::{
     GenerateConfig, Generated, KvCache, Model, Result,
-    generate::{Sequence, check, go_on},
+    generate::{Heard, Sequence, Texts, check, go_on},
 };
 use halfbyte_lora::Context;
 
@@ -44,11 +44,15 @@ impl KeptText {
             |it: &KvCache| model.config().rope_switch().is_some_and(|at| it.longest() > at && prompt.len() <= at);
         let old = self.cache.take().filter(|it| it.compute() == config.compute && !switched(it));
         let kept = old.and_then(|mut it| it.truncate(held).then_some(it));
-        let mut live = vec![Sequence::new(0, prompt.to_vec(), if kept.is_some() { held } else { 0 })];
+        let mut texts = Texts::of(Sequence::new(0, prompt.to_vec(), if kept.is_some() { held } else { 0 }));
         let mut cache = kept.unwrap_or_else(|| KvCache::new(model.config(), config.compute, 1));
         self.ids.clear();
         let mut done = vec![None];
-        go_on(model, (&mut live, &mut cache), (config, ctx), &mut |_, id| on_token(id), &mut done)?;
+        let mut listener = |_, heard: Heard<'_>| match heard {
+            Heard::Token(id) => on_token(id),
+            Heard::Ended(_) => true,
+        };
+        go_on(model, (&mut texts, &mut cache), (config, ctx), &mut listener, &mut done)?;
         let generated: Generated = done.pop().flatten().expect("the text ended");
         self.ids = [prompt, generated.ids.as_slice()].concat();
         self.ids.truncate(cache.lengths()[0]);

@@ -1,34 +1,65 @@
-use crate::{KvCache, Model, Result, extend, generate::CHUNK};
+use crate::{
+    KvCache, Model, Result, extend,
+    generate::{AT_ONCE, portions},
+};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::Context;
 use halfbyte_ops::{Ids, cross_entropy::logits, embedding};
 use halfbyte_tensor::DType;
 
-/// Goes through the passes that continue a prompt of `prompt` tokens until there are `longest`, with a model on a dry device: those
-/// of the prompt, and one at each length at which a cache grows. What they hold stands in the device's books then.
+/// Texts whose continuation is gone through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// Tokens of the prompts that are under way together.
+    pub prompts: Vec<usize>,
+    /// How many new tokens each of them gets.
+    pub new: usize,
+    /// Tokens of the prompts that wait for a place: the first of those under way may end together, and these come in beside the others.
+    pub next: Vec<usize>,
+}
+
+/// Goes through the passes that continue texts, with a model on a dry device: those of the prompts, one at each length at which a cache
+/// grows, and those in which others come in beside what is held then. What they hold stands in the device's books then.
 ///
 /// # Errors
 /// What a pass reports.
-pub fn rehearse(model: &dyn Model, (prompt, longest): (usize, usize), (compute, ctx): (DType, &Context)) -> Result<()> {
-    let mut cache = KvCache::new(model.config(), compute, 1);
-    cache.announce(longest);
-    while cache.lengths()[0] < prompt {
-        let new = (prompt - cache.lengths()[0]).min(CHUNK);
-        pass(model, &mut cache, new, ctx)?;
-    }
+pub fn rehearse(model: &dyn Model, texts: &Rehearsed, (compute, ctx): (DType, &Context)) -> Result<()> {
+    let Rehearsed { prompts, new, next } = texts;
+    let mut cache = KvCache::new(model.config(), compute, prompts.len());
+    cache.announce(prompts.iter().chain(next).max().unwrap_or(&0) + new);
+    read(model, &mut cache, prompts, ctx)?;
     // What comes last is never seen by another pass.
-    while cache.lengths()[0] + 1 < longest {
-        cache.skip(longest - 2 - cache.lengths()[0]);
-        pass(model, &mut cache, 1, ctx)?;
+    let last = cache.lengths()[0] + new.saturating_sub(1);
+    while cache.lengths()[0] < last {
+        cache.skip(last - 1 - cache.lengths()[0]);
+        let ones = vec![1; prompts.len()];
+        pass(model, &mut cache, &ones, ctx)?;
+    }
+    // More are not read at once.
+    let next = &next[..next.len().min(prompts.len()).min(AT_ONCE)];
+    if next.is_empty() {
+        return Ok(());
+    }
+    cache.retain(&(0..prompts.len()).map(|it| it >= next.len()).collect::<Vec<_>>());
+    let lengths = [cache.lengths(), next].concat();
+    next.iter().for_each(|_| cache.admit());
+    read(model, &mut cache, &lengths, ctx)
+}
+
+/// Passes until sequences have so many tokens.
+fn read(model: &dyn Model, cache: &mut KvCache, until: &[usize], ctx: &Context) -> Result<()> {
+    while cache.lengths() != until {
+        let missing: Vec<usize> = until.iter().zip(cache.lengths()).map(|(until, held)| until - held).collect();
+        pass(model, cache, &portions(missing.into_iter()), ctx)?;
     }
     Ok(())
 }
 
-/// A pass of so many new tokens, the last of which is asked what comes next.
-fn pass(model: &dyn Model, cache: &mut KvCache, new: usize, ctx: &Context) -> Result<()> {
-    let (layout, tape) = (cache.begin(&[new])?, Tape::disabled());
-    let hidden = extend(model, &Ids::new(vec![0; new]), &layout, cache, ctx)?;
-    let last = Ids::new(vec![new as u32 - 1]);
+/// A pass of so many new tokens of each sequence, the last of which are asked what comes next.
+fn pass(model: &dyn Model, cache: &mut KvCache, new: &[usize], ctx: &Context) -> Result<()> {
+    let (layout, tape) = (cache.begin(new)?, Tape::disabled());
+    let hidden = extend(model, &Ids::new(vec![0; new.iter().sum()]), &layout, cache, ctx)?;
+    let last = Ids::new(layout.segments().iter().map(|it| (it.first + it.count - 1) as u32).collect());
     let picked = embedding(&tape, &Var::constant(hidden.clone()), &last, hidden.dtype())?;
     logits(picked.value(), model.head(&tape, ctx).as_head())?;
     Ok(())

@@ -4,8 +4,8 @@ use halfbyte_autograd::Tape;
 use halfbyte_lora::{Base, Context, Linear, LoraConfig, Role, Weight, attach};
 use halfbyte_matmul::{Dense, Source};
 use halfbyte_models::{
-    Attend, GenerateConfig, KeptText, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights, build, extend,
-    generate,
+    Attend, GenerateConfig, Generated, Heard, KeptText, KvCache, Model, ModelConfig, Pass, Result, StopReason, Weights,
+    build, extend, generate, generate_within,
 };
 use halfbyte_ops::{FrozenMatrix, Ids, Layout, cross_entropy::logits};
 use halfbyte_tensor::{DType, Tensor};
@@ -225,6 +225,66 @@ fn prompts_of_unequal_lengths_are_continued_as_each_alone() {
             assert_eq!(ended.ids, all.ids[..end]);
         }
     }
+}
+
+#[test]
+fn texts_that_take_the_places_of_those_that_ended_are_continued_as_each_alone() {
+    // One rotates all positions otherwise from some length on, which a text beside it must not feel.
+    let mut long = configs()[7].clone();
+    let factors = |value: f64| vec![value; 2];
+    let scaling = json!({ "type": "longrope", "short_factor": factors(1.0), "long_factor": factors(3.0) });
+    let more = json!({ "original_max_position_embeddings": 40, "rope_scaling": scaling });
+    long.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    for config in configs().into_iter().chain([long]) {
+        let model = model(&config);
+        // More than one pass reads, and two of one token.
+        let prompts: Vec<Vec<u32>> = [530, 1, 77, 4, 560, 1, 540, 33, 555].map(|it| text(it, it as u32)).to_vec();
+        let ctx = Context::default();
+        let config = GenerateConfig { max_new_tokens: 9, temperature: 1.5, ..GenerateConfig::default() };
+        let alone = |at: usize, config: &GenerateConfig| {
+            let config = GenerateConfig { first_number: at, ..config.clone() };
+            generate(model.as_ref(), &prompts[at..=at], (&config, &ctx), &mut |_, _| true).unwrap().remove(0)
+        };
+        // Of the first, so that the places become free at different times.
+        let eos = alone(0, &config).ids[4];
+        let config = GenerateConfig { eos_token_ids: vec![eos], ..config };
+        let expected: Vec<Generated> = (0..prompts.len()).map(|it| alone(it, &config)).collect();
+        for together in [2, 6] {
+            let (mut live, mut most, mut ended) = (vec![], 0, vec![]);
+            let found = generate_within(model.as_ref(), &prompts, together, (&config, &ctx), &mut |at, heard| {
+                match heard {
+                    Heard::Token(_) if !live.contains(&at) => live.push(at),
+                    Heard::Token(_) => {}
+                    Heard::Ended(it) => {
+                        live.retain(|it| *it != at);
+                        ended.push((at, it.clone()));
+                    }
+                }
+                most = most.max(live.len());
+                true
+            })
+            .unwrap();
+            assert_eq!(found, expected, "{together} together");
+            assert!(most <= together, "{most} instead of {together}");
+            ended.sort_by_key(|it| it.0);
+            assert!(ended.iter().map(|it| &it.1).eq(&expected), "each end is told once");
+        }
+    }
+}
+
+#[test]
+fn a_listener_that_has_enough_lets_no_other_text_begin() {
+    let model = model(&configs()[0]);
+    let config = GenerateConfig { max_new_tokens: 3, ..GenerateConfig::default() };
+    let prompts = vec![text(4, 1); 5];
+    let mut told = 0;
+    let found = generate_within(model.as_ref(), &prompts, 2, (&config, &Context::default()), &mut |_, heard| {
+        told += 1;
+        matches!(heard, Heard::Token(_))
+    })
+    .unwrap();
+    assert_eq!(found.iter().map(|it| it.ids.len()).collect::<Vec<_>>(), [3, 3, 0, 0, 0]);
+    assert_eq!((told, found[4].stop), (2 * 3 + 2, StopReason::Caller));
 }
 
 #[test]

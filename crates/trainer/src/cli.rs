@@ -2,11 +2,11 @@
 // These comments are the help that clap prints, where ORG/NAME[@REVISION] is no link.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-use crate::{
-    base_record::BaseFlags,
-    plan::Card,
-    rows::{LayoutArg, RowFlags, TemplateFlags},
-};
+mod generation;
+
+pub use generation::{ChatArgs, GenerateArgs, SamplingArgs};
+
+use crate::{base_record::BaseFlags, plan::Card, rows::RowFlags};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_frozen::{Format, Quant};
 use halfbyte_tensor::DType;
@@ -97,86 +97,6 @@ impl BaseArgs {
     pub(crate) fn flags(&self) -> BaseFlags {
         BaseFlags { quant: self.quant, double_quant: self.double_quant, block_size: self.block_size }
     }
-}
-
-/// How text is continued.
-#[derive(Args, Clone, Debug)]
-pub struct SamplingArgs {
-    /// At most so many new tokens.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub max_new_tokens: usize,
-    /// 0 takes the most probable token.
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f32,
-    /// Sample among so many of the most probable tokens; 0 means all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-    /// Sample among the most probable tokens that reach this probability together.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Above 1, tokens that occurred become less probable.
-    #[arg(long, default_value_t = 1.0)]
-    pub repetition_penalty: f32,
-    /// Seed of the sampling.
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-}
-
-/// `halfbyte generate`.
-#[derive(Args, Debug)]
-pub struct GenerateArgs {
-    /// The base model.
-    #[command(flatten)]
-    pub base: BaseArgs,
-    /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
-    #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
-    /// Which adapter to use, by name; `none` is the base alone [default: each in turn].
-    #[arg(long, value_name = "NAME")]
-    pub use_adapter: Option<String>,
-    /// The text to continue.
-    #[arg(long)]
-    pub prompt: String,
-    /// Whether the prompt is continued as it stands (text), is an instruction, laid out as in training (instruction), or a message,
-    /// written by the chat template (chat).
-    #[arg(long, value_enum, default_value_t = LayoutArg::Text)]
-    pub layout: LayoutArg,
-    /// Same as --layout chat.
-    #[arg(long, conflicts_with = "layout")]
-    pub chat: bool,
-    /// A system message before the prompt; with --chat.
-    #[arg(long, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// What writes conversations.
-    #[command(flatten)]
-    pub template: TemplateFlags,
-    /// Sampling.
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-}
-
-/// `halfbyte chat`.
-#[derive(Args, Debug)]
-pub struct ChatArgs {
-    /// The base model.
-    #[command(flatten)]
-    pub base: BaseArgs,
-    /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
-    #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
-    /// What is made of a line: a message, written by the chat template (chat), or text that is appended to what was said and continued
-    /// (text) [default: chat if the adapter or the model has a template].
-    #[arg(long, value_enum)]
-    pub layout: Option<LayoutArg>,
-    /// A system message, which stands before the others.
-    #[arg(long, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// What writes conversations.
-    #[command(flatten)]
-    pub template: TemplateFlags,
-    /// Sampling.
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
 }
 
 /// Which rows a command reads.

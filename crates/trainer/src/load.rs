@@ -157,6 +157,11 @@ impl Waiting {
         self.0.iter().find(|it| it.file.trains_token_rows()).map(|it| it.name.as_str())
     }
 
+    /// The names of the adapters.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|it| it.name.as_str())
+    }
+
     /// Their settings.
     pub(crate) fn configs(&self) -> impl Iterator<Item = &halfbyte_lora::LoraConfig> {
         self.0.iter().map(|it| &it.file.config)

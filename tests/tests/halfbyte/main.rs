@@ -38,6 +38,7 @@ mod packing;
 mod parsers;
 mod pissa;
 mod plan;
+mod prompts;
 mod python_stack;
 mod quantize;
 mod resume;

@@ -117,7 +117,12 @@ pub(crate) fn headers_of_65_billion(dir: &Path) {
 }
 
 /// A LLaMA of these sizes: channels, those of an MLP, blocks, tokens; heads of queries, and of keys and values; positions.
-fn headers_of(dir: &Path, [hidden, inner, layers, vocab]: [u64; 4], [heads, kv_heads]: [u64; 2], positions: u64) {
+pub(crate) fn headers_of(
+    dir: &Path,
+    [hidden, inner, layers, vocab]: [u64; 4],
+    [heads, kv_heads]: [u64; 2],
+    positions: u64,
+) {
     let tiny = TinyModel { tied: false, ..TinyModel::llama() };
     tiny.write(dir);
     let mut config = tiny.config();

@@ -30,11 +30,11 @@ impl From<String> for Nothing {
 }
 
 impl Conversation {
-    /// From the fields in the order of [`ChatColumns::wanted`].
+    /// From the fields in the order of [`Columns::wanted`](crate::Columns).
     pub(crate) fn of_row(columns: &ChatColumns, fields: Fields) -> Result<Self, Nothing> {
         let mut fields = fields.into_iter();
         let mut next = || fields.next().unwrap_or_default();
-        let mut conversation = match &columns.turns {
+        let conversation = match &columns.turns {
             Turns::Messages(name) => Self::of_messages(next(), name)?,
             Turns::Pair { input, .. } => {
                 let (prompt, answer) = (next(), next());
@@ -42,13 +42,40 @@ impl Conversation {
                 Self::of_pair(prompt, input, answer)?
             }
         };
+        conversation.beside(columns, fields)
+    }
+
+    /// What is asked, from the fields without that of an answer: of messages those before an answer that they end with.
+    pub(crate) fn question(columns: &ChatColumns, fields: Fields) -> Result<Self, Nothing> {
+        let mut fields = fields.into_iter();
+        let mut next = || fields.next().unwrap_or_default();
+        let mut conversation = match &columns.turns {
+            Turns::Messages(name) => Self::of_messages(next(), name)?,
+            Turns::Pair { input, .. } => {
+                let prompt = next();
+                let input = if input.is_some() { next() } else { Value::Null };
+                Self { messages: vec![Self::asked(prompt, &input)?], tools: None, completion: None }
+            }
+        };
+        if conversation.messages.last().is_some_and(|it| role(it) == "assistant") {
+            conversation.messages.pop();
+        }
+        if conversation.messages.is_empty() {
+            return Err("nothing comes before the answer".to_owned().into());
+        }
+        conversation.beside(columns, fields)
+    }
+
+    /// With what other columns say of it.
+    fn beside(mut self, columns: &ChatColumns, mut rest: std::vec::IntoIter<Value>) -> Result<Self, Nothing> {
+        let mut next = || rest.next().unwrap_or_default();
         if columns.system.is_some() {
-            conversation.put_system(next());
+            self.put_system(next());
         }
         if columns.tools.is_some() {
-            conversation.tools = tools(next())?;
+            self.tools = tools(next())?;
         }
-        Ok(conversation)
+        Ok(self)
     }
 
     /// Of a prompt and a completion that are lists of messages.
@@ -60,7 +87,7 @@ impl Conversation {
         Ok(whole)
     }
 
-    fn of_messages(value: Value, column: &str) -> Result<Self, Nothing> {
+    pub(crate) fn of_messages(value: Value, column: &str) -> Result<Self, Nothing> {
         let items = match parsed(value, column)? {
             Value::Null => return Err(Nothing::Null),
             Value::Array(items) => items,
@@ -79,20 +106,28 @@ impl Conversation {
     }
 
     fn of_pair(prompt: Value, input: Value, answer: Value) -> Result<Self, Nothing> {
-        let (Value::String(mut prompt), Value::String(answer)) = (prompt, answer) else { return Err(Nothing::Null) };
-        if prompt.trim().is_empty() || answer.trim().is_empty() {
+        let (Value::String(_), Value::String(answer)) = (&prompt, answer) else { return Err(Nothing::Null) };
+        if answer.trim().is_empty() {
+            return Err(Nothing::Empty);
+        }
+        let messages = vec![Self::asked(prompt, &input)?, json!({ "role": "assistant", "content": answer })];
+        Ok(Self { messages, tools: None, completion: Some(1) })
+    }
+
+    /// What a user says, and what goes on below it.
+    fn asked(prompt: Value, input: &Value) -> Result<Value, Nothing> {
+        let Value::String(mut prompt) = prompt else { return Err(Nothing::Null) };
+        if prompt.trim().is_empty() {
             return Err(Nothing::Empty);
         }
         if let Some(input) = input.as_str().filter(|it| !it.trim().is_empty()) {
             prompt = format!("{prompt}\n{input}");
         }
-        let messages =
-            vec![json!({ "role": "user", "content": prompt }), json!({ "role": "assistant", "content": answer })];
-        Ok(Self { messages, tools: None, completion: Some(1) })
+        Ok(json!({ "role": "user", "content": prompt }))
     }
 
     /// A column of its own says what the system message is, unless the messages have one.
-    fn put_system(&mut self, system: Value) {
+    pub(crate) fn put_system(&mut self, system: Value) {
         let Some(text) = system.as_str().filter(|it| !it.trim().is_empty()) else { return };
         if role(&self.messages[0]) != "system" {
             self.messages.insert(0, json!({ "role": "system", "content": text }));

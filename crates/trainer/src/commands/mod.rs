@@ -1,5 +1,6 @@
 //! The commands that use a model: each a file.
 
+mod answers;
 mod chat;
 mod data;
 mod devices;
@@ -12,6 +13,7 @@ mod lines;
 mod merge;
 mod model_folder;
 mod models;
+mod prompts;
 mod pull;
 mod quantize;
 mod session;

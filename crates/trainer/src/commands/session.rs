@@ -12,7 +12,7 @@ use crate::{
 use halfbyte_data::{Continuation, Tokenizer};
 use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context};
-use halfbyte_models::{GenerateConfig, Generated, KeptText, Model};
+use halfbyte_models::{GenerateConfig, Generated, KeptText, Listener, Model, Rehearsed, generate_within};
 use halfbyte_tensor::Device;
 use std::{
     io::Write,
@@ -64,6 +64,7 @@ impl Opened {
             top_p: sampling.top_p,
             repetition_penalty: sampling.repetition_penalty,
             seed: sampling.seed,
+            first_number: 0,
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
         };
@@ -86,38 +87,96 @@ impl Opened {
         self.config.eos_token_ids.extend(ids);
     }
 
-    /// Loads what there is memory for: the weights, and prompts of so many tokens with what continues them. No adapter is used yet.
+    /// The adapters that a command goes through, by name: those that there are, or the base alone.
+    pub(super) fn adapters(&self) -> Vec<String> {
+        let all: Vec<String> = self.waiting.names().map(str::to_owned).collect();
+        if all.is_empty() { vec![NO_ADAPTER.to_owned()] } else { all }
+    }
+
+    /// One that there is; `none` is the base alone.
+    pub(super) fn adapter(&self, name: &str) -> anyhow::Result<String> {
+        if name != NO_ADAPTER && !self.waiting.names().any(|it| it == name) {
+            return Err(unknown(name, self.waiting.names()));
+        }
+        Ok(name.to_owned())
+    }
+
+    /// Positions that the model has.
+    pub(super) fn positions(&self) -> usize {
+        self.base.folder.config().max_position_embeddings
+    }
+
+    /// Loads what there is memory for: the weights, and a prompt of so many tokens with what continues it. No adapter is used yet.
     pub(super) fn load(self, prompt: usize) -> anyhow::Result<Session> {
+        Ok(self.load_for(&[prompt], Some(1))?.0)
+    }
+
+    /// As [`load`](Self::load) for prompts of these lengths, of which so many are under way together; if it is not said how many, a few
+    /// dozen, or as many as there is memory for. Gives how many these are.
+    pub(super) fn load_for(self, prompts: &[usize], together: Option<usize>) -> anyhow::Result<(Session, usize)> {
         let Opened { base, mut waiting, format, device, config, .. } = self;
-        let plan = {
+        let (plan, together) = {
             let way = |format| Untrained {
                 folder: &base.folder,
                 format,
                 adapters: waiting.configs().collect(),
                 compute: config.compute,
             };
-            let asked = |new| text(&base, prompt, new);
-            let mut others = vec![("--max-new-tokens 32", way(format), asked(config.max_new_tokens.min(32)))];
-            if !base.folder.is_quantized() {
-                others.push(("--quant nf4", way(Format::QLORA), asked(config.max_new_tokens)));
+            let asked = |together, new| texts(&base, prompts, (together, new));
+            let most = prompts.len().min(TOGETHER);
+            let tries = (0..=most.ilog2()).map(|it| asked(most >> it, config.max_new_tokens));
+            let chosen = match together {
+                Some(together) => asked(together.clamp(1, prompts.len()), config.max_new_tokens),
+                None => way(format).first_that_fits(&device, tries)?.expect("there is at least one"),
+            };
+            let together = under_way(&chosen);
+            let mut others = Vec::new();
+            if together > 1 {
+                others.push(("--per-device-eval-batch-size 1", way(format), asked(1, config.max_new_tokens)));
             }
-            way(format).fits(&device, (WHAT, &asked(config.max_new_tokens)), 0, &others)?
+            others.push(("--max-new-tokens 32", way(format), asked(together, config.max_new_tokens.min(32))));
+            if !base.folder.is_quantized() {
+                others.push(("--quant nf4", way(Format::QLORA), asked(together, config.max_new_tokens)));
+            }
+            let what = if prompts.len() > 1 { WHAT_OF_MANY } else { WHAT };
+            (way(format).fits(&device, (what, &chosen), 0, &others)?, together)
         };
         let mut model = load::load(&base.folder, format, &device, Some(&mut waiting))?;
         let adapters = waiting.adapters(model.as_mut(), &device)?.into_iter().map(Arc::new).collect();
-        let longest = longest(&base, prompt, config.max_new_tokens);
+        let longest = longest(&base, prompts.iter().copied().max().unwrap_or(0), config.max_new_tokens);
         let (ctx, kept) = (Context::default(), KeptText::new());
-        Ok(Session { model, base, format, device, adapters, ctx, config, kept, longest, plan })
+        Ok((Session { model, base, format, device, adapters, ctx, config, kept, longest, plan }, together))
     }
 }
 
+/// Texts that are under way together if nobody says how many: a GPU reads the weights once for all of them.
+const TOGETHER: usize = 32;
+
 /// What is refused where memory is short.
 const WHAT: &str = "this text";
+const WHAT_OF_MANY: &str = "continuing these texts";
 
-/// A prompt and what continues it. One for which there are no positions is refused by the model.
-fn text(base: &BaseModel, prompt: usize, new: usize) -> Asked {
+/// Prompts and what continues them, so many together; the longest are, at the worst. One for which there are no positions is refused by the
+/// model.
+fn texts(base: &BaseModel, prompts: &[usize], (together, new): (usize, usize)) -> Asked {
     let last = base.folder.config().max_position_embeddings.saturating_sub(1);
-    Asked::Text { prompt: prompt.min(last).max(1), longest: longest(base, prompt, new) }
+    let mut lengths: Vec<usize> = prompts.iter().map(|it| (*it).min(last).max(1)).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let new = lengths.iter().map(|it| longest(base, *it, new) - it).max().unwrap_or(0);
+    // Where positions end, so does a text; its prompt is as long as the rest of it.
+    let lengths: Vec<usize> = lengths.iter().map(|it| (last + 1 - new).max(1).min(*it)).collect();
+    let (first, rest) = lengths.split_at(together);
+    Asked::Texts(Rehearsed { prompts: first.to_vec(), new, next: rest.iter().copied().take(together).collect() })
+}
+
+/// How many texts go together.
+fn under_way(asked: &Asked) -> usize {
+    if let Asked::Texts(it) = asked { it.prompts.len() } else { 1 }
+}
+
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> anyhow::Error {
+    let known = known.chain([NO_ADAPTER]).collect::<Vec<_>>().join(", ");
+    user_error(format!("there is no adapter `{name}`; there is {known}"))
 }
 
 fn longest(base: &BaseModel, prompt: usize, new: usize) -> usize {
@@ -152,14 +211,24 @@ impl Session {
     }
 
     fn find(&self, name: &str) -> anyhow::Result<usize> {
-        self.names().position(|it| it == name).ok_or_else(|| {
-            let known = self.names().chain([NO_ADAPTER]).collect::<Vec<_>>().join(", ");
-            user_error(format!("there is no adapter `{name}`; there is {known}"))
-        })
+        self.names().position(|it| it == name).ok_or_else(|| unknown(name, self.names()))
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
         &self.base.tokenizer
+    }
+
+    /// Continues prompts, so many together, the first of which is the `number`th of a list; see [`generate_within`].
+    pub(super) fn continue_all(
+        &self,
+        (prompts, number): (&[Vec<u32>], usize),
+        together: usize,
+        listener: &mut Listener<'_>,
+    ) -> anyhow::Result<()> {
+        let config = GenerateConfig { first_number: number, ..self.config.clone() };
+        generate_within(self.model.as_ref(), prompts, together, (&config, &self.ctx), listener)?;
+        compared(WHAT_OF_MANY, &self.plan);
+        Ok(())
     }
 
     /// Refuses a text that grew beyond what there is memory for.
@@ -176,7 +245,7 @@ impl Session {
         };
         let needed = way.grows(
             &self.device,
-            (WHAT, &text(&self.base, prompt, self.config.max_new_tokens)),
+            (WHAT, &texts(&self.base, &[prompt], (1, self.config.max_new_tokens))),
             self.plan.activations,
         )?;
         (self.longest, self.plan.activations) = (longest, needed);

@@ -12,7 +12,7 @@ use crate::{
 use halfbyte_autograd::Tape;
 use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context, Linear, LoraConfig, Weight, attach_dry};
-use halfbyte_models::{Model, ModelFolder, Pass, build, rehearse};
+use halfbyte_models::{Model, ModelFolder, Pass, Rehearsed, build, rehearse};
 use halfbyte_ops::{Ids, Layout};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_train::{How, Micro, Objective as _, objective::CausalLm};
@@ -39,8 +39,8 @@ pub(crate) struct Untrained<'a> {
 pub(crate) enum Asked {
     /// The loss of batches, of which the largest has sequences of these lengths.
     Loss(Vec<usize>),
-    /// The continuation of a prompt, until there are so many tokens.
-    Text { prompt: usize, longest: usize },
+    /// The continuation of texts.
+    Texts(Rehearsed),
     /// A merge into this dtype, judged by its predictions after so many tokens.
     Merge { tokens: usize, dtype: DType },
     /// The errors of its matrices in few bits, and perhaps a checkpoint of these.
@@ -95,7 +95,7 @@ impl Untrained<'_> {
                 let how = How { denominator: batch.trained as f32, compute, checkpointing: false, ctx };
                 CausalLm.loss(&Tape::disabled(), model, &Micro::new(&batch, how)?)?;
             }
-            Asked::Text { prompt, longest } => rehearse(model, (*prompt, *longest), (compute, &ctx))?,
+            Asked::Texts(texts) => rehearse(model, texts, (compute, &ctx))?,
             Asked::Merge { tokens, dtype } => {
                 let first = predictions(model, *tokens, &ctx)?;
                 pass(device, merging(model, adapter.map(Arc::as_ref), *dtype));
@@ -133,6 +133,27 @@ impl Untrained<'_> {
         }
         let advice = room.way_out(others, "a smaller model, or more memory,");
         Err(room.refusal(what, &plan, &advice))
+    }
+
+    /// The first of several things to ask that there is memory for, else the last.
+    pub(crate) fn first_that_fits(
+        &self,
+        device: &Device,
+        asked: impl IntoIterator<Item = Asked>,
+    ) -> anyhow::Result<Option<Asked>> {
+        let room = Room::on(device)?;
+        let mut last = None;
+        for it in asked {
+            let fits = match room {
+                Some(room) => self.plan(device, &it)?.total() <= room.free,
+                None => true,
+            };
+            last = Some(it);
+            if fits {
+                break;
+            }
+        }
+        Ok(last)
     }
 
     /// As [`fits`](Self::fits), for what is asked when the weights are loaded, and with them there is `held` for activations. Gives how

@@ -1,0 +1,149 @@
+//! Where the continuations of several prompts go: in their order, as texts, or as objects that a later command can go on from.
+
+use crate::{console, failure::user_error};
+use anyhow::Context as _;
+use halfbyte_data::{Prompt, Tokenizer};
+use halfbyte_files::{append_file, read_text};
+use halfbyte_models::{Generated, StopReason};
+use serde_json::{Value, json};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+};
+
+/// A place for continuations.
+pub(super) enum Answers {
+    /// Texts on standard output.
+    Texts,
+    /// Objects on standard output.
+    Objects,
+    /// Objects in a file, which is written line by line, so that what is there can be gone on from.
+    File(File),
+}
+
+/// What the continuations of a list of prompts are, adapter by adapter: each prompt with each adapter in turn.
+pub(super) struct Wanted<'a> {
+    pub(super) prompts: &'a [Prompt],
+    /// Names of adapters, if it matters which.
+    pub(super) adapters: Vec<Option<&'a str>>,
+}
+
+impl Wanted<'_> {
+    pub(super) fn len(&self) -> usize {
+        self.prompts.len() * self.adapters.len()
+    }
+
+    /// What a line of a file has to say of itself.
+    fn keys(&self, at: usize) -> Value {
+        let row = at % self.prompts.len();
+        let mut object = json!({ "row": row });
+        if let Some(name) = self.adapters[at / self.prompts.len()] {
+            object["adapter"] = name.into();
+        }
+        object["prompt"] = self.prompts[row].text.as_str().into();
+        object
+    }
+}
+
+impl Answers {
+    /// A file, and how many of the continuations it has already.
+    ///
+    /// # Errors
+    /// A file that is there and is neither to be replaced nor gone on from, or that holds something else.
+    pub(super) fn file(
+        path: &Path,
+        wanted: &Wanted<'_>,
+        resume: bool,
+        overwrite: bool,
+    ) -> anyhow::Result<(Answers, usize)> {
+        let name = path.display();
+        let there = path.exists().then(|| read_text(path)).transpose()?.unwrap_or_default();
+        if !there.is_empty() && !resume && !overwrite {
+            return Err(user_error(format!(
+                "--output {name} is there already; --resume goes on where it ends, --overwrite replaces it"
+            )));
+        }
+        let (mut done, mut whole) = (0, 0);
+        if resume {
+            for line in there.split_inclusive('\n') {
+                // A command that was killed may have left a part of one.
+                if !line.ends_with('\n') {
+                    break;
+                }
+                if !is_of(line, wanted, done) {
+                    return Err(user_error(format!(
+                        "--output {name}: line {} is not what these prompts and adapters have there; --resume goes on with the same, --overwrite begins anew",
+                        done + 1
+                    )));
+                }
+                (done, whole) = (done + 1, whole + line.len());
+            }
+        }
+        let file = append_file(path)?;
+        file.set_len(whole as u64).with_context(|| format!("{name}"))?;
+        Ok((Answers::File(file), done))
+    }
+
+    /// Writes the continuation of the `at`th of what is wanted.
+    pub(super) fn write(
+        &mut self,
+        at: usize,
+        wanted: &Wanted<'_>,
+        generated: &Generated,
+        tokenizer: &Tokenizer,
+    ) -> anyhow::Result<()> {
+        let prompt = &wanted.prompts[at % wanted.prompts.len()];
+        if matches!(self, Answers::Texts) {
+            let mut stream = tokenizer.stream(true);
+            let mut text = String::new();
+            for id in &generated.ids {
+                text += &stream.push(*id)?;
+            }
+            text += &stream.finish()?;
+            return Ok(writeln!(io::stdout().lock(), "{text}")?);
+        }
+        let mut object = wanted.keys(at);
+        object["completion"] = tokenizer.continuation(&prompt.ids, &generated.ids)?.into();
+        object["prompt_tokens"] = prompt.ids.len().into();
+        object["tokens"] = generated.ids.len().into();
+        object["finish_reason"] = finish_reason(generated.stop).into();
+        let line = format!("{object}\n");
+        match self {
+            Answers::File(file) => file.write_all(line.as_bytes())?,
+            _ => io::stdout().lock().write_all(line.as_bytes())?,
+        }
+        Ok(())
+    }
+
+    /// Makes what was written last.
+    pub(super) fn finish(self) -> io::Result<()> {
+        if let Answers::File(file) = self { file.sync_all() } else { Ok(()) }
+    }
+
+    /// Whether people read what is written, and would like to know what it is of.
+    pub(super) fn announce(&self, text: &str) {
+        if matches!(self, Answers::Texts) {
+            console::say(text);
+        }
+    }
+}
+
+/// Why a text ended, in the words of OpenAI's and vLLM's interfaces.
+fn finish_reason(stop: StopReason) -> &'static str {
+    match stop {
+        StopReason::Eos => "stop",
+        StopReason::MaxNewTokens | StopReason::MaxPosition => "length",
+        StopReason::Caller => "abort",
+    }
+}
+
+/// Whether a line is the `at`th of what is wanted.
+fn is_of(line: &str, wanted: &Wanted<'_>, at: usize) -> bool {
+    let Ok(Value::Object(found)) = serde_json::from_str(line) else { return false };
+    if at >= wanted.len() || !found.contains_key("completion") {
+        return false;
+    }
+    let keys = wanted.keys(at);
+    ["row", "adapter", "prompt"].iter().all(|it| found.get(*it) == keys.get(it))
+}

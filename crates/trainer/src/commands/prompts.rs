@@ -1,0 +1,96 @@
+//! What `generate` is to continue: the texts of its flags, or the rows of files.
+
+use super::session::Opened;
+use crate::{
+    cli::GenerateArgs,
+    console,
+    failure::user_error,
+    places,
+    rows::{LayoutArg, template},
+};
+use halfbyte_data::{
+    ChatTemplate, ColumnNames, Columns, DataFiles, Part, Prompt, PromptConfig, instruction_prompt, parse_rows,
+};
+use serde_json::json;
+use std::sync::Arc;
+
+/// The prompts in their layout, each found to be one that the model can go on from.
+pub(super) fn prompts(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+    let layout = if args.chat { Some(LayoutArg::Chat) } else { args.layout };
+    match args.prompts.is_empty() {
+        true => of_flags(args, layout.unwrap_or(LayoutArg::Text), opened),
+        false => of_files(args, layout, opened),
+    }
+}
+
+fn of_flags(args: &GenerateArgs, layout: LayoutArg, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+    let template = match layout {
+        LayoutArg::Chat => Some(chat_template(args, opened)?),
+        _ if args.system.is_some() => return Err(no_system()),
+        _ => None,
+    };
+    let mut all = Vec::with_capacity(args.prompt.len());
+    for prompt in &args.prompt {
+        let said = |role: &str, it: &str| json!({ "role": role, "content": it });
+        let text = match (&template, layout) {
+            (Some(template), _) => {
+                let system = args.system.iter().map(|it| said("system", it));
+                template.render(&system.chain([said("user", prompt)]).collect::<Vec<_>>(), None, true)?
+            }
+            (None, LayoutArg::Instruction) => instruction_prompt(prompt, None),
+            (None, _) => prompt.clone(),
+        };
+        let tokenizer = opened.tokenizer();
+        let ids = if template.is_some() { tokenizer.encode_plain(&text)? } else { tokenizer.encode_prompt(&text)? };
+        let which = if args.prompt.len() == 1 { String::new() } else { format!("--prompt {}: ", all.len() + 1) };
+        if ids.is_empty() {
+            return Err(user_error(format!("{which}the prompt has no token; give the model something to continue")));
+        }
+        if ids.len() >= opened.positions() {
+            let (tokens, positions) = (ids.len(), opened.positions());
+            return Err(user_error(format!(
+                "{which}the prompt has {tokens} tokens, the model has positions for {positions}"
+            )));
+        }
+        all.push(Prompt { text, ids });
+    }
+    Ok(all)
+}
+
+fn of_files(args: &GenerateArgs, layout: Option<LayoutArg>, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+    let named = args.prompts.iter().map(|it| Ok(places::data(it, Part::HeldOut)?.files));
+    let files = DataFiles::find(&named.collect::<anyhow::Result<Vec<_>>>()?.concat(), Part::HeldOut)?;
+    let columns = files.columns()?;
+    let mut names = args.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
+    if let Some(text) = &args.text_column {
+        names = names.with_text(text);
+    }
+    let chosen = Columns::choose_prompts(&columns, &names, layout.map(Into::into))
+        .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
+    chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
+    let conversations = chosen.columns.are_conversations(&columns);
+    if args.system.is_some() && !conversations {
+        return Err(no_system());
+    }
+    let config = PromptConfig {
+        columns: chosen.columns,
+        rows: args.rows.as_deref().map(parse_rows).transpose()?,
+        template: if conversations { Some(Arc::new(chat_template(args, opened)?)) } else { None },
+        system: args.system.clone(),
+        limit: opened.positions(),
+    };
+    let prompts = Prompt::read(&files, opened.tokenizer(), &config)?;
+    console::say(&format!("{}: {} prompts; {}", files.described(), prompts.len(), config.columns.of_prompts()));
+    Ok(prompts)
+}
+
+fn no_system() -> anyhow::Error {
+    user_error("--system is a message of a chat; add --chat")
+}
+
+/// What writes conversations, which end where it ends an answer, too.
+fn chat_template(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Result<ChatTemplate> {
+    let template = template(&args.template, &opened.folders(), opened.tokenizer())?;
+    opened.stop_at(&template.end_ids(opened.tokenizer())?);
+    Ok(template)
+}
