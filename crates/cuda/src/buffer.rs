@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::result;
 
@@ -144,6 +145,7 @@ impl Gpu {
                 continue;
             }
             count(&self.tally.downloads);
+            self.tally.downloaded.fetch_add(into.len() as u64, Ordering::Relaxed);
             if self.is_dry() {
                 into.fill(0);
                 continue;

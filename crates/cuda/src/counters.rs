@@ -20,6 +20,8 @@ pub struct Counters {
     pub uploads: u64,
     /// Copies to host memory.
     pub downloads: u64,
+    /// Their bytes.
+    pub downloaded: u64,
     /// Times that the host waited for the device, for whatever reason.
     pub synchronisations: u64,
     /// Bytes that the copy stream moved between host memory and the device, either way.
@@ -40,6 +42,7 @@ impl Counters {
             bytes: self.bytes - earlier.bytes,
             uploads: self.uploads - earlier.uploads,
             downloads: self.downloads - earlier.downloads,
+            downloaded: self.downloaded - earlier.downloaded,
             synchronisations: self.synchronisations - earlier.synchronisations,
             copied: self.copied - earlier.copied,
             waited: self.waited - earlier.waited,
@@ -57,6 +60,7 @@ pub(crate) struct Tally {
     pub(crate) bytes: AtomicU64,
     pub(crate) uploads: AtomicU64,
     pub(crate) downloads: AtomicU64,
+    pub(crate) downloaded: AtomicU64,
     pub(crate) synchronisations: AtomicU64,
     pub(crate) copied: AtomicU64,
     pub(crate) waited: AtomicU64,
@@ -73,6 +77,7 @@ impl Tally {
             bytes: of(&self.bytes),
             uploads: of(&self.uploads),
             downloads: of(&self.downloads),
+            downloaded: of(&self.downloaded),
             synchronisations: of(&self.synchronisations),
             copied: of(&self.copied),
             waited: of(&self.waited),

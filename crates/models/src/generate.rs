@@ -1,7 +1,7 @@
-use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_paths, sampling::pick};
+use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_paths};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Context, Routing};
-use halfbyte_ops::{Ids, Layout, cross_entropy::logits, embedding};
+use halfbyte_ops::{Chosen, Ids, Layout, cross_entropy::logits, embedding, sample};
 use halfbyte_tensor::{DType, Device, Tensor};
 use std::collections::VecDeque;
 
@@ -103,12 +103,14 @@ pub(crate) struct Texts {
     waiting: VecDeque<Sequence>,
     /// How many may be under way.
     together: usize,
+    /// The tokens that were chosen last, which are what the next pass takes in most often.
+    latest: Option<Chosen>,
 }
 
 impl Texts {
     /// One text, under way.
     pub(crate) fn of(one: Sequence) -> Texts {
-        Texts { live: vec![one], waiting: VecDeque::new(), together: 1 }
+        Texts { live: vec![one], waiting: VecDeque::new(), together: 1, latest: None }
     }
 
     /// Lets those that wait take the places that are free. A text that may outgrow the length from which positions are rotated in another
@@ -175,7 +177,7 @@ pub fn generate_within(
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
     let fresh = |(number, ids): (usize, &Vec<u32>)| Sequence::new(number, ids.clone(), 0);
     let waiting = prompts.iter().enumerate().map(fresh).collect();
-    let mut texts = Texts { live: Vec::new(), waiting, together };
+    let mut texts = Texts { live: Vec::new(), waiting, together, latest: None };
     let mut cache = KvCache::new(model.config(), config.compute, 0);
     go_on(model, (&mut texts, &mut cache), (config, ctx), listener, &mut done)?;
     Ok(done.into_iter().map(|it| it.expect("every text ended")).collect())
@@ -205,11 +207,10 @@ pub(crate) fn go_on(
         }
         let live = &mut texts.live;
         announce(model, live, cache);
-        let scores = step(model, live, cache, ctx)?;
+        let chosen = step(model, live, cache, (config, ctx), &mut texts.latest)?;
         stopped = vec![None; live.len()];
-        for (at, mut scores) in scores {
+        for (at, id) in chosen {
             let it = &mut live[at];
-            let id = pick(&mut scores, &it.ids, config, config.first_number + it.number);
             if config.eos_token_ids.contains(&id) {
                 stopped[at] = Some(StopReason::Eos);
                 continue;
@@ -292,22 +293,27 @@ fn announce(model: &dyn Model, live: &mut [Sequence], cache: &mut KvCache) {
     cache.announce(longest.max(before));
 }
 
-/// One pass: of every sequence what is not in the cache yet, or a chunk of it. Gives the scores of the next token for those that
-/// are in the cache whole.
+/// One pass: of every sequence what is not in the cache yet, or a chunk of it. Gives the next token of those that are in the cache whole.
 fn step(
     model: &dyn Model,
     live: &mut [Sequence],
     cache: &mut KvCache,
-    ctx: &Context,
-) -> Result<Vec<(usize, Vec<f32>)>> {
+    (config, ctx): (&GenerateConfig, &Context),
+    latest: &mut Option<Chosen>,
+) -> Result<Vec<(usize, u32)>> {
     let new = portions(live.iter().map(|it| it.ids.len() - it.held));
     let ids = live.iter().zip(&new).flat_map(|(it, new)| &it.ids[it.held..][..*new]).copied().collect();
+    // What was chosen on a GPU need not go there again.
+    let ids = match latest.take() {
+        Some(chosen) if chosen.ids == ids => Ids::known(ids, &chosen.there),
+        _ => Ids::new(ids),
+    };
     live.iter_mut().zip(&new).for_each(|(it, new)| it.held += new);
     let layout = cache.begin(&new)?;
     // Where much is being read, some prompts wait for a later pass.
     let taking: Vec<usize> = (0..live.len()).filter(|it| new[*it] > 0).collect();
     let all: Vec<usize> = taking.iter().map(|it| live[*it].number).collect();
-    let hidden = extend(model, &Ids::new(ids), &layout, cache, &narrowed(ctx, &all, &layout)?)?;
+    let hidden = extend(model, &ids, &layout, cache, &narrowed(ctx, &all, &layout)?)?;
     let last = layout.segments().iter().map(|it| (it.first + it.count - 1) as u32);
     let ready: Vec<(usize, u32)> =
         taking.into_iter().zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
@@ -316,10 +322,12 @@ fn step(
     }
     let numbers: Vec<usize> = ready.iter().map(|it| live[it.0].number).collect();
     let ctx = narrowed(ctx, &numbers, &Layout::new(&vec![1; ready.len()])?)?;
-    let scores = scores(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx)?;
-    let vocab = model.config().vocab_size;
-    let rows = scores.data::<f32>().chunks(scores.cols()).map(|it| it[..vocab].to_vec());
-    Ok(ready.into_iter().map(|it| it.0).zip(rows).collect())
+    let logits = logits_after(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx)?;
+    let draws: Vec<_> = ready.iter().map(|it| config.draw(&live[it.0].ids, live[it.0].number)).collect();
+    let chosen = sample(logits, model.config().vocab_size, &config.sampling(), &draws)?.ok_or(Error::NotFinite)?;
+    let found = ready.into_iter().map(|it| it.0).zip(chosen.ids.iter().copied()).collect();
+    *latest = Some(chosen);
+    Ok(found)
 }
 
 /// How much of what each sequence has not in the cache goes into the next pass: the one token of those that are read, and of the others
@@ -357,6 +365,15 @@ pub fn extend(model: &dyn Model, ids: &Ids, layout: &Layout, cache: &mut KvCache
 /// # Errors
 /// Logits that hold NaN or infinity: nothing can be told from them.
 pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context) -> Result<Tensor> {
+    let scores = logits_after(model, hidden, rows, ctx)?.to_device(&Device::Cpu)?;
+    if !scores.is_finite()? {
+        return Err(Error::NotFinite);
+    }
+    Ok(scores)
+}
+
+/// The logits in f32 after some rows of hidden states, where these are.
+fn logits_after(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context) -> Result<Tensor> {
     let tape = Tape::disabled();
     let all = rows.len() == hidden.rows();
     let picked = match all {
@@ -368,9 +385,5 @@ pub fn scores(model: &dyn Model, hidden: &Tensor, rows: Vec<u32>, ctx: &Context)
         ctx.by_rows(&tape, &Var::constant(picked), &paths.each_ref().map(String::as_str), |picked, ctx| {
             Ok([Var::constant(logits(picked.value(), model.head(&tape, ctx).as_head())?)])
         })?;
-    let scores = scores.into_value().to_device(&Device::Cpu)?;
-    if !scores.is_finite()? {
-        return Err(Error::NotFinite);
-    }
-    Ok(scores)
+    Ok(scores.into_value())
 }

@@ -1,5 +1,6 @@
 //! Token ids on their way through the ops: looked through once on the host, uploaded once.
 
+use crate::place::on_gpu;
 use halfbyte_cuda::Gpu;
 use halfbyte_tensor::{Result, Tensor, cuda};
 use std::sync::{Arc, OnceLock};
@@ -50,6 +51,15 @@ impl Ids {
             groups: OnceLock::new(),
             groups_on_gpu: OnceLock::new(),
         }))
+    }
+
+    /// As [`new`](Self::new), for ids that lie on a GPU already: `there` (u32) holds the same.
+    pub fn known(ids: Vec<u32>, there: &Tensor) -> Ids {
+        let it = Ids::new(ids);
+        if on_gpu(there) {
+            let _ = it.0.on_gpu.set(there.clone());
+        }
+        it
     }
 
     /// The number of ids.

@@ -23,6 +23,7 @@ pub mod lora_linear;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod sample;
 pub mod split;
 
 #[cfg(all(test, target_os = "linux"))]
@@ -55,5 +56,6 @@ pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
 pub use rows::{RowGroups, deal_rows, gather_rows};
+pub use sample::{Chosen, Draw, Sampling, sample};
 pub use split::{Columns, split};
 pub use weight_format::{Refusal, WeightFormat};

@@ -38,7 +38,7 @@ pub struct Cli {
 pub enum Command {
     /// Train an adapter (or a whole model) on a data set.
     Finetune(Box<crate::finetune::FinetuneArgs>),
-    /// Continue a prompt, with or without adapters.
+    /// Continue prompts, with or without adapters.
     Generate(GenerateArgs),
     /// Talk to a model; `/adapter NAME` switches adapters, `/help` lists what else there is.
     Chat(ChatArgs),
