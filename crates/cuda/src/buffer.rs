@@ -46,19 +46,35 @@ impl Buffer {
     /// If the lengths differ.
     pub fn upload(&mut self, from: &[u8]) -> Result<(), Error> {
         assert_eq!(from.len(), self.bytes, "an upload fills its buffer");
-        if from.is_empty() {
+        self.fill(|at, piece| {
+            piece.copy_from_slice(&from[at..at + piece.len()]);
+            Ok(())
+        })
+    }
+
+    /// Fills it with what `fill` writes, piece by piece: it is told at which byte of the buffer a piece begins. A piece lies in page-locked
+    /// memory and is on its way to the device while the next is written, so that nothing is copied in host memory. Waits as
+    /// [`upload`](Self::upload) does. `fill` asks nothing of the device.
+    ///
+    /// # Errors
+    /// What `fill` reports, after which the contents are unknown; and if the driver's call fails.
+    pub fn fill<E: From<Error>>(&mut self, mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        if self.bytes == 0 {
             return Ok(());
         }
         let gpu = self.gpu.clone();
         gpu.bind()?;
         count(&gpu.tally.uploads);
-        let mut at = self.ptr();
-        for piece in from.chunks(PIECE) {
-            gpu.send(piece, |pinned| {
-                // SAFETY: the range lies in this buffer, and the ring keeps its piece until the copy is done.
-                call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(at, pinned, gpu.compute) })
-            })?;
-            at += piece.len() as u64;
+        for at in (0..self.bytes).step_by(PIECE) {
+            let to = self.ptr() + at as u64;
+            gpu.send(
+                PIECE.min(self.bytes - at),
+                |piece| fill(at, piece),
+                |pinned| {
+                    // SAFETY: the range lies in this buffer, and the ring keeps its piece until the copy is done.
+                    call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, pinned, gpu.compute) })
+                },
+            )?;
         }
         Ok(())
     }

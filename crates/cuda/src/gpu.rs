@@ -276,8 +276,13 @@ impl Gpu {
         }
     }
 
-    /// Hands a copy of `from` in page-locked memory to `copy`, as [`Ring::send`] does. The ring is made when it is first needed.
-    pub(crate) fn send(&self, from: &[u8], copy: impl FnOnce(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    /// Has `fill` write page-locked memory and hands that to `copy`, as [`Ring::send`] does. The ring is made when it is first needed.
+    pub(crate) fn send<E: From<Error>>(
+        &self,
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+        copy: impl FnOnce(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), E> {
         if self.is_dry() {
             return Ok(());
         }
@@ -286,7 +291,7 @@ impl Gpu {
             *guard = Some(Ring::new(self)?);
         }
         let Some(ring) = guard.as_mut() else { unreachable!("made above") };
-        ring.send(self, from, copy)
+        ring.send(self, bytes, fill, copy)
     }
 
     /// Waits until everything that was asked of the compute stream is done; reports what went wrong meanwhile.

@@ -12,9 +12,9 @@ use crate::pinned::Pinned;
 use crate::stream::Event;
 
 /// Bytes of the ring.
-const BYTES: usize = 16 << 20;
-/// The most that one piece holds, so that filling one goes on while another is copied.
-pub(crate) const PIECE: usize = 4 << 20;
+const BYTES: usize = 32 << 20;
+/// The most that one piece holds, so that filling one goes on while others are copied; enough for several threads to fill it.
+pub(crate) const PIECE: usize = 8 << 20;
 /// Where pieces begin.
 const GRAIN: usize = 256;
 
@@ -32,14 +32,15 @@ impl Ring {
         Ok(Ring { memory, order: Order::new(BYTES), events: VecDeque::new(), spare: Vec::new() })
     }
 
-    /// Hands a copy of `from`, of at most [`PIECE`] bytes, to `copy`, which enqueues reading it on the compute stream. Waits only if
-    /// the ring is full of what the device has not come to yet.
-    pub(crate) fn send(
+    /// Has `fill` write a piece of at most [`PIECE`] bytes, and hands it to `copy`, which enqueues reading it on the compute stream. Waits
+    /// only if the ring is full of what the device has not come to yet.
+    pub(crate) fn send<E: From<Error>>(
         &mut self,
         gpu: &Gpu,
-        from: &[u8],
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
         copy: impl FnOnce(&[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), E> {
         while let Some(event) = self.events.front()
             && gpu.has_passed(event)?
         {
@@ -47,7 +48,7 @@ impl Ring {
         }
         let event = self.spare.pop().map_or_else(|| Event::untimed(gpu), Ok)?;
         let at = loop {
-            match self.order.claim(from.len()) {
+            match self.order.claim(bytes) {
                 Some(at) => break at,
                 None => {
                     let Some(event) = self.events.front() else { unreachable!("an empty ring has room for a piece") };
@@ -56,10 +57,10 @@ impl Ring {
                 }
             }
         };
+        let piece = &mut self.memory.as_mut_slice()[at..at + bytes];
+        let filled = fill(piece);
         // From here on the piece is in flight, whether or not the copy could be asked for.
-        let piece = &mut self.memory.as_mut_slice()[at..at + from.len()];
-        piece.copy_from_slice(from);
-        let copied = copy(piece).and_then(|()| gpu.compute_stream().record(&event));
+        let copied = filled.and_then(|()| Ok(copy(piece).and_then(|()| gpu.compute_stream().record(&event))?));
         self.events.push_back(event);
         copied
     }

@@ -14,6 +14,10 @@ impl Store for Dense {
         Ok(Arc::new(DenseMatrix::new(weight)?))
     }
 
+    fn takes_from_gpu(&self) -> bool {
+        true
+    }
+
     fn dry(&self, _: &Format, device: &Device, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix> {
         Arc::new(DenseMatrix { weight: Tensor::scratch_on(device, &[dims.0, dims.1], dtype) })
     }

@@ -19,6 +19,9 @@ pub enum Error {
     /// A file that could not be read.
     #[error(transparent)]
     Files(#[from] halfbyte_files::Error),
+    /// A GPU has no memory left, or fails.
+    #[error(transparent)]
+    Tensor(#[from] halfbyte_tensor::Error),
     /// A tensor that is not a matrix of floating-point numbers.
     #[error("a frozen matrix is made of a 2-dimensional f32, f16 or bf16 tensor, got shape {shape:?} of {dtype}")]
     NotAMatrix {

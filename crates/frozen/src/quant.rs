@@ -10,6 +10,11 @@ pub(crate) trait Store: Sync {
     /// A matrix with the values of a `(out_features, in_features)` weight, as nearly as the format can.
     fn freeze(&self, format: &Format, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>>;
 
+    /// Whether a weight may lie on a GPU.
+    fn takes_from_gpu(&self) -> bool {
+        false
+    }
+
     /// One of these dimensions without contents, on a dry device. `dtype` is what the weight would have been loaded as.
     fn dry(&self, format: &Format, device: &Device, dims: (usize, usize), dtype: DType) -> Arc<dyn FrozenMatrix>;
 }
@@ -101,11 +106,16 @@ impl WeightFormat for Format {
         Ok(Format::freeze(&Format::DENSE, weight)?)
     }
 
+    fn takes_from_gpu(&self) -> bool {
+        self.quant.store().takes_from_gpu()
+    }
+
     fn stored(
         &self,
         path: &str,
         dims: (usize, usize),
         files: &Reading<'_>,
+        _: &Device,
     ) -> std::result::Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
         Ok(mxfp4::stored(path, dims, files)?)
     }

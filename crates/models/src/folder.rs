@@ -1,8 +1,8 @@
 //! A Hugging Face folder: its configuration and its weights, read tensor by tensor.
 
 use crate::{Error, ModelConfig, Result, model::HEAD, names, registry::is_value_head};
-use halfbyte_files::{Dtype, ShardedFiles, dangling, oddity, read_text};
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_files::{Dtype, Placed, ShardedFiles, TensorFile, dangling, oddity, read_text};
+use halfbyte_tensor::{DType, Device, Tensor, cuda};
 use serde_json::Value;
 use std::path::Path;
 
@@ -145,6 +145,31 @@ impl ModelFolder {
         Ok(if stored == shape { tensor } else { with_rows(&tensor, shape) })
     }
 
+    /// Reads one tensor whole onto a device; where that is a GPU, from the file to there, without a copy in host memory, and nobody waits to
+    /// hear whether it is finite: that stands in the second tensor (f32 `[1]`), which is 0 if it is. What [`read`](Self::read) finds out by
+    /// itself has none.
+    pub(crate) fn read_onto(&self, name: &str, shape: &[usize], device: &Device) -> Result<(Tensor, Option<Tensor>)> {
+        let as_it_lies = self.files.get(name).is_some_and(|it| it.1.shape == shape && it.1.dtype != Dtype::F64);
+        let Device::Cuda(_) = device else { return Ok((self.read(name, shape)?.to_device(device)?, None)) };
+        match self.place_of(name, &self.stored_shape(name, shape))? {
+            (file, it, dtype) if as_it_lies => {
+                let fill = |at: usize, bytes: &mut [u8]| Ok::<(), Error>(file.read_part(it, at, bytes)?);
+                let tensor = Tensor::filled_on(device, shape, dtype, fill)?;
+                let infinite = cuda::find_infinite(&tensor)?;
+                Ok((tensor, Some(infinite)))
+            }
+            _ => Ok((self.read(name, shape)?.to_device(device)?, None)),
+        }
+    }
+
+    /// What to say of a tensor that is not finite.
+    pub(crate) fn not_finite(&self, name: &str) -> Error {
+        let path = self.files.get(name).map_or_else(|| self.dir().to_owned(), |it| it.0.path().to_owned());
+        let message =
+            format!("{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run");
+        Error::File { path, message }
+    }
+
     /// Reads one of the `parts` of a tensor along its first dimension, each of `shape`.
     pub(crate) fn read_part(&self, name: &str, (part, parts): (usize, usize), shape: &[usize]) -> Result<Tensor> {
         self.read_from(name, &[&[parts], shape].concat(), (part, shape))
@@ -152,6 +177,21 @@ impl ModelFolder {
 
     /// Reads a part of a tensor of shape `whole`.
     fn read_from(&self, name: &str, whole: &[usize], (part, shape): (usize, &[usize])) -> Result<Tensor> {
+        let (file, it, dtype) = self.place_of(name, whole)?;
+        let from = part * shape.iter().product::<usize>() * it.dtype.size();
+        let tensor = match it.dtype {
+            Dtype::F64 => {
+                let mut bytes = vec![0; shape.iter().product::<usize>() * it.dtype.size()];
+                file.read_part(it, from, &mut bytes)?;
+                Tensor::from_vec(shape, narrowed(&bytes))
+            }
+            _ => Tensor::filled(shape, dtype, |bytes| file.read_part(it, from, bytes))?,
+        };
+        if tensor.is_finite()? { Ok(tensor) } else { Err(self.not_finite(name)) }
+    }
+
+    /// Where a tensor of shape `whole` is, and the dtype in which it is loaded.
+    fn place_of(&self, name: &str, whole: &[usize]) -> Result<(&TensorFile, &Placed, DType)> {
         let (file, it) = self.files.get(name).ok_or_else(|| self.files.missing(name))?;
         let wrong = |message: String| Error::File { path: file.path().to_owned(), message };
         let Some(dtype) = loaded_dtype(it.dtype) else {
@@ -165,21 +205,7 @@ impl ModelFolder {
         if it.shape != whole {
             return Err(wrong(format!("{name} has shape {:?}, config.json asks for {whole:?}", it.shape)));
         }
-        let from = part * shape.iter().product::<usize>() * it.dtype.size();
-        let tensor = match it.dtype {
-            Dtype::F64 => {
-                let mut bytes = vec![0; shape.iter().product::<usize>() * it.dtype.size()];
-                file.read_part(it, from, &mut bytes)?;
-                Tensor::from_vec(shape, narrowed(&bytes))
-            }
-            _ => Tensor::filled(shape, dtype, |bytes| file.read_part(it, from, bytes))?,
-        };
-        if !tensor.is_finite()? {
-            return Err(wrong(format!(
-                "{name} holds NaN or infinite values; the file is damaged, or was saved from a diverged run"
-            )));
-        }
-        Ok(tensor)
+        Ok((file, it, dtype))
     }
 }
 

@@ -56,6 +56,8 @@ pub struct FolderWeights<'a, 'l> {
     loading: Loading<'l>,
     device: &'a Device,
     progress: &'a mut dyn FnMut(usize),
+    /// Tensors that went to a GPU unseen, and what was found there.
+    unseen: Vec<(String, Tensor)>,
 }
 
 impl<'a, 'l> FolderWeights<'a, 'l> {
@@ -66,11 +68,17 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         device: &'a Device,
         progress: &'a mut dyn FnMut(usize),
     ) -> FolderWeights<'a, 'l> {
-        FolderWeights { folder, reading: Reading::new(folder.files()), loading, device, progress }
+        FolderWeights { folder, reading: Reading::new(folder.files()), loading, device, progress, unseen: Vec::new() }
     }
 
     /// Fails if the folder holds a tensor that the model did not ask for. `ignored` says which ones old files carry.
+    /// So it does if one that went to a GPU is not finite.
     pub fn finish(self, ignored: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, infinite) in &self.unseen {
+            if infinite.to_device(&Device::Cpu)?.data::<f32>()[0] != 0.0 {
+                return Err(self.folder.not_finite(name));
+            }
+        }
         let surplus: Vec<&str> = self.reading.unused().into_iter().filter(|it| !ignored(it)).collect();
         let Some(first) = surplus.first() else { return Ok(()) };
         let more = if surplus.len() > 1 { format!(" and {} more", surplus.len() - 1) } else { String::new() };
@@ -84,18 +92,24 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         Err(Error::File { path: self.folder.dir().to_owned(), message })
     }
 
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self.folder.read(name, shape)?;
+    fn read(&mut self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let (tensor, infinite) = self.folder.read_onto(name, shape, device)?;
+        self.unseen.extend(infinite.map(|it| (name.to_owned(), it)));
         self.reading.take(name);
         (self.progress)(tensor.bytes());
         Ok(tensor)
     }
 
     /// The matrix of a layer, `(out_features, in_features)`, of which the files may hold the transpose.
-    fn read_matrix(&mut self, name: &str, dims: (usize, usize), transposed: bool) -> Result<Tensor> {
+    fn read_matrix(
+        &mut self,
+        name: &str,
+        dims: (usize, usize),
+        (transposed, device): (bool, &Device),
+    ) -> Result<Tensor> {
         match transposed {
-            false => self.read(name, &[dims.0, dims.1]),
-            true => Ok(turned(&self.read(name, &[dims.1, dims.0])?)),
+            false => self.read(name, &[dims.0, dims.1], device),
+            true => Ok(turned(&self.read(name, &[dims.1, dims.0], &Device::Cpu)?)),
         }
     }
 
@@ -103,13 +117,14 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
         let name = format!("{path}.weight");
         let refused = |source: Refusal| Error::Freeze { path: path.to_owned(), source };
         let Loading::Frozen { format, .. } = self.loading else {
-            let values = self.read_matrix(&name, dims, transposed)?;
+            let values = self.read_matrix(&name, dims, (transposed, &Device::Cpu))?;
             return self.freeze(path, values);
         };
         // A transpose of numbers is no matrix that could be taken over as it lies there.
         let lies_across =
             transposed && self.folder.files().get(&name).is_some_and(|it| loaded_dtype(it.1.dtype).is_some());
-        let stored = if lies_across { None } else { format.stored(path, dims, &self.reading).map_err(refused)? };
+        let stored =
+            if lies_across { None } else { format.stored(path, dims, &self.reading, self.device).map_err(refused)? };
         if let Some(matrix) = stored {
             if !is_head && self.wants(path) {
                 return Err(refused(
@@ -119,7 +134,8 @@ impl<'a, 'l> FolderWeights<'a, 'l> {
             (self.progress)(matrix.bytes());
             return self.place(matrix);
         }
-        let weight = self.read_matrix(&name, dims, transposed)?;
+        let at_once = format.takes_from_gpu() && (is_head || !self.wants(path));
+        let weight = self.read_matrix(&name, dims, (transposed, if at_once { self.device } else { &Device::Cpu }))?;
         if is_head {
             return self.place(format.keep(path, weight).map_err(refused)?);
         }
@@ -199,7 +215,8 @@ impl Weights for FolderWeights<'_, '_> {
     }
 
     fn weight(&mut self, name: &str, shape: &[usize], role: Role) -> Result<Weight> {
-        let tensor = self.read(name, shape)?;
+        let is_frozen = matches!(self.loading, Loading::Frozen { .. });
+        let tensor = self.read(name, shape, if is_frozen { self.device } else { &Device::Cpu })?;
         self.kept(name, role, tensor)
     }
 

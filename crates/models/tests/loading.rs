@@ -56,6 +56,7 @@ impl WeightFormat for Noting {
         path: &str,
         dims: (usize, usize),
         files: &Reading<'_>,
+        _: &Device,
     ) -> Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
         if self.stored != Some(path) {
             return Ok(None);

@@ -83,11 +83,19 @@ impl Blocks4 {
         packed: Vec<u8>,
         scales: Scales,
     ) -> Result<Blocks4, Error> {
+        Blocks4::check_parts(block_size, len, packed.len(), &scales)?;
+        Ok(Blocks4 { quant_type, block_size, len, packed, scales })
+    }
+
+    /// Checks what [`from_parts`](Self::from_parts) checks, of `packed` bytes that lie elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`from_parts`](Self::from_parts).
+    pub fn check_parts(block_size: usize, len: usize, packed: usize, scales: &Scales) -> Result<(), Error> {
         let op = "Blocks4::from_parts";
         check_block_size(op, block_size)?;
-        check_len(op, "packed", len.div_ceil(2), packed.len())?;
-        scales.check(op, len.div_ceil(block_size))?;
-        Ok(Blocks4 { quant_type, block_size, len, packed, scales })
+        check_len(op, "packed", len.div_ceil(2), packed)?;
+        scales.check(op, len.div_ceil(block_size))
     }
 
     /// Decodes everything: `code[nibble] * absmax` in `f32`, rounded once to `T`. On all of rayon's threads.

@@ -33,6 +33,13 @@ impl QuantType {
         }
     }
 
+    /// How values become nibbles, for encoders elsewhere: `x / absmax` has as its rank the number of thresholds that it exceeds, and the
+    /// nibble of that is stored; the last is what takes the place of NaN.
+    pub fn encoding(self) -> (&'static [f32; 15], &'static [u8; 16], f32) {
+        let Rule { thresholds, nibbles, nan_as } = self.rule();
+        (thresholds, nibbles, *nan_as)
+    }
+
     /// The inverse of [`QuantType::name`].
     pub fn from_name(name: &str) -> Option<QuantType> {
         Self::ALL.into_iter().find(|t| t.name() == name)

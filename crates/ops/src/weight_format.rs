@@ -2,7 +2,7 @@
 
 use crate::FrozenMatrix;
 use halfbyte_files::Reading;
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
 use std::sync::Arc;
 
 /// Why a format does not take a weight.
@@ -16,13 +16,19 @@ pub trait WeightFormat {
     /// Keeps a weight that is never stored in few bits: that of the output head.
     fn keep(&self, path: &str, weight: Tensor) -> Result<Arc<dyn FrozenMatrix>, Refusal>;
 
-    /// Takes over the matrix at `path` of `(out_features, in_features)` as the files hold it, without a dense weight on the way.
-    /// `None` where they hold a dense one, which then comes to [`freeze`](Self::freeze) or [`keep`](Self::keep).
+    /// Whether weights may lie on a GPU when they are to be frozen or kept.
+    fn takes_from_gpu(&self) -> bool {
+        false
+    }
+
+    /// Takes over the matrix at `path` of `(out_features, in_features)` as the files hold it, without a dense weight on the way; on the
+    /// device, or in host memory if it has to be brought there. `None` where they hold a dense one, which then comes to [`freeze`](Self::freeze) or [`keep`](Self::keep).
     fn stored(
         &self,
         _path: &str,
         _dims: (usize, usize),
         _files: &Reading<'_>,
+        _device: &Device,
     ) -> Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
         Ok(None)
     }

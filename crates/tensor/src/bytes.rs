@@ -1,6 +1,6 @@
 //! A tensor's elements as files hold them: little-endian bytes of one of the types that files know.
 
-use crate::{DType, Element, Tensor, bf16, f16};
+use crate::{DType, Device, Element, Tensor, bf16, f16};
 use bytemuck::Pod;
 use halfbyte_files::Dtype;
 use std::borrow::Cow;
@@ -45,6 +45,26 @@ impl Tensor {
             DType::U32 => write::<u32, E>(&mut it, fill)?,
         }
         Ok(it)
+    }
+
+    /// A tensor on a device whose bytes `fill` writes, little-endian, in pieces: it is told at which byte one begins. On a GPU they go there
+    /// from page-locked memory, one while the next is written, and no copy stays in host memory.
+    ///
+    /// # Errors
+    /// What `fill` reports, and a GPU without memory, or that fails.
+    pub fn filled_on<E: From<crate::Error>>(
+        device: &Device,
+        shape: &[usize],
+        dtype: DType,
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Tensor, E> {
+        match device {
+            Device::Cuda(gpu) if cfg!(target_endian = "little") => crate::cuda::filled(gpu, shape, dtype, fill),
+            Device::Cpu | Device::Cuda(_) | Device::Dry(_) => {
+                let here = Tensor::filled(shape, dtype, |bytes| fill(0, bytes))?;
+                Ok(here.to_device(device)?)
+            }
+        }
     }
 
     /// A tensor of these bytes, little-endian, which must fill its shape.

@@ -158,6 +158,34 @@ pub(crate) fn to_gpu(from: &Tensor, gpu: &Arc<Gpu>) -> Result<Tensor> {
     Ok(Tensor::from_cuda(from.shape(), from.dtype(), buffer))
 }
 
+/// A tensor whose bytes `fill` writes, piece by piece.
+pub(crate) fn filled<E: From<crate::Error>>(
+    gpu: &Arc<Gpu>,
+    shape: &[usize],
+    dtype: DType,
+    mut fill: impl FnMut(usize, &mut [u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<Tensor, E> {
+    /// What ended it: the device, or who writes.
+    enum Ended<E> {
+        Device(halfbyte_cuda::Error),
+        Writer(E),
+    }
+    impl<E> From<halfbyte_cuda::Error> for Ended<E> {
+        fn from(error: halfbyte_cuda::Error) -> Self {
+            Ended::Device(error)
+        }
+    }
+    let of_device = |error: halfbyte_cuda::Error| E::from(crate::Error::from(error));
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    let mut buffer = gpu.alloc(bytes).map_err(of_device)?;
+    let done = buffer.fill(|at, piece| fill(at, piece).map_err(Ended::Writer));
+    done.map_err(|it| match it {
+        Ended::Device(error) => of_device(error),
+        Ended::Writer(error) => error,
+    })?;
+    Ok(Tensor::from_cuda(shape, dtype, buffer))
+}
+
 pub(crate) fn to_host(from: &Tensor) -> Result<Tensor> {
     let from = &from.dense();
     let buffer = from.cuda_buffer().expect("the tensor lies on a GPU");
@@ -188,13 +216,25 @@ pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
 }
 
 pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
+    let found = find_infinite(x)?;
+    Ok(to_host(&found)?.data::<f32>()[0] == 0.0)
+}
+
+/// Looks for NaN and infinity, and does not wait for what is found: f32 `[1]` on the GPU, 0 if there are none.
+///
+/// # Errors
+/// If the kernel cannot be started.
+///
+/// # Panics
+/// If the tensor lies on no GPU.
+pub fn find_infinite(x: &Tensor) -> Result<Tensor> {
     let x = &x.dense();
     let gpu = x.gpu().expect("the tensor lies on a GPU").clone();
     let mut found = zeros(&gpu, &[1], DType::F32);
     let kernel = FindInfinite { x, found: &mut found, n: x.len() };
     // SAFETY: the kernel reads as many elements as it is told, and writes one number.
     unsafe { kernel.launch(&gpu, number(x.dtype()), Launch::elements(x.len())) }?;
-    Ok(to_host(&found)?.data::<f32>()[0] == 0.0)
+    Ok(found)
 }
 
 fn or_fault(gpu: &Arc<Gpu>, done: Result<()>) {

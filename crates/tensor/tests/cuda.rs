@@ -87,3 +87,37 @@ fn memory_that_is_not_there_is_an_error_and_no_panic() {
     assert!(error.to_string().contains("out of memory") && error.to_string().contains("4194304"), "{error}");
     assert!(x.to_device(&Device::Cuda(gpu)).is_ok(), "and it goes on");
 }
+
+/// More than the ring of page-locked memory holds at a time.
+#[test]
+fn what_is_written_piece_by_piece_is_there_whole() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Cuda(gpu);
+    for len in [0usize, 1, 3 << 20, (45 << 20) + 7] {
+        let byte = |at: usize| (at * 7 / 3) as u8;
+        let mut next = 0;
+        let there = Tensor::filled_on(&device, &[len], DType::U8, |at, bytes| {
+            assert_eq!(at, next, "pieces come in order");
+            next += bytes.len();
+            bytes.iter_mut().enumerate().for_each(|(i, it)| *it = byte(at + i));
+            Ok::<(), halfbyte_tensor::Error>(())
+        })
+        .unwrap();
+        assert_eq!(next, len);
+        let back = there.to_device(&Device::Cpu).unwrap();
+        assert!(back.data::<u8>().iter().enumerate().all(|(at, it)| *it == byte(at)), "{len} bytes");
+    }
+    // Who writes may fail, and the next who does is none the worse for it.
+    let mut asked = 0;
+    let failed = Tensor::filled_on(&device, &[40 << 20], DType::U8, |at, _| {
+        asked += 1;
+        if at == 0 { Ok(()) } else { Err(halfbyte_tensor::Error::invalid("test", "a broken disk")) }
+    });
+    assert!(failed.unwrap_err().to_string().contains("a broken disk"));
+    assert_eq!(asked, 2);
+    let fine = Tensor::filled_on(&device, &[40 << 20], DType::U8, |_, bytes| {
+        bytes.fill(9);
+        Ok::<(), halfbyte_tensor::Error>(())
+    });
+    assert!(fine.unwrap().to_device(&Device::Cpu).unwrap().data::<u8>().iter().all(|it| *it == 9));
+}

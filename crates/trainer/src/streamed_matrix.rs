@@ -6,7 +6,7 @@ use halfbyte_files::{Placed, Reading, TensorFile};
 use halfbyte_frozen::Format;
 use halfbyte_matmul::{self as matmul, Dense, View};
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
-use halfbyte_tensor::{DType, Tensor, with_float};
+use halfbyte_tensor::{DType, Device, Tensor, with_float};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,6 +57,7 @@ impl WeightFormat for Streamed {
         path: &str,
         dims: (usize, usize),
         files: &Reading<'_>,
+        _: &Device,
     ) -> Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
         let Some((file, place)) = files.take(&format!("{path}.weight")) else { return Ok(None) };
         let Some(dtype) = DType::of_files(place.dtype).filter(|it| it.is_float()) else { return Ok(None) };
@@ -176,7 +177,7 @@ mod tests {
             let files = ShardedFiles::open(dir.path()).unwrap();
             let reading = Reading::new(&files);
             let streamed = Streamed::default();
-            let open = |path: &str, dims| streamed.stored(path, dims, &reading).unwrap();
+            let open = |path: &str, dims| streamed.stored(path, dims, &reading, &Device::Cpu).unwrap();
             assert!(open("a", (4, 3)).is_none() && open("c", (3, 4)).is_none());
             let matrix = open("b", (3, 4)).unwrap();
             assert_eq!(reading.unused(), [] as [&str; 0]);

@@ -336,3 +336,54 @@ fn a_profile_goes_by_the_clock_of_the_gpu() {
     assert!(of("lora_linear", "forward", "launches") >= of("lora_linear", "forward", "calls"), "{table}");
     assert!(of("lora_linear", "forward", "gflops_per_second") > 0.0, "{table}");
 }
+
+/// Matrices in bf16 go to the GPU as they are and are quantised there, codes go there from their file.
+#[test]
+fn a_folder_is_loaded_there_as_it_is_on_a_cpu() {
+    let work = Work::new();
+    let model = work.model(&TinyModel { bf16: true, shards: 3, tied: false, ..TinyModel::llama() });
+    let stored = work.path("stored");
+    let quantize = |flags: &str| {
+        let mut args: Vec<OsString> = vec!["quantize".into(), "--model".into(), model.clone().into()];
+        args.extend(["--output".into(), stored.clone().into()]);
+        args.extend(flags.split_whitespace().map(OsString::from));
+        Outcome::of(halfbyte().args(args)).success();
+    };
+    let loss = |folder: &Path, flags: &str, there: bool| {
+        let mut args: Vec<OsString> =
+            ["eval", "--json", "--compute-dtype", "f32", "--model"].map(OsString::from).to_vec();
+        args.extend([folder.into(), "--data".into(), work.rows().into()]);
+        args.extend(flags.split_whitespace().map(OsString::from));
+        match there {
+            true => {
+                args.extend(["--device".into(), "cuda".into()]);
+                Some(Outcome::of(&mut on_gpu(args, &work.path("cache"))?).json()["loss"].as_f64().unwrap())
+            }
+            false => Some(Outcome::of(halfbyte().args(args)).json()["loss"].as_f64().unwrap()),
+        }
+    };
+    for flags in ["--quant none", "--quant nf4", "--quant fp4 --double-quant off --block-size 32", "--quant int8"] {
+        let Some(there) = loss(&model, flags, true) else { return };
+        near(flags, &[there], &[loss(&model, flags, false).unwrap()]);
+    }
+    for flags in ["--quant nf4", "--quant fp4 --double-quant off --overwrite", "--quant int8 --overwrite"] {
+        quantize(flags);
+        near(flags, &[loss(&stored, "", true).unwrap()], &[loss(&stored, "", false).unwrap()]);
+    }
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_refused_by_name_there_too() {
+    let work = Work::new();
+    let tiny = TinyModel::llama();
+    for name in ["model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight", "model.norm.weight"] {
+        let (folder, mut tensors) = (work.path("changed"), tiny.tensors());
+        tensors.iter_mut().find(|it| it.name == name).unwrap().values[5] = f32::NAN;
+        tiny.write_with(&folder, &tensors);
+        let mut args: Vec<OsString> =
+            ["generate", "--quant", "nf4", "--device", "cuda", "--prompt", "the"].map(OsString::from).to_vec();
+        args.extend(["--model".into(), folder.into()]);
+        let Some(mut command) = on_gpu(args, &work.path("cache")) else { return };
+        Outcome::of(&mut command).user_error(&["model.safetensors", name, "NaN or infinite"]);
+    }
+}

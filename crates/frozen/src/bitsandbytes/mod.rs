@@ -17,7 +17,7 @@ pub use write::{Part, parts, quantization_config};
 use crate::{Format, FrozenMatrix};
 use halfbyte_files::Reading;
 use halfbyte_ops::{Refusal, WeightFormat};
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
 use std::sync::Arc;
 
 /// How the name of a 4-bit weight's description goes on after `P.weight.`, up to the code.
@@ -45,12 +45,17 @@ impl WeightFormat for Stored {
         self.format.keep(path, weight)
     }
 
+    fn takes_from_gpu(&self) -> bool {
+        self.format.takes_from_gpu()
+    }
+
     fn stored(
         &self,
         path: &str,
         dims: (usize, usize),
         files: &Reading<'_>,
+        device: &Device,
     ) -> Result<Option<Arc<dyn FrozenMatrix>>, Refusal> {
-        Ok(read::matrix(path, dims, files)?)
+        Ok(read::matrix(path, dims, (files, device))?)
     }
 }

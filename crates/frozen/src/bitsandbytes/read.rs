@@ -2,6 +2,7 @@ use super::STATE;
 use crate::{Error, Format, FourBitMatrix, FrozenMatrix, Int8Matrix, Quant, Result};
 use halfbyte_files::{Reading, ShardedFiles};
 use halfbyte_nf4::{Blocks4, NESTED_BLOCK_SIZE, QuantType, Rows8, Scales, blockwise8::DynamicMap};
+use halfbyte_tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -53,12 +54,16 @@ pub fn holds_codes(files: &ShardedFiles, name: &str) -> bool {
 }
 
 /// The quantised `(out_features, in_features)` matrix of the linear layer at `path`, or `None` if it is stored dense.
-pub(super) fn matrix(path: &str, dims: (usize, usize), files: &Reading<'_>) -> Result<Option<Arc<dyn FrozenMatrix>>> {
+pub(super) fn matrix(
+    path: &str,
+    dims: (usize, usize),
+    (files, device): (&Reading<'_>, &Device),
+) -> Result<Option<Arc<dyn FrozenMatrix>>> {
     for code in CODES {
         let name = format!("{path}.weight.{STATE}{}", code.name());
         if let Some(bytes) = files.read(&name)? {
             let state = parse_state(&name, &bytes)?;
-            return Ok(Some(Arc::new(four_bit(path, dims, &state, code, files)?)));
+            return Ok(Some(Arc::new(four_bit(path, dims, (&state, code), (files, device))?)));
         }
     }
     match files.read(&format!("{path}.SCB"))? {
@@ -70,9 +75,8 @@ pub(super) fn matrix(path: &str, dims: (usize, usize), files: &Reading<'_>) -> R
 fn four_bit(
     path: &str,
     dims: (usize, usize),
-    state: &QuantState,
-    code: QuantType,
-    files: &Reading<'_>,
+    (state, code): (&QuantState, QuantType),
+    (files, device): (&Reading<'_>, &Device),
 ) -> Result<FourBitMatrix> {
     let name = |part: &str| format!("{path}.weight{part}");
     if state.quant_type != code.name() {
@@ -102,12 +106,31 @@ fn four_bit(
             }
         }
     };
-    if !scales.to_f32().iter().all(|it| it.is_finite()) {
+    if !are_finite(&scales) {
         return Err(wrong("absmax holds NaN or infinite values; the checkpoint is damaged"));
+    }
+    if let Device::Cuda(_) = device {
+        let (file, it) = files.take(&name("")).ok_or_else(|| missing(&name("")))?;
+        Blocks4::check_parts(state.blocksize, dims.0 * dims.1, it.bytes(), &scales)?;
+        // From the file to the device, with no copy in host memory.
+        let fill = |at: usize, bytes: &mut [u8]| Ok::<(), Error>(file.read_part(it, at, bytes)?);
+        let packed = Tensor::filled_on(device, &[it.bytes()], DType::U8, fill)?;
+        return FourBitMatrix::from_codes(dims, (code, state.blocksize), packed, scales);
     }
     let packed = required(&name(""), files)?;
     let blocks = Blocks4::from_parts(code, state.blocksize, dims.0 * dims.1, packed, scales);
     Ok(FourBitMatrix::from_blocks(dims, blocks?))
+}
+
+/// Whether all scales are numbers, of which doubly quantised ones are looked at in detail only where their own scales are near the end
+/// of the range.
+fn are_finite(scales: &Scales) -> bool {
+    if let Scales::Double { nested_absmax, offset, .. } = scales
+        && nested_absmax.iter().all(|it| (it.abs() + offset.abs()).is_finite())
+    {
+        return true;
+    }
+    scales.to_f32().iter().all(|it| it.is_finite())
 }
 
 fn nested_is_known(map: &str, state: &QuantState, files: &Reading<'_>) -> Result<()> {
@@ -141,7 +164,11 @@ fn parse_state(name: &str, bytes: &[u8]) -> Result<QuantState> {
 }
 
 fn required(name: &str, files: &Reading<'_>) -> Result<Vec<u8>> {
-    files.read(name)?.ok_or_else(|| wrong(format!("the tensor {name} is missing from the quantised checkpoint")))
+    files.read(name)?.ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> Error {
+    wrong(format!("the tensor {name} is missing from the quantised checkpoint"))
 }
 
 fn floats(name: &str, bytes: &[u8]) -> Result<Vec<f32>> {

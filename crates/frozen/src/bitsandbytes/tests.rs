@@ -2,7 +2,7 @@ use super::{Part, Skipped, Stored, parts, stored_format};
 use crate::{Format, Quant};
 use halfbyte_files::{Dtype, Reading, ShardedFiles, ShardedWriter, TensorSpec};
 use halfbyte_ops::WeightFormat;
-use halfbyte_tensor::Tensor;
+use halfbyte_tensor::{Device, Tensor};
 
 const PATH: &str = "model.layers.0.mlp.up_proj";
 const DIMS: (usize, usize) = (6, 64);
@@ -49,10 +49,10 @@ fn what_is_written_is_taken_over_bit_for_bit() {
         assert_eq!(found.quant, format.quant);
         let reading = Reading::new(&files);
         let all = Stored { format: found, skipped: Skipped::default() };
-        let stored = all.stored(PATH, DIMS, &reading).unwrap().expect("it is quantised");
+        let stored = all.stored(PATH, DIMS, &reading, &Device::Cpu).unwrap().expect("it is quantised");
         assert_eq!(values(stored.as_ref()), values(format.freeze(weight()).unwrap().as_ref()), "{format:?}");
         assert_eq!(reading.unused(), ["model.norm.weight"], "all its parts were asked for");
-        assert!(all.stored("model.norm", (1, 1), &reading).unwrap().is_none(), "dense");
+        assert!(all.stored("model.norm", (1, 1), &reading, &Device::Cpu).unwrap().is_none(), "dense");
     }
 }
 
@@ -76,7 +76,7 @@ fn a_part_that_is_missing_or_of_another_size_is_named() {
                 let dir = folder(changed);
                 let files = ShardedFiles::open(dir.path()).unwrap();
                 let stored = Stored { format, skipped: Skipped::default() };
-                let found = stored.stored(PATH, DIMS, &Reading::new(&files));
+                let found = stored.stored(PATH, DIMS, &Reading::new(&files), &Device::Cpu);
                 match found {
                     Err(e) => assert!(!e.to_string().is_empty()),
                     Ok(None) => assert!(name.contains("bitsandbytes__") || name.ends_with(".SCB"), "{name}"),

@@ -1,10 +1,13 @@
 use super::{Block, CodedMatrix, Scales};
-use halfbyte_cuda::{Gpu, T, kernels};
+use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_ops::{
     frozen::FourBit,
     gpu_product::{Window, sheet},
 };
-use halfbyte_tensor::{Place, Result, Tensor, cuda::number};
+use halfbyte_tensor::{
+    DType, Place, Result, Tensor,
+    cuda::{number, upload_f32},
+};
 use std::sync::Arc;
 
 kernels! {
@@ -13,6 +16,7 @@ kernels! {
         codes: *const u8, tables: *const f32, absmax: Option<*const f32>, scale_codes: Option<*const u8>, nested: Option<*const f32>,
         offset: f32, shift: i32, bits: i32, unit: f32, out: *mut T, start: usize, stride: i32, rows: i32, cols: i32,
     }
+    encode4 as Encode4 { x: *const T, rule: *const f32, codes: *mut u8, absmax: *mut f32, nibbles: usize, size: i32, n: usize }
 }
 
 /// Elements of a row that a thread decodes at once.
@@ -49,6 +53,29 @@ pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Wi
     };
     // SAFETY: the codes fill the matrix, with a scale for every block of them, and the window lies in its tensor.
     unsafe { kernel.launch(gpu, number(dtype), sheet(rows.div_ceil(AT_ONCE), cols.div_ceil(TOGETHER))) }
+}
+
+/// Four bits and a scale for blocks of `size` elements of a tensor on a GPU: by thresholds, the nibbles between them, and what takes the
+/// place of NaN.
+pub(super) fn encode4(
+    x: &Tensor,
+    (thresholds, nibbles, nan_as): (&[f32; 15], &[u8; 16], f32),
+    size: usize,
+) -> Result<(Tensor, Tensor)> {
+    let x = &x.dense();
+    let Place::Gpu(gpu) = x.place() else { unreachable!("asked of a tensor on a GPU") };
+    let n = x.len();
+    let mut codes = x.scratch_like(&[n.div_ceil(2)], DType::U8);
+    let mut absmax = x.scratch_like(&[n.div_ceil(size)], DType::F32);
+    if n > 0 {
+        let rule = &upload_f32(gpu, &[16], &[&thresholds[..], &[nan_as]].concat())?;
+        let nibbles = nibbles.iter().rev().fold(0, |all, it| all << 4 | usize::from(*it));
+        let (lanes, element) = (absmax.len() * 32, number(x.dtype()));
+        let kernel = Encode4 { x, rule, codes: &mut codes, absmax: &mut absmax, nibbles, size, n };
+        // SAFETY: a warp for each block; codes and scales have room for all elements and blocks.
+        unsafe { kernel.launch(gpu, element, Launch::elements(lanes)) }?;
+    }
+    Ok((codes, absmax))
 }
 
 /// The parts of a matrix of 4-bit codes, for products of few rows.

@@ -99,3 +99,46 @@ KERNEL decode(const unsigned char* codes, const float* tables, const float* absm
             out[start + (size_t)row * stride + c] = Round<T>::of(tables[code] * scale_of(scales, shift ? e >> shift : row) * unit);
         }
 }
+
+// Subnormals to zero, as bitsandbytes' kernels are built to take them.
+__device__ __forceinline__ float flushed(float x) {
+    int bits = __float_as_int(x);
+    return (bits & 0x7f800000) == 0 ? __int_as_float(bits & (int)0x80000000u) : x;
+}
+
+// Codes of four bits for n elements, two a byte with the first in the high nibble, and the largest size of each block of `size`: x times
+// the reciprocal of that has as its rank the number of the 15 thresholds of `rule` that it exceeds, and nibble `rank` is stored. rule[15]
+// takes the place of NaN. Element n, if n is odd, is 0. A warp a block.
+KERNEL encode4(const T* x, const float* rule, unsigned char* codes, float* absmax, unsigned long long nibbles, int size,
+               unsigned long long n) {
+    int lane = threadIdx.x & 31;
+    size_t blocks = (n + size - 1) / size;
+    FOR_EACH(thread, blocks * 32) {
+        size_t block = thread >> 5, first = block * size, end = first + size < n ? first + size : n;
+        // Sizes are ordered as their bits are, and NaN is left out.
+        unsigned largest = 0;
+        for (size_t i = first + lane; i < end; i += 32) {
+            unsigned bits = (unsigned)__float_as_int(to_f32(x[i])) & 0x7fffffffu;
+            largest = bits <= 0x7f800000u && bits > largest ? bits : largest;
+        }
+        for (int o = 16; o > 0; o >>= 1) {
+            unsigned other = __shfl_xor_sync(0xffffffffu, largest, o);
+            largest = other > largest ? other : largest;
+        }
+        float scale = flushed(__int_as_float((int)largest)), by = flushed(1.0f / scale);
+        if (lane == 0) absmax[block] = scale;
+        for (size_t i = first + 2 * lane; i < end; i += 64) {
+            unsigned byte = 0;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float v = flushed(i + j < end ? to_f32(x[i + j]) : 0.0f) * by;
+                if (v != v) v = rule[15];
+                int rank = 0;
+#pragma unroll
+                for (int t = 0; t < 15; t++) rank += v > rule[t];
+                byte = byte << 4 | (unsigned)(nibbles >> 4 * rank & 15);
+            }
+            codes[i / 2] = (unsigned char)byte;
+        }
+    }
+}

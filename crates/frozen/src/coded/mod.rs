@@ -41,6 +41,19 @@ pub(crate) enum Scales {
     },
 }
 
+impl Scales {
+    fn to_device(&self, device: &Device) -> Result<Scales> {
+        Ok(match self {
+            Scales::Plain(absmax) => Scales::Plain(absmax.to_device(device)?),
+            Scales::Double { codes, nested_absmax, offset } => Scales::Double {
+                codes: codes.to_device(device)?,
+                nested_absmax: nested_absmax.to_device(device)?,
+                offset: *offset,
+            },
+        })
+    }
+}
+
 /// Which elements share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Block {
@@ -116,6 +129,32 @@ impl CodedMatrix {
         CodedMatrix::new(dims, (code, block), part((len * code.bits).div_ceil(8), DType::U8), scales)
     }
 
+    /// Parts of which the codes lie on a GPU, and the scales, in host memory, go there, too.
+    pub(crate) fn beside(
+        dims: (usize, usize),
+        (code, block): (Code, Block),
+        codes: Tensor,
+        scales: Scales,
+    ) -> Result<CodedMatrix> {
+        let device = codes.device();
+        let scales = scales.to_device(&device)?;
+        let mut it = CodedMatrix::new(dims, (code, block), codes, scales);
+        let values = it.table_values();
+        it.tables = Some(Tensor::from_vec(&[values.len()], values).to_device(&device)?);
+        Ok(it)
+    }
+
+    /// Codes of the flattened rows of a matrix on a GPU, four bits each, and the largest size of each block of elements, f32; both
+    /// there. Bit for bit what [`quantize4`](halfbyte_nf4::quantize4) makes on the host with this encoding: thresholds, the nibbles between
+    /// them, and what takes the place of NaN.
+    pub(crate) fn encode4(
+        weight: &Tensor,
+        encoding: (&[f32; 15], &[u8; 16], f32),
+        block: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        cuda::encode4(weight, encoding, block)
+    }
+
     /// The bytes that the format stores.
     pub(crate) fn bytes(&self) -> usize {
         self.codes.bytes()
@@ -132,6 +171,12 @@ impl CodedMatrix {
     /// The codes, where they lie.
     pub(crate) fn codes(&self) -> &Tensor {
         &self.codes
+    }
+
+    /// The scales, where they lie.
+    #[cfg(test)]
+    pub(crate) fn scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// The plain scales, where they lie.
@@ -166,14 +211,7 @@ impl CodedMatrix {
         if is_at(device, self.codes.place()) {
             return Ok(None);
         }
-        let scales = match &self.scales {
-            Scales::Plain(absmax) => Scales::Plain(absmax.to_device(device)?),
-            Scales::Double { codes, nested_absmax, offset } => Scales::Double {
-                codes: codes.to_device(device)?,
-                nested_absmax: nested_absmax.to_device(device)?,
-                offset: *offset,
-            },
-        };
+        let scales = self.scales.to_device(device)?;
         let tables = match device {
             Device::Cpu => None,
             Device::Cuda(_) | Device::Dry(_) => {

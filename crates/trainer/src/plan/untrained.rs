@@ -13,7 +13,8 @@ use halfbyte_autograd::Tape;
 use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context, Linear, LoraConfig, Weight, attach_dry};
 use halfbyte_models::{Model, ModelFolder, Pass, Rehearsed, build, rehearse};
-use halfbyte_ops::{Ids, Layout};
+
+use halfbyte_ops::{Ids, Layout, WeightFormat as _};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_train::{How, Micro, Objective as _, objective::CausalLm};
 use std::sync::Arc;
@@ -64,8 +65,12 @@ impl Untrained<'_> {
         let adapters: Vec<Arc<Adapter>> = self.adapters.iter().filter_map(attach).collect();
         drop(modules);
         let weights = stage.live();
-        // While matrices are frozen, one of them is there dense, too: in host memory.
-        let loaded = if *device == Device::Cpu { most + (weights - base) } else { 0 };
+        // While matrices are frozen, one of them is there dense, too: in host memory, or where it is quantised.
+        let loaded = match *device == Device::Cpu {
+            true => most + (weights - base),
+            false if self.format.takes_from_gpu() => weights + moment,
+            false => 0,
+        };
         stage.begin_again();
         self.rehearse(model.as_ref(), adapters.first(), (&on, asked))?;
         let peak = stage.peak().max(loaded);
