@@ -88,7 +88,7 @@ pub(crate) fn render(tensors: &[TensorSpec]) -> Vec<u8> {
 /// The length of the header, from a file's first bytes and its length.
 pub(crate) fn header_len(path: &Path, prefix: [u8; PREFIX_BYTES as usize], file_len: u64) -> Result<usize> {
     let header = u64::from_le_bytes(prefix);
-    if header > MAX_HEADER_BYTES || header > file_len - PREFIX_BYTES {
+    if header > MAX_HEADER_BYTES || header > file_len.saturating_sub(PREFIX_BYTES) {
         return Err(Error::file(
             path,
             format!("is not a whole safetensors file: its header claims {header} bytes, the file has {file_len}"),

@@ -25,47 +25,34 @@ pub struct TensorFile {
 impl TensorFile {
     /// Opens a file and checks its header against its length; reads no tensor.
     pub fn open(path: &Path) -> Result<TensorFile> {
-        if let Some(file) = TensorFile::of_torch(path)? {
-            return Ok(file);
+        let io = Error::io(path);
+        let file = open_file(path)?;
+        let len = file.metadata().map_err(&io)?.len();
+        let mut head = Vec::with_capacity(header::PREFIX_BYTES as usize);
+        (&file).take(header::PREFIX_BYTES).read_to_end(&mut head).map_err(&io)?;
+        if head.starts_with(&torch::MAGIC) {
+            let tensors = torch::tensors(path, &file, len)?;
+            return Ok(TensorFile { path: path.to_owned(), file, tensors });
         }
-        TensorFile::checked(path).map_err(|error| match (error, hints::of_file(path)) {
+        let checked = TensorFile::checked(path, &file, &head, len);
+        let tensors = checked.map_err(|error| match (error, hints::of_file(path)) {
             (Error::File { path, .. }, Some(hint)) => Error::file(&path, format!("is not a safetensors file: {hint}")),
             (Error::File { path, .. }, None) if path.extension().is_some_and(|it| it == "bin") => {
                 Error::file(&path, "is not a whole file of torch.save, nor one of safetensors; fetch it again")
             }
             (error, _) => error,
-        })
-    }
-
-    /// A file that begins as those of `torch.save` do.
-    fn of_torch(path: &Path) -> Result<Option<TensorFile>> {
-        let mut file = open_file(path)?;
-        let mut magic = [0; torch::MAGIC.len()];
-        if file.read_exact(&mut magic).is_err() || magic != torch::MAGIC {
-            return Ok(None);
-        }
-        let len = file.metadata().map_err(Error::io(path))?.len();
-        let tensors = torch::tensors(path, &file, len)?;
-        Ok(Some(TensorFile { path: path.to_owned(), file, tensors }))
-    }
-
-    fn checked(path: &Path) -> Result<TensorFile> {
-        let io = Error::io(path);
-        let mut file = open_file(path)?;
-        let len = file.metadata().map_err(&io)?.len();
-        let mut prefix = [0; header::PREFIX_BYTES as usize];
-        if let Err(e) = file.read_exact(&mut prefix) {
-            return Err(match e.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Error::file(path, format!("is not a safetensors file: it has only {len} bytes"))
-                }
-                _ => io(e),
-            });
-        }
-        let mut text = vec![0; header::header_len(path, prefix, len)?];
-        file.read_exact(&mut text).map_err(&io)?;
-        let tensors = header::parse(path, &text, len)?.into_iter().collect();
+        })?;
         Ok(TensorFile { path: path.to_owned(), file, tensors })
+    }
+
+    /// The tensors of a safetensors file of this length, of which the first bytes were read.
+    fn checked(path: &Path, mut file: &File, head: &[u8], len: u64) -> Result<BTreeMap<String, Placed>> {
+        let Ok(prefix) = head.try_into() else {
+            return Err(Error::file(path, format!("is not a safetensors file: it has only {len} bytes")));
+        };
+        let mut text = vec![0; header::header_len(path, prefix, len)?];
+        file.read_exact(&mut text).map_err(Error::io(path))?;
+        Ok(header::parse(path, &text, len)?.into_iter().collect())
     }
 
     /// The file.
