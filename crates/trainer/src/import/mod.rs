@@ -14,13 +14,14 @@ use crate::{
     finetune::FinetuneArgs,
     spellings::{self, Ours, Translated},
 };
-use clap::{Args, CommandFactory, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde_json::{Map, Value};
 use std::{
     ffi::OsString,
     fmt::Write as _,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 use yaml::{is_nothing, scalar};
 
@@ -90,9 +91,16 @@ struct Flags {
 }
 
 impl Flags {
+    /// The parser, which is put together of a hundred flags once and not for every key of a file.
+    fn parser() -> MutexGuard<'static, clap::Command> {
+        static PARSER: LazyLock<Mutex<clap::Command>> = LazyLock::new(|| Mutex::new(Flags::command()));
+        PARSER.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read<'f>(flags: impl IntoIterator<Item = &'f OsString>) -> Result<FinetuneArgs, String> {
         let line = [OsString::from("finetune")].into_iter().chain(flags.into_iter().cloned());
-        Flags::try_parse_from(line).map(|it| it.args).map_err(|error| {
+        let matches = Flags::parser().try_get_matches_from_mut(line);
+        matches.and_then(|it| Flags::from_arg_matches(&it)).map(|it| it.args).map_err(|error| {
             // What clap says after the first lines is about the command line.
             let text = error.to_string();
             let said: Vec<&str> = text
@@ -299,7 +307,7 @@ fn only_speeds_up(plugin: &Value) -> bool {
 fn our_flag(name: &str) -> Option<bool> {
     let named =
         |it: &&clap::Arg| it.get_long() == Some(name) || it.get_all_aliases().is_some_and(|it| it.contains(&name));
-    Flags::command().get_arguments().find(named).map(|it| it.get_action().takes_values())
+    Flags::parser().get_arguments().find(named).map(|it| it.get_action().takes_values())
 }
 
 /// What trains on something else than texts is not made into a training on texts in silence.
