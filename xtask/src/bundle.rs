@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use crate::{generator, workspace};
 
@@ -52,17 +51,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Builds a package's tests in release and gives the program of one target.
 fn test_program(root: &Path, package: &str, target: &str) -> Result<std::path::PathBuf> {
-    let mut cmd = workspace::cargo();
-    cmd.args(["test", "--release", "--locked", "--no-run", "--message-format", "json", "--package", package]);
-    let out =
-        cmd.current_dir(root).stderr(std::process::Stdio::inherit()).output().context("cargo test does not start")?;
-    if !out.status.success() {
-        bail!("the tests of {package} do not build");
-    }
-    let found = out.stdout.split(|it| *it == b'\n').find_map(|line| {
-        let message: Value = serde_json::from_slice(line).ok()?;
-        let is_it = message["target"]["name"] == target && message["profile"]["test"] == true;
-        is_it.then(|| message["executable"].as_str().map(Into::into))?
-    });
+    let all = workspace::test_programs(root, &["--release", "--package", package])?;
+    let found = all.into_iter().find(|it| it.target == target).map(|it| it.path);
     found.with_context(|| format!("cargo named no test program {target} of {package}"))
 }

@@ -168,6 +168,8 @@ mod flags {
                 /// Readers whose tests' names hold this alone, such as `pickles`.
                 optional --only name: String
             }
+            /// Print how much the last torture or fuzz has tried, also while it goes on or after it was ended.
+            cmd tally {}
             /// Package the reusable crates and build a consumer of each outside the workspace.
             cmd package-check {
                 /// One of nf4, matmul, data, files, paged-optim, lora; all when left out.
@@ -226,6 +228,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         flags::XtaskCmd::Roofline(f) => roofline::run(&f),
         flags::XtaskCmd::Torture(f) => torture::run(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
         flags::XtaskCmd::Fuzz(f) => torture::fuzz(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
+        flags::XtaskCmd::Tally(_) => torture::tally(),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }
 }

@@ -1,34 +1,94 @@
 //! `cargo xtask torture` and `cargo xtask fuzz`: the tests that try at random for a fixed number of times in CI go on for as long as one likes.
 //!
-//! They are the same tests, told by their environment how long to go on and from which seed; each adds a line to a report.
+//! They are the same tests, told by their environment how long to go on and from which seed; each adds lines to a report while it goes on,
+//! which `cargo xtask tally` sums up at any time.
 
 use crate::workspace::{self, cargo, check};
-use anyhow::{Context, Result};
-use std::{collections::BTreeMap, fs};
+use anyhow::{Context, Result, bail};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The packages whose tests read foreign files, in modules called `parsers`.
+const READERS: [&str; 3] = ["e2e", "halfbyte-train", "halfbyte-trainer"];
 
 /// Kills, faults and comparisons, or those whose names hold `only`, for so many minutes each, side by side.
 pub(crate) fn run(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
-    night(minutes, seed, &["--test", "halfbyte", "--test", "suite"], &format!("torture::{}", only.unwrap_or_default()))
-}
-
-/// Readers of foreign files, or those whose names hold `only`, for so many minutes each, side by side.
-pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
-    night(minutes, seed, &["--test", "halfbyte", "--lib"], &format!("parsers::{}", only.unwrap_or_default()))
-}
-
-/// Runs the tests of these targets whose names hold `filter`, one target after the other.
-fn night(minutes: u64, seed: u64, targets: &[&str], filter: &str) -> Result<()> {
     let root = workspace::root();
-    let report = workspace::target_dir(&root)?.join("torture.tsv");
-    let _ = fs::remove_file(&report);
     let mut tests = cargo();
-    tests.args(["test", "--workspace"]).args(targets).args(["--", filter, "--nocapture", "--test-threads", "12"]);
-    tests.current_dir(&root).env("HALFBYTE_TORTURE_SECONDS", (60 * minutes).to_string());
-    tests.env("HALFBYTE_TORTURE_SEED", seed.to_string()).env("HALFBYTE_TORTURE_REPORT", &report);
+    tests.args(["test", "--workspace", "--test", "halfbyte", "--test", "suite", "--"]).current_dir(&root);
+    tests.arg(format!("torture::{}", only.unwrap_or_default()));
+    Night::begins(&root, minutes, seed)?.tell(&mut tests);
     let result = check(&mut tests);
+    tally()?;
+    result
+}
+
+/// Readers of foreign files, or those whose names hold `only`, for so many minutes each, side by side: optimised, with the checks that
+/// debug binaries have, and each in a process of its own, so that what it asks for is told from what others do.
+pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
+    let root = workspace::root();
+    let packages = READERS.iter().flat_map(|it| ["--package", it]);
+    let build: Vec<&str> = ["--profile", "night", "--lib", "--test", "halfbyte"].into_iter().chain(packages).collect();
+    let programs = workspace::test_programs(&root, &build)?;
+    let night = Night::begins(&root, minutes, seed)?;
+    let filter = format!("parsers::{}", only.unwrap_or_default());
+    let mut started = Vec::new();
+    for program in programs {
+        for test in program.tests(&filter)? {
+            let mut tests = Command::new(&program.path);
+            night.tell(tests.args(["--exact", &test]).current_dir(&program.folder));
+            // There are more readers than processors, and what they refuse is not looked into.
+            tests.env("RAYON_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
+            started.push((test, tests.spawn().with_context(|| program.path.display().to_string())?));
+        }
+    }
+    let mut failed = Vec::new();
+    for (test, mut reader) in started {
+        if !reader.wait()?.success() {
+            failed.push(test);
+        }
+    }
+    tally()?;
+    if failed.is_empty() { Ok(()) } else { bail!("{} failed", failed.join(", ")) }
+}
+
+/// Prints what the last of these has tried, or has tried so far.
+pub(crate) fn tally() -> Result<()> {
+    let report = report(&workspace::root())?;
     let text = fs::read_to_string(&report).unwrap_or_default();
     println!("\n{}", table(&text).with_context(|| report.display().to_string())?);
-    result
+    Ok(())
+}
+
+fn report(root: &Path) -> Result<PathBuf> {
+    Ok(workspace::target_dir(root)?.join("torture.tsv"))
+}
+
+/// What programs of tests are told.
+struct Night {
+    minutes: u64,
+    seed: u64,
+    report: PathBuf,
+}
+
+impl Night {
+    /// One with an empty report.
+    fn begins(root: &Path, minutes: u64, seed: u64) -> Result<Night> {
+        let report = report(root)?;
+        let _ = fs::remove_file(&report);
+        Ok(Night { minutes, seed, report })
+    }
+
+    /// Tells a program of tests how long to go on, from which seed, and where to say what it did.
+    fn tell(&self, tests: &mut Command) {
+        tests.args(["--nocapture", "--test-threads", "12"]);
+        tests.env("HALFBYTE_TORTURE_SECONDS", (60 * self.minutes).to_string());
+        tests.env("HALFBYTE_TORTURE_SEED", self.seed.to_string()).env("HALFBYTE_TORTURE_REPORT", &self.report);
+    }
 }
 
 /// What was tried, a line each, with the sum of the attempts.
@@ -40,8 +100,9 @@ fn table(report: &str) -> Result<String> {
         let sum = sums.entry(what).or_insert((0, seed));
         sum.0 += tried.parse::<u64>().context("a count of attempts")?;
     }
-    let line = |(what, (tried, seed)): (&&str, &(u64, &str))| format!("{tried:>9}  {what}, from seed {seed}\n");
-    Ok(sums.iter().map(line).collect())
+    let line = |(what, (tried, seed)): (&str, (u64, &str))| format!("{tried:>13}  {what}, from seed {seed}\n");
+    let all = sums.values().map(|it| it.0).sum::<u64>();
+    Ok(sums.into_iter().map(line).chain([format!("{all:>13}  in all\n")]).collect())
 }
 
 #[cfg(test)]
@@ -51,6 +112,32 @@ mod tests {
     #[test]
     fn attempts_of_a_kind_are_added_up() {
         let found = table("kills\t20\t1\nfaults\t7\t1\nkills\t3\t1\n").unwrap();
-        assert_eq!(found, "        7  faults, from seed 1\n       23  kills, from seed 1\n");
+        assert_eq!(
+            found,
+            "            7  faults, from seed 1\n           23  kills, from seed 1\n           30  in all\n"
+        );
+    }
+
+    #[test]
+    fn no_reader_is_left_out() {
+        let meta = workspace::metadata(&workspace::root()).unwrap();
+        let has_parsers = |manifest: &str| {
+            let mut open =
+                vec![Path::new(manifest).parent().unwrap().join("src"), Path::new(manifest).with_file_name("tests")];
+            while let Some(dir) = open.pop() {
+                for it in fs::read_dir(dir).into_iter().flatten().flatten() {
+                    if it.file_name() == "parsers.rs" {
+                        return true;
+                    }
+                    open.extend(it.file_type().unwrap().is_dir().then(|| it.path()));
+                }
+            }
+            false
+        };
+        let packages = meta["packages"].as_array().unwrap().iter();
+        let all = packages.filter(|it| has_parsers(it["manifest_path"].as_str().unwrap()));
+        let mut names: Vec<&str> = all.map(|it| it["name"].as_str().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, READERS);
     }
 }

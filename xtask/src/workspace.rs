@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -69,6 +69,46 @@ fn build_with(root: &Path, more: &[&str]) -> Result<PathBuf> {
     check(&mut cmd)?;
     let exe = format!("halfbyte{}", std::env::consts::EXE_SUFFIX);
     Ok(target_dir(root)?.join("release").join(exe))
+}
+
+/// A program of tests that cargo built.
+pub(crate) struct TestProgram {
+    /// The name of its target.
+    pub(crate) target: String,
+    pub(crate) path: PathBuf,
+    /// Its package's folder, where cargo would run it.
+    pub(crate) folder: PathBuf,
+}
+
+impl TestProgram {
+    /// The names of its tests that hold a text.
+    pub(crate) fn tests(&self, filter: &str) -> Result<Vec<String>> {
+        let mut cmd = Command::new(&self.path);
+        let out = cmd.args(["--list", filter]).current_dir(&self.folder).output();
+        let out = out.with_context(|| format!("cannot start {}", self.path.display()))?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        Ok(text.lines().filter_map(|it| it.strip_suffix(": test")).map(str::to_owned).collect())
+    }
+}
+
+/// Builds tests as `cargo test` does with these arguments, and gives their programs.
+pub(crate) fn test_programs(root: &Path, args: &[&str]) -> Result<Vec<TestProgram>> {
+    let mut cmd = cargo();
+    cmd.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]).args(args);
+    let out = cmd.current_dir(root).stderr(Stdio::inherit()).output().context("cargo test does not start")?;
+    if !out.status.success() {
+        bail!("`{}` ended with {}", shown(&cmd), out.status);
+    }
+    let program = |line: &[u8]| {
+        let message: Value = serde_json::from_slice(line).ok().filter(|it: &Value| it["profile"]["test"] == true)?;
+        let text = |it: &Value| it.as_str().map(str::to_owned);
+        Some(TestProgram {
+            target: text(&message["target"]["name"])?,
+            path: text(&message["executable"])?.into(),
+            folder: Path::new(message["manifest_path"].as_str()?).parent()?.into(),
+        })
+    };
+    Ok(out.stdout.split(|it| *it == b'\n').filter_map(program).collect())
 }
 
 /// Runs a command with the terminal inherited; anything but success is an error that shows the command.

@@ -95,29 +95,28 @@ fn change(dice: &mut Dice, value: &mut Value) {
 }
 
 fn odd(dice: &mut Dice) -> Value {
-    let mut deep = Value::Null;
-    (0..1 << dice.below(8)).for_each(|_| deep = json!([deep]));
+    let depth = 1 << dice.below(8);
     let texts = ["", "a", "\u{0}", "../../etc", "float16", "(((((a+)+)+)+)+)$", "\u{202e}", "[", "1e400", "-1"];
-    let values = [
-        Value::Null,
-        json!(true),
-        json!(0),
-        json!(-1),
-        json!(1),
-        json!(i64::MAX),
-        json!(u64::MAX),
-        json!(1e308),
-        json!(-0.5),
-        json!(65_537),
-        json!([]),
-        json!({}),
-        json!([1, "a", null]),
-        json!({ "a": { "b": 1 } }),
-        json!(*dice.one_of(&texts)),
-        deep,
-        Value::Object(Map::from_iter([("type".to_owned(), json!("made_up"))])),
-    ];
-    dice.one_of(&values).clone()
+    let text = *dice.one_of(&texts);
+    match dice.below(17) {
+        0 => Value::Null,
+        1 => json!(true),
+        2 => json!(0),
+        3 => json!(-1),
+        4 => json!(1),
+        5 => json!(i64::MAX),
+        6 => json!(u64::MAX),
+        7 => json!(1e308),
+        8 => json!(-0.5),
+        9 => json!(65_537),
+        10 => json!([]),
+        11 => json!({}),
+        12 => json!([1, "a", null]),
+        13 => json!({ "a": { "b": 1 } }),
+        14 => json!(text),
+        15 => (0..depth).fold(Value::Null, |deep, _| Value::Array(vec![deep])),
+        _ => Value::Object(Map::from_iter([("type".to_owned(), json!("made_up"))])),
+    }
 }
 
 #[cfg(test)]

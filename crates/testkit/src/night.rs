@@ -22,7 +22,12 @@ pub struct Night {
     first: u64,
     tried: u64,
     usual: u64,
+    /// How many were reported, and when.
+    told: (u64, Duration),
 }
+
+/// What is not reported yet when a night is ended.
+const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 
 impl Night {
     /// `usual` attempts, or as many as the minutes allow that `cargo xtask torture` asks for.
@@ -35,7 +40,13 @@ impl Night {
             first: number("HALFBYTE_TORTURE_SEED").unwrap_or(1),
             tried: 0,
             usual,
+            told: (0, Duration::ZERO),
         }
+    }
+
+    fn tell(&mut self, now: Duration) {
+        report(self.what, self.tried - self.told.0, self.first);
+        self.told = (self.tried, now);
     }
 }
 
@@ -43,13 +54,13 @@ impl Iterator for Night {
     type Item = Dice;
 
     fn next(&mut self) -> Option<Dice> {
-        let goes_on = match self.length {
-            Some(length) => self.begun.elapsed() < length,
-            None => self.tried < self.usual,
-        };
-        if !goes_on {
-            report(self.what, self.tried, self.first);
+        let now = self.begun.elapsed();
+        if !self.length.map_or(self.tried < self.usual, |length| now < length) {
+            self.tell(now);
             return None;
+        }
+        if now - self.told.1 >= BETWEEN_REPORTS {
+            self.tell(now);
         }
         let seed = self.first.wrapping_add(self.tried);
         self.tried += 1;

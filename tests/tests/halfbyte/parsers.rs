@@ -8,12 +8,12 @@ use halfbyte_data::{ChatTemplate, DataConfig, Dataset, SpecialTokens, Tokenizer}
 use halfbyte_files::{ShardedFiles, TensorFile, parse_header, parse_index, parse_pickle};
 use halfbyte_lora::parse_adapter_config;
 use halfbyte_models::{ModelConfig, spec};
-use halfbyte_testkit::{Dice, mutate, readers::tries};
-use serde_json::{Value, json};
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use halfbyte_testkit::{
+    Dice, mutate,
+    readers::{Scratch, tries},
 };
+use serde_json::{Value, json};
+use std::{fs, path::Path};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -24,22 +24,6 @@ fn changed(dice: &mut Dice, good: &[u8], value: &Value) -> Vec<u8> {
     if dice.once_in(2) { mutate::bytes(dice, good) } else { mutate::document(dice, value) }
 }
 
-/// A file in memory, where the machine has a folder for that.
-struct Scratch(tempfile::TempDir);
-
-impl Scratch {
-    fn new() -> Scratch {
-        let memory = Path::new("/dev/shm");
-        Scratch(if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a folder"))
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.0.path().join(name);
-        fs::write(&path, bytes).expect("a file");
-        path
-    }
-}
-
 #[test]
 fn headers_of_safetensors() {
     let (work, scratch) = (Work::new(), Scratch::new());
@@ -48,11 +32,16 @@ fn headers_of_safetensors() {
     let header: Value = serde_json::from_slice(&good[8..8 + length]).unwrap();
     tries("safetensors", 300, |dice| {
         let text = mutate::document(dice, &header);
-        let mut bytes = [&(text.len() as u64).to_le_bytes()[..], &text, &good[8 + length..]].concat();
-        if dice.once_in(6) {
-            bytes = mutate::bytes(dice, &bytes);
-        }
-        drop(TensorFile::open(&scratch.write("model.safetensors", &bytes)));
+        let mut bytes = [&(text.len() as u64).to_le_bytes()[..], &text].concat();
+        let data = &good[8 + length..];
+        let path = if dice.once_in(6) {
+            bytes.extend_from_slice(data);
+            scratch.write("model.safetensors", &mutate::bytes(dice, &bytes))
+        } else {
+            // Tensors are not read, so that their bytes need not be written each time.
+            scratch.write_beginning("model.safetensors", &bytes, bytes.len() + data.len())
+        };
+        drop(TensorFile::open(&path));
     });
 }
 
@@ -108,13 +97,13 @@ fn pickles_without_a_file() {
 
 #[test]
 fn indices_of_shards() {
-    let work = Work::new();
-    let folder = work.model(&TinyModel { shards: 2, ..TinyModel::llama() });
-    let path = folder.join("model.safetensors.index.json");
-    let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let scratch = Scratch::new();
+    TinyModel { shards: 2, ..TinyModel::llama() }.write(scratch.path());
+    let name = "model.safetensors.index.json";
+    let good: Value = serde_json::from_slice(&fs::read(scratch.path().join(name)).unwrap()).unwrap();
     tries("index of shards", 300, |dice| {
-        fs::write(&path, mutate::document(dice, &good)).unwrap();
-        drop(ShardedFiles::open(&folder));
+        scratch.write(name, &mutate::document(dice, &good));
+        drop(ShardedFiles::open(scratch.path()));
     });
 }
 
@@ -153,7 +142,7 @@ fn tokenizers() {
         let first = if dice.once_in(3) { good.to_string().into_bytes() } else { mutate::document(dice, &good) };
         scratch.write("tokenizer.json", &first);
         scratch.write("tokenizer_config.json", &mutate::document(dice, &settings));
-        if let Ok(tokenizer) = Tokenizer::load(scratch.0.path()) {
+        if let Ok(tokenizer) = Tokenizer::load(scratch.path()) {
             drop(tokenizer.encode("the cat sat on the mat"));
             drop(tokenizer.decode(&[1, 2, 3, 70_000], false));
         }
@@ -182,7 +171,7 @@ fn templates_of_chats() {
 fn files_of_rows() {
     let scratch = Scratch::new();
     let tokenizer = Tokenizer::from_json(tokenizer_json(0).as_bytes(), SpecialTokens::default()).unwrap();
-    let parquet = scratch.0.path().join("rows.parquet");
+    let parquet = scratch.path().join("rows.parquet");
     write_parquet(&parquet, &ROWS.map(Some));
     let lines: String =
         ROWS.iter().map(|it| json!({ "text": it, "n": [1, { "a": null }] }).to_string() + "\n").collect();
@@ -205,7 +194,7 @@ fn files_of_rows() {
 #[test]
 fn pickles() {
     let scratch = Scratch::new();
-    let path = scratch.0.path().join("pytorch_model.bin");
+    let path = scratch.path().join("pytorch_model.bin");
     write_torch(&path, &[("a.weight".into(), vec![2, 3], vec![0.5; 6]), ("b".into(), vec![4], vec![1.0; 4])]);
     let good = fs::read(&path).unwrap();
     tries("files of torch.save", 600, |dice| {

@@ -2,8 +2,11 @@
 
 use super::Import;
 use crate::finetune::FinetuneArgs;
-use halfbyte_testkit::{mutate, readers};
-use std::{fs, path::Path};
+use halfbyte_testkit::{
+    mutate,
+    readers::{self, Scratch},
+};
+use std::path::Path;
 
 const YAML: [&str; 3] = [
     "base_model: a/b\nload_in_4bit: true\nadapter: qlora\nlora_r: 8\nlora_target_modules:\n  - a\n  - b\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nval_set_size: 0.05\nlearning_rate: 2e-4\n",
@@ -13,12 +16,10 @@ const YAML: [&str; 3] = [
 const TOML: &str = "model = \"a/b\"\ndata = \"rows.jsonl\"\nrank = 8\nlora_alpha = 16\nlearning_rate = 1e-4\nshuffle = true\ntarget_modules = \"all-linear\"\noutput = \"run\"\n";
 
 fn tries(what: &'static str, all: &[&str], read: impl Fn(&Path)) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("settings");
+    let scratch = Scratch::new();
     readers::tries(what, 300, |dice| {
         let good = dice.one_of(all).as_bytes();
-        fs::write(&path, mutate::bytes(dice, good)).unwrap();
-        read(&path);
+        read(&scratch.write("settings", &mutate::bytes(dice, good)));
     });
 }
 
