@@ -3,6 +3,9 @@
 use crate::Dice;
 use serde_json::{Map, Value, json};
 
+/// Most values and bytes of text that come by repetition in one place.
+const LONGEST: usize = 1 << 18;
+
 /// Changes one to four places of a text or file: bits, bytes, numbers at their limits, pieces cut, doubled or moved.
 pub fn bytes(dice: &mut Dice, good: &[u8]) -> Vec<u8> {
     let mut all = good.to_vec();
@@ -82,15 +85,34 @@ fn change(dice: &mut Dice, value: &mut Value) {
             let at = dice.below(all.len());
             let it = all.remove(at);
             if dice.once_in(2) {
-                all.extend(vec![it; 1 << dice.below(8)]);
+                let times = at_most(1 << dice.below(8), &it);
+                all.extend(vec![it; times]);
             }
         }
         (0, Value::Number(number)) => {
             let was = number.as_f64().unwrap_or(0.0);
             *value = json!(*dice.one_of(&[was + 1.0, was - 1.0, -was, was * 2.0, was / 2.0, was * 1e9, 0.0]));
         }
-        (0, Value::String(text)) => *text = text.repeat(1 << dice.below(10)),
+        (0, it @ Value::String(_)) => {
+            let times = at_most(1 << dice.below(10), it);
+            *value = json!(it.as_str().unwrap_or_default().repeat(times));
+        }
         _ => *value = odd(dice),
+    }
+}
+
+/// As often as that, or as there is room for it: what is repeated three times, each time a hundredfold, would fill the memory.
+fn at_most(times: usize, value: &Value) -> usize {
+    times.min(LONGEST / size(value)).max(1)
+}
+
+/// Values, and bytes of text.
+fn size(value: &Value) -> usize {
+    1 + match value {
+        Value::String(text) => text.len(),
+        Value::Array(all) => all.iter().map(size).sum(),
+        Value::Object(all) => all.iter().map(|(key, it)| key.len() + size(it)).sum(),
+        _ => 0,
     }
 }
 
@@ -131,5 +153,14 @@ mod tests {
         let all: std::collections::BTreeSet<String> = (0..100).map(|it| of(it).0.to_string()).collect();
         assert!(all.len() > 50, "{}", all.len());
         bytes(&mut Dice::new(1), b"");
+    }
+
+    #[test]
+    fn what_is_long_is_not_repeated() {
+        let long = "a".repeat(LONGEST - LONGEST / 8);
+        for good in [json!(long), json!([[long]])] {
+            let longest = (0..100).map(|seed| size(&json(&mut Dice::new(seed), &good))).max().unwrap();
+            assert!((long.len()..2 * LONGEST).contains(&longest), "{longest}");
+        }
     }
 }

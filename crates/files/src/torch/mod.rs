@@ -44,12 +44,13 @@ pub(crate) fn tensors(path: &Path, file: &File, len: u64) -> Result<BTreeMap<Str
             "holds numbers whose bytes are not in little-endian order; save it on another machine".into(),
         ));
     }
-    let found = pickle::table(&read(&parts[program])?).map_err(|it| wrong(format!("{it}; {REMEDY}")))?;
+    let program = read(&parts[program])?;
+    let found = pickle::table(&program).map_err(|it| wrong(format!("{it}; {REMEDY}")))?;
     let mut tensors = BTreeMap::new();
     for Found { name, view } in found {
         let part = parts.get(&format!("{root}data/{}", view.storage));
         let placed = place(&view, part).map_err(|it| wrong(format!("{name} {it}")))?;
-        if tensors.insert(name.clone(), placed).is_some() {
+        if tensors.insert(name.to_owned(), placed).is_some() {
             return Err(wrong(format!("holds {name} twice")));
         }
     }
@@ -67,7 +68,7 @@ pub fn parse_pickle(program: &[u8]) -> std::result::Result<usize, String> {
 const REMEDY: &str = "save it as safetensors where you trust it, with save_pretrained of transformers or PEFT";
 
 /// Where a tensor lies, if its numbers lie one after the other.
-fn place(view: &View, part: Option<&Part>) -> std::result::Result<Placed, String> {
+fn place(view: &View<'_>, part: Option<&Part>) -> std::result::Result<Placed, String> {
     let part =
         part.ok_or_else(|| format!("lies in the storage {}, which the file lacks: it is damaged", view.storage))?;
     let mut step = 1usize;

@@ -2,20 +2,20 @@
 //! nest deeply nor repeat itself at our cost.
 
 use crate::Dtype;
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 /// A tensor of a table.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Found {
-    pub(super) name: String,
-    pub(super) view: View,
+pub(super) struct Found<'a> {
+    pub(super) name: &'a str,
+    pub(super) view: View<'a>,
 }
 
 /// Part of a storage.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct View {
+pub(super) struct View<'a> {
     /// The name of the storage's part.
-    pub(super) storage: String,
+    pub(super) storage: &'a str,
     pub(super) dtype: Dtype,
     /// In elements.
     pub(super) offset: usize,
@@ -77,7 +77,7 @@ impl Function {
 }
 
 /// The tensors of the table that a program makes.
-pub(super) fn table(program: &[u8]) -> Parsed<Vec<Found>> {
+pub(super) fn table(program: &[u8]) -> Parsed<Vec<Found<'_>>> {
     let mut machine = Machine { rest: program, ..Machine::default() };
     while !machine.step()? {}
     let Some(Value::Table(root)) = machine.stack.pop() else {
@@ -86,7 +86,7 @@ pub(super) fn table(program: &[u8]) -> Parsed<Vec<Found>> {
     let mut found = Vec::new();
     for (key, value) in &machine.tables[root] {
         let Value::Text(key) = key else { return Err("holds a table whose keys are no names".into()) };
-        let name = machine.texts[*key].clone();
+        let name = machine.texts[*key];
         match value {
             Value::Tensor(at) => found.push(Found { name, view: machine.tensors[*at].clone() }),
             _ => return Err(format!("holds {name:?}, which is no tensor")),
@@ -102,11 +102,11 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
-    texts: Vec<String>,
+    texts: Vec<&'a str>,
     items: Vec<Vec<Value>>,
     tables: Vec<Vec<(Value, Value)>>,
-    storages: Vec<(Dtype, String)>,
-    tensors: Vec<View>,
+    storages: Vec<(Dtype, &'a str)>,
+    tensors: Vec<View<'a>>,
 }
 
 /// No tensor has more.
@@ -206,16 +206,16 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    fn line(&mut self) -> Parsed<String> {
+    fn line(&mut self) -> Parsed<Cow<'a, str>> {
         let len = self.rest.iter().position(|it| *it == b'\n').ok_or(CUT_OFF)?;
-        let line = String::from_utf8_lossy(self.slice(len)?).into_owned();
+        let line = String::from_utf8_lossy(self.slice(len)?);
         self.slice(1)?;
         Ok(line)
     }
 
     fn text(&mut self, len: usize) -> Parsed<()> {
         let text = std::str::from_utf8(self.slice(len)?).map_err(|_| "holds a name that is no UTF-8")?;
-        self.texts.push(text.to_owned());
+        self.texts.push(text);
         self.stack.push(Value::Text(self.texts.len() - 1));
         Ok(())
     }
@@ -238,9 +238,9 @@ impl<'a> Machine<'a> {
         self.stack.pop().ok_or_else(|| CUT_OFF.to_owned())
     }
 
-    fn pop_text(&mut self) -> Parsed<String> {
+    fn pop_text(&mut self) -> Parsed<&'a str> {
         match self.pop()? {
-            Value::Text(at) => Ok(self.texts[at].clone()),
+            Value::Text(at) => Ok(self.texts[at]),
             _ => Err("holds something else where a name is expected".into()),
         }
     }
@@ -299,7 +299,7 @@ impl<'a> Machine<'a> {
             [Value::Text(kind), Value::Function(Function::Storage(dtype)), Value::Text(name), ..]
                 if self.texts[kind] == "storage" =>
             {
-                (dtype, self.texts[name].clone())
+                (dtype, self.texts[name])
             }
             _ => return Err("refers to something that is no storage".into()),
         };
@@ -334,7 +334,7 @@ impl<'a> Machine<'a> {
             (Value::Function(Function::Table), []) => self.new_table(),
             (Value::Function(Function::Parameter), [tensor @ Value::Tensor(_), ..]) => self.stack.push(*tensor),
             (Value::Function(Function::Tensor), [Value::Storage(at), Value::Int(offset), shape, strides, ..]) => {
-                let (dtype, storage) = self.storages[*at].clone();
+                let (dtype, storage) = self.storages[*at];
                 let offset = usize::try_from(*offset).map_err(|_| "holds an offset that is none")?;
                 let (shape, strides) = (self.sizes(*shape)?, self.sizes(*strides)?);
                 if shape.len() != strides.len() || shape.len() > MOST_SIZES {
