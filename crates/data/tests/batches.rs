@@ -124,6 +124,15 @@ fn each_epoch_and_each_seed_has_its_own_order() {
 }
 
 #[test]
+fn the_end_of_a_pass_is_the_beginning_of_the_next() {
+    let data = dataset(8);
+    let config = BatchConfig { batch_size: 4, shuffle: Some(3), drop_last: false, packing: Packing::Off };
+    let from = |epoch, batch| data.batches(&config, Position { epoch, row: 0, batch }).unwrap();
+    assert!(from(0, 2).take(3).eq(from(1, 0).take(3)));
+    assert_eq!(from(0, 2).next_position(), Position { epoch: 1, row: 0, batch: 0 });
+}
+
+#[test]
 fn drop_last_leaves_out_the_short_batch() {
     let config = BatchConfig { batch_size: 3, shuffle: Some(9), drop_last: true, packing: Packing::Off };
     let data = dataset(8);

@@ -14,7 +14,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, Unexpected, Visitor},
 };
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr};
 
 const EXIT_CODES: &str = "Exit codes: 0 all is done; 1 something failed on the way, such as a disk or a diverging loss; 2 something that can be put right in what was asked for, such as a flag, a file or the memory that it takes; 130 it was interrupted.";
 
@@ -126,7 +126,7 @@ pub struct EvalArgs {
     pub base: BaseArgs,
     /// An adapter: a folder, a name on the hub, or NAME=FOLDER; may be given more than once, and each is measured on the same base.
     #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
+    pub adapter: Vec<OsString>,
     /// What is measured on.
     #[command(flatten)]
     pub read: ReadArgs,
@@ -262,10 +262,10 @@ pub struct QuantizeArgs {
 pub struct PullArgs {
     /// Models and adapters on the hub, ORG/NAME[@REVISION].
     #[arg(value_name = "NAME")]
-    pub names: Vec<String>,
+    pub names: Vec<OsString>,
     /// A data set, ORG/SET[@REVISION][:[CONFIG/]SPLIT]; may be given more than once.
     #[arg(long, value_name = "NAME")]
-    pub data: Vec<String>,
+    pub data: Vec<OsString>,
 }
 
 /// `halfbyte models`.

@@ -11,7 +11,10 @@ use halfbyte_lora::{Adapter, AdapterFile, Prepare, Role, Takeover, read_adapter}
 use halfbyte_models::{Loading, Model, ModelFolder, loaded_dtype, spec};
 use halfbyte_ops::WeightFormat;
 use halfbyte_tensor::{Device, Tensor};
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 /// The name that stands for the base without an adapter.
 pub(crate) const NO_ADAPTER: &str = "none";
@@ -104,17 +107,19 @@ fn load_with(folder: &ModelFolder, loading: Loading<'_>, device: &Device) -> any
     Ok(model)
 }
 
-/// `NAME=ADAPTER`, or a folder or name on the hub that lends its own. A `=` inside a path, as in `runs/lr=2e-4`, names nothing.
-pub(crate) fn parse_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
-    let named = text.split_once('=').filter(|it| !it.0.contains(['/', '\\']) && !Path::new(text).is_dir());
-    if let Some((name, dir)) = named {
+/// `NAME=ADAPTER`, or a folder or name on the hub that lends its own. A `=` inside a path, as in `runs/lr=2e-4`, names nothing, nor
+/// does one in a path that is not UTF-8.
+pub(crate) fn parse_adapter(given: &OsStr) -> anyhow::Result<(String, PathBuf)> {
+    let path = Path::new(given);
+    let named = given.to_str().and_then(|it| it.split_once('='));
+    if let Some((name, dir)) = named.filter(|it| !it.0.contains(['/', '\\']) && !path.is_dir()) {
         if name.is_empty() || dir.is_empty() {
-            return Err(user_error(format!("--adapter {text}: expected NAME=DIR")));
+            return Err(user_error(format!("--adapter {}: expected NAME=DIR", path.display())));
         }
         return Ok((name.to_owned(), places::adapter(Path::new(dir))?));
     }
-    let name = Path::new(text).file_name().map_or_else(|| "default".to_owned(), |it| it.to_string_lossy().into_owned());
-    Ok((name, places::adapter(Path::new(text))?))
+    let name = path.file_name().map_or_else(|| "default".to_owned(), |it| it.to_string_lossy().into_owned());
+    Ok((name, places::adapter(path)?))
 }
 
 /// Adapters from disk that wait for their base: they are read before it, since one may have to see the base's matrices before

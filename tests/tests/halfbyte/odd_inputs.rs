@@ -79,6 +79,36 @@ fn paths_that_are_no_text_are_refused_before_anything_is_loaded() {
     assert!(!odd.exists());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_are_used_where_they_name_a_folder_and_refused_in_one_sentence_elsewhere() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let work = Work::new();
+    let (model, odd) = (work.model(&TinyModel::llama()), work.path("").join(OsStr::from_bytes(b"od=d\xff")));
+    let flags = ["--model".into(), model.clone().into_os_string(), "--adapter".into(), odd.clone().into_os_string()];
+    let generate = ["generate", "--prompt", "cat", "--max-new-tokens", "2"].map(OsString::from).to_vec();
+    let merge = ["merge", "--output"].map(OsString::from).into_iter().chain([work.path("merged").into()]).collect();
+    let eval: Vec<OsString> = vec!["eval".into(), "--data".into(), work.rows().into()];
+    for command in [&generate, &merge, &eval] {
+        run(command.iter().chain(&flags)).user_error(&["od=d\u{fffd}", "adapter"]);
+    }
+    let adapter = work.finetune().done();
+    let loss = work.loss(&model, Some(&adapter), "");
+    fs::rename(adapter, &odd).unwrap();
+    assert_eq!(work.loss(&model, Some(&odd), ""), loss);
+    for command in [generate, merge] {
+        run(command.iter().chain(&flags)).success();
+    }
+    // No name on the hub has such letters, so that nobody is asked.
+    let nowhere = |more: &[&OsStr]| {
+        let mut pull = halfbyte();
+        pull.arg("pull").args(more).env("HF_ENDPOINT", "http://127.0.0.1:9");
+        Outcome::of(&mut pull)
+    };
+    nowhere(&[OsStr::from_bytes(b"o/d\xff")]).user_error(&["o/d\u{fffd}", "expected ORG/NAME"]);
+    nowhere(&["--data".as_ref(), OsStr::from_bytes(b"o/d\xff:train")]).user_error(&["o/d\u{fffd}", "expected ORG/SET"]);
+}
+
 /// What nobody planned: a row that is longer than any may be, which is found out by reading it.
 #[cfg(target_os = "linux")]
 #[test]

@@ -184,7 +184,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop_text()?, self.pop_text()?);
-                self.stack.push(Value::Function(Function::named(&module, &name)?));
+                self.stack.push(Value::Function(Function::named(module, name)?));
             }
             b'Q' => self.storage()?,
             b'R' => self.call()?,

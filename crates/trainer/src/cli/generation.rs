@@ -5,7 +5,7 @@
 use super::BaseArgs;
 use crate::rows::{LayoutArg, TemplateFlags};
 use clap::Args;
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 /// How text is continued.
 #[derive(Args, Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct GenerateArgs {
     pub base: BaseArgs,
     /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
     #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
+    pub adapter: Vec<OsString>,
     /// Which adapter to use, by name; `none` is the base alone [default: each in turn].
     #[arg(long, value_name = "NAME")]
     pub use_adapter: Option<String>,
@@ -99,7 +99,7 @@ pub struct ChatArgs {
     pub base: BaseArgs,
     /// An adapter: a folder, a name on the hub, or NAME=FOLDER to call it NAME; may be given more than once.
     #[arg(long, value_name = "[NAME=]ADAPTER")]
-    pub adapter: Vec<String>,
+    pub adapter: Vec<OsString>,
     /// What is made of a line: a message, written by the chat template (chat), or text that is appended to what was said and continued
     /// (text) [default: chat if the adapter or the model has a template].
     #[arg(long, value_enum)]

@@ -5,7 +5,7 @@ use crate::{
 };
 use halfbyte_data::Part;
 use halfbyte_hub::{Place, Use, name};
-use std::io::Write;
+use std::{ffi::OsStr, io::Write};
 
 /// `halfbyte pull`: names into the cache, as the hub has them now. Their folders and files go to standard output.
 pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
@@ -15,13 +15,15 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
     let hub = places::hub()?;
     let mut out = std::io::stdout().lock();
     for text in &args.names {
-        let Place::There(name) = name::model(text)? else { return Err(no_name(text, "ORG/NAME[@REVISION]")) };
+        let place = text.to_str().map(name::model).transpose()?;
+        let Some(Place::There(name)) = place else { return Err(no_name(text, "ORG/NAME[@REVISION]")) };
         let progress = Progress::default();
         let pulled = hub.pull(&name, Use::Any, &|it| progress.hear(it))?;
         writeln!(out, "{}", pulled.folder.display())?;
     }
     for text in &args.data {
-        let Place::There(name) = name::data(text)? else { return Err(no_name(text, "ORG/SET[@REVISION][:SPLIT]")) };
+        let place = text.to_str().map(name::data).transpose()?;
+        let Some(Place::There(name)) = place else { return Err(no_name(text, "ORG/SET[@REVISION][:SPLIT]")) };
         let progress = Progress::default();
         for file in hub.pull_rows(&name, places::usual(Part::Train), &|it| progress.hear(it))?.files {
             writeln!(out, "{}", file.display())?;
@@ -30,6 +32,6 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn no_name(text: &str, form: &str) -> anyhow::Error {
-    user_error(format!("{text}: is a path, or no name on the hub; expected {form}"))
+fn no_name(text: &OsStr, form: &str) -> anyhow::Error {
+    user_error(format!("{}: is a path, or no name on the hub; expected {form}", text.display()))
 }

@@ -15,6 +15,7 @@ use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, KeptText, Listener, Model, Rehearsed, generate_within};
 use halfbyte_tensor::Device;
 use std::{
+    ffi::OsString,
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
@@ -48,7 +49,7 @@ pub(super) struct Session {
 
 impl Opened {
     /// Opens base and adapters.
-    pub(super) fn open(base: &BaseArgs, adapters: &[String], sampling: &SamplingArgs) -> anyhow::Result<Opened> {
+    pub(super) fn open(base: &BaseArgs, adapters: &[OsString], sampling: &SamplingArgs) -> anyhow::Result<Opened> {
         check_sampling(sampling)?;
         let named = adapters.iter().map(|it| load::parse_adapter(it)).collect::<anyhow::Result<Vec<_>>>()?;
         let opened = load::open(&base.model, &named)?;
