@@ -70,10 +70,10 @@ impl Dataset {
         for (number, (source, weight)) in sources.into_iter().enumerate() {
             let wrong = |reason| Err(Error::Setting { setting: "mixture", reason });
             if !(weight > 0.0 && weight.is_finite()) {
-                return wrong(format!("source {number} has the weight {weight}; a weight is above 0"));
+                return wrong(format!("source {} has the weight {weight}; a weight is above 0", number + 1));
             }
             if source.is_empty() {
-                return wrong(format!("source {number} has no rows; leave it out"));
+                return wrong(format!("source {} has no rows; leave it out", number + 1));
             }
             let first = all.len();
             if first == 0 {

@@ -17,13 +17,17 @@ const END: u32 = 1001;
 
 /// The usual tokenizer, with ChatML's tokens.
 fn chat_tokenizer() -> Tokenizer {
+    Tokenizer::from_json(chat_json().to_string().as_bytes(), special()).unwrap()
+}
+
+fn chat_json() -> Value {
     let mut json = tokenizer_json();
     for (id, content) in [(START, "<|im_start|>"), (END, "<|im_end|>")] {
         json["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": content, "single_word": false,
             "lstrip": false, "rstrip": false, "normalized": false, "special": true}));
         json["model"]["vocab"][content] = id.into();
     }
-    Tokenizer::from_json(json.to_string().as_bytes(), special()).unwrap()
+    json
 }
 
 /// A turn's thinking is left out once others follow it.
@@ -106,6 +110,22 @@ fn two_turns() -> Value {
 
 const WRITTEN: &str = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\none<|im_end|>\n\
                        <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n";
+
+#[test]
+fn what_a_tokenizer_puts_around_a_text_is_not_put_around_what_a_template_writes() {
+    let mut json = chat_json();
+    json["post_processor"] = surrounding();
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), special()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(&folder, &[two_turns()]);
+    let ids = |append_eos| {
+        let config = DataConfig { append_eos, ..chat_config(&path, CHATML) };
+        Dataset::load(&path, &tokenizer, &config).unwrap().0.row(0).ids.to_vec()
+    };
+    let expected = tokenizer.encode_plain(WRITTEN).unwrap();
+    assert_eq!(ids(None), expected);
+    assert_eq!(ids(Some(true)), [&expected[..], &[EOS]].concat());
+}
 
 #[test]
 fn the_turns_of_the_assistant_are_learned_with_their_ends() {

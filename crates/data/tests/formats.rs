@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, DictionaryArray, LargeStringArray, StringArray, StringViewArray};
 use common::*;
-use halfbyte_data::{DataConfig, Dataset, Report, columns};
+use halfbyte_data::{DataConfig, Dataset, Excess, Report, columns};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 
 fn load(path: &std::path::Path, config: &DataConfig) -> (Dataset, Report) {
@@ -160,6 +160,10 @@ fn of_a_long_text_the_beginning_is_as_of_the_whole() {
             let cut = (whole.len() - max_length) as u64;
             assert!(report.truncated == 1 && report.tokens_cut.abs_diff(cut) <= 4, "{report:?}, {cut} expected");
         }
+        // What is split is all of it.
+        let (data, report) = load(&path, &DataConfig { excess: Excess::Split, ..config(1000) });
+        assert!(data.rows().flat_map(|it| it.ids).eq(&whole) && data.len() == whole.len().div_ceil(1000));
+        assert_eq!((report.split, report.truncated, report.tokens_cut), (1, 0, 0));
     }
     let prompt = "the good ".repeat(9000);
     write_jsonl(&path, &[("instruction", &[Some(prompt)]), ("input", &[None]), ("output", &[Some("good".into())])]);

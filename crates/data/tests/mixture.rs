@@ -106,7 +106,7 @@ fn what_is_no_mixture_is_refused() {
     let one = || Dataset::from_examples([Example { ids: vec![1, 2], mask: vec![true; 2] }]).unwrap();
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let message = Dataset::mixed(vec![(one(), 1.0), (one(), weight)]).unwrap_err().to_string();
-        assert!(message.contains("source 1"), "{message}");
+        assert!(message.contains("source 2 has the weight"), "{message}");
     }
     let tiny = Dataset::mixed(vec![(one(), 1e6), (one(), 1e-6)]).unwrap();
     let config = BatchConfig { batch_size: 1, shuffle: None, drop_last: false, packing: Packing::Off };
