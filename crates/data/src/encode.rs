@@ -227,6 +227,8 @@ mod tests {
         assert_eq!(cut("one two", 7), ("one two", ""));
         assert_eq!(cut("one two three", 9), ("one two", " three"));
         assert_eq!(cut("a long-winded-word", 9), ("a long-wi", "nded-word"));
+        assert_eq!(cut("a long-winded-word", 10), ("a long-win", "ded-word"));
+        assert_eq!(cut("half long-winded", 8), ("half lon", "g-winded"));
         assert_eq!(cut("\u{e9}\u{e9}", 3), ("\u{e9}", "\u{e9}"));
         assert_eq!(cut("\u{1f600}!", 1), ("\u{1f600}", "!"));
     }

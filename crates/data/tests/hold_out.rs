@@ -94,13 +94,30 @@ fn what_is_left_is_as_if_the_others_had_never_been_there() {
 }
 
 #[test]
+fn more_can_be_held_out_of_what_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut made = [read(folder.path(), &texts(100), &config(64))];
+    let all = ids(&made[0].dataset);
+    let mut parts = Vec::new();
+    for rows in [60, 30] {
+        let held_out = HoldOut::Rows(rows).take(&mut made).unwrap();
+        assert_eq!(held_out.len(), rows, "no two rows are equal");
+        parts.extend(ids(&held_out));
+    }
+    parts.extend(ids(&made[0].dataset));
+    assert_eq!(parts.iter().collect::<HashSet<_>>(), all.iter().collect());
+    assert_eq!(parts.len(), all.len());
+}
+
+#[test]
 fn numbers_that_hold_nothing_out_or_all() {
-    for number in [0.0, -0.5, 1.5, f64::NAN, f64::INFINITY] {
+    for number in [0.0, -0.5, 1.5, 1e15, f64::NAN, f64::INFINITY] {
         let message = HoldOut::parse(number).unwrap_err().to_string();
         assert!(message.contains("0.05"), "{number}: {message}");
     }
     assert_eq!(HoldOut::parse(0.05).unwrap(), HoldOut::Share(0.05));
     assert_eq!(HoldOut::parse(500.0).unwrap(), HoldOut::Rows(500));
+    assert_eq!(HoldOut::parse(1.0).unwrap(), HoldOut::Rows(1));
     let folder = tempfile::tempdir().unwrap();
     let message = |how: HoldOut| how.take(&mut [read(folder.path(), &texts(10), &config(40))]).unwrap_err().to_string();
     assert!(message(HoldOut::Share(1e-9)).contains("none would be held out"));
