@@ -221,6 +221,10 @@ mod tests {
     fn turns_are_even_where_nothing_is_shuffled() {
         let shares = [6, 3].map(|taken| Share { examples: 9, rows: 9, taken });
         assert_eq!(turns(&shares, None, 0), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
+        assert_eq!(turns(&[3, 1].map(|taken| Share { examples: 9, rows: 9, taken }), None, 0), [0, 0, 1, 0]);
+        let many = [60, 30].map(|taken| Share { examples: 90, rows: 90, taken });
+        let seeds: std::collections::HashSet<Vec<usize>> = (0..4).map(|seed| turns(&many, Some(seed), 0)).collect();
+        assert_eq!(seeds.len(), 4);
         let drawn = turns(&shares, Some(1), 0);
         assert_eq!(drawn.iter().filter(|it| **it == 0).count(), 6);
         assert_ne!(drawn, turns(&shares, Some(1), 1));

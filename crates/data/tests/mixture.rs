@@ -102,6 +102,18 @@ fn a_large_source_is_not_seen_twice_before_all_of_it_was_seen() {
 }
 
 #[test]
+fn sources_of_as_many_rows_are_in_orders_of_their_own() {
+    let (data, places) = mixed(&[(vec![4; 20], 1.0), (vec![4; 20], 1.0)]);
+    let config = BatchConfig { batch_size: 1, shuffle: Some(7), drop_last: false, packing: Packing::Off };
+    let rows: Vec<usize> = data.batches(&config, Position::default()).unwrap().take(40).map(|it| it.rows[0]).collect();
+    let order = |at: usize| {
+        rows.iter().filter(|it| places[at].contains(it)).map(|it| it - places[at].start).collect::<Vec<_>>()
+    };
+    assert_eq!((order(0).len(), order(1).len()), (20, 20));
+    assert_ne!(order(0), order(1));
+}
+
+#[test]
 fn what_is_no_mixture_is_refused() {
     let one = || Dataset::from_examples([Example { ids: vec![1, 2], mask: vec![true; 2] }]).unwrap();
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
