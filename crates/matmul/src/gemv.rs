@@ -10,8 +10,13 @@ use crate::kernels::{Dots, Epilogue, Kernel, Operands, Target, Tile};
 use crate::product::{Compute, Out, Product, Trans};
 use crate::reader::Reader;
 
-/// Rows of the left operand up to which this path is taken.
-pub(crate) const MAX_ROWS: usize = 4;
+/// Rows of the left operand up to which this path is taken, whatever the kernel.
+const FEW_ROWS: usize = 4;
+/// The same where the processor multiplies rows of bf16. What more there are than are under way at a time find the weights in the nearest
+/// cache.
+const MAX_ROWS: usize = 8;
+/// Rows of the left operand of which dot products in bf16 are under way at a time.
+const DOT_ROWS: usize = 4;
 
 /// Elements of a row that are decoded at once.
 const PIECE: usize = 512;
@@ -39,6 +44,17 @@ struct Job<'a> {
     m: usize,
     k: usize,
     round: bool,
+}
+
+/// Rows of the left operand beyond which this path is never taken.
+pub(crate) fn most_rows(kernel: &Kernel) -> usize {
+    if kernel.isa.dots.is_some() && kernel.operands.are_bf16() { MAX_ROWS } else { FEW_ROWS }
+}
+
+/// Whether this path is the one for a product.
+pub(crate) fn takes(kernel: &Kernel, p: &Product<'_>) -> bool {
+    let rows = p.a.dims().0;
+    rows <= FEW_ROWS || rows <= most_rows(kernel) && p.terms().all(|(_, b)| b.trans == Trans::Yes)
 }
 
 pub(crate) fn run(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>) {
@@ -123,21 +139,24 @@ impl Job<'_> {
     fn dots(&self, (c0, c1): (usize, usize), stride: usize, (sums, pieces): Work<'_>) {
         if let Some((dots, a)) = &self.pairs {
             let padded = self.k.next_multiple_of(dots.step).max(1);
-            let mut found = [0.0; MAX_ROWS * TOGETHER];
+            let mut found = [0.0; DOT_ROWS * TOGETHER];
             for c in (c0..c1).step_by(TOGETHER) {
-                let found = &mut found[..self.m * TOGETHER.min(c1 - c)];
-                found.fill(0.0);
-                for from in (0..self.k).step_by(LONG_PIECE) {
-                    let len = LONG_PIECE.min(self.k - from);
-                    let mut x: [&[bf16]; MAX_ROWS] = [&[]; MAX_ROWS];
-                    for (x, row) in x.iter_mut().zip(a.chunks(padded)) {
-                        *x = &row[from..][..len.next_multiple_of(dots.step)];
+                for first in (0..self.m).step_by(DOT_ROWS) {
+                    let rows = DOT_ROWS.min(self.m - first);
+                    let found = &mut found[..rows * TOGETHER.min(c1 - c)];
+                    found.fill(0.0);
+                    for from in (0..self.k).step_by(LONG_PIECE) {
+                        let len = LONG_PIECE.min(self.k - from);
+                        let mut x: [&[bf16]; DOT_ROWS] = [&[]; DOT_ROWS];
+                        for (x, row) in x[..rows].iter_mut().zip(a.chunks(padded).skip(first)) {
+                            *x = &row[from..][..len.next_multiple_of(dots.step)];
+                        }
+                        self.b.dots(dots, (&x[..rows], len), (c, from), (&mut pieces.bf16s, &mut *found));
                     }
-                    self.b.dots(dots, (&x[..self.m], len), (c, from), (&mut pieces.bf16s, &mut *found));
-                }
-                for (r, row) in found.chunks(self.m).enumerate() {
-                    for (i, v) in row.iter().enumerate() {
-                        sums[i * stride + c - c0 + r] += v;
+                    for (r, of_row) in found.chunks(rows).enumerate() {
+                        for (i, v) in of_row.iter().enumerate() {
+                            sums[(first + i) * stride + c - c0 + r] += v;
+                        }
                     }
                 }
             }

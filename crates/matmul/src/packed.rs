@@ -44,7 +44,7 @@ impl PackedLeft {
     fn words(kernel: &Kernel, (m, k): (usize, usize)) -> Option<(usize, usize)> {
         let stride = kernel.operands.words(k) * kernel.mr;
         let words = m.div_ceil(kernel.mr) * stride;
-        (m > gemv::MAX_ROWS && k > 0 && words <= MAX_WORDS).then_some((stride, words))
+        (m > gemv::most_rows(kernel) && k > 0 && words <= MAX_WORDS).then_some((stride, words))
     }
 
     pub(crate) fn with_kernel(kernel: &'static Kernel, a: &Operand<'_>) -> Option<PackedLeft> {

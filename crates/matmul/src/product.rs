@@ -169,7 +169,7 @@ pub(crate) fn matmul_with(kernel: &'static Kernel, p: &Product<'_>, out: Out<'_>
     }
     let inner: usize = p.terms().map(|(a, _)| a.dims().1).sum();
     OPERATIONS.fetch_add(2 * (m * n * inner) as u64, Ordering::Relaxed);
-    if m <= gemv::MAX_ROWS {
+    if gemv::takes(kernel, p) {
         gemv::run(kernel, p, out);
     } else if let Some(thin) = Thin::of(kernel, p) {
         thin.run(out);
