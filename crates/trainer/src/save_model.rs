@@ -55,6 +55,8 @@ fn write_weights(
             }
             halfbyte_files::Result::Ok(writer)
         });
+        // Kept until the next one is made, so that what is held does not hang on how fast files are written.
+        let mut before: Option<Tensor> = None;
         let all_made = model_tensors(
             model,
             adapter,
@@ -67,6 +69,7 @@ fn write_weights(
                         dtype.torch_name()
                     )));
                 }
+                drop(before.replace(value.clone()));
                 hand_over.send((name.to_owned(), value)).context("the writer stopped before the last tensor")
             },
         );

@@ -1,13 +1,12 @@
-//! A dense matrix that stays in its file, and is in memory while a product reads it.
+//! A dense matrix that stays in its file: rows are read when a product asks for them.
 //!
-//! It lets a model be tried that would not fit, and tries the very bytes that were written.
+//! Slower than memory, but it lets a model be tried that would not fit, and tries the very bytes that were written.
 
 use halfbyte_files::{Placed, Reading, TensorFile};
 use halfbyte_frozen::Format;
-use halfbyte_matmul::{self as matmul, Dense, View};
+use halfbyte_matmul as matmul;
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
-use halfbyte_tensor::{DType, Device, Tensor, with_float};
-use rayon::prelude::*;
+use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Leaves every matrix of a folder where it is.
@@ -84,7 +83,7 @@ impl FrozenMatrix for StreamedMatrix {
     }
 
     fn source<'a>(&'a self) -> Box<dyn matmul::Source + 'a> {
-        Box::new(Held(self.read()))
+        Box::new(Rows(self))
     }
 
     fn bytes(&self) -> usize {
@@ -96,58 +95,32 @@ impl FrozenMatrix for StreamedMatrix {
     }
 }
 
-/// Bytes that are read at a time.
-const PIECE: usize = 4 << 20;
-
-impl StreamedMatrix {
-    /// The matrix as it is in the file. What cannot be read becomes NaN, and [`Failed`] knows why.
-    fn read(&self) -> Tensor {
-        let StreamedMatrix { file, place, dims, dtype, failed } = self;
-        let read = |bytes: &mut [u8]| {
-            bytes.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| {
-                if let Err(error) = file.read_part(place, i * PIECE, piece) {
-                    failed.note(error);
-                    // Of every float that files know.
-                    piece.fill(0xff);
-                }
-            });
-            Ok::<(), std::convert::Infallible>(())
-        };
-        let Ok(it) = Tensor::filled(&[dims.0, dims.1], *dtype, read);
-        it
-    }
-}
-
-/// The matrix while it is in memory.
 #[derive(Debug)]
-struct Held(Tensor);
+struct Rows<'a>(&'a StreamedMatrix);
 
-impl Held {
-    /// It as a source that products know.
-    fn with<R>(&self, f: impl FnOnce(&dyn matmul::Source) -> R) -> R {
-        let (rows, cols) = (self.0.rows(), self.0.cols());
-        with_float!(self.0.dtype(), T, f(&Dense::new(rows, cols, self.0.data::<T>())))
-    }
-}
-
-impl matmul::Source for Held {
+impl matmul::Source for Rows<'_> {
     fn rows(&self) -> usize {
-        self.0.rows()
+        self.0.dims.0
     }
 
     fn cols(&self) -> usize {
-        self.0.cols()
+        self.0.dims.1
     }
 
+    /// What cannot be read becomes NaN, and [`Failed`] knows why.
     fn read_f32(&self, row: usize, col: usize, out: &mut [f32]) {
-        self.with(|it| it.read_f32(row, col, out));
-    }
-
-    fn as_view(&self) -> View<'_> {
-        match self.0.dtype() {
-            DType::Bf16 => View::Bf16(self.0.data()),
-            DType::F16 => View::F16(self.0.data()),
-            _ => View::F32(self.0.data()),
+        let StreamedMatrix { file, place, dims, dtype, failed } = self.0;
+        let size = dtype.size();
+        let mut bytes = vec![0; out.len() * size];
+        if let Err(error) = file.read_part(place, (row * dims.1 + col) * size, &mut bytes) {
+            failed.note(error);
+            return out.fill(f32::NAN);
+        }
+        let numbers = out.iter_mut().zip(bytes.chunks_exact(size));
+        match dtype {
+            DType::Bf16 => numbers.for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            DType::F16 => numbers.for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            _ => numbers.for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         }
     }
 }
@@ -187,6 +160,8 @@ mod tests {
             let weights = dir.path().join("model.safetensors");
             let shorter = std::fs::metadata(&weights).unwrap().len() - dtype.size() as u64;
             std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(shorter).unwrap();
+            assert_eq!(row(matrix.as_ref(), 1, 2, 2), [3.5, 4.5], "what is there is still there");
+            streamed.failed().check().unwrap();
             assert!(row(matrix.as_ref(), 2, 0, 4).iter().all(|it| it.is_nan()));
             let error = streamed.failed().check().unwrap_err().to_string();
             assert!(error.contains("model.safetensors"), "{error}");

@@ -13,7 +13,6 @@ use halfbyte_autograd::Tape;
 use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context, Linear, LoraConfig, Weight, attach_dry};
 use halfbyte_models::{Model, ModelFolder, Pass, Rehearsed, build, rehearse};
-
 use halfbyte_ops::{Ids, Layout, WeightFormat as _};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_train::{How, Micro, Objective as _, objective::CausalLm};
@@ -103,15 +102,12 @@ impl Untrained<'_> {
             Asked::Texts(texts) => rehearse(model, texts, (compute, &ctx))?,
             Asked::Merge { tokens, dtype } => {
                 let first = predictions(model, *tokens, &ctx)?;
-                pass(device, merging(model, adapter.map(Arc::as_ref), *dtype));
-                // The merged model is tried from its files: matrices stay there, but for those whose rows lie apart, and for what a
-                // product reads: two of the largest at a time, since others that share an input are smaller together.
+                pass(device, merging(model, *dtype));
+                // The merged model is tried from its files: matrices stay there, but for those whose rows lie apart.
                 let (linears, weights) = model.parts();
                 let across =
                     linears.iter().filter(|it| it.is_published_transposed()).map(|it| it.dims().0 * it.dims().1);
-                let largest = linears.iter().map(|it| it.dims().0 * it.dims().1).max().unwrap_or(0);
-                let kept = across.chain(weights.iter().map(|it| it.value().len())).sum::<usize>();
-                let dense = (kept + 2 * largest) * dtype.size();
+                let dense = across.chain(weights.iter().map(|it| it.value().len())).sum::<usize>() * dtype.size();
                 let merged = Tensor::scratch_on(device, &[dense], DType::U8);
                 predictions(model, *tokens, &Context::default())?;
                 drop((first, merged));
@@ -206,26 +202,29 @@ fn codes(model: &dyn Model, weights: usize, (moment, written): (usize, bool)) ->
     Plan { frozen_matrices: kept, dense_weights: dense, activations, runtime: RUNTIME_BYTES, ..Plan::default() }
 }
 
-/// The most that is held while the tensors of a model are made and written one after the other, in this dtype.
-fn merging(model: &dyn Model, adapter: Option<&Adapter>, dtype: DType) -> usize {
+/// The most that is held while the tensors of a model are made and written one after the other, in this dtype: while one is made, the
+/// one before it is written.
+fn merging(model: &dyn Model, dtype: DType) -> usize {
     const F32: usize = size_of::<f32>();
     let (linears, weights) = model.parts();
+    // What a tensor takes while it is made, and what is then written.
     let of_linear = |it: &&Linear| {
         let elements = it.dims().0 * it.dims().1;
-        let changed = adapter.is_some_and(|adapter| it.rank(adapter).is_some());
-        // The decoded matrix, and beside it the sum, its transpose, or what is written.
-        let alone = elements * (F32 + if changed || it.is_published_transposed() { F32 } else { dtype.size() });
+        // The decoded matrix, to which an update is added in place, and beside it its transpose, or what is written.
+        let alone = elements * (F32 + if it.is_published_transposed() { F32 } else { dtype.size() });
         let experts = it.member().filter(|_| it.is_published_transposed()).map_or(0, |it| it.expert.1);
-        experts * elements * F32 + alone.max(experts * elements * dtype.size())
+        (
+            experts * elements * F32 + alone.max(experts * elements * dtype.size()),
+            experts.max(1) * elements * dtype.size(),
+        )
     };
     let of_weight = |it: &&Weight| {
         let value = it.value();
-        if value.dtype() == dtype { 0 } else { value.len() * dtype.size() }
+        let bytes = value.len() * dtype.size();
+        if value.dtype() == dtype { (0, 0) } else { (bytes, bytes) }
     };
-    let made = linears.iter().map(of_linear).chain(weights.iter().map(of_weight)).max().unwrap_or(0);
-    // While one is made, the one before it is written.
-    let written = linears.iter().map(|it| it.dims().0 * it.dims().1).max().unwrap_or(0) * dtype.size();
-    made + written
+    let tensors = weights.iter().map(of_weight).chain(linears.iter().map(of_linear));
+    tensors.scan(0, |written, (made, bytes)| Some(std::mem::replace(written, bytes) + made)).max().unwrap_or(0)
 }
 
 /// Memory beside tensors, for a moment.
