@@ -139,6 +139,18 @@ fn a_file_of_answers_is_gone_on_from_to_the_same_bytes() {
     into("all.jsonl", "").user_error(&["all.jsonl", "--resume", "--overwrite"]);
     assert_eq!(fs::read_to_string(work.path("all.jsonl")).unwrap(), whole, "a refusal changes nothing");
     into("all.jsonl", "--rows 1..7 --resume").user_error(&["all.jsonl", "line 1", "these prompts"]);
+    // What cannot be continued replaces nothing, and prompts are not replaced by their continuations.
+    let weights = model.join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let mut no_numbers = bytes.clone();
+    no_numbers[bytes.len() / 2..].fill(0xff);
+    fs::write(&weights, no_numbers).unwrap();
+    into("all.jsonl", "--overwrite").user_error(&["NaN or infinite"]);
+    fs::write(&weights, bytes).unwrap();
+    assert_eq!(fs::read_to_string(work.path("all.jsonl")).unwrap(), whole);
+    let prompts = fs::read_to_string(&file).unwrap();
+    into(file.file_name().unwrap().to_str().unwrap(), "--overwrite").user_error(&["holds the prompts"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), prompts);
     into("all.jsonl", "--rows 0..2 --overwrite").success();
     assert_eq!(lines(&work.path("all.jsonl")).len(), 4);
     into("no/such/folder/all.jsonl", "").user_error(&["no/such/folder"]);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::{
     fs::File,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// A place for continuations.
@@ -19,7 +19,15 @@ pub(super) enum Answers {
     /// Objects on standard output.
     Objects,
     /// Objects in a file, which is written line by line, so that what is there can be gone on from.
-    File(File),
+    File(Lines),
+}
+
+/// A file of objects before any is written into it.
+pub(super) struct Lines {
+    path: PathBuf,
+    file: File,
+    /// Bytes of what is gone on from.
+    whole: u64,
 }
 
 /// What the continuations of a list of prompts are, adapter by adapter: each prompt with each adapter in turn.
@@ -80,9 +88,14 @@ impl Answers {
                 (done, whole) = (done + 1, whole + line.len());
             }
         }
-        let file = append_file(path)?;
-        file.set_len(whole as u64).with_context(|| format!("{name}"))?;
-        Ok((Answers::File(file), done))
+        let lines = Lines { path: path.to_owned(), file: append_file(path)?, whole: whole as u64 };
+        Ok((Answers::File(lines), done))
+    }
+
+    /// Takes away what is not to stay in a file: when all that can be refused was not.
+    pub(super) fn begin(&self) -> anyhow::Result<()> {
+        let Answers::File(it) = self else { return Ok(()) };
+        it.file.set_len(it.whole).with_context(|| it.path.display().to_string())
     }
 
     /// Writes the continuation of the `at`th of what is wanted.
@@ -110,7 +123,7 @@ impl Answers {
         object["finish_reason"] = finish_reason(generated.stop).into();
         let line = format!("{object}\n");
         match self {
-            Answers::File(file) => file.write_all(line.as_bytes())?,
+            Answers::File(it) => it.file.write_all(line.as_bytes())?,
             _ => io::stdout().lock().write_all(line.as_bytes())?,
         }
         Ok(())
@@ -118,7 +131,7 @@ impl Answers {
 
     /// Makes what was written last.
     pub(super) fn finish(self) -> io::Result<()> {
-        if let Answers::File(file) = self { file.sync_all() } else { Ok(()) }
+        if let Answers::File(it) = self { it.file.sync_all() } else { Ok(()) }
     }
 
     /// Whether people read what is written, and would like to know what it is of.

@@ -60,6 +60,11 @@ fn of_flags(args: &GenerateArgs, layout: LayoutArg, opened: &mut Opened) -> anyh
 fn of_files(args: &GenerateArgs, layout: Option<LayoutArg>, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
     let named = args.prompts.iter().map(|it| Ok(places::data(it, Part::HeldOut)?.files));
     let files = DataFiles::find(&named.collect::<anyhow::Result<Vec<_>>>()?.concat(), Part::HeldOut)?;
+    if let Some(output) = args.output.as_ref().and_then(|it| it.canonicalize().ok())
+        && files.paths().iter().any(|it| it.canonicalize().is_ok_and(|it| it == output))
+    {
+        return Err(user_error(format!("--output {} holds the prompts; name another file", output.display())));
+    }
     let columns = files.columns()?;
     let mut names = args.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
     if let Some(text) = &args.text_column {
