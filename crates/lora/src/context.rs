@@ -66,7 +66,8 @@ impl Context {
     ///
     /// Each adapter's rows then go through the layers that it changes as a batch of their own. So a row has the bits that it has in
     /// a pass of its adapter's rows alone, with one reservation: on the CPU a product of at most four rows (eight in bf16,
-    /// where the processor has dot products of it) is summed in another order than one of more, so what is shared by all rows (the base's own products) must be on the same side of that
+    /// where the processor has dot products of it) is summed in another order than one of more, so what is shared by all
+    /// rows (the base's own products) must be on the same side of that
     /// number in both passes.
     ///
     /// Fails if there is not a choice for each sequence, or one that does not exist.
