@@ -66,9 +66,23 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 /// More than any machine has cores; so many threads would only wait for each other.
 const MAX_THREADS: usize = 1024;
 
+/// Bytes of addresses that a thread takes: the standard library's stack, and what lies around it.
+const STACK: usize = (2 << 20) + (64 << 10);
+
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if let Some(asked) = threads.filter(|it| !(1..=MAX_THREADS).contains(it)) {
         return Err(UserError(format!("--threads must be between 1 and {MAX_THREADS}, got {asked}")).into());
+    }
+    // A thread that finds no room for what it needs beside its stack ends in the standard library, with no error that could be told.
+    if let (Some(asked), Some(left)) = (threads, memory::address_space_left())
+        && asked.saturating_mul(STACK) > left
+    {
+        return Err(UserError(format!(
+            "the threads cannot be started: the stacks of {asked} take {} MiB, and the limit on this process's addresses leaves {}; --threads with a smaller number may do",
+            asked.saturating_mul(STACK) >> 20,
+            left >> 20
+        ))
+        .into());
     }
     // This thread is one of the pool: it works on what it hands out instead of falling asleep until others have done it.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();

@@ -14,7 +14,7 @@ pub(crate) fn available() -> Option<usize> {
 }
 
 /// What `ulimit -v` leaves.
-fn address_space_left() -> Option<usize> {
+pub(crate) fn address_space_left() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let limit = limits.lines().find_map(|it| it.strip_prefix("Max address space"))?;
     let limit: usize = limit.split_whitespace().next()?.parse().ok()?;

@@ -16,6 +16,8 @@ const STEPS: [usize; 2] = [600, 20_000];
 const GROWTH: usize = 1 << 20;
 /// By how much more time of a processor the later steps may take than the earlier ones: caches are shared with other programs.
 const DRIFT: f64 = 1.3;
+/// Runs that all have to show a drift: one that is in the program does, another program's load does not.
+const RUNS: usize = 3;
 
 /// What the process was like when its log had so many lines.
 struct Sample {
@@ -27,6 +29,19 @@ struct Sample {
 
 #[test]
 fn a_long_run_grows_in_nothing() {
+    let mut costs = Vec::new();
+    while costs.len() < RUNS {
+        let cost = long_run();
+        costs.push(cost);
+        if cost.1 <= DRIFT * cost.0 {
+            return;
+        }
+    }
+    panic!("ten steps took so many ticks, and then so many: {costs:?}");
+}
+
+/// What ten steps cost, and then cost, of a run that holds no more as it goes on.
+fn long_run() -> (f64, f64) {
     let steps = STEPS[usize::from(night::is_long())];
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datasets");
     let work = Work::new();
@@ -61,7 +76,6 @@ fn a_long_run_grows_in_nothing() {
     let held = (most(earlier), most(later));
     assert!(held.1 <= held.0 + GROWTH, "it held {} bytes, and then {}", held.0, held.1);
     let cost = (cheapest(earlier), cheapest(later));
-    assert!(cost.1 <= DRIFT * cost.0, "ten steps took {} ticks, and then {}", cost.0, cost.1);
 
     let metrics = run.metrics();
     assert_eq!(metrics.len(), steps / 10, "a line every ten steps");
@@ -75,6 +89,7 @@ fn a_long_run_grows_in_nothing() {
         "{steps} steps: held {} bytes, then {}; ten steps took {:.2} ticks, then {:.2}; log of {written} bytes",
         held.0, held.1, cost.0, cost.1
     ));
+    cost
 }
 
 /// The ticks of ten steps in the cheapest quarter of these or all of them: what other programs take from the caches passes, and a drift
