@@ -1,7 +1,7 @@
 //! Recycled memory. A training step allocates nearly the same sizes again and again; fresh pages from the system cost a page
 //! fault each, recycled ones cost nothing.
 //!
-//! Large buffers are ranges of an [`Arena`], which joins what was freed and cuts it for other sizes; smaller ones are vectors that wait for
+//! Large buffers are ranges of an arena, which joins what was freed and cuts it for other sizes; smaller ones are vectors that wait for
 //! their like. The pool never raises the footprint: what it caches together with what is live stays below the highest live
 //! footprint seen. What would go beyond is given back to the system, the longest unused first.
 
