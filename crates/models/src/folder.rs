@@ -150,16 +150,14 @@ impl ModelFolder {
     /// itself has none.
     pub(crate) fn read_onto(&self, name: &str, shape: &[usize], device: &Device) -> Result<(Tensor, Option<Tensor>)> {
         let as_it_lies = self.files.get(name).is_some_and(|it| it.1.shape == shape && it.1.dtype != Dtype::F64);
-        let Device::Cuda(_) = device else { return Ok((self.read(name, shape)?.to_device(device)?, None)) };
-        match self.place_of(name, &self.stored_shape(name, shape))? {
-            (file, it, dtype) if as_it_lies => {
-                let fill = |at: usize, bytes: &mut [u8]| Ok::<(), Error>(file.read_part(it, at, bytes)?);
-                let tensor = Tensor::filled_on(device, shape, dtype, fill)?;
-                let infinite = cuda::find_infinite(&tensor)?;
-                Ok((tensor, Some(infinite)))
-            }
-            _ => Ok((self.read(name, shape)?.to_device(device)?, None)),
+        if !as_it_lies || !matches!(device, Device::Cuda(_)) {
+            return Ok((self.read(name, shape)?.to_device(device)?, None));
         }
+        let (file, it, dtype) = self.place_of(name, &self.stored_shape(name, shape))?;
+        let fill = |at: usize, bytes: &mut [u8]| Ok::<(), Error>(file.read_part(it, at, bytes)?);
+        let tensor = Tensor::filled_on(device, shape, dtype, fill)?;
+        let infinite = cuda::find_infinite(&tensor)?;
+        Ok((tensor, Some(infinite)))
     }
 
     /// What to say of a tensor that is not finite.

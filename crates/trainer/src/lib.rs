@@ -26,7 +26,7 @@ mod streamed_matrix;
 mod token_cache;
 mod vocabulary;
 
-use std::{error::Error, time::Instant};
+use std::{error::Error, fmt, time::Instant};
 
 use cli::Command;
 
@@ -73,24 +73,24 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if let Some(asked) = threads.filter(|it| !(1..=MAX_THREADS).contains(it)) {
         return Err(UserError(format!("--threads must be between 1 and {MAX_THREADS}, got {asked}")).into());
     }
+    let refused = |why: &dyn fmt::Display| {
+        UserError(format!("the threads cannot be started: {why}; --threads with a smaller number may do"))
+    };
     // A thread that finds no room for what it needs beside its stack ends in the standard library, with no error that could be told.
     if let (Some(asked), Some(left)) = (threads, memory::address_space_left())
         && asked.saturating_mul(STACK) > left
     {
-        return Err(UserError(format!(
-            "the threads cannot be started: the stacks of {asked} take {} MiB, and the limit on this process's addresses leaves {}; --threads with a smaller number may do",
-            asked.saturating_mul(STACK) >> 20,
+        let needed = asked.saturating_mul(STACK) >> 20;
+        let why = format!(
+            "the stacks of {asked} take {needed} MiB, and the limit on this process's addresses leaves {}",
             left >> 20
-        ))
-        .into());
+        );
+        return Err(refused(&why).into());
     }
     // This thread is one of the pool: it works on what it hands out instead of falling asleep until others have done it.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
     match pool.build_global() {
-        Err(error) if error.source().is_some() => {
-            Err(UserError(format!("the threads cannot be started: {error}; --threads with a smaller number may do"))
-                .into())
-        }
+        Err(error) if error.source().is_some() => Err(refused(&error).into()),
         // There may be a pool already where several commands run in one process.
         _ => Ok(()),
     }

@@ -138,10 +138,8 @@ impl CodedMatrix {
     ) -> Result<CodedMatrix> {
         let device = codes.device();
         let scales = scales.to_device(&device)?;
-        let mut it = CodedMatrix::new(dims, (code, block), codes, scales);
-        let values = it.table_values();
-        it.tables = Some(Tensor::from_vec(&[values.len()], values).to_device(&device)?);
-        Ok(it)
+        let it = CodedMatrix::new(dims, (code, block), codes, scales);
+        Ok(CodedMatrix { tables: it.tables_on(&device)?, ..it })
     }
 
     /// Codes of the flattened rows of a matrix on a GPU, four bits each, and the largest size of each block of elements, f32; both
@@ -212,15 +210,17 @@ impl CodedMatrix {
             return Ok(None);
         }
         let scales = self.scales.to_device(device)?;
-        let tables = match device {
-            Device::Cpu => None,
-            Device::Cuda(_) | Device::Dry(_) => {
-                let values = self.table_values();
-                Some(Tensor::from_vec(&[values.len()], values).to_device(device)?)
-            }
-        };
         let codes = self.codes.to_device(device)?;
-        Ok(Some(CodedMatrix { codes, scales, tables, ..*self }))
+        Ok(Some(CodedMatrix { codes, scales, tables: self.tables_on(device)?, ..*self }))
+    }
+
+    /// The values of the codes where kernels look them up; none in host memory.
+    fn tables_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        if *device == Device::Cpu {
+            return Ok(None);
+        }
+        let values = self.table_values();
+        Ok(Some(Tensor::from_vec(&[values.len()], values).to_device(device)?))
     }
 
     pub(crate) fn on_device(&self) -> Option<OnDevice<'_>> {

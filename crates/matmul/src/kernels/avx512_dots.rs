@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx512_isa::lut4_bf16;
+use super::avx512_isa::{block_bf16, lut4_bf16};
 use super::isa::Stored;
 use crate::sources::{Lut4, Scales4};
 
@@ -255,15 +255,6 @@ fn multiply(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
     unsafe {
         _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
     }
-}
-
-/// The values of a block, twice: an index of five bits finds the value of its low four.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn block_bf16(table: __m512, scale: f32) -> __m512i {
-    let values = _mm512_mul_ps(table, _mm512_set1_ps(scale));
-    // SAFETY: both types are 512 bits.
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values)) }
 }
 
 /// The values of 32 bytes of codes, first those of the high nibbles, which are the elements of even number.

@@ -235,13 +235,13 @@ pub(super) fn interleave(even: __m512i, odd: __m512i) -> [__m512i; 2] {
     [_mm512_permutex2var_epi16(even, low, odd), _mm512_permutex2var_epi16(even, high, odd)]
 }
 
-/// The 16 values of a block, twice.
+/// The 16 values of a block, twice: an index of five bits finds the value of its low four.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn block_bf16(table: __m512, scale: f32) -> __m512i {
-    let values = _mm512_cvtneps_pbh(_mm512_mul_ps(table, _mm512_set1_ps(scale)));
-    // SAFETY: both types are 256 bits.
-    _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
+    let values = _mm512_mul_ps(table, _mm512_set1_ps(scale));
+    // SAFETY: both types are 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values)) }
 }
 
 /// Elements `at..at + left` (32 at most) of packed codes, then zeros.

@@ -32,6 +32,11 @@ impl Dialogue {
         Ok(ids)
     }
 
+    /// What was asked last, as the template writes it.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Takes the model's answer down: its tokens, and what they say.
     pub(super) fn answered(&mut self, ids: &[u32], said: &str, tokenizer: &Tokenizer) -> anyhow::Result<()> {
         self.messages.push(json!({ "role": "assistant", "content": said }));

@@ -1,6 +1,6 @@
 //! What `generate` is to continue: the texts of its flags, or the rows of files.
 
-use super::session::Opened;
+use super::{dialogue::Dialogue, session::Opened};
 use crate::{
     cli::GenerateArgs,
     console,
@@ -11,7 +11,6 @@ use crate::{
 use halfbyte_data::{
     ChatTemplate, ColumnNames, Columns, DataFiles, Part, Prompt, PromptConfig, instruction_prompt, parse_rows,
 };
-use serde_json::json;
 use std::sync::Arc;
 
 /// The prompts in their layout, each found to be one that the model can go on from.
@@ -24,24 +23,23 @@ pub(super) fn prompts(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Resul
 }
 
 fn of_flags(args: &GenerateArgs, layout: LayoutArg, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
-    let template = match layout {
-        LayoutArg::Chat => Some(chat_template(args, opened)?),
+    let mut dialogue = match layout {
+        LayoutArg::Chat => Some(Dialogue::new(chat_template(args, opened)?, args.system.as_deref())),
         _ if args.system.is_some() => return Err(no_system()),
         _ => None,
     };
     let mut all = Vec::with_capacity(args.prompt.len());
     for prompt in &args.prompt {
-        let said = |role: &str, it: &str| json!({ "role": role, "content": it });
-        let text = match (&template, layout) {
-            (Some(template), _) => {
-                let system = args.system.iter().map(|it| said("system", it));
-                template.render(&system.chain([said("user", prompt)]).collect::<Vec<_>>(), None, true)?
-            }
-            (None, LayoutArg::Instruction) => instruction_prompt(prompt, None),
-            (None, _) => prompt.clone(),
-        };
         let tokenizer = opened.tokenizer();
-        let ids = if template.is_some() { tokenizer.encode_plain(&text)? } else { tokenizer.encode_prompt(&text)? };
+        let (text, ids) = if let Some(dialogue) = &mut dialogue {
+            dialogue.reset();
+            let ids = dialogue.ask(prompt, tokenizer)?;
+            (dialogue.text().to_owned(), ids)
+        } else {
+            let text = if layout == LayoutArg::Instruction { instruction_prompt(prompt, None) } else { prompt.clone() };
+            let ids = tokenizer.encode_prompt(&text)?;
+            (text, ids)
+        };
         let which = if args.prompt.len() == 1 { String::new() } else { format!("--prompt {}: ", all.len() + 1) };
         if ids.is_empty() {
             return Err(user_error(format!("{which}the prompt has no token; give the model something to continue")));
