@@ -15,6 +15,9 @@ use crate::reader::Reader;
 /// Elements of a row that are decoded at once: sixteen such pieces and their panel rows fit a first-level cache.
 const PIECE: usize = 256;
 
+/// Rows that are asked for before they are dealt out: a strip takes a part of each, which no processor guesses.
+pub(crate) const ROWS_AHEAD: usize = 16;
+
 /// One side of a product, seen as lanes times k.
 pub(crate) struct Side<'a> {
     reader: Reader<'a>,
@@ -123,12 +126,19 @@ impl<'a> Side<'a> {
     fn transpose_group(&self, first: usize, lane: usize, span: Span, (panel, pieces): (&mut [u32], &mut Pieces)) {
         let end = (first + lane + GROUP).min(first + self.width).min(self.lanes);
         let rows = end.saturating_sub(first + lane);
-        for from in (0..span.len).step_by(PIECE) {
-            let (len, col) = (PIECE.min(span.len - from), span.start + from);
-            let slot = Slot { panel: &mut panel[self.operands.words(from) * self.width..], width: self.width, lane };
+        // Rows that are stored as they are needed are read in one go, and those of the next panel asked for meanwhile.
+        let whole = self.operands.are_bf16() && rows == GROUP.min(self.width - lane);
+        let ahead = if whole { self.reader.apart_as_bf16(self.width) } else { 0 };
+        let piece = if ahead > 0 { span.len.max(1) } else { PIECE };
+        for from in (0..span.len).step_by(piece) {
+            let (len, col) = (piece.min(span.len - from), span.start + from);
+            let words = &mut panel[self.operands.words(from) * self.width..];
+            let slot = Slot { panel: words, width: self.width, lane, ahead };
             let at = |i: usize| (first + lane + i, col);
             if self.operands.are_bf16() {
-                let mut group = [&ZEROS_BF16[..len]; GROUP];
+                // Lanes past the panel's are not stored, whatever they hold.
+                let other = if ahead > 0 { self.reader.bf16(at(0), len, &mut []) } else { &ZEROS_BF16[..len] };
+                let mut group = [other; GROUP];
                 for ((i, g), space) in group.iter_mut().take(rows).enumerate().zip(pieces.bf16s.chunks_mut(PIECE)) {
                     *g = self.reader.bf16(at(i), len, space);
                 }
@@ -184,7 +194,8 @@ impl<'a> Side<'a> {
 
     fn row<'o>(&self, out: &'o mut Panels<'_>, q: usize, words: usize) -> WordRow<'o> {
         let rest = &mut out.words[q * self.width..];
-        WordRow { words: rest, width: self.width, stride: out.stride, count: out.count, spill: q + 1 < words }
+        let ahead = self.reader.apart_as_bf16(ROWS_AHEAD);
+        WordRow { words: rest, width: self.width, stride: out.stride, count: out.count, spill: q + 1 < words, ahead }
     }
 }
 

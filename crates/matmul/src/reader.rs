@@ -57,6 +57,11 @@ impl<'a> Reader<'a> {
         matches!(self.view, View::Bf16(_) | View::Lut4(_))
     }
 
+    /// How far apart so many rows begin, where [`Reader::bf16`] hands out what is stored; 0 elsewhere.
+    pub(crate) fn apart_as_bf16(&self, rows: usize) -> usize {
+        if matches!(self.view, View::Bf16(_)) { rows * self.cols } else { 0 }
+    }
+
     /// The 4-bit blocks that this reads, and where row 0 begins in them.
     pub(crate) fn lut4(&self) -> Option<(Lut4<'a>, usize)> {
         let View::Lut4(blocks) = self.view else { return None };

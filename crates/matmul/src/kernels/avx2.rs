@@ -177,11 +177,11 @@ const HALF: usize = GROUP / 2;
 
 /// The two halves of a group, the higher one first, as [`Slot`] asks.
 fn halves<'r, 's, T>(rows: &[&'r [T]; GROUP], slot: Slot<'s>, mut f: impl FnMut(&[&'r [T]; HALF], Slot<'_>)) {
-    let Slot { panel, width, lane } = slot;
+    let Slot { panel, width, lane, .. } = slot;
     let (low, high) = rows.split_at(HALF);
     for (rows, lane) in [(high, lane + HALF), (low, lane)] {
         if let (true, Ok(rows)) = (lane < width, rows.try_into()) {
-            f(rows, Slot { panel, width, lane });
+            f(rows, Slot { panel, width, lane, ahead: 0 });
         }
     }
 }

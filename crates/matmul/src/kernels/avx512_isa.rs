@@ -10,6 +10,7 @@ use half::bf16;
 use super::isa::{Dots, GROUP, Isa, Slot, WordRow};
 use super::output::{self, Epilogue, Pointer, Target, Tile};
 use super::{STEP, TILE_LANES, avx2, avx512_dots, portable};
+use crate::pack::ROWS_AHEAD;
 use crate::sources::Lut4;
 
 /// Whether this machine runs what is in this module.
@@ -87,18 +88,30 @@ fn transpose_bf16(rows: &[&[bf16]; GROUP], slot: Slot<'_>) {
         "a group must fit its panel"
     );
     let mut q = 0;
-    // Full registers first: masks cost.
-    while lanes == GROUP && 2 * q + 32 <= len {
+    // Full registers first: masks cost. What a row has too much of goes into the one after it, which is stored later; the last of
+    // all has a mask.
+    while 2 * q + 32 <= len && lanes + slot.width >= GROUP {
         let mut block = [_mm512_setzero_si512(); 16];
         for (b, row) in block.iter_mut().zip(rows) {
-            // SAFETY: elements 2 q .. 2 q + 32 of a row exist.
-            *b = unsafe { _mm512_loadu_si512(row.as_ptr().add(2 * q).cast()) };
+            // SAFETY: elements 2 q .. 2 q + 32 of a row exist; what is asked for is not read.
+            unsafe {
+                *b = _mm512_loadu_si512(row.as_ptr().add(2 * q).cast());
+                if slot.ahead > 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(2 * q + slot.ahead).cast());
+                }
+            }
         }
-        for (i, column) in transpose16(&block).iter().enumerate() {
-            // SAFETY: the 16 lanes of word row q + i lie within the panel by the assertion above.
+        let columns = transpose16(&block);
+        for (i, column) in columns.iter().enumerate() {
+            // SAFETY: the lanes of word row q + i lie within the panel by the assertion above; so do 16 words where another row
+            // follows.
             unsafe {
                 let at = slot.panel.as_mut_ptr().add((q + i) * slot.width + slot.lane);
-                _mm512_storeu_si512(at.cast(), *column);
+                if i < 15 || lanes == GROUP || q + 16 < words {
+                    _mm512_storeu_si512(at.cast(), *column);
+                } else {
+                    _mm512_mask_storeu_epi32(at.cast(), first(lanes), *column);
+                }
             }
         }
         q += 16;
@@ -174,6 +187,11 @@ fn deal_pairs((even, odd): (&[bf16], &[bf16]), out: WordRow<'_>) {
         return;
     }
     assert!((out.count - 1) * out.stride + out.width <= out.words.len(), "a word row must fit its panels");
+    if out.ahead > 0 {
+        for row in [even, odd] {
+            ask_for(row.as_ptr().wrapping_add(out.ahead).cast(), 2 * n.min(out.count * out.width));
+        }
+    }
     // SAFETY: each order holds 32 elements.
     let [order, low, high] =
         unsafe { [&INTERLEAVE[0], &INTERLEAVE[1], &INTERLEAVE[2]].map(|it| _mm512_loadu_si512(it.as_ptr().cast())) };
@@ -261,6 +279,21 @@ pub(super) fn decode32(table: __m512i, packed: &[u8], at: usize, left: usize) ->
     _mm512_maskz_mov_epi16(wanted, look_up(table, bytes))
 }
 
+/// Asks for the lines of some bytes, which are read later if at all.
+#[inline(always)]
+fn ask_for(first: *const u8, bytes: usize) {
+    for line in 0..=bytes / 64 {
+        // SAFETY: this reads nothing, and may be done with any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(64 * line).cast()) };
+    }
+}
+
+/// As [`ask_for`], of the codes of so many elements some rows further on than the element given.
+#[inline(always)]
+fn ask_for_codes(l: &Lut4<'_>, at: usize, elements: usize) {
+    ask_for(l.packed.as_ptr().wrapping_add((at + ROWS_AHEAD * l.cols) / 2), elements / 2);
+}
+
 /// The values of 16 bytes of codes: two bytes a quadword, of which the words become the bits from each nibble on. A
 /// word's index is its low four bits, since both halves of the table are the same.
 #[inline]
@@ -297,6 +330,7 @@ fn run_bf16(table: __m512i, packed: &[u8], out: &mut [bf16]) {
 pub(super) fn lut4_bf16(l: &Lut4<'_>, start: usize, out: &mut [bf16]) {
     // SAFETY: the table holds 16 floats.
     let table = unsafe { _mm512_loadu_ps(l.table.as_ptr()) };
+    ask_for_codes(l, start, out.len());
     let (mut at, mut out, mut block) = (start, out, start / l.block_size);
     if at % 2 == 1 && !out.is_empty() {
         // A first element in a low nibble.
@@ -330,6 +364,9 @@ fn deal_lut4(l: &Lut4<'_>, starts: [usize; 2], out: WordRow<'_>) {
         let orders = [&INTERLEAVE[1], &INTERLEAVE[2]].map(|it| _mm512_loadu_si512(it.as_ptr().cast()));
         (_mm512_loadu_ps(l.table.as_ptr()), orders)
     };
+    for start in starts {
+        ask_for_codes(l, start, out.count * LANES);
+    }
     let mut tables = [_mm512_setzero_si512(); 2];
     let mut blocks = [usize::MAX; 2];
     for p in 0..out.count {

@@ -21,6 +21,9 @@ pub(crate) struct Slot<'a> {
     /// First lane of this group. Lanes from `width` on are not stored. A vector store may spill into the lanes below
     /// `lane` of the following word row, so groups are stored from the highest to the lowest.
     pub(crate) lane: usize,
+    /// How many elements behind these rows lie those that are transposed next, to be asked for meanwhile; 0 if that is not known.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 asks for memory"))]
+    pub(crate) ahead: usize,
 }
 
 /// One word row of several panels: lane `i` of panel `p` is `words[p * stride + i]`.
@@ -37,6 +40,9 @@ pub(crate) struct WordRow<'a> {
         expect(dead_code, reason = "only panels of 14 lanes have stores that spill")
     )]
     pub(crate) spill: bool,
+    /// As of [`Slot`].
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 asks for memory"))]
+    pub(crate) ahead: usize,
 }
 
 /// The vector helpers of one instruction set.
