@@ -36,6 +36,16 @@ impl Draft {
         Ok(Draft { path: path.to_owned(), file: BufWriter::with_capacity(1 << 20, file) })
     }
 
+    /// Sets room for so many bytes aside, of a file that is written to its end. Where there is none that is said now and not after
+    /// hours; and file systems that look for room page by page take what follows several times as fast.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        // What is less than a buffer is written at once.
+        if bytes as usize <= self.file.capacity() {
+            return Ok(());
+        }
+        reserve(self.file.get_ref().as_file(), bytes).map_err(Error::io(&self.path))
+    }
+
     /// Where it will appear.
     pub fn path(&self) -> &Path {
         &self.path
@@ -65,6 +75,28 @@ impl Write for Draft {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// File systems that set nothing aside take the bytes as they come.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::{
+        fs::{FallocateFlags, fallocate},
+        io::Errno,
+    };
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::INTR) => {}
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+            Err(other) => return Err(other.into()),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "as where it is done")]
+fn reserve(_: &File, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 /// Whether a file's name is one that drafts have.
@@ -113,6 +145,29 @@ pub(crate) mod tests {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn room_that_is_set_aside_is_filled_and_what_there_is_no_room_for_is_refused() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let contents = vec![7; (3 << 20) + 1];
+        let mut draft = Draft::create(&path).unwrap();
+        draft.reserve(contents.len() as u64).unwrap();
+        let blocks = draft.file.get_ref().as_file().metadata().unwrap().blocks();
+        draft.write_all(&contents).unwrap();
+        draft.finish().unwrap();
+        assert!(fs::read(&path).unwrap() == contents);
+        // 512 bytes each; a file system that sets nothing aside has none before it is written.
+        assert!(blocks == 0 || blocks * 512 >= contents.len() as u64, "{blocks} blocks were set aside");
+
+        let mut draft = Draft::create(&path).unwrap();
+        let error = draft.reserve(1 << 60).map_err(|it| it.to_string());
+        drop(draft);
+        assert!(blocks == 0 || error.is_err_and(|it| it.contains("file")), "an exbibyte has no room anywhere");
+        assert!(fs::read(&path).unwrap() == contents && names(dir.path()) == ["file"]);
     }
 
     #[test]

@@ -21,7 +21,9 @@ impl TensorWriter {
     /// Starts a file of these tensors, which are then written in this order.
     pub fn create(path: &Path, tensors: Vec<TensorSpec>) -> Result<TensorWriter> {
         let mut draft = Draft::create(path)?;
-        draft.write_all(&header::render(&tensors)).map_err(Error::io(path))?;
+        let header = header::render(&tensors);
+        draft.reserve((header.len() + tensors.iter().map(TensorSpec::bytes).sum::<usize>()) as u64)?;
+        draft.write_all(&header).map_err(Error::io(path))?;
         Ok(TensorWriter { draft, waiting: tensors.into_iter(), current: (String::new(), 0) })
     }
 
