@@ -7,7 +7,19 @@ use halfbyte_frozen::Format;
 use halfbyte_matmul as matmul;
 use halfbyte_ops::{FrozenMatrix, Refusal, WeightFormat};
 use halfbyte_tensor::{DType, Device, Tensor, bf16, f16};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    cell::RefCell,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Rows that are read together at most, as a strip of a product wants them: it asks for some hundred numbers of each at a time.
+const TOGETHER: usize = 32;
+/// Bytes of them at most, unless one row is longer.
+const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Leaves every matrix of a folder where it is.
 #[derive(Default)]
@@ -83,7 +95,8 @@ impl FrozenMatrix for StreamedMatrix {
     }
 
     fn source<'a>(&'a self) -> Box<dyn matmul::Source + 'a> {
-        Box::new(Rows(self))
+        static READERS: AtomicU64 = AtomicU64::new(0);
+        Box::new(Rows { matrix: self, reader: READERS.fetch_add(1, Ordering::Relaxed) + 1 })
     }
 
     fn bytes(&self) -> usize {
@@ -95,32 +108,79 @@ impl FrozenMatrix for StreamedMatrix {
     }
 }
 
+/// The matrix for one product. What it reads is not kept for the next one, so that a file that changes is seen.
 #[derive(Debug)]
-struct Rows<'a>(&'a StreamedMatrix);
+struct Rows<'a> {
+    matrix: &'a StreamedMatrix,
+    reader: u64,
+}
+
+/// The rows that a thread read last.
+#[derive(Default)]
+struct Block {
+    reader: u64,
+    rows: Range<usize>,
+    bytes: Vec<u8>,
+}
+
+thread_local! {
+    static BLOCK: RefCell<Block> = RefCell::default();
+}
+
+impl Rows<'_> {
+    /// Calls `f` with the bytes of so many numbers of a row.
+    fn with_bytes<R>(
+        &self,
+        (row, col, len): (usize, usize, usize),
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> halfbyte_files::Result<R> {
+        let StreamedMatrix { file, place, dims: (rows, cols), dtype, .. } = self.matrix;
+        let size = dtype.size();
+        let row_bytes = cols * size;
+        // Taken, not borrowed: who reads a very long row may be handed another piece of work meanwhile.
+        let mut block = BLOCK.take();
+        if block.reader != self.reader || !block.rows.contains(&row) {
+            let together = TOGETHER.min((TOGETHER_BYTES / row_bytes.max(1)).max(1));
+            let first = row / together * together;
+            let wanted = first..(first + together).min(*rows);
+            block.reader = 0;
+            block.bytes.resize(wanted.len() * row_bytes, 0);
+            if file.read_part(place, first * row_bytes, &mut block.bytes).is_err() {
+                // Another of these rows may be what is not there.
+                let part = &mut block.bytes[..len * size];
+                file.read_part(place, row * row_bytes + col * size, part)?;
+                return Ok(f(part));
+            }
+            (block.reader, block.rows) = (self.reader, wanted);
+        }
+        let result = f(&block.bytes[(row - block.rows.start) * row_bytes + col * size..][..len * size]);
+        BLOCK.set(block);
+        Ok(result)
+    }
+}
 
 impl matmul::Source for Rows<'_> {
     fn rows(&self) -> usize {
-        self.0.dims.0
+        self.matrix.dims.0
     }
 
     fn cols(&self) -> usize {
-        self.0.dims.1
+        self.matrix.dims.1
     }
 
     /// What cannot be read becomes NaN, and [`Failed`] knows why.
     fn read_f32(&self, row: usize, col: usize, out: &mut [f32]) {
-        let StreamedMatrix { file, place, dims, dtype, failed } = self.0;
-        let size = dtype.size();
-        let mut bytes = vec![0; out.len() * size];
-        if let Err(error) = file.read_part(place, (row * dims.1 + col) * size, &mut bytes) {
-            failed.note(error);
-            return out.fill(f32::NAN);
-        }
-        let numbers = out.iter_mut().zip(bytes.chunks_exact(size));
-        match dtype {
-            DType::Bf16 => numbers.for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-            DType::F16 => numbers.for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            _ => numbers.for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        let read = self.with_bytes((row, col, out.len()), |bytes| {
+            let numbers = out.iter_mut().zip(bytes.chunks_exact(self.matrix.dtype.size()));
+            match self.matrix.dtype {
+                DType::Bf16 => numbers.for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+                DType::F16 => numbers.for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+                _ => numbers.for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            }
+        });
+        if let Err(error) = read {
+            self.matrix.failed.note(error);
+            out.fill(f32::NAN);
         }
     }
 }
