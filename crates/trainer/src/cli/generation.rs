@@ -83,7 +83,7 @@ pub struct GenerateArgs {
     /// Append these objects to a file instead, each as soon as it and those before it are done.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Go on where --output ends, which an earlier command with the same prompts has written.
+    /// Go on where --output ends, which an earlier command with the same prompts and settings has written.
     #[arg(long, requires = "output")]
     pub resume: bool,
     /// Replace an existing --output.

@@ -1,11 +1,12 @@
 //! Where the continuations of several prompts go: in their order, as texts, or as objects that a later command can go on from.
 
+use super::settings::difference;
 use crate::{console, failure::user_error};
 use anyhow::Context as _;
 use halfbyte_data::{Prompt, Tokenizer};
 use halfbyte_files::{append_file, read_text};
 use halfbyte_models::{Generated, StopReason};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     fs::File,
     io::{self, Write},
@@ -35,6 +36,8 @@ pub(super) struct Wanted<'a> {
     pub(super) prompts: &'a [Prompt],
     /// Names of adapters, if it matters which.
     pub(super) adapters: Vec<Option<&'a str>>,
+    /// What they hang on beside.
+    pub(super) settings: Map<String, Value>,
 }
 
 impl Wanted<'_> {
@@ -79,12 +82,12 @@ impl Answers {
                 if !line.ends_with('\n') {
                     break;
                 }
-                if !is_of(line, wanted, done) {
-                    return Err(user_error(format!(
-                        "--output {name}: line {} is not what these prompts and adapters have there; --resume goes on with the same, --overwrite begins anew",
+                compare(line, wanted, done).map_err(|why| {
+                    user_error(format!(
+                        "--output {name}: line {} {why}; --resume goes on with the same, --overwrite begins anew",
                         done + 1
-                    )));
-                }
+                    ))
+                })?;
                 (done, whole) = (done + 1, whole + line.len());
             }
         }
@@ -121,6 +124,7 @@ impl Answers {
         object["prompt_tokens"] = prompt.ids.len().into();
         object["tokens"] = generated.ids.len().into();
         object["finish_reason"] = finish_reason(generated.stop).into();
+        object["settings"] = wanted.settings.clone().into();
         let line = format!("{object}\n");
         match self {
             Answers::File(it) => it.file.write_all(line.as_bytes())?,
@@ -151,12 +155,20 @@ fn finish_reason(stop: StopReason) -> &'static str {
     }
 }
 
-/// Whether a line is the `at`th of what is wanted.
-fn is_of(line: &str, wanted: &Wanted<'_>, at: usize) -> bool {
-    let Ok(Value::Object(found)) = serde_json::from_str(line) else { return false };
+/// Fails if a line is not the `at`th of what is wanted, or was made in another way, with what it is instead.
+fn compare(line: &str, wanted: &Wanted<'_>, at: usize) -> Result<(), String> {
+    let other = || "is not what these prompts and adapters have there".to_owned();
+    let Ok(Value::Object(found)) = serde_json::from_str(line) else { return Err(other()) };
     if at >= wanted.len() || !found.contains_key("completion") {
-        return false;
+        return Err(other());
     }
     let keys = wanted.keys(at);
-    ["row", "adapter", "prompt"].iter().all(|it| found.get(*it) == keys.get(it))
+    if ["row", "adapter", "prompt"].iter().any(|it| found.get(*it) != keys.get(it)) {
+        return Err(other());
+    }
+    let Some(Value::Object(settings)) = found.get("settings") else { return Err("does not say its settings".into()) };
+    match difference(settings, &wanted.settings) {
+        None => Ok(()),
+        Some((key, there, now)) => Err(format!("was made with {key} {there}, and now it is {now}")),
+    }
 }

@@ -17,6 +17,7 @@ mod prompts;
 mod pull;
 mod quantize;
 mod session;
+mod settings;
 
 pub(crate) use chat::chat;
 pub(crate) use data::data;

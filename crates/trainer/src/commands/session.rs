@@ -1,6 +1,6 @@
 //! A base model beside any number of adapters, ready to continue text.
 
-use super::lines::Answer;
+use super::{lines::Answer, settings::settings};
 use crate::{
     base_record::BaseRecord,
     cli::{BaseArgs, SamplingArgs},
@@ -14,6 +14,7 @@ use halfbyte_frozen::Format;
 use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, KeptText, Listener, Model, Rehearsed, generate_within};
 use halfbyte_tensor::Device;
+use serde_json::{Map, Value};
 use std::{
     ffi::OsString,
     io::Write,
@@ -25,7 +26,7 @@ use std::{
 pub(super) struct Opened {
     base: BaseModel,
     waiting: Waiting,
-    format: Format,
+    record: BaseRecord,
     device: Device,
     /// Where a chat template may lie: the folders of the adapters, and that of the base.
     folders: Vec<PathBuf>,
@@ -71,7 +72,7 @@ impl Opened {
         };
         let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
         folders.push(opened.folder.dir().to_owned());
-        Ok(Opened { base: opened, waiting, format: record.format(), device, folders, config })
+        Ok(Opened { base: opened, waiting, record, device, folders, config })
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
@@ -102,6 +103,11 @@ impl Opened {
         Ok(name.to_owned())
     }
 
+    /// What continuations hang on beside prompts and adapters.
+    pub(super) fn settings(&self) -> Map<String, Value> {
+        settings(self.base.folder.dir(), self.record, &self.config)
+    }
+
     /// Positions that the model has.
     pub(super) fn positions(&self) -> usize {
         self.base.folder.config().max_position_embeddings
@@ -115,7 +121,8 @@ impl Opened {
     /// As [`load`](Self::load) for prompts of these lengths, of which so many are under way together; if it is not said how many, a few
     /// dozen, or as many as there is memory for. Gives how many these are.
     pub(super) fn load_for(self, prompts: &[usize], together: Option<usize>) -> anyhow::Result<(Session, usize)> {
-        let Opened { base, mut waiting, format, device, config, .. } = self;
+        let Opened { base, mut waiting, record, device, config, .. } = self;
+        let format = record.format();
         let (plan, together) = {
             let way = |format| Untrained {
                 folder: &base.folder,
