@@ -2,8 +2,8 @@
 //! fault each, recycled ones cost nothing.
 //!
 //! Large buffers are ranges of an arena, which joins what was freed and cuts it for other sizes; smaller ones are vectors that wait for
-//! their like. The pool never raises the footprint: what it caches together with what is live stays below the highest live
-//! footprint seen. What would go beyond is given back to the system, the longest unused first.
+//! their like. The pool hardly raises the footprint: what it caches together with what is live stays below the highest live
+//! footprint seen and a 64th of it. What would go beyond is given back to the system, the longest unused first.
 
 use crate::{
     DType, Element,
@@ -60,6 +60,17 @@ const MIN_POOLED_BYTES: usize = 4096;
 
 /// A vector may be larger than needed by this part of what is needed: the rest of it is held and unused.
 const SLACK: usize = 8;
+
+/// What is cached beside what is live may reach beyond the peak by this part of it. Without it all that is cached would go back whenever
+/// the peak is reached, and what no buffer fits comes again as page faults.
+const SPARE: usize = 64;
+
+impl PoolStats {
+    /// What may be held at most, as long as no more is live at once.
+    pub fn limit(&self) -> usize {
+        self.peak + self.peak / SPARE
+    }
+}
 
 /// Bytes held now, at the peak, and cached.
 pub fn stats() -> PoolStats {
@@ -238,10 +249,11 @@ impl Pool {
         unwanted
     }
 
-    /// What lies above the peak, the longest unused first.
+    /// What lies above the limit, the longest unused first.
     fn evict(&mut self) -> Unwanted {
         let mut unwanted = Unwanted::default();
-        while let Some(excess) = (self.stats.live + self.stats.cached).checked_sub(self.stats.peak).filter(|it| *it > 0)
+        while let Some(excess) =
+            (self.stats.live + self.stats.cached).checked_sub(self.stats.limit()).filter(|it| *it > 0)
         {
             let oldest = self.vectors.iter().filter_map(|it| Some((it.1.first()?.since, *it.0))).min();
             match (oldest, self.arena.oldest()) {

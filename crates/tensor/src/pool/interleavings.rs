@@ -26,8 +26,8 @@ impl Pool {
         let it = self.stats;
         let held: usize = self.vectors.values().flatten().map(|it| it.buffer.held()).sum();
         assert_eq!(it.cached, held + self.arena.cached(), "what is counted as kept is what is kept");
-        assert!(it.live + it.cached <= it.peak, "the pool raises the footprint: {it:?}");
-        assert!(it.footprint <= it.peak, "{it:?}");
+        assert!(it.live + it.cached <= it.limit(), "the pool raises the footprint: {it:?}");
+        assert!(it.footprint <= it.limit(), "{it:?}");
         let sizes =
             self.vectors.iter().all(|(at, all)| !all.is_empty() && all.iter().all(|it| it.buffer.held() == at.1));
         assert!(sizes, "a buffer lies under another size");
