@@ -136,6 +136,18 @@ fn a_file_of_answers_is_gone_on_from_to_the_same_bytes() {
         let outcome = into("part.jsonl", "--resume").success();
         assert_eq!(fs::read_to_string(work.path("part.jsonl")).unwrap(), whole, "cut at {cut}: {outcome}");
     }
+    // What nobody of these prompts has begun is not what a killed command leaves, whether it ends with a line or not.
+    for text in ["my only copy", "{\"a\": 1}", "{\"row\":1,\"adapter\":\"one\""] {
+        fs::write(work.path("notes.txt"), text).unwrap();
+        into("notes.txt", "--resume").user_error(&["notes.txt", "line 1", "these prompts"]);
+        assert_eq!(fs::read_to_string(work.path("notes.txt")).unwrap(), text);
+    }
+    fs::write(work.path("part.jsonl"), whole.clone() + "more").unwrap();
+    into("part.jsonl", "--resume").user_error(&["part.jsonl", "these prompts"]);
+    let other = fs::File::options().append(true).open(work.path("all.jsonl")).unwrap();
+    other.lock().unwrap();
+    into("all.jsonl", "--resume").user_error(&["all.jsonl", "another command"]);
+    drop(other);
     into("all.jsonl", "").user_error(&["all.jsonl", "--resume", "--overwrite"]);
     assert_eq!(fs::read_to_string(work.path("all.jsonl")).unwrap(), whole, "a refusal changes nothing");
     into("all.jsonl", "--rows 1..7 --resume").user_error(&["all.jsonl", "line 1", "these prompts"]);

@@ -8,7 +8,7 @@ use halfbyte_files::{append_file, read_text};
 use halfbyte_models::{Generated, StopReason};
 use serde_json::{Map, Value, json};
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -26,9 +26,19 @@ pub(super) enum Answers {
 /// A file of objects before any is written into it.
 pub(super) struct Lines {
     path: PathBuf,
+    /// Locked, so that there is one at a time who writes.
     file: File,
-    /// Bytes of what is gone on from.
-    whole: u64,
+    /// Bytes of what is gone on from, until the first line is written: what is to go stays as long as there is nothing in its place.
+    whole: Option<u64>,
+}
+
+impl Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if let Some(whole) = self.whole.take() {
+            self.file.set_len(whole)?;
+        }
+        self.file.write_all(line)
+    }
 }
 
 /// What the continuations of a list of prompts are, adapter by adapter: each prompt with each adapter in turn.
@@ -55,6 +65,16 @@ impl Wanted<'_> {
         object["prompt"] = self.prompts[row].text.as_str().into();
         object
     }
+
+    /// Whether a line that nobody finished is the `at`th of these.
+    fn may_begin(&self, at: usize, torn: &str) -> bool {
+        if at >= self.len() {
+            return false;
+        }
+        let keys = self.keys(at).to_string();
+        let begins = keys[..keys.len() - 1].to_owned() + ",\"completion\":\"";
+        torn.starts_with(&begins) || begins.starts_with(torn)
+    }
 }
 
 impl Answers {
@@ -69,7 +89,14 @@ impl Answers {
         overwrite: bool,
     ) -> anyhow::Result<(Answers, usize)> {
         let name = path.display();
-        let there = path.exists().then(|| read_text(path)).transpose()?.unwrap_or_default();
+        let file = append_file(path)?;
+        // A file system without locks keeps nobody out.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(user_error(format!(
+                "--output {name} is being written by another command; wait for it, or name another file"
+            )));
+        }
+        let there = read_text(path)?;
         if !there.is_empty() && !resume && !overwrite {
             return Err(user_error(format!(
                 "--output {name} is there already; --resume goes on where it ends, --overwrite replaces it"
@@ -79,7 +106,7 @@ impl Answers {
         if resume {
             for line in there.split_inclusive('\n') {
                 // A command that was killed may have left a part of one.
-                if !line.ends_with('\n') {
+                if !line.ends_with('\n') && wanted.may_begin(done, line) {
                     break;
                 }
                 compare(line, wanted, done).map_err(|why| {
@@ -91,14 +118,7 @@ impl Answers {
                 (done, whole) = (done + 1, whole + line.len());
             }
         }
-        let lines = Lines { path: path.to_owned(), file: append_file(path)?, whole: whole as u64 };
-        Ok((Answers::File(lines), done))
-    }
-
-    /// Takes away what is not to stay in a file: when all that can be refused was not.
-    pub(super) fn begin(&self) -> anyhow::Result<()> {
-        let Answers::File(it) = self else { return Ok(()) };
-        it.file.set_len(it.whole).with_context(|| it.path.display().to_string())
+        Ok((Answers::File(Lines { path: path.to_owned(), file, whole: Some(whole as u64) }), done))
     }
 
     /// Writes the continuation of the `at`th of what is wanted.
@@ -127,7 +147,7 @@ impl Answers {
         object["settings"] = wanted.settings.clone().into();
         let line = format!("{object}\n");
         match self {
-            Answers::File(it) => it.file.write_all(line.as_bytes())?,
+            Answers::File(it) => it.write(line.as_bytes()).with_context(|| it.path.display().to_string())?,
             _ => io::stdout().lock().write_all(line.as_bytes())?,
         }
         Ok(())

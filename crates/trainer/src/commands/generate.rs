@@ -79,7 +79,6 @@ fn several(args: &GenerateArgs, opened: Opened, prompts: &[Prompt], names: &[Str
     let lengths: Vec<usize> = prompts.iter().map(|it| it.ids.len()).collect();
     let (mut session, together) = opened.load_for(&lengths, args.per_device_eval_batch_size)?;
     tracing::info!("{together} texts are continued together");
-    answers.begin()?;
     let bar = console::step_bar(wanted.len() as u64, "generating");
     bar.set_position(done as u64);
     let mut work = Work { answers, wanted, next: done, ready: BTreeMap::new(), bar, sums: Sums::new(), failed: None };
