@@ -4,6 +4,7 @@ use crate::{
     cli::{QuantArg, Switch},
     console,
     failure::user_error,
+    fingerprint::Fingerprint,
 };
 use clap::ValueEnum;
 use halfbyte_files::{read_text, write_atomic};
@@ -21,6 +22,9 @@ pub(crate) struct BaseRecord {
     pub(crate) quant: QuantArg,
     pub(crate) double_quant: Switch,
     pub(crate) block_size: usize,
+    /// By what its weights are known, where they are not stored quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) weights: Option<Fingerprint>,
 }
 
 /// The flags that say how to keep the base, as far as they were given.
@@ -66,13 +70,23 @@ impl BaseRecord {
         self.quant.format(self.double_quant == Switch::On, self.block_size)
     }
 
-    /// Warns where an adapter was trained on a base that was kept in another way: its losses will differ from those it was trained to.
-    pub(crate) fn compare(&self, adapter: &Path) -> anyhow::Result<()> {
-        let known = BaseRecord::read(adapter)?.filter(|it| it.format() != self.format());
-        if let Some(trained) = known {
+    /// Warns where an adapter was trained on other weights than these, or on a base that was kept in another way: its losses will
+    /// differ from those it was trained to.
+    pub(crate) fn compare(&self, adapter: &Path, folder: &ModelFolder) -> anyhow::Result<()> {
+        let Some(trained) = BaseRecord::read(adapter)? else { return Ok(()) };
+        if trained.format() != self.format() {
             console::warn(&format!(
                 "{} was trained on a base kept as {trained}, this one is {self}",
                 adapter.display(),
+            ));
+        }
+        if let (Some(then), Some(now)) = (trained.weights, Fingerprint::of_base(folder)?)
+            && then != now
+        {
+            console::warn(&format!(
+                "{} was trained on other weights than those of {}: another model of this shape, one that an adapter is merged into, or the same in another precision",
+                adapter.display(),
+                folder.dir().display()
             ));
         }
         Ok(())
@@ -97,7 +111,7 @@ impl BaseRecord {
             _ => QuantArg::Nf4,
         };
         let double_quant = if format.double_quant { Switch::On } else { Switch::Off };
-        Ok(Some(BaseRecord { quant, double_quant, block_size: format.block_size }))
+        Ok(Some(BaseRecord { quant, double_quant, block_size: format.block_size, weights: None }))
     }
 
     /// Fails if a flag asks for another format than that in which the weights are stored.
@@ -135,12 +149,17 @@ impl BaseRecord {
                 dir.display()
             ));
         }
-        let fallback =
-            recorded.unwrap_or(BaseRecord { quant: QuantArg::None, double_quant: Switch::On, block_size: 64 });
+        let fallback = recorded.unwrap_or(BaseRecord {
+            quant: QuantArg::None,
+            double_quant: Switch::On,
+            block_size: 64,
+            weights: None,
+        });
         Ok(BaseRecord {
             quant: flags.quant.unwrap_or(fallback.quant),
             double_quant: flags.double_quant.unwrap_or(fallback.double_quant),
             block_size: flags.block_size.unwrap_or(fallback.block_size),
+            weights: None,
         })
     }
 }

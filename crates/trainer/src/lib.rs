@@ -10,6 +10,7 @@ pub mod console;
 mod evaluate;
 mod failure;
 pub mod finetune;
+mod fingerprint;
 pub mod import;
 mod labels;
 mod load;

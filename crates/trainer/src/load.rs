@@ -142,7 +142,7 @@ impl Waiting {
                     "--adapter: the name `{name}` is taken; write NAME=DIR with another name"
                 )));
             }
-            base.compare(dir)?;
+            base.compare(dir, folder)?;
             let file = read_adapter(dir)?;
             file.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", dir.display())));
             let takeover = Takeover::of_file(&file, head(folder)?.as_deref())?;

@@ -153,6 +153,11 @@ fn a_file_of_answers_is_gone_on_from_to_the_same_bytes() {
     into("all.jsonl", "--rows 1..7 --resume").user_error(&["all.jsonl", "line 1", "these prompts"]);
     // Nor are continuations of two ways of making them mixed; how many go together is none.
     into("all.jsonl", "--top-p 0.9 --resume").user_error(&["line 1 was made with top_p 1.0, and now it is 0.9"]);
+    let weights = adapter.join("adapter_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, [&bytes[..bytes.len() - 64], &[0; 64]].concat()).unwrap();
+    into("all.jsonl", "--resume").user_error(&["line 1 was made with adapter_weights"]);
+    fs::write(&weights, bytes).unwrap();
     into("all.jsonl", "--quant none --resume")
         .user_error(&["line 1 was made with base", "now it is \"loaded (quant none)\""]);
     // What cannot be continued replaces nothing, and prompts are not replaced by their continuations.

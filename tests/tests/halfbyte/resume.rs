@@ -1,6 +1,6 @@
 //! A run that is stopped and goes on equals one that never stopped.
 
-use e2e::{Finetune, Outcome, Work};
+use e2e::{Finetune, Outcome, TinyModel, Work};
 use std::{
     fs,
     path::Path,
@@ -137,4 +137,35 @@ pub(crate) fn end(child: Child) -> Outcome {
 
 pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |it| it.lines().count())
+}
+
+#[test]
+fn a_run_goes_on_with_what_it_learned_from_and_says_where_that_is_another() {
+    let work = Work::new();
+    let run = work.finetune().flags("--max-steps 3 --save-steps 3");
+    run.done();
+    let resumed = || run.clone().flags("--max-steps 6 --resume").run();
+    let (model, data) = (work.model(&TinyModel::llama()), work.rows());
+    let weights = model.join("model.safetensors");
+    let (rows, bytes) = (fs::read(&data).unwrap(), fs::read(&weights).unwrap());
+
+    // As many rows as there were.
+    let text = String::from_utf8(rows.clone()).unwrap();
+    let other = text.replacen("the", "and", 1);
+    assert_ne!(other, text);
+    fs::write(&data, other).unwrap();
+    resumed().user_error(&["checkpoint-3", "another run", "the rows to be trained on"]);
+    fs::write(&data, rows).unwrap();
+
+    let mut zeroed = bytes.clone();
+    zeroed[bytes.len() - 4096..].fill(0);
+    fs::write(&weights, &zeroed).unwrap();
+    resumed().user_error(&["checkpoint-3", "another run", "the weights of the base"]);
+    // An adapter can be used with another base of its shape, but not without a word.
+    let told = |outcome: Outcome| outcome.stderr.contains("was trained on other weights");
+    let eval = || work.eval(&model, Some(run.folder()), "").success();
+    assert!(told(eval()));
+    fs::write(&weights, bytes).unwrap();
+    assert!(!told(eval()));
+    resumed().success();
 }

@@ -1,7 +1,7 @@
 //! Where the continuations of several prompts go: in their order, as texts, or as objects that a later command can go on from.
 
 use super::settings::difference;
-use crate::{console, failure::user_error};
+use crate::{console, failure::user_error, fingerprint::Fingerprint};
 use anyhow::Context as _;
 use halfbyte_data::{Prompt, Tokenizer};
 use halfbyte_files::{append_file, read_text};
@@ -46,7 +46,9 @@ pub(super) struct Wanted<'a> {
     pub(super) prompts: &'a [Prompt],
     /// Names of adapters, if it matters which.
     pub(super) adapters: Vec<Option<&'a str>>,
-    /// What they hang on beside.
+    /// By what each one's weights are known.
+    pub(super) weights: Vec<Option<Fingerprint>>,
+    /// What they hang on beside the prompt and the adapter.
     pub(super) settings: Map<String, Value>,
 }
 
@@ -64,6 +66,15 @@ impl Wanted<'_> {
         }
         object["prompt"] = self.prompts[row].text.as_str().into();
         object
+    }
+
+    /// What the `at`th of these hangs on beside its prompt.
+    fn settings_of(&self, at: usize) -> Map<String, Value> {
+        let mut all = self.settings.clone();
+        if let Some(weights) = self.weights[at / self.prompts.len()] {
+            all.insert("adapter_weights".into(), json!(weights));
+        }
+        all
     }
 
     /// Whether a line that nobody finished is the `at`th of these.
@@ -144,7 +155,7 @@ impl Answers {
         object["prompt_tokens"] = prompt.ids.len().into();
         object["tokens"] = generated.ids.len().into();
         object["finish_reason"] = finish_reason(generated.stop).into();
-        object["settings"] = wanted.settings.clone().into();
+        object["settings"] = wanted.settings_of(at).into();
         let line = format!("{object}\n");
         match self {
             Answers::File(it) => it.write(line.as_bytes()).with_context(|| it.path.display().to_string())?,
@@ -187,7 +198,7 @@ fn compare(line: &str, wanted: &Wanted<'_>, at: usize) -> Result<(), String> {
         return Err(other());
     }
     let Some(Value::Object(settings)) = found.get("settings") else { return Err("does not say its settings".into()) };
-    match difference(settings, &wanted.settings) {
+    match difference(settings, &wanted.settings_of(at)) {
         None => Ok(()),
         Some((key, there, now)) => Err(format!("was made with {key} {there}, and now it is {now}")),
     }

@@ -64,7 +64,8 @@ fn several(args: &GenerateArgs, opened: Opened, prompts: &[Prompt], names: &[Str
         [one] if one == NO_ADAPTER => vec![None],
         all => all.iter().map(|it| Some(it.as_str())).collect(),
     };
-    let wanted = Wanted { prompts, adapters, settings: opened.settings() };
+    let weights = names.iter().map(|it| opened.weights_of(it)).collect();
+    let wanted = Wanted { prompts, adapters, weights, settings: opened.settings()? };
     let (answers, done) = match &args.output {
         Some(path) => Answers::file(path, &wanted, args.resume, args.overwrite)?,
         None if args.json => (Answers::Objects, 0),

@@ -6,6 +6,7 @@ use crate::{
     cli::{BaseArgs, SamplingArgs},
     console,
     failure::user_error,
+    fingerprint::Fingerprint,
     load::{self, BaseModel, NO_ADAPTER, Waiting},
     plan::{Asked, Plan, Untrained, compared},
 };
@@ -27,6 +28,8 @@ pub(super) struct Opened {
     base: BaseModel,
     waiting: Waiting,
     record: BaseRecord,
+    /// Of the adapters, by their names.
+    weights: Vec<(String, Fingerprint)>,
     device: Device,
     /// Where a chat template may lie: the folders of the adapters, and that of the base.
     folders: Vec<PathBuf>,
@@ -70,9 +73,11 @@ impl Opened {
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
         };
+        let weights = named.iter().map(|(name, dir)| Ok((name.clone(), Fingerprint::of_adapter(dir)?)));
+        let weights = weights.collect::<anyhow::Result<_>>()?;
         let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
         folders.push(opened.folder.dir().to_owned());
-        Ok(Opened { base: opened, waiting, record, device, folders, config })
+        Ok(Opened { base: opened, waiting, record, weights, device, folders, config })
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
@@ -104,8 +109,13 @@ impl Opened {
     }
 
     /// What continuations hang on beside prompts and adapters.
-    pub(super) fn settings(&self) -> Map<String, Value> {
-        settings(self.base.folder.dir(), self.record, &self.config)
+    pub(super) fn settings(&self) -> anyhow::Result<Map<String, Value>> {
+        settings(&self.base.folder, self.record, &self.config)
+    }
+
+    /// By what an adapter's weights are known; none of the base alone.
+    pub(super) fn weights_of(&self, name: &str) -> Option<Fingerprint> {
+        self.weights.iter().find(|it| it.0 == name).map(|it| it.1)
     }
 
     /// Positions that the model has.

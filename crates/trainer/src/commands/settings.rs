@@ -1,16 +1,21 @@
 //! What continuations hang on beside their prompts: every line of a file says it, so that a later command does not go on with others.
 
-use crate::base_record::BaseRecord;
-use halfbyte_models::GenerateConfig;
+use crate::{base_record::BaseRecord, fingerprint::Fingerprint};
+use halfbyte_models::{GenerateConfig, ModelFolder};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Of texts that a model in this folder, kept like this, continues.
-pub(super) fn settings(model: &Path, kept: BaseRecord, config: &GenerateConfig) -> Map<String, Value> {
-    let model = model.canonicalize().ok();
-    let name = model.as_deref().and_then(Path::file_name).unwrap_or_default();
+/// Of texts that a model, kept like this, continues.
+pub(super) fn settings(
+    folder: &ModelFolder,
+    kept: BaseRecord,
+    config: &GenerateConfig,
+) -> anyhow::Result<Map<String, Value>> {
+    let dir = folder.dir().canonicalize().ok();
+    let name = dir.as_deref().and_then(Path::file_name).unwrap_or_default();
     let Value::Object(all) = json!({
         "model": name.to_string_lossy(),
+        "weights": Fingerprint::of_base(folder)?,
         "base": kept.to_string(),
         "compute_dtype": config.compute.to_string(),
         "max_new_tokens": config.max_new_tokens,
@@ -22,7 +27,7 @@ pub(super) fn settings(model: &Path, kept: BaseRecord, config: &GenerateConfig) 
     }) else {
         unreachable!("these are keys and values")
     };
-    all
+    Ok(all)
 }
 
 /// As it was typed: 0.7, and not 0.699999988.

@@ -37,11 +37,31 @@ const MAY_CHANGE: [&str; 22] = [
 const BEFORE_THERE_WAS: [(&str, &str); 1] = [("packing", "off")];
 
 /// What the command keeps in a checkpoint beside the library's own.
-pub(super) fn notes(settings: &FinetuneArgs, eval_loss_before: Option<f64>) -> anyhow::Result<Map<String, Value>> {
+pub(super) fn notes(
+    settings: &Settings,
+    data: Examples<'_>,
+    eval_loss_before: Option<f64>,
+) -> anyhow::Result<Map<String, Value>> {
     let mut notes = Map::new();
     notes.insert("eval_loss_before".into(), json!(eval_loss_before));
-    notes.insert("settings".into(), serde_json::to_value(settings)?);
+    notes.insert("settings".into(), serde_json::to_value(&settings.args)?);
+    for (key, _, found) in sources(settings, data) {
+        notes.insert(key.into(), found);
+    }
     Ok(notes)
+}
+
+/// By what is known what a run learns from, whatever its files are called: the key, what it is, and the number, null where that is not
+/// known before all is read.
+fn sources(settings: &Settings, data: Examples<'_>) -> [(&'static str, &'static str, Value); 2] {
+    let rows = match data {
+        Examples::Held(dataset) => json!(format!("{:016x}", dataset.fingerprint())),
+        Examples::Streamed(_) => Value::Null,
+    };
+    [
+        ("base_weights", "the weights of the base", json!(settings.base.weights)),
+        ("rows", "the rows to be trained on", rows),
+    ]
 }
 
 /// The held-out loss before the first step.
@@ -63,6 +83,7 @@ pub(super) fn resume(
     let Some((step, path)) = folder.checkpoints().all()?.pop() else { return Ok(None) };
     let state = RunState::read(&path)?;
     check(&path, &state, &settings.args, data.count())?;
+    check_sources(&path, &state, settings, data)?;
     let (_, total) = settings.steps(data)?;
     let waited = state.best.map_or(0, |it| it.since);
     let given_up = settings.early_stopping.is_some_and(|it| waited >= it.patience);
@@ -82,6 +103,20 @@ pub(super) fn resume(
         say("all steps were taken; what is left is to measure and to save");
     }
     Ok(Some(state))
+}
+
+/// Refuses a checkpoint of a run that learned from something else; those of earlier versions do not say from what.
+fn check_sources(path: &Path, state: &RunState, settings: &Settings, data: Examples<'_>) -> anyhow::Result<()> {
+    for (key, what, now) in sources(settings, data) {
+        let then = state.notes.get(key).unwrap_or(&Value::Null);
+        if !then.is_null() && !now.is_null() && *then != now {
+            return Err(user_error(format!(
+                "{}: is a checkpoint of another run: {what} are others than they were; put back what was there (data, tokenizer, chat template, base), or --overwrite",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a checkpoint of another run.

@@ -18,6 +18,7 @@ use crate::{
     console::{mib, say, thousands, warn},
     evaluate::{self, Answer},
     failure::Failure,
+    fingerprint::Fingerprint,
     load::{self, BaseModel},
     memory,
     plan::Plan,
@@ -35,10 +36,11 @@ use std::{path::Path, time::Instant};
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
-    let settings = Settings::resolve(args)?;
+    let mut settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
     let named = Beginning::named(&settings)?;
     let base = load::open(&settings.model, &named)?;
+    settings.base.weights = Fingerprint::of_base(&base.folder)?;
     let mut data = Data::load(&settings, &base)?;
     let folder = RunFolder::prepare(&settings.output, settings.args.overwrite, settings.args.resume)?;
     let mut beginning = Beginning::of(&settings, &named, &base.folder)?;

@@ -85,6 +85,7 @@ impl Settings {
             quant,
             double_quant: *a.double_quant.get_or_insert(Switch::On),
             block_size: *a.block_size.get_or_insert(64),
+            weights: None,
         };
         let compute = compute(&a);
         (a.compute_dtype, a.bf16, a.fp16) = (Some(compute), false, false);

@@ -74,7 +74,7 @@ impl Run<'_> {
             every: rhythm.save_steps,
             keep: settings.save_total_limit,
             best: settings.wants_best(),
-            notes: resume::notes(&settings.args, self.eval_loss_before)?,
+            notes: resume::notes(settings, self.data, self.eval_loss_before)?,
             beside: &mut beside,
         });
         run.observers.push(&mut listener);
