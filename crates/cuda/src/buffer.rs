@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::gpu::{Gpu, call};
 use crate::pool::Block;
 use crate::ring::PIECE;
+use crate::stream::Which;
 
 /// Bytes on a device, given back to its pool when dropped.
 pub struct Buffer {
@@ -105,7 +106,7 @@ impl Buffer {
         }
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
-            dry.pass_bytes(2 * bytes as u64);
+            dry.pass_bytes(Which::Compute, 2 * bytes as u64);
             return Ok(());
         }
         let (to, from) = (self.ptr() + at as u64, from.ptr() + from_at as u64);
@@ -123,7 +124,7 @@ impl Buffer {
         }
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
-            dry.pass_bytes(self.bytes as u64);
+            dry.pass_bytes(Which::Compute, self.bytes as u64);
             return Ok(());
         }
         // SAFETY: the range is the buffer.

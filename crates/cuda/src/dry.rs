@@ -37,7 +37,7 @@ impl Rates {
 pub(crate) struct Dry {
     rates: Rates,
     /// The clocks of its streams, the compute stream's first, which what is asked of them moves on, in picoseconds.
-    clocks: [AtomicU64; 2],
+    clocks: [AtomicU64; 3],
     /// Where the next segment begins; addresses lead nowhere.
     next: AtomicU64,
     /// The bytes that were asked for at each address, for the traffic of kernels.
@@ -90,9 +90,9 @@ impl Dry {
         self.clocks[Which::Copy as usize].fetch_add((bytes as f64 / self.rates.host * 1e12) as u64, Ordering::Relaxed);
     }
 
-    /// A kernel, or a copy, that moves so many bytes.
-    pub(crate) fn pass_bytes(&self, bytes: u64) {
-        self.pass(self.rates.gap + bytes as f64 / self.rates.bytes);
+    /// A kernel, or a copy, that moves so many bytes in the order of a stream.
+    pub(crate) fn pass_bytes(&self, of: Which, bytes: u64) {
+        self.pass(of, self.rates.gap + bytes as f64 / self.rates.bytes);
     }
 
     /// Remembers a launch of a kernel.
@@ -111,16 +111,16 @@ impl Dry {
     /// A product, as long as its operations or its bytes take.
     pub(crate) fn pass_product(&self, operations: u64, bytes: u64) {
         let longest = (operations as f64 / self.rates.products).max(bytes as f64 / self.rates.bytes);
-        self.pass(self.rates.gap + longest);
+        self.pass(Which::Compute, self.rates.gap + longest);
     }
 
     /// Operations that a kernel does beside moving bytes.
     pub(crate) fn pass_operations(&self, operations: u64) {
-        self.pass(operations as f64 / self.rates.kernels);
+        self.pass(Which::Compute, operations as f64 / self.rates.kernels);
     }
 
-    fn pass(&self, seconds: f64) {
-        self.clocks[Which::Compute as usize].fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
+    fn pass(&self, of: Which, seconds: f64) {
+        self.clocks[of as usize].fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
     }
 
     /// The address of a segment.

@@ -1,5 +1,6 @@
 //! A GPU that is in use: its context, streams and memory.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,7 @@ use crate::stowed::Shelf;
 use crate::{DeviceInfo, probe};
 
 /// One GPU, opened for work. Everything on it happens in the order of one compute stream, but for copies that
-/// [`Gpu::copy_stream`] makes beside it.
+/// [`Gpu::copy_stream`] makes beside it, and kernels that are started [`Gpu::beside`] it.
 pub struct Gpu {
     info: DeviceInfo,
     context: sys::CUcontext,
@@ -28,6 +29,9 @@ pub struct Gpu {
     /// Whether a kernel may be started while the one before it runs out.
     pub(crate) overlaps: bool,
     pub(crate) copy: sys::CUstream,
+    pub(crate) side: sys::CUstream,
+    /// Whether anybody should start kernels on that.
+    works_ahead: bool,
     /// Bytes of shared memory that a block may have.
     shared_memory: u32,
     pool: Mutex<Pool>,
@@ -40,6 +44,8 @@ pub struct Gpu {
     pub(crate) blas: Mutex<Option<Blas>>,
     pub(crate) measuring: Mutex<Measuring>,
     fault: Mutex<Option<Error>>,
+    /// What a crate above keeps for the device.
+    attached: Mutex<Option<Box<dyn Any + Send>>>,
     /// There is no device behind it.
     pub(crate) dry: Option<Dry>,
 }
@@ -78,8 +84,8 @@ impl Gpu {
         let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         // SAFETY: the device is the driver's own.
         let shared = call("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })?;
-        let stream = || call("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking));
-        Ok(Self::assembled(info, shared.unsigned_abs(), (context, [stream()?, stream()?]), None))
+        let streams = [stream(FIRST)?, stream(LATER)?, stream(LATER)?];
+        Ok(Self::assembled(info, shared.unsigned_abs(), (context, streams), None))
     }
 
     /// A device that is described but not there. Everything that is asked of it succeeds and is counted; nothing is computed, and what is
@@ -90,15 +96,16 @@ impl Gpu {
 
     /// A device that is described but not there, whose clock goes on as if it worked at these rates.
     pub fn dry_at(info: DeviceInfo, shared_memory: u32, rates: Rates) -> Arc<Gpu> {
-        let nothing = (std::ptr::null_mut(), [std::ptr::null_mut(); 2]);
+        let nothing = (std::ptr::null_mut(), [std::ptr::null_mut(); 3]);
         Self::assembled(info, shared_memory, nothing, Some(Dry::new(rates)))
     }
 
-    /// Of the driver's handles: a context, and the streams for computing and for copying. A device that is not there has none.
+    /// Of the driver's handles: a context, and the streams for computing, for copying and for what is done ahead. A device that is not
+    /// there has none.
     fn assembled(
         info: DeviceInfo,
         shared_memory: u32,
-        (context, [compute, copy]): (sys::CUcontext, [sys::CUstream; 2]),
+        (context, [compute, copy, side]): (sys::CUcontext, [sys::CUstream; 3]),
         dry: Option<Dry>,
     ) -> Arc<Gpu> {
         Arc::new(Gpu {
@@ -107,6 +114,8 @@ impl Gpu {
             context,
             compute,
             copy,
+            side,
+            works_ahead: is_on("HALFBYTE_CUDA_AHEAD"),
             shared_memory,
             pool: Mutex::new(Pool::new(dry.is_some() || keeps_memory())),
             limit: Mutex::new(None),
@@ -117,8 +126,24 @@ impl Gpu {
             modules: Mutex::default(),
             blas: Mutex::new(None),
             fault: Mutex::new(None),
+            attached: Mutex::new(None),
             dry,
         })
+    }
+
+    /// Whether what can be done ahead of its turn, on the stream beside the compute stream, should be; not with `HALFBYTE_CUDA_AHEAD=off`.
+    pub fn works_ahead(&self) -> bool {
+        self.works_ahead
+    }
+
+    /// Hands out what a crate above keeps for this device, one value of one type, which lives as long as the device is open.
+    ///
+    /// # Panics
+    /// If something else is kept already.
+    pub fn attached<T: Default + Send + 'static, R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        let mut kept = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let it = kept.get_or_insert_with(|| Box::new(T::default()));
+        use_it(it.downcast_mut().expect("one type of value is kept for a device"))
     }
 
     /// Whether there is no device behind it.
@@ -325,15 +350,32 @@ impl fmt::Debug for Gpu {
 
 /// From compute capability 9.0 on, with a driver that knows it; unless `HALFBYTE_CUDA_OVERLAP=off`, to see what it saves.
 fn overlaps(info: &DeviceInfo) -> bool {
-    info.compute_capability.major >= 9
-        && std::env::var_os("HALFBYTE_CUDA_OVERLAP").is_none_or(|it| it != "off")
-        && crate::symbols::has_overlapping_launches()
+    info.compute_capability.major >= 9 && is_on("HALFBYTE_CUDA_OVERLAP") && crate::symbols::has_overlapping_launches()
 }
 
 /// Whether buffers come from a pool, as they do unless `HALFBYTE_CUDA_POOL=off` asks for each to be the driver's own, so that a
 /// memory checker sees where it ends.
 fn keeps_memory() -> bool {
-    std::env::var_os("HALFBYTE_CUDA_POOL").is_none_or(|it| it != "off")
+    is_on("HALFBYTE_CUDA_POOL")
+}
+
+/// Whether something is on, as it is unless the environment says `off`.
+fn is_on(setting: &str) -> bool {
+    std::env::var_os(setting).is_none_or(|it| it != "off")
+}
+
+/// Priorities of streams: lower is first. Blocks of the compute stream come to the device before those of what is done beside it.
+const FIRST: i32 = -1;
+const LATER: i32 = 0;
+
+/// A stream of the current context.
+fn stream(priority: i32) -> Result<sys::CUstream, Error> {
+    let mut it = std::ptr::null_mut();
+    let kind = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: the context is current, and there is room for the handle.
+    let made = unsafe { sys::cuStreamCreateWithPriority(&raw mut it, kind, priority) };
+    call("cuStreamCreateWithPriority", made.result())?;
+    Ok(it)
 }
 
 /// Gives a failed call its name.

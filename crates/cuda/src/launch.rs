@@ -13,6 +13,7 @@ use crate::counters::count;
 use crate::error::Error;
 use crate::gpu::{Gpu, call};
 use crate::matmul::Number;
+use crate::stream::Which;
 
 /// How many threads a kernel gets.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +85,7 @@ struct Function {
 const SHARED_WITHOUT_PERMISSION: u32 = 48 << 10;
 
 impl Gpu {
-    /// Runs a kernel after everything that was asked of the device before. Compiles its file first, if that is new. What
+    /// Runs a kernel after everything that was asked of the device before, or [`Gpu::beside`] that. Compiles its file first, if that is new. What
     /// [`kernels!`](crate::kernels) makes calls this, and nothing else should: nobody compares the arguments here.
     ///
     /// # Safety
@@ -103,10 +104,11 @@ impl Gpu {
     ) -> Result<(), Error> {
         self.bind()?;
         count(&self.tally.launches);
+        let stream = self.current();
         if let Some(dry) = &self.dry {
             let bytes = dry.traffic(args);
             self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
-            dry.pass_bytes(bytes);
+            dry.pass_bytes(stream.which, bytes);
             dry.book(format!("{}/{kernel}", module_name(source.name, element)), bytes);
             return Ok(());
         }
@@ -126,10 +128,10 @@ impl Gpu {
         // SAFETY: the function belongs to a module that is never unloaded, and the caller vouches for the arguments, which
         // the driver copies before it returns.
         let done = unsafe {
-            if self.overlaps {
-                launch_overlapping(function, launch, self.compute, &mut params)
+            if self.overlaps && stream.which == Which::Compute {
+                launch_overlapping(function, launch, stream.raw, &mut params)
             } else {
-                result::launch_kernel(function, launch.grid, launch.block, launch.shared, self.compute, &mut params)
+                result::launch_kernel(function, launch.grid, launch.block, launch.shared, stream.raw, &mut params)
             }
         };
         call("cuLaunchKernel", done).map_err(|e| match e {

@@ -1,6 +1,7 @@
 //! The orders in which a device works, and the events at which one waits for another.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cudarc::driver::{result, sys};
 
@@ -15,6 +16,8 @@ pub struct Event {
     raw: sys::CUevent,
     /// What the clock of a device that is not there said, in picoseconds.
     at: AtomicU64,
+    /// That it was recorded by that device's copy stream.
+    of_copies: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread.
@@ -42,9 +45,13 @@ impl Event {
     fn new(gpu: &Gpu, flags: sys::CUevent_flags) -> Result<Event, Error> {
         gpu.bind()?;
         if gpu.is_dry() {
-            return Ok(Event { raw: std::ptr::null_mut(), at: AtomicU64::new(0) });
+            return Ok(Event::of(std::ptr::null_mut()));
         }
-        Ok(Event { raw: call("cuEventCreate", result::event::create(flags))?, at: AtomicU64::new(0) })
+        Ok(Event::of(call("cuEventCreate", result::event::create(flags))?))
+    }
+
+    fn of(raw: sys::CUevent) -> Event {
+        Event { raw, at: AtomicU64::new(0), of_copies: AtomicBool::new(false) }
     }
 }
 
@@ -120,13 +127,42 @@ impl Gpu {
     pub fn copy_stream(&self) -> Stream<'_> {
         Stream { gpu: self, which: Which::Copy, raw: self.copy }
     }
+
+    /// The stream of kernels that are started [`Gpu::beside`] the others.
+    pub fn side_stream(&self) -> Stream<'_> {
+        Stream { gpu: self, which: Which::Side, raw: self.side }
+    }
+
+    /// Kernels that `start` starts on this thread go on beside those of the compute stream, in an order of their own. Whoever asks for that
+    /// says by events what they wait for and what waits for them.
+    pub fn beside<R>(&self, start: impl FnOnce() -> R) -> R {
+        struct Back(bool);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                BESIDE.set(self.0);
+            }
+        }
+        let _back = Back(BESIDE.replace(true));
+        start()
+    }
+
+    /// The stream that a kernel goes to which this thread starts now.
+    pub(crate) fn current(&self) -> Stream<'_> {
+        if BESIDE.get() { self.side_stream() } else { self.compute_stream() }
+    }
 }
 
-/// Which of the two streams of a device.
-#[derive(Clone, Copy)]
+/// Which of the streams of a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     Compute,
     Copy,
+    Side,
+}
+
+thread_local! {
+    /// Whether kernels that this thread starts go to the side stream.
+    static BESIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// An order of work of its own. Where two orders meet is said by events, or by [`Stream::wait_for_compute`] and
@@ -134,7 +170,7 @@ pub(crate) enum Which {
 #[derive(Clone, Copy)]
 pub struct Stream<'g> {
     gpu: &'g Gpu,
-    which: Which,
+    pub(crate) which: Which,
     pub(crate) raw: sys::CUstream,
 }
 
@@ -147,6 +183,7 @@ impl Stream<'_> {
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
             event.at.store(dry.now(self.which), Ordering::Relaxed);
+            event.of_copies.store(self.which == Which::Copy, Ordering::Relaxed);
             return Ok(());
         }
         // SAFETY: event and stream are alive.
@@ -161,7 +198,7 @@ impl Stream<'_> {
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
             let waited = dry.wait_until(self.which, event.at.load(Ordering::Relaxed));
-            if matches!(self.which, Which::Compute) {
+            if self.which == Which::Compute && event.of_copies.load(Ordering::Relaxed) {
                 self.gpu.tally.waited.fetch_add(waited, Ordering::Relaxed);
             }
             return Ok(());

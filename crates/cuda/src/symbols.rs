@@ -33,7 +33,7 @@ const DRIVER: [&str; 32] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
-    "cuStreamCreate",
+    "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",

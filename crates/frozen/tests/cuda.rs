@@ -96,7 +96,7 @@ fn a_matrix_is_decoded_into_any_window() {
             let there = here.to_device(&device).unwrap().unwrap();
             let mut workspace = Tensor::zeros_on(&device, &[out + 2, stride], DType::F32);
             let window = Window::whole(&mut workspace).rows(1, out).columns(column, inner);
-            coded(&there).decode(window).unwrap();
+            coded(&there).decoder().decode(window).unwrap();
             let (got, mut wanted) = (workspace.to_device(&Device::Cpu).unwrap(), vec![0.0; inner]);
             for (row, got) in got.data::<f32>().chunks(stride).enumerate() {
                 let mut expected = vec![0.0; stride];

@@ -10,18 +10,19 @@ use crate::{
     layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, scale, split,
 };
 use crate::{
-    frozen::{Coded, OnDevice},
+    frozen::{Coded, Decoder, OnDevice},
     gpu_product::{
         Window,
         cuda::{side_by_side, stack},
-        put,
     },
     place::on_gpu,
 };
+use few_rows::Copied;
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+use std::sync::Arc;
 
 mod attention;
 mod experts;
@@ -205,7 +206,7 @@ fn rotations_and_embeddings() {
 #[derive(Debug)]
 struct Stored {
     weight: Tensor,
-    coded: bool,
+    decoder: Option<Arc<Copied>>,
 }
 
 impl FrozenMatrix for Stored {
@@ -222,7 +223,7 @@ impl FrozenMatrix for Stored {
         "test".into()
     }
     fn on_device(&self) -> Option<OnDevice<'_>> {
-        Some(if self.coded { OnDevice::Coded(self) } else { OnDevice::Dense(&self.weight) })
+        Some(if self.decoder.is_some() { OnDevice::Coded(self) } else { OnDevice::Dense(&self.weight) })
     }
 }
 
@@ -230,8 +231,8 @@ impl Coded for Stored {
     fn place(&self) -> Place<'_> {
         self.weight.place()
     }
-    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()> {
-        put(1.0, &self.weight, 0, into)
+    fn decoder(&self) -> Arc<dyn Decoder> {
+        self.decoder.clone().expect("asked of what is decoded")
     }
 }
 
@@ -239,8 +240,9 @@ impl Coded for Stored {
 fn weights(out: usize, inner: usize, device: &Device) -> Vec<(&'static Stored, Tensor)> {
     let of = |(coded, dtype): (bool, DType)| {
         let values = noise(&[out, inner], dtype, 4);
-        let stored = Stored { weight: values.to_device(device).unwrap(), coded };
-        (&*Box::leak(Box::new(stored)), values.to_dtype(DType::F32))
+        let weight = values.to_device(device).unwrap();
+        let decoder = coded.then(|| Arc::new(Copied(weight.clone())));
+        (&*Box::leak(Box::new(Stored { weight, decoder })), values.to_dtype(DType::F32))
     };
     [(false, DType::Bf16), (true, DType::F32)].map(of).into()
 }
@@ -393,7 +395,8 @@ fn a_dry_run_counts_what_either_half_would_do() {
     for device in [Device::Dry(ledger.clone()), Device::Cuda(gpu.clone())] {
         let live = || if let Device::Dry(_) = device { ledger.live() } else { gpu.stats().live };
         let dry = |shape: &[usize], dtype| Tensor::scratch_on(&device, shape, dtype);
-        let w = Stored { weight: dry(&[out, inner], DType::F32), coded: true };
+        let weight = dry(&[out, inner], DType::F32);
+        let w = Stored { decoder: Some(Arc::new(Copied(weight.clone()))), weight };
         let params = [dry(&[rows, inner], DType::Bf16), dry(&[rank, inner], DType::F32), dry(&[out, rank], DType::F32)];
         let params = params.map(|it| Param::new("p", it));
         let before = live();

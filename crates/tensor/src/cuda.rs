@@ -90,6 +90,12 @@ pub fn upload_f32(gpu: &Arc<Gpu>, shape: &[usize], values: &[f32]) -> Result<Ten
     to_gpu(&Tensor::from_vec(shape, values.to_vec()), gpu)
 }
 
+/// A tensor of unspecified contents, if the device has memory for it.
+pub fn scratch_if_there(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Option<Tensor> {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    Some(Tensor::from_cuda(shape, dtype, gpu.alloc(bytes).ok()?))
+}
+
 pub(crate) fn scratch(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
     let bytes = shape.iter().product::<usize>() * dtype.size();
     Tensor::from_cuda(shape, dtype, gpu.alloc_or_fault(bytes))

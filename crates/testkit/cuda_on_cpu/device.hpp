@@ -1,7 +1,9 @@
 // What the driver keeps: devices, streams, events, allocations, and the limits of a Hopper card, which it enforces.
 //
-// Streams are queues that run only when somebody waits for them, so that a missing synchronisation shows. Settings, read when they
-// are needed:
+// Streams are queues that run only when somebody waits for them, so that a missing synchronisation shows. Whatever goes on beside the
+// compute stream runs so as late as it may; a wait that it lacks itself shows where it runs as early as it may. Settings, read when
+// they are needed:
+//   CUDA_ON_CPU_STREAMS=early      streams of no priority run what they are given at once, before all that they do not wait for
 //   CUDA_ON_CPU_DEVICES=N          how many devices there are; one if it is not set
 //   CUDA_ON_CPU_MEMORY=BYTES       the memory of each
 //   CUDA_ON_CPU_HOST_MEMORY=BYTES  page-locked memory that the host gives; without a limit if it is not set
@@ -48,6 +50,8 @@ struct Device {
 
 struct Stream {
     Device* device;
+    // Lower is first.
+    int priority;
     std::deque<std::function<void()>> queue;
 };
 // What an event stands for since it was last recorded.
@@ -116,6 +120,14 @@ inline Result finish(Stream* stream) {
 }
 inline void finish(const Record& record) {
     while (!record.done && !record.stream->queue.empty()) step(record.stream);
+}
+
+// Puts work at the end of a stream. Where that is asked for, a stream that is not among the first does it at once: what it waits for is
+// done, and nothing that it does not wait for.
+inline void push(Stream* stream, std::function<void()> task) {
+    stream->queue.push_back(std::move(task));
+    const char* when = getenv("CUDA_ON_CPU_STREAMS");
+    if (when && !strcmp(when, "early") && stream->priority >= 0) finish(stream);
 }
 
 // Whether the stream is one of the current context.

@@ -63,9 +63,9 @@ API cuCtxGetCurrent(Device** ctx) {
     return OK;
 }
 
-API cuStreamCreate(Stream** stream, unsigned) {
+API cuStreamCreateWithPriority(Stream** stream, unsigned, int priority) {
     READY;
-    streams.insert(*stream = new Stream{current, {}});
+    streams.insert(*stream = new Stream{current, priority, {}});
     return OK;
 }
 API cuStreamDestroy_v2(Stream* stream) {
@@ -83,7 +83,7 @@ API cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     READY;
     if (!is_here(stream) || !events.count(event)) return INVALID_HANDLE;
     // The event may be recorded again or destroyed before the wait runs; what counts is the record made so far.
-    if (auto record = event->record) stream->queue.push_back([record] { finish(*record); });
+    if (auto record = event->record) push(stream, [record] { finish(*record); });
     return OK;
 }
 API cuEventCreate(Event** event, unsigned flags) {
@@ -103,7 +103,7 @@ API cuEventRecord(Event* event, Stream* stream) {
     if (!is_here(stream) || !events.count(event) || event->device != current) return INVALID_HANDLE;
     auto record = std::make_shared<Record>(Record{stream});
     event->record = record;
-    stream->queue.push_back([record] {
+    push(stream, [record] {
         record->done = true;
         record->at = std::chrono::steady_clock::now();
     });
@@ -151,7 +151,7 @@ API cuMemFreeAsync(Pointer at, Stream* stream) {
     if (it == allocations.end() || it->second.device != current || !is_here(stream)) return INVALID_VALUE;
     current->used -= it->second.bytes;
     allocations.erase(it);
-    stream->queue.push_back([at] {
+    push(stream, [at] {
         memory.erase(at);
         free(reinterpret_cast<void*>(at));
     });
@@ -184,7 +184,7 @@ API cuMemGetInfo_v2(size_t* available, size_t* whole) {
 // A copy or memset in a stream's order.
 static void enqueue(Stream* stream, std::function<void()> move) {
     bool fails = ++copies == environment("CUDA_ON_CPU_FAIL_COPY", 0);
-    stream->queue.push_back([stream, fails, move] {
+    push(stream, [stream, fails, move] {
         if (fails) stream->device->broken = ILLEGAL_ADDRESS;
         if (!stream->device->broken) move();
     });
@@ -278,11 +278,11 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     Result fault = follow(*f->kernel, args);
     if (++launches == environment("CUDA_ON_CPU_FAIL_LAUNCH", 0)) fault = LAUNCH_FAILED;
     if (fault) {
-        stream->queue.push_back([stream, fault] { stream->device->broken = fault; });
+        push(stream, [stream, fault] { stream->device->broken = fault; });
         return OK;
     }
     auto body = f->kernel->bind(args);
-    stream->queue.push_back([=] {
+    push(stream, [=] {
         if (!stream->device->broken) run(f->name, {gx, gy, gz}, {bx, by, bz}, shared, body);
     });
     return OK;
@@ -335,7 +335,7 @@ API cuGetErrorString(int code, const char** text) { return cuGetErrorName(code, 
 extern "C" __attribute__((visibility("default"))) bool cuda_on_cpu_enqueue(Stream* stream, std::function<void()>* task) {
     LOCK;
     if (!is_here(stream)) return false;
-    stream->queue.push_back([stream, work = std::move(*task)] {
+    push(stream, [stream, work = std::move(*task)] {
         if (!stream->device->broken) work();
     });
     return true;

@@ -2,6 +2,7 @@
 //! no loss. One test program, so that the binary is built and this one linked once.
 
 mod adapters;
+mod ahead;
 mod bad_data;
 mod bad_models;
 mod bad_settings;

@@ -1,4 +1,4 @@
-use super::{Block, CodedMatrix, Scales};
+use super::{Block, Scales, Stored};
 use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_ops::{
     frozen::FourBit,
@@ -24,7 +24,7 @@ const TOGETHER: usize = 8;
 /// Rows of which it does so together.
 const AT_ONCE: usize = 4;
 /// Writes the values of the codes, times their scales if there are any, into a window of the matrix' dimensions.
-pub(super) fn decode(matrix: &CodedMatrix, scales: Option<&Scales>, mut into: Window<'_>) -> Result<()> {
+pub(super) fn decode(matrix: &Stored, scales: Option<&Scales>, mut into: Window<'_>) -> Result<()> {
     let (rows, cols) = matrix.dims;
     assert_eq!(into.dims(), matrix.dims, "a matrix is decoded into a window of its size");
     let (start, stride, dtype) = (into.start(), into.stride(), into.tensor().dtype());
@@ -79,7 +79,7 @@ pub(super) fn encode4(
 }
 
 /// The parts of a matrix of 4-bit codes, for products of few rows.
-pub(super) fn four_bit(matrix: &CodedMatrix) -> FourBit<'_> {
+pub(super) fn four_bit(matrix: &Stored) -> FourBit<'_> {
     let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, Some(&matrix.scales));
     FourBit { dims: matrix.dims, codes, tables, absmax, scale_codes, nested, offset, shift }
 }
@@ -96,7 +96,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(matrix: &'a CodedMatrix, scales: Option<&'a Scales>) -> Parts<'a> {
+    fn of(matrix: &'a Stored, scales: Option<&'a Scales>) -> Parts<'a> {
         let tables = matrix.tables.as_ref().expect("a matrix away from host memory has its tables there");
         let (absmax, scale_codes, nested, offset) = match scales {
             None => (None, None, None, 0.0),
@@ -112,7 +112,7 @@ impl<'a> Parts<'a> {
 }
 
 /// The GPU that runs a kernel on the matrix.
-fn device(matrix: &CodedMatrix) -> &Arc<Gpu> {
+fn device(matrix: &Stored) -> &Arc<Gpu> {
     match matrix.codes.place() {
         Place::Gpu(gpu) => gpu,
         Place::Host | Place::Dry(_) => unreachable!("kernels run on what lies on a GPU"),

@@ -9,11 +9,11 @@ mod cuda;
 use halfbyte_matmul as matmul;
 use halfbyte_nf4::{NESTED_BLOCK_SIZE, blockwise8::DynamicMap};
 use halfbyte_ops::{
-    frozen::{Coded, FourBit, OnDevice},
+    frozen::{Coded, Decoder, FourBit, OnDevice},
     gpu_product::Window,
 };
 use halfbyte_tensor::{DType, Device, Place, Result, Tensor};
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 /// What codes stand for: element `i` is `values[code i] * scale of its block * unit`, each product rounded to f32.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,19 @@ pub(crate) enum Block {
 
 /// A matrix of codes.
 #[derive(Debug)]
-pub(crate) struct CodedMatrix {
+pub(crate) struct CodedMatrix(Arc<Stored>);
+
+impl Deref for CodedMatrix {
+    type Target = Stored;
+
+    fn deref(&self) -> &Stored {
+        &self.0
+    }
+}
+
+/// What it consists of.
+#[derive(Debug)]
+pub(crate) struct Stored {
     /// `(out_features, in_features)`.
     pub(crate) dims: (usize, usize),
     pub(crate) code: Code,
@@ -77,14 +89,9 @@ pub(crate) struct CodedMatrix {
     tables: Option<Tensor>,
 }
 
-impl CodedMatrix {
+impl Stored {
     /// Puts the parts together, which must be as large as the dimensions say, in host memory or in a dry run.
-    pub(crate) fn new(
-        dims: (usize, usize),
-        (code, block): (Code, Block),
-        codes: Tensor,
-        scales: Scales,
-    ) -> CodedMatrix {
+    fn new(dims: (usize, usize), (code, block): (Code, Block), codes: Tensor, scales: Scales) -> Stored {
         let len = dims.0 * dims.1;
         assert_eq!(codes.len(), (len * code.bits).div_ceil(8), "codes fill a matrix of {dims:?}");
         let blocks = match block {
@@ -99,12 +106,42 @@ impl CodedMatrix {
         };
         let (Scales::Plain(given) | Scales::Double { codes: given, .. }) = &scales;
         assert_eq!(given.len(), blocks, "a scale for each block of a matrix of {dims:?}");
-        let mut it = CodedMatrix { dims, code, block, codes, scales, tables: None };
+        let mut it = Stored { dims, code, block, codes, scales, tables: None };
         // Made on a GPU only to be planned with; what is moved there brings its tables.
         if let Place::Gpu(_) = it.codes.place() {
             it.tables = Some(it.codes.scratch_like(&[it.table_values().len()], DType::F32));
         }
         it
+    }
+
+    pub(crate) fn is_double(&self) -> bool {
+        matches!(self.scales, Scales::Double { .. })
+    }
+
+    /// The values of the codes where kernels look them up; none in host memory.
+    fn tables_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        if *device == Device::Cpu {
+            return Ok(None);
+        }
+        let values = self.table_values();
+        Ok(Some(Tensor::from_vec(&[values.len()], values).to_device(device)?))
+    }
+
+    fn table_values(&self) -> Vec<f32> {
+        let map: &[f32] = if self.is_double() { DynamicMap::Signed.values() } else { &[] };
+        [self.code.values, map].concat()
+    }
+}
+
+impl CodedMatrix {
+    /// Puts the parts together, which must be as large as the dimensions say, in host memory or in a dry run.
+    pub(crate) fn new(
+        dims: (usize, usize),
+        (code, block): (Code, Block),
+        codes: Tensor,
+        scales: Scales,
+    ) -> CodedMatrix {
+        CodedMatrix(Arc::new(Stored::new(dims, (code, block), codes, scales)))
     }
 
     /// Parts without contents, for a dry run.
@@ -138,8 +175,8 @@ impl CodedMatrix {
     ) -> Result<CodedMatrix> {
         let device = codes.device();
         let scales = scales.to_device(&device)?;
-        let it = CodedMatrix::new(dims, (code, block), codes, scales);
-        Ok(CodedMatrix { tables: it.tables_on(&device)?, ..it })
+        let it = Stored::new(dims, (code, block), codes, scales);
+        Ok(CodedMatrix(Arc::new(Stored { tables: it.tables_on(&device)?, ..it })))
     }
 
     /// Codes of the flattened rows of a matrix on a GPU, four bits each, and the largest size of each block of elements, f32; both
@@ -160,10 +197,6 @@ impl CodedMatrix {
                 Scales::Plain(absmax) => absmax.bytes(),
                 Scales::Double { codes, nested_absmax, .. } => codes.bytes() + nested_absmax.bytes() + size_of::<f32>(),
             }
-    }
-
-    pub(crate) fn is_double(&self) -> bool {
-        matches!(self.scales, Scales::Double { .. })
     }
 
     /// The codes, where they lie.
@@ -211,16 +244,8 @@ impl CodedMatrix {
         }
         let scales = self.scales.to_device(device)?;
         let codes = self.codes.to_device(device)?;
-        Ok(Some(CodedMatrix { codes, scales, tables: self.tables_on(device)?, ..*self }))
-    }
-
-    /// The values of the codes where kernels look them up; none in host memory.
-    fn tables_on(&self, device: &Device) -> Result<Option<Tensor>> {
-        if *device == Device::Cpu {
-            return Ok(None);
-        }
-        let values = self.table_values();
-        Ok(Some(Tensor::from_vec(&[values.len()], values).to_device(device)?))
+        let Stored { dims, code, block, .. } = **self;
+        Ok(Some(CodedMatrix(Arc::new(Stored { dims, code, block, codes, scales, tables: self.tables_on(device)? }))))
     }
 
     pub(crate) fn on_device(&self) -> Option<OnDevice<'_>> {
@@ -234,11 +259,6 @@ impl CodedMatrix {
     pub(crate) fn decode_codes(&self, into: Window<'_>) -> Result<()> {
         cuda::decode(self, None, into)
     }
-
-    fn table_values(&self) -> Vec<f32> {
-        let map: &[f32] = if self.is_double() { DynamicMap::Signed.values() } else { &[] };
-        [self.code.values, map].concat()
-    }
 }
 
 impl Coded for CodedMatrix {
@@ -246,14 +266,20 @@ impl Coded for CodedMatrix {
         self.codes.place()
     }
 
-    fn decode(&self, into: Window<'_>) -> Result<()> {
-        cuda::decode(self, Some(&self.scales), into)
+    fn decoder(&self) -> Arc<dyn Decoder> {
+        self.0.clone()
     }
 
     fn four_bit(&self) -> Option<FourBit<'_>> {
         // Eight bits are half of what a product reads; nobody has asked for these yet.
         let unit = self.code.unit == 1.0;
         (self.code.bits == 4 && unit).then(|| cuda::four_bit(self))
+    }
+}
+
+impl Decoder for Stored {
+    fn decode(&self, into: Window<'_>) -> Result<()> {
+        cuda::decode(self, Some(&self.scales), into)
     }
 }
 

@@ -1,4 +1,7 @@
-use super::{FrozenMatrix, OnDevice};
+use super::{
+    Decoder, FEW_ROWS, FrozenMatrix, OnDevice,
+    ahead::{self, Asked},
+};
 use crate::{
     few_rows::{self, Addends, Product},
     gpu_product::{
@@ -9,7 +12,8 @@ use crate::{
     product::{self, Left, Right},
 };
 use halfbyte_autograd::Result;
-use halfbyte_tensor::{DType, Error, Tensor};
+use halfbyte_tensor::{DType, Device, Error, Place, Tensor};
+use std::sync::Arc;
 
 /// Which of the products with a weight `W (out_features, in_features)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,7 @@ pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue:
     let mut y = match own {
         Some(y) => y.into_dtype(dtype).into_unique(),
         None if on_gpu(x.tensor()) => {
-            let (left, w) = (x.tensor(), decoded(w, x.tensor().dtype())?);
+            let (left, w) = (x.tensor(), decoded_beside(w, x.tensor(), (0, 0))?);
             let right = if side == Side::Forward { Operand::new(&w).t() } else { Operand::new(&w) };
             product(1.0, Operand::new(left), right, dtype)?
         }
@@ -61,25 +65,48 @@ pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue:
     Ok(y)
 }
 
-/// The matrix in `dtype` on its GPU: itself if it is kept so, else decoded into memory of the pool, which the next one gets.
+/// The matrix in `dtype` on its GPU: itself if it is kept so, else decoded into memory of the pool.
 pub(crate) fn decoded(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
     let there = there(w)?;
-    if let OnDevice::Dense(weight) = there {
-        return Ok(weight.to_dtype(dtype));
+    match there {
+        OnDevice::Dense(weight) => Ok(weight.to_dtype(dtype)),
+        OnDevice::Coded(it) => {
+            let decoder = it.decoder();
+            on_the_spot(&decoder, &Asked::new(&decoder, w.dims(), (0, 0), dtype), &there.device())
+        }
     }
-    let (rows, cols) = w.dims();
-    let mut out = Tensor::scratch_on(&there.device(), &[rows, cols], dtype);
-    decode_into(w, Window::whole(&mut out))?;
-    Ok(out)
 }
 
-/// The matrix in a part of a workspace on its GPU.
-pub(crate) fn decode_into(w: &dyn FrozenMatrix, into: Window<'_>) -> Result<()> {
-    match there(w)? {
-        OnDevice::Dense(weight) => put(1.0, weight, 0, into)?,
-        OnDevice::Coded(it) => it.decode(into)?,
+/// The matrix for a product with `x`, in its dtype, with so many rows and columns behind it that the caller fills: the others of a step are
+/// decoded beside the product before, where the order of the step before said what comes.
+pub(crate) fn decoded_beside(w: &dyn FrozenMatrix, x: &Tensor, beyond: (usize, usize)) -> Result<Tensor> {
+    let (there, (rows, cols), dtype) = (there(w)?, w.dims(), x.dtype());
+    match there {
+        OnDevice::Dense(weight) if beyond == (0, 0) => Ok(weight.to_dtype(dtype)),
+        OnDevice::Dense(weight) => {
+            let mut out = Tensor::scratch_on(&there.device(), &[rows + beyond.0, cols + beyond.1], dtype);
+            put(1.0, weight, 0, Window::whole(&mut out).rows(0, rows).columns(0, cols))?;
+            Ok(out)
+        }
+        OnDevice::Coded(it) => {
+            let decoder = it.decoder();
+            let asked = Asked::new(&decoder, (rows, cols), beyond, dtype);
+            match it.place() {
+                // The few rows of a token are through before the next matrix is decoded.
+                Place::Gpu(gpu) if x.rows() > FEW_ROWS && gpu.works_ahead() => {
+                    Ok(ahead::decoded(gpu, &decoder, asked)?)
+                }
+                _ => on_the_spot(&decoder, &asked, &there.device()),
+            }
+        }
     }
-    Ok(())
+}
+
+/// Decoded when it is asked for.
+fn on_the_spot(decoder: &Arc<dyn Decoder>, asked: &Asked, device: &Device) -> Result<Tensor> {
+    let mut out = Tensor::scratch_on(device, &asked.shape(), asked.dtype());
+    decoder.decode(asked.window(&mut out))?;
+    Ok(out)
 }
 
 /// What of the matrix lies on a GPU.

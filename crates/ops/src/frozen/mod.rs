@@ -2,12 +2,13 @@
 //! one door, behind which each device has a way of its own.
 //!
 //! On a CPU a product reads the weight panel by panel, so it is never decoded as a whole. A GPU decodes it into a workspace of the pool,
-//! which the next product gets, and multiplies that; for few rows 4-bit codes are multiplied as they are. A format
+//! beside the product before, and multiplies that; for few rows 4-bit codes are multiplied as they are. A format
 //! whose product is not that of its decoded values (LLM.int8) multiplies by itself.
 
+mod ahead;
 mod door;
 
-pub(crate) use door::{Epilogue, Side, decode_into, decoded, multiply, there};
+pub(crate) use door::{Epilogue, Side, decoded, decoded_beside, multiply, there};
 
 use crate::gpu_product::Window;
 use halfbyte_autograd::Result;
@@ -73,16 +74,22 @@ pub trait Coded {
     /// Where the codes lie; never in host memory.
     fn place(&self) -> Place<'_>;
 
-    /// Writes the decoded values into a window of the matrix' dimensions, rounded to its dtype.
-    ///
-    /// # Errors
-    /// If the GPU fails.
-    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()>;
+    /// Who decodes it, always the same one.
+    fn decoder(&self) -> Arc<dyn Decoder>;
 
     /// The parts of a matrix of 4-bit codes, which a product of at most [`FEW_ROWS`] rows reads as they are; `None` for any other.
     fn four_bit(&self) -> Option<FourBit<'_>> {
         None
     }
+}
+
+/// What is decoded of a matrix of codes.
+pub trait Decoder: Send + Sync + Debug {
+    /// Writes the decoded values into a window of the matrix' dimensions, rounded to its dtype.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()>;
 }
 
 /// A matrix of 4-bit codes: element `i` of its flattened rows is `values[code i]` times the scale of its block. That is

@@ -47,11 +47,11 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
             (None, Some((lora, h)), None) => {
                 let (h, b) = factors(lora, h)?;
                 let mut y = product(1.0, h, Operand::new(&b).t(), x.dtype())?;
-                let w = frozen::decoded(layer.w, x.dtype())?;
+                let w = frozen::decoded_beside(layer.w, x, (0, 0))?;
                 multiply(1.0, Operand::new(x), Operand::new(&w).t(), 1.0, &mut y)?;
                 on_top(y, layer)?.into_unique()
             }
-            (None, None, _) => multiplied(Operand::new(x), &frozen::decoded(layer.w, x.dtype())?, layer)?,
+            (None, None, _) => multiplied(Operand::new(x), &frozen::decoded_beside(layer.w, x, (0, 0))?, layer)?,
             (Some(y), update, _) => {
                 let mut y = y.into_dtype(x.dtype()).into_unique();
                 if let Some((lora, h)) = update {
@@ -123,9 +123,8 @@ fn one_product(
     width: usize,
     first: usize,
 ) -> Result<Tensor> {
-    let (w, (n, k)) = (layer.w, layer.w.dims());
-    let mut both = x.scratch_like(&[n, k + width], x.dtype());
-    frozen::decode_into(w, Window::whole(&mut both).columns(0, k))?;
+    let k = x.cols();
+    let mut both = frozen::decoded_beside(layer.w, x, (0, width))?;
     put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
     multiplied(beside.operand(), &both, layer)
 }
@@ -275,12 +274,11 @@ fn input_gradient(
         match riding.filter(|_| host == Some(*i)).map(|dh| Beside::of(dy, dh)).transpose()? {
             Some(beside) => {
                 let n = layer.w.dims().0;
-                let mut both = dy.scratch_like(&[n + stack.width, k], dtype);
-                frozen::decode_into(layer.w, Window::whole(&mut both).rows(0, n))?;
+                let mut both = frozen::decoded_beside(layer.w, dy, (stack.width, 0))?;
                 stack.put_rows(&factors, Window::whole(&mut both).rows(n, stack.width))?;
                 add(beside.operand(), &both)?;
             }
-            None => add(Operand::new(dy), &frozen::decoded(layer.w, dtype)?)?,
+            None => add(Operand::new(dy), &frozen::decoded_beside(layer.w, dy, (0, 0))?)?,
         }
     }
     if let (Some(dh), None) = (riding, host) {

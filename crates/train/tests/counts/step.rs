@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 const TOKENS: usize = 256;
 
-/// Takes two steps, of which the first makes what later ones find, and hands the second to `watch`.
+/// Takes three steps, of which the first two make what later ones find, and hands the third to `watch`.
 fn step(device: &Device, watch: impl FnOnce(&mut dyn FnMut())) {
     let mut model = model(device);
     let adapter = adapter(model.as_mut(), device);
@@ -26,6 +26,7 @@ fn step(device: &Device, watch: impl FnOnce(&mut dyn FnMut())) {
     let step = Step { model: model.as_ref(), routing: &routing, objective: &CausalLm, ranks: &Alone, config };
     let (mut scale, batches) = (LossScale::new(DType::Bf16), [data.collate(&[0])]);
     let mut take = || drop(step.take(&mut optim, &mut scale, &batches, 1e-3).unwrap());
+    take();
     take();
     watch(&mut take);
 }

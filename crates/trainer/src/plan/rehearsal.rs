@@ -34,6 +34,9 @@ pub(crate) struct Rehearsal<'a> {
     pub(crate) accumulates: bool,
 }
 
+/// From this step on each is like the one before.
+pub(super) const SETTLED: usize = 3;
+
 /// Where a rehearsal takes place.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
@@ -122,8 +125,9 @@ impl Rehearsal<'_> {
         let mut optim = Optim::new(&stage.device(), &trained, &self.optim)?;
         let before = stage.live();
         let forward = Watched { inner: CausalLm, stage, most: AtomicUsize::new(0) };
-        // The first step makes what later ones find: tables of positions, the workspace of the library of products.
-        for _ in 0..2 {
+        // The first steps make what later ones find: tables of positions, the workspace of the library of products, and the order of
+        // matrices, which are decoded ahead from then on.
+        for _ in 0..SETTLED {
             forward.most.store(0, Ordering::Relaxed);
             let settled = stage.live();
             self.step(&cast, &mut optim, &forward)?;

@@ -1,6 +1,10 @@
 //! `inspect --roofline`: what each op of a step costs on a card, by its operations, its bytes and its launches.
 
-use super::{Card, Rehearsal, card::LAUNCH_SECONDS, rehearsal::Stage};
+use super::{
+    Card, Rehearsal,
+    card::LAUNCH_SECONDS,
+    rehearsal::{SETTLED, Stage},
+};
 use halfbyte_autograd::profile::{self, Cost, Phase};
 use halfbyte_cuda::Counters;
 use halfbyte_tensor::clock;
@@ -53,8 +57,10 @@ impl Roofline {
         let cast = rehearsal.cast(&stage)?;
         let trained = parameters(cast.model.as_ref(), cast.adapter.as_deref());
         let mut optim = Optim::new(&stage.device(), &trained, &rehearsal.optim)?;
-        // The first step makes what later ones find: tables of positions, the library's workspace.
-        rehearsal.step(&cast, &mut optim, &CausalLm)?;
+        // The first steps make what later ones find.
+        for _ in 1..SETTLED {
+            rehearsal.step(&cast, &mut optim, &CausalLm)?;
+        }
         profile::start(clock(&stage.device(), || 0))?;
         let before = gpu.counters();
         rehearsal.step(&cast, &mut optim, &CausalLm)?;

@@ -1,0 +1,211 @@
+//! Matrices that are decoded before they are asked for, beside the product before them.
+//!
+//! What comes next is what came next the last time: steps of a run ask for the same matrices in the same order. Where the guess is wrong
+//! the matrix is decoded on the spot, with the same bits. Two workspaces are held at a time, that of the product at work and the next one's.
+//!
+//! Two orders meet at two events. The side stream may write a workspace when all that the compute stream was asked for before is done,
+//! since the pool hands out memory that is still being read there; and whatever is asked of the compute stream after a workspace was taken
+//! waits until it is decoded, also where nobody uses it, so that the pool may have it back.
+
+use super::Decoder;
+use crate::gpu_product::Window;
+use halfbyte_cuda::{Event, Gpu};
+use halfbyte_tensor::{DType, Device, Result, Tensor, cuda};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
+
+/// A matrix, and the workspace that it is wanted in: its dimensions, and how many rows and columns it leaves behind the matrix.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    matrix: Weak<dyn Decoder>,
+    dims: (usize, usize),
+    beyond: (usize, usize),
+    dtype: DType,
+}
+
+impl PartialEq for Asked {
+    fn eq(&self, other: &Asked) -> bool {
+        // Addresses of what is remembered are not given to anything else.
+        std::ptr::addr_eq(self.matrix.as_ptr(), other.matrix.as_ptr())
+            && (self.dims, self.beyond, self.dtype) == (other.dims, other.beyond, other.dtype)
+    }
+}
+
+impl Asked {
+    pub(super) fn new(matrix: &Arc<dyn Decoder>, dims: (usize, usize), beyond: (usize, usize), dtype: DType) -> Asked {
+        Asked { matrix: Arc::downgrade(matrix), dims, beyond, dtype }
+    }
+
+    pub(super) fn shape(&self) -> [usize; 2] {
+        [self.dims.0 + self.beyond.0, self.dims.1 + self.beyond.1]
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The matrix' part of its workspace.
+    pub(super) fn window<'a>(&self, workspace: &'a mut Tensor) -> Window<'a> {
+        Window::whole(workspace).rows(0, self.dims.0).columns(0, self.dims.1)
+    }
+}
+
+/// The matrix in a workspace of its own, which was begun ahead if this was foreseen; and begins with the next.
+pub(super) fn decoded(gpu: &Arc<Gpu>, matrix: &Arc<dyn Decoder>, asked: Asked) -> Result<Tensor> {
+    gpu.attached(|ahead: &mut Ahead| {
+        let workspace = match ahead.take(gpu, &asked)? {
+            Some(workspace) => workspace,
+            None => {
+                let mut workspace = Tensor::scratch_on(&Device::Cuda(gpu.clone()), &asked.shape(), asked.dtype);
+                matrix.decode(asked.window(&mut workspace))?;
+                workspace
+            }
+        };
+        if let Some(next) = ahead.order.follow(asked) {
+            ahead.begin(gpu, next)?;
+        }
+        Ok(workspace)
+    })
+}
+
+/// What is kept for a device.
+#[derive(Default)]
+struct Ahead {
+    order: Order<Asked>,
+    under_way: Option<UnderWay>,
+    events: Option<Events>,
+    /// There was no memory for a second workspace.
+    is_short: bool,
+}
+
+/// A matrix that is being decoded, which stays alive meanwhile.
+struct UnderWay {
+    asked: Asked,
+    _matrix: Arc<dyn Decoder>,
+    workspace: Tensor,
+}
+
+struct Events {
+    /// The compute stream is done with what had the memory before.
+    free: Event,
+    /// The side stream is done.
+    decoded: Event,
+}
+
+impl Ahead {
+    /// What is under way, if it is this. Kernels that follow find it decoded.
+    fn take(&mut self, gpu: &Gpu, asked: &Asked) -> Result<Option<Tensor>> {
+        let (Some(it), Some(events)) = (self.under_way.take(), &self.events) else { return Ok(None) };
+        gpu.compute_stream().wait_for(&events.decoded)?;
+        Ok((it.asked == *asked).then_some(it.workspace))
+    }
+
+    /// Has the side stream decode a matrix, if that is still there and there is memory for it.
+    fn begin(&mut self, gpu: &Arc<Gpu>, asked: Asked) -> Result<()> {
+        let Some(matrix) = asked.matrix.upgrade().filter(|_| !self.is_short) else { return Ok(()) };
+        let Some(mut workspace) = cuda::scratch_if_there(gpu, &asked.shape(), asked.dtype) else {
+            self.is_short = true;
+            return Ok(());
+        };
+        let events = match self.events.take() {
+            Some(events) => events,
+            None => Events { free: Event::untimed(gpu)?, decoded: Event::untimed(gpu)? },
+        };
+        let Events { free, decoded } = self.events.insert(events);
+        gpu.compute_stream().record(free)?;
+        gpu.side_stream().wait_for(free)?;
+        gpu.beside(|| matrix.decode(asked.window(&mut workspace)))?;
+        gpu.side_stream().record(decoded)?;
+        self.under_way = Some(UnderWay { asked, _matrix: matrix, workspace });
+        Ok(())
+    }
+}
+
+/// What was asked for one after the other, as far as that is remembered.
+struct Order<A> {
+    past: VecDeque<A>,
+    /// Where in the past that is expected which is asked for next.
+    expected: Option<usize>,
+}
+
+impl<A> Default for Order<A> {
+    fn default() -> Order<A> {
+        Order { past: VecDeque::new(), expected: None }
+    }
+}
+
+/// A step of a 65B that runs its blocks again asks for 1,680 matrices.
+const REMEMBERED: usize = 1 << 14;
+/// What went before says enough within so many, several blocks.
+const COMPARED: usize = 64;
+
+impl<A: PartialEq + Clone> Order<A> {
+    /// Remembers what is asked for, and gives what was asked for after it the last time: as long as guesses are right, where they were
+    /// taken from; else where most of what came before it came before it, too.
+    fn follow(&mut self, asked: A) -> Option<A> {
+        let foreseen = self.expected.filter(|at| self.past[*at] == asked);
+        let found = foreseen.or_else(|| self.most_alike(&asked));
+        self.past.push_back(asked);
+        self.expected = found.map(|it| it + 1);
+        if self.past.len() > REMEMBERED {
+            self.past.pop_front();
+            self.expected = self.expected.and_then(|it| it.checked_sub(1));
+        }
+        // Behind the last there is nothing to know.
+        let expected = self.expected.filter(|it| it + 1 < self.past.len())?;
+        Some(self.past[expected].clone())
+    }
+
+    /// Where this was asked for after most of what it is asked for after now; the last such place.
+    fn most_alike(&self, asked: &A) -> Option<usize> {
+        let alike = |at: usize| {
+            let pairs = self.past.range(..at).rev().zip(self.past.iter().rev());
+            pairs.take(COMPARED).take_while(|(then, now)| then == now).count()
+        };
+        (0..self.past.len()).filter(|at| self.past[*at] == *asked).max_by_key(|at| alike(*at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wrong guesses, and matrices that nobody foresaw, in each of so many steps.
+    fn misses(step: &str, times: usize) -> Vec<usize> {
+        let (mut order, mut guess) = (Order::default(), None);
+        let one = |_| {
+            step.chars().fold(0, |missed, it| {
+                let right = guess == Some(it);
+                guess = order.follow(it);
+                missed + usize::from(!right)
+            })
+        };
+        (0..times).map(one).collect()
+    }
+
+    #[test]
+    fn steps_are_foreseen_from_the_third_on() {
+        // Forward and backward have workspaces of their own.
+        assert_eq!(misses("abcdDCBA", 4), [8, 1, 0, 0]);
+        // One workspace for both.
+        assert_eq!(misses("abcddcba", 4)[2..], [0, 0]);
+        // Blocks of two that are run again, but for their last product.
+        assert_eq!(misses("abcdefeFEcDCaBA", 4)[2..], [0, 0]);
+        // Two micro-batches a step.
+        assert_eq!(misses("abBAabBA", 3)[1..], [0, 0]);
+        // Of a matrix that is the only one nothing comes after.
+        assert_eq!(misses("a", 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_remembered_has_an_end() {
+        let mut order = Order::default();
+        let guesses: Vec<Option<usize>> = (0..3 * REMEMBERED).map(|it| order.follow(it % 1000)).collect();
+        assert!(guesses[2000..].iter().enumerate().all(|(i, it)| *it == Some((i + 1) % 1000)));
+        assert_eq!(order.past.len(), REMEMBERED);
+        let fresh: Vec<_> = (0..2 * REMEMBERED).map(|it| order.follow(5000 + it)).collect();
+        assert!(fresh.iter().all(Option::is_none), "nothing of the kind was there before");
+    }
+}
