@@ -375,7 +375,7 @@ fn pieces_are_put_below_and_beside_each_other() {
                 row[4..][..width].fill_with(|| below.next().unwrap_or(0.0));
             }
             let given: Vec<_> = pieces.iter().zip(rows).map(|(it, rows)| (it.as_ref(), rows)).collect();
-            stack(&given, Window::whole(&mut out).rows(2, 10).columns(4, width)).unwrap();
+            stack(&given, Window::whole(&mut out).rows(2, 10).columns(4, width), None).unwrap();
             assert_eq!(out.to_f32_vec(), expected, "{dtype} {width}");
             let (left, right) = (piece(5, dtype, 5), noise(&[5, 8], dtype, 6).to_device(&device).unwrap());
             let (beside, [left, right]) =

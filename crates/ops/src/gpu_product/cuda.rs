@@ -10,13 +10,14 @@ kernels! {
     const SOURCE = "gpu_product", "kernel.cu", over Tensor;
     put as Put {
         src: *const Any, kind: Kind, scale: f32, cols: i32, before: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
+        rows_of: Option<Beside<*mut T>>, right: Option<*const T>, left: i32, apart: i32, lines: i32, columns: i32,
     }
     stack as Stack {
         a: Option<*const Any>, a_kind: Kind, a_end: i32, b: Option<*const Any>, b_kind: Kind, b_end: i32, c: Option<*const Any>,
         c_kind: Kind, c_end: i32, out: *mut T, start: usize, stride: i32, rows: i32, width: i32,
+        rows_of: Option<Beside<*mut T>>, right: Option<*const T>, left: i32, apart: i32, lines: i32, columns: i32,
     }
     side_by_side as SideBySide { left: *const T, right: *const T, out: *mut T, rows: i32, k: i32, width: i32 }
-    put_beside as PutBeside { rows_of: Beside<*mut T>, src: *const T, before: i32, stride: i32, rows: i32, width: i32 }
     add_bias as AddBias { y: *mut T, bias: *const Any, kind: Kind, cols: i32, n: usize }
     column_sums as ColumnSums { x: *const T, sums: *mut f32, rows: i32, cols: i32 }
 }
@@ -91,38 +92,77 @@ pub fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, dtype: DType) -> Resu
 /// into its other columns.
 ///
 /// Fails if the GPU does.
-pub fn put(scale: f32, from: &Tensor, before: usize, mut into: Window<'_>) -> Result<()> {
+pub fn put(scale: f32, from: &Tensor, before: usize, into: Window<'_>) -> Result<()> {
+    put_with(scale, from, before, into, None)
+}
+
+/// What goes into the room beside the rows of a tensor, of the same dtype and as many rows; what that holds stays as it is. It takes no
+/// launch of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Aside<'a> {
+    rows_of: &'a Tensor,
+    right: &'a Tensor,
+}
+
+impl<'a> Aside<'a> {
+    /// # Panics
+    /// If there is less room.
+    pub(crate) fn new(rows_of: &'a Tensor, right: &'a Tensor) -> Aside<'a> {
+        let fits = rows_of.rows() == right.rows() && right.cols() <= rows_of.room();
+        assert!(fits, "what is put beside rows fits there");
+        Aside { rows_of, right }
+    }
+}
+
+/// The arguments that say where something goes aside, and what that moves: rows, right, left, apart, lines, columns.
+type AsideArgs<'a> = (Option<&'a Tensor>, Option<&'a Tensor>, [usize; 4], usize);
+
+fn aside_args(aside: Option<Aside<'_>>) -> AsideArgs<'_> {
+    let Some(Aside { rows_of, right }) = aside.filter(|it| !it.right.is_empty()) else {
+        return (None, None, [0; 4], 0);
+    };
+    let places = [rows_of.cols(), rows_of.stride(), right.rows(), right.cols()];
+    (Some(rows_of), Some(right), places, 2 * right.bytes())
+}
+
+/// [`put`], and something beside other rows.
+pub(crate) fn put_with(
+    scale: f32,
+    from: &Tensor,
+    before: usize,
+    mut into: Window<'_>,
+    aside: Option<Aside<'_>>,
+) -> Result<()> {
     let ((rows, width), cols) = (into.dims(), from.cols());
     assert!(from.rows() == rows && before + cols <= width, "what is put into a window fits it");
-    if rows * width == 0 {
+    let (rows_of, right, [left, apart, lines, columns], moved) = aside_args(aside);
+    if rows * width + lines * columns == 0 {
         return Ok(());
     }
     let dtype = into.tensor().dtype();
     on_device(from, |gpu| {
         let (kind, start, stride, out) = (number(from.dtype()), into.start(), into.stride(), into.tensor());
-        gpu.next_moves(from.bytes() + rows * width * dtype.size());
-        let kernel = Put { src: from, kind, scale, cols, before, out, start, stride, rows, width };
-        // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements.
-        unsafe { kernel.launch(gpu, number(dtype), blocks(rows, width)) }
-    })
-}
-
-/// Writes `right` into the room beside the rows of `left`, of the same dtype and as many rows; what `left` holds stays as it is.
-///
-/// # Panics
-/// If there is less room.
-pub(crate) fn put_beside(left: &Tensor, right: &Tensor) -> Result<()> {
-    let (rows, width) = (right.rows(), right.cols());
-    assert!(left.rows() == rows && width <= left.room(), "what is put beside rows fits there");
-    if rows * width == 0 {
-        return Ok(());
-    }
-    on_device(left, |gpu| {
-        let (before, stride) = (left.cols(), left.stride());
-        gpu.next_moves(2 * right.bytes());
-        let kernel = PutBeside { rows_of: left, src: right, before, stride, rows, width };
-        // SAFETY: the room has so many columns in each of the rows.
-        unsafe { kernel.launch(gpu, number(left.dtype()), blocks(rows, width)) }
+        gpu.next_moves(from.bytes() + rows * width * dtype.size() + moved);
+        let kernel = Put {
+            src: from,
+            kind,
+            scale,
+            cols,
+            before,
+            out,
+            start,
+            stride,
+            rows,
+            width,
+            rows_of,
+            right,
+            left,
+            apart,
+            lines,
+            columns,
+        };
+        // SAFETY: the window lies in its tensor, and `from` has as many rows of `cols` elements; the room has so many columns.
+        unsafe { kernel.launch(gpu, number(dtype), blocks(rows.max(lines), width.max(columns))) }
     })
 }
 
@@ -144,21 +184,21 @@ pub(crate) fn side_by_side(left: &Tensor, right: &Tensor) -> Result<Tensor> {
 /// So many rows of a matrix as wide as the window that they are put into; zeros where there is none.
 pub(crate) type Rows<'a> = (Option<&'a Tensor>, usize);
 
-/// Writes rows below each other into a window, and zeros into the rows that are left of it.
-pub(crate) fn stack(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
+/// Writes rows below each other into a window, zeros into the rows that are left of it, and something beside other rows.
+pub(crate) fn stack(pieces: &[Rows<'_>], mut into: Window<'_>, mut aside: Option<Aside<'_>>) -> Result<()> {
     let (rows, mut next) = (into.dims().0, 0);
     let mut chunks = pieces.chunks(3).peekable();
     while let Some(some) = chunks.next() {
         let own: usize = some.iter().map(|it| it.1).sum();
         let count = if chunks.peek().is_some() { own } else { rows - next };
-        stack_three(some, into.reborrow().rows(next, count))?;
+        stack_three(some, into.reborrow().rows(next, count), aside.take())?;
         next += count;
     }
     Ok(())
 }
 
 /// As many as one launch takes.
-fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
+fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>, aside: Option<Aside<'_>>) -> Result<()> {
     let (rows, width) = into.dims();
     let mut end = 0;
     let [(a, a_kind, a_end), (b, b_kind, b_end), (c, c_kind, c_end)] = std::array::from_fn(|i| {
@@ -171,14 +211,36 @@ fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>) -> Result<()> {
     let (start, stride, out) = (into.start(), into.stride(), into.tensor());
     let dtype = out.dtype();
     let Device::Cuda(gpu) = out.device() else { unreachable!("a step of the GPU's half") };
-    if rows * width == 0 {
+    let (rows_of, right, [left, apart, lines, columns], moved) = aside_args(aside);
+    if rows * width + lines * columns == 0 {
         return Ok(());
     }
     let given: usize = pieces.iter().filter_map(|it| it.0).map(Tensor::bytes).sum();
-    gpu.next_moves(given + rows * width * dtype.size());
-    let kernel = Stack { a, a_kind, a_end, b, b_kind, b_end, c, c_kind, c_end, out, start, stride, rows, width };
-    // SAFETY: the window lies in its tensor, and each matrix has the rows up to its end.
-    unsafe { kernel.launch(&gpu, number(dtype), blocks(rows, width)) }
+    gpu.next_moves(given + rows * width * dtype.size() + moved);
+    let kernel = Stack {
+        a,
+        a_kind,
+        a_end,
+        b,
+        b_kind,
+        b_end,
+        c,
+        c_kind,
+        c_end,
+        out,
+        start,
+        stride,
+        rows,
+        width,
+        rows_of,
+        right,
+        left,
+        apart,
+        lines,
+        columns,
+    };
+    // SAFETY: the window lies in its tensor, each matrix has the rows up to its end, and the room has so many columns.
+    unsafe { kernel.launch(&gpu, number(dtype), blocks(rows.max(lines), width.max(columns))) }
 }
 
 /// `count` rows of `from`, from row `first` on, as a tensor of their own.

@@ -4,10 +4,20 @@ struct alignas(16) Sixteen {
     T v[16 / sizeof(T)];
 };
 
+// Columns left.. of rows that lie `apart` elements from each other become right (lines, columns): what both kernels below do on the side,
+// where rows_of is not null.
+__device__ __forceinline__ void put_beside(T* rows_of, const T* right, int left, int apart, int lines, int columns) {
+    if (!rows_of) return;
+    int first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < lines; row += gridDim.y * blockDim.y)
+        for (int c = first; c < columns; c += step) rows_of[(size_t)row * apart + left + c] = right[(size_t)row * columns + c];
+}
+
 // Writes scale * src (rows, cols) into columns before.. of a window of `width` columns, and zeros into the others. The window's rows
 // lie `stride` apart from element `start` of out on. Where nothing changes, 16 bytes at a time.
 KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out, unsigned long long start, int stride,
-           int rows, int width) {
+           int rows, int width, T* rows_of, const T* right, int left, int apart, int lines, int columns) {
+    put_beside(rows_of, right, left, apart, lines, columns);
     const int some = 16 / sizeof(T);
     bool plain = kind == T_KIND && scale == 1.0f && cols == width;
     bool copies = plain && cols % some == 0 && stride % some == 0 && start % some == 0;
@@ -29,7 +39,9 @@ KERNEL put(const void* src, int kind, float scale, int cols, int before, T* out,
 
 // Up to three matrices below each other, each to its end and zeros where it is null, and zeros below them: in a window as above.
 KERNEL stack(const void* a, int a_kind, int a_end, const void* b, int b_kind, int b_end, const void* c, int c_kind, int c_end,
-             T* out, unsigned long long start, int stride, int rows, int width) {
+             T* out, unsigned long long start, int stride, int rows, int width, T* rows_of, const T* right, int left, int apart,
+             int lines, int columns) {
+    put_beside(rows_of, right, left, apart, lines, columns);
     int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         const void* from = row < a_end ? a : row < b_end ? b : row < c_end ? c : 0;
@@ -55,13 +67,6 @@ KERNEL side_by_side(const T* left, const T* right, T* out, int rows, int k, int 
             for (int c = thread; c < all; c += threads) to[c] = c < k ? first[c] : second[c - k];
         }
     }
-}
-
-// Columns before.. of rows that lie `stride` apart become src (rows, width).
-KERNEL put_beside(T* rows_of, const T* src, int before, int stride, int rows, int width) {
-    int first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
-    for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
-        for (int c = first; c < width; c += step) rows_of[(size_t)row * stride + before + c] = src[(size_t)row * width + c];
 }
 
 KERNEL add_bias(T* y, const void* bias, int kind, int cols, unsigned long long n) {

@@ -7,14 +7,16 @@ use super::{
     Layer, LowRank, few,
     saved::{Found, Projected, Saved, SavedLayer, SavedLowRank, Thin},
     stack::Stack,
-    thin::cuda::{self as thin, ThinProducts},
+    thin::cuda::{self as thin, Shared, ThinProducts},
 };
 use crate::{
     add::sum,
     dropout, frozen,
     gpu_product::{
         Operand, Window,
-        cuda::{add_bias, multiply, multiply_into, product, product_onto, put, put_beside, side_by_side, take_rows},
+        cuda::{
+            Aside, add_bias, multiply, multiply_into, product, product_onto, put, put_with, side_by_side, take_rows,
+        },
     },
 };
 use halfbyte_autograd::{Result, Var};
@@ -34,6 +36,8 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
     // to a product (beta) meets a sum that is rounded already, which would lose an update that is smaller than that.
     let pays = saved > 0 && (x.cols() <= saved || x.dtype() != DType::F32);
     let beside = h.as_ref().filter(|_| pays).map(|h| Beside::of(x, h)).transpose()?;
+    // The first of the products that read both sees to it that they are beside each other.
+    let mut aside = beside.as_ref().and_then(Beside::aside);
     let mut ys = Vec::new();
     for (i, (layer, own)) in layers.iter().zip(own).enumerate() {
         // The projections of the layer, and its B, whose product is its update.
@@ -43,7 +47,9 @@ pub(super) fn forward(x: &Tensor, layers: &[Layer<'_, '_>]) -> Result<(Vec<Tenso
         };
         let update = layer.lora.as_ref().zip(h.as_ref());
         let mut y = match (own, update, &beside) {
-            (None, Some((lora, _)), Some(it)) => one_product((it, x, layer), lora, stack.width, stack.place(i).0)?,
+            (None, Some((lora, _)), Some(it)) => {
+                one_product((it, x, layer), lora, (stack.width, stack.place(i).0), aside.take())?
+            }
             (None, Some((lora, h)), None) => {
                 let (h, b) = factors(lora, h)?;
                 let mut y = product(1.0, h, Operand::new(&b).t(), x.dtype())?;
@@ -120,36 +126,43 @@ fn on_top(y: Tensor, layer: &Layer<'_, '_>) -> Result<Tensor> {
 fn one_product(
     (beside, x, layer): (&Beside<'_>, &Tensor, &Layer<'_, '_>),
     lora: &LowRank<'_>,
-    width: usize,
-    first: usize,
+    (width, first): (usize, usize),
+    aside: Option<Aside<'_>>,
 ) -> Result<Tensor> {
     let k = x.cols();
     let mut both = frozen::decoded_beside(layer.w, x, (0, width))?;
-    put(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width))?;
+    put_with(lora.scaling, lora.b.value(), first, Window::whole(&mut both).columns(k, width), aside)?;
     multiplied(beside.operand(), &both, layer)
 }
 
 /// Two matrices of as many rows as one operand.
 enum Beside<'a> {
-    /// So many columns are in the room of the first one's rows.
-    There(&'a Tensor, usize),
+    /// The second belongs into the room of the first one's rows.
+    There(&'a Tensor, &'a Tensor),
     /// Both were copied.
     Copied(Tensor),
 }
 
 impl<'a> Beside<'a> {
     /// The second beside the first: in its rows if they have room, else copied.
-    fn of(first: &'a Tensor, second: &Tensor) -> Result<Beside<'a>> {
+    fn of(first: &'a Tensor, second: &'a Tensor) -> Result<Beside<'a>> {
         if first.room() < second.cols() {
             return Ok(Beside::Copied(side_by_side(&first.dense(), second)?));
         }
-        put_beside(first, second)?;
-        Ok(Beside::There(first, second.cols()))
+        Ok(Beside::There(first, second))
+    }
+
+    /// What has yet to be put into its room before the operand is read.
+    fn aside(&self) -> Option<Aside<'a>> {
+        match self {
+            Beside::There(first, second) => Some(Aside::new(first, second)),
+            Beside::Copied(_) => None,
+        }
     }
 
     fn operand(&self) -> Operand<'_> {
         match self {
-            Beside::There(first, columns) => Operand::with_room(first, *columns),
+            Beside::There(first, second) => Operand::with_room(first, second.cols()),
             Beside::Copied(both) => Operand::new(both),
         }
     }
@@ -178,11 +191,10 @@ pub(super) fn backward(
         updated.filter_map(|(i, it, dy)| Some((i, it.low_rank.as_ref()?, dy))).collect();
     // `dh = s dy B` of all layers side by side; zero for those without a gradient.
     let mut dh = updated.first().map(|(_, _, dy)| stack.columns_like(dy, updated.len()));
-    for (i, layer, dy) in live() {
-        let Some(low_rank) = &layer.low_rank else { continue };
-        let place = (stack.place(i), stack.width);
-        let h = h.as_ref().filter(|_| low_rank.want_db);
-        thin[i].db = thin_products(low_rank, dy, place, low_rank.b.as_ref().zip(dh.as_mut()), h)?;
+    let with_updates: Vec<_> = live().filter_map(|(i, it, dy)| Some((i, it.low_rank.as_ref()?, dy))).collect();
+    for some in together(&with_updates) {
+        let found = thin_products(some, &stack, dh.as_mut(), h.as_ref())?;
+        some.iter().zip(found).for_each(|((i, ..), db)| thin[*i].db = db);
     }
     if let Some((x, dh)) = x.zip(dh.as_ref()) {
         gradients_of_a(&stack, &updated, (x, dh), &mut thin)?;
@@ -192,28 +204,46 @@ pub(super) fn backward(
     Ok(Found { dx, thin })
 }
 
-/// `s dy B` to the layer's columns of what is given with B, and `dB = s dyᵀ h`, if `h` is given: in one pass over `dy` where that can be.
+/// A layer's number, its update and the gradient of its results.
+type Live<'a> = (usize, &'a SavedLowRank, &'a Tensor);
+
+/// Layers whose thin products are one launch, and those that have each their own, in their order.
+fn together<'a, 'b>(live: &'b [Live<'a>]) -> Vec<&'b [Live<'a>]> {
+    let all_fit = live.iter().all(|(_, it, dy)| thin::fit(dy, it.rank) && (it.b.is_some() || it.want_db));
+    live.chunks(if all_fit { thin::TOGETHER } else { 1 }).collect()
+}
+
+/// `s dy B` to the layers' columns of `dh`, where they have B, and `dB = s dyᵀ h`, where it is wanted: in one pass over `dy` where that can be.
 fn thin_products(
-    low_rank: &SavedLowRank,
-    dy: &Tensor,
-    ((first, rank), width): ((usize, usize), usize),
-    to_a: Option<(&Tensor, &mut Tensor)>,
+    layers: &[Live<'_>],
+    stack: &Stack,
+    mut dh: Option<&mut Tensor>,
     h: Option<&Tensor>,
-) -> Result<Option<Tensor>> {
-    let scaling = low_rank.scaling;
-    if to_a.is_none() && h.is_none() {
-        return Ok(None);
+) -> Result<Vec<Option<Tensor>>> {
+    let (i, low_rank, dy) = layers[0];
+    let h = h.filter(|_| layers.iter().any(|it| it.1.want_db));
+    if low_rank.b.is_none() && h.is_none() {
+        return Ok(vec![None]);
     }
-    if let (Place::Gpu(gpu), true) = (dy.place(), thin::fit(dy, rank)) {
-        return Ok(thin::gradients(gpu, ThinProducts { dy, to_a, h, place: (first, rank), width, scaling })?);
+    if let (Place::Gpu(gpu), true) = (dy.place(), thin::fit(dy, low_rank.rank)) {
+        let all = layers.iter().map(|(i, it, dy)| ThinProducts {
+            dy,
+            b: it.b.as_ref().filter(|_| dh.is_some()),
+            wants_db: it.want_db && h.is_some(),
+            place: stack.place(*i),
+            scaling: it.scaling,
+        });
+        let all: Vec<_> = all.collect();
+        return Ok(thin::gradients(gpu, &all, Shared { h, dh, width: stack.width })?);
     }
-    if let Some((b, dh)) = to_a {
+    let ((first, rank), scaling) = (stack.place(i), low_rank.scaling);
+    if let Some((b, dh)) = low_rank.b.as_ref().zip(dh.as_mut()) {
         let b = scaled(b, scaling, dy.dtype())?;
         let into = Window::whole(dh).columns(first, rank);
         multiply_into(1.0, Operand::new(dy), Operand::new(&b), 0.0, into)?;
     }
     let db = |h| product(scaling, Operand::new(dy).t(), Operand::new(h).columns(first, rank), DType::F32);
-    Ok(h.map(db).transpose()?)
+    Ok(vec![h.map(db).transpose()?])
 }
 
 /// `dA = dhᵀ drop(x)`: one product for all layers, unless masks differ.
@@ -275,7 +305,7 @@ fn input_gradient(
             Some(beside) => {
                 let n = layer.w.dims().0;
                 let mut both = frozen::decoded_beside(layer.w, dy, (stack.width, 0))?;
-                stack.put_rows(&factors, Window::whole(&mut both).rows(n, stack.width))?;
+                stack.put_rows(&factors, Window::whole(&mut both).rows(n, stack.width), beside.aside())?;
                 add(beside.operand(), &both)?;
             }
             None => add(Operand::new(dy), &frozen::decoded_beside(layer.w, dy, (0, 0))?)?,

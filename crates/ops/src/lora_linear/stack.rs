@@ -3,7 +3,10 @@
 use super::saved::SavedLayer;
 use crate::{
     few_rows::project,
-    gpu_product::{Window, cuda::stack},
+    gpu_product::{
+        Window,
+        cuda::{Aside, stack},
+    },
 };
 use halfbyte_tensor::{DType, Result, Tensor};
 
@@ -44,17 +47,23 @@ impl Stack {
         Tensor::zeros_on(&x.device(), &[x.rows(), self.width], x.dtype())
     }
 
-    /// Writes the layers' A, `(rank, columns)`, into a window of the stack's rows; rows of layers without one become zero.
-    pub(super) fn put_rows(&self, factors: &[Option<&Tensor>], into: Window<'_>) -> Result<()> {
+    /// Writes the layers' A, `(rank, columns)`, into a window of the stack's rows; rows of layers without one become zero. And something
+    /// beside other rows.
+    pub(super) fn put_rows(
+        &self,
+        factors: &[Option<&Tensor>],
+        into: Window<'_>,
+        aside: Option<Aside<'_>>,
+    ) -> Result<()> {
         let rows = self.at.iter().zip(factors).filter_map(|(place, a)| place.map(|(_, rank)| (*a, rank)));
-        stack(&rows.collect::<Vec<_>>(), into)
+        stack(&rows.collect::<Vec<_>>(), into, aside)
     }
 
     /// The layers' A as one matrix, `(width, columns)` in `dtype`.
     pub(super) fn stacked(&self, factors: &[Option<&Tensor>], dtype: DType) -> Result<Tensor> {
         let some = factors.iter().flatten().next().expect("asked for where a layer has an update");
         let mut all = some.scratch_like(&[self.width, some.cols()], dtype);
-        self.put_rows(factors, Window::whole(&mut all))?;
+        self.put_rows(factors, Window::whole(&mut all), None)?;
         Ok(all)
     }
 

@@ -153,32 +153,49 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* dy, int dy_stri
 }
 #endif
 
-// dy (rows, cols), cols and dy_stride, from row to row, multiples of eight; B (cols, rank), of any type; columns first.. of h (rows, width). A block has CHUNKS tiles of
-// columns and `tiles` tiles of rows. Parts of dh are (rows, rank) for each block along x, of dB (cols, rank) for each along y, without
-// the scaling. Where b is null dh is left alone, where h is null dB.
-KERNEL thin_gradients(const T* dy, int dy_stride, const void* b, int b_kind, const T* h, float scaling, float* dh, float* db, int rows, int cols,
-                      int rank, int width, int first, int tiles) {
+template <class E> __device__ __forceinline__ E pick(const Three<E>& all, int which) {
+    return which == 0 ? all.of[0] : which == 1 ? all.of[1] : all.of[2];
+}
+
+// Up to three layers with as many rows, one each along z: dy (rows, cols), cols and dy_stride, from row to row, multiples of eight; B (cols,
+// rank), of any type; columns first.. of h (rows, width). A block has CHUNKS tiles of columns and `tiles` tiles of rows. Parts of dh are (rows,
+// rank) for each block along x that has columns, of dB (cols, rank) for each along y, without the scaling. Where B is null its dh is left
+// alone, where db is null that.
+KERNEL thin_gradients(Three<const T*> dy, Three<int> dy_stride, Three<const void*> b, Three<int> b_kind, const T* h, Three<float> scaling,
+                      Three<float*> dh, Three<float*> db, int rows, Three<int> cols, Three<int> rank, int width, Three<int> first,
+                      int tiles) {
 #if T_KIND > 0
     SHARED_ARRAY(T, shared);
-    if (rank <= 16) gradients_of<16>(shared, dy, dy_stride, b, b_kind, h, scaling, dh, db, rows, cols, rank, width, first, tiles);
-    else gradients_of<32>(shared, dy, dy_stride, b, b_kind, h, scaling, dh, db, rows, cols, rank, width, first, tiles);
+    int z = blockIdx.z, own_cols = pick(cols, z), own_rank = pick(rank, z);
+    if (blockIdx.x * CHUNKS * TILE >= own_cols) return;
+    float* to_b = pick(db, z);
+    const T* own_h = to_b ? h : 0;
+    if (own_rank <= 16)
+        gradients_of<16>(shared, pick(dy, z), pick(dy_stride, z), pick(b, z), pick(b_kind, z), own_h, pick(scaling, z), pick(dh, z), to_b,
+                         rows, own_cols, own_rank, width, pick(first, z), tiles);
+    else
+        gradients_of<32>(shared, pick(dy, z), pick(dy_stride, z), pick(b, z), pick(b_kind, z), own_h, pick(scaling, z), pick(dh, z), to_b,
+                         rows, own_cols, own_rank, width, pick(first, z), tiles);
 #endif
 }
 
-// The sums of parts, of n elements each: of dh to columns first.. of `to_a` (rows, width), of dB times the scaling to `to_b` (cols, rank).
-KERNEL join_gradients(const float* dh, const float* db, int dh_parts, int db_parts, float scaling, T* to_a, float* to_b, int rows,
-                      int cols, int rank, int width, int first) {
-    size_t all_a = to_a ? (size_t)rows * rank : 0, all_b = to_b ? (size_t)cols * rank : 0;
+// The sums of parts, of n elements each, of the same layers, one each along y: of dh to columns first.. of `to_a` (rows, width), where it has
+// parts, of dB times the scaling to `to_b` (cols, rank), where that is not null.
+KERNEL join_gradients(Three<const float*> dh, Three<const float*> db, Three<int> dh_parts, int db_parts, Three<float> scaling, T* to_a,
+                      Three<float*> to_b, int rows, Three<int> cols, Three<int> rank, int width, Three<int> first) {
+    int z = blockIdx.y, own_rank = pick(rank, z), parts_a = pick(dh_parts, z);
+    float* own_b = pick(to_b, z);
+    size_t all_a = parts_a ? (size_t)rows * own_rank : 0, all_b = own_b ? (size_t)pick(cols, z) * own_rank : 0;
     FOR_EACH(i, all_a + all_b) {
         bool a = i < all_a;
         size_t at = a ? i : i - all_a, n = a ? all_a : all_b;
-        const float* parts = (a ? dh : db) + at;
-        int count = a ? dh_parts : db_parts;
+        const float* parts = (a ? pick(dh, z) : pick(db, z)) + at;
+        int count = a ? parts_a : db_parts;
         float sum = 0.0f;
 #pragma unroll 8
         for (int p = 0; p < count; p++) sum += parts[(size_t)p * n];
-        unsigned row = (unsigned)at / (unsigned)rank;
-        if (a) to_a[(size_t)row * width + first + ((unsigned)at - row * rank)] = Round<T>::of(sum);
-        else to_b[at] = scaling * sum;
+        unsigned row = (unsigned)at / (unsigned)own_rank;
+        if (a) to_a[(size_t)row * width + pick(first, z) + ((unsigned)at - row * own_rank)] = Round<T>::of(sum);
+        else own_b[at] = pick(scaling, z) * sum;
     }
 }
