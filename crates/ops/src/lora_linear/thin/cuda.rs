@@ -238,11 +238,11 @@ mod tests {
         let mut sum = vec![0.0; together.len()];
         for (i, layer) in layers.iter().enumerate() {
             let (alone, db) = of(&[*layer]);
-            assert_eq!(db[0], found[i], "dB of layer {i}");
+            assert!(db[0] == found[i], "dB of layer {i}");
             assert_eq!(db[0].is_some(), i != 2);
             assert_eq!(alone.iter().any(|it| *it != 0.0), i != 1, "dh of layer {i}");
             sum.iter_mut().zip(alone).for_each(|(sum, it)| *sum += it);
         }
-        assert_eq!(together, sum, "each has columns of its own");
+        assert!(together == sum, "each has columns of its own");
     }
 }
