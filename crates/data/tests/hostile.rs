@@ -143,6 +143,34 @@ fn a_column_outside_the_file_names_its_row_group() {
     assert!(error.contains("outside the file") && error.contains("row group"), "{error}");
 }
 
+/// A parquet file whose one column is nested so deep: the footer's version, its schema, no rows and no groups of them.
+fn nested(depth: usize) -> Vec<u8> {
+    let varint = |mut n: usize| {
+        let mut bytes = Vec::new();
+        while n >= 0x80 {
+            bytes.push((n as u8) | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    };
+    let group = [0x35, 0, 0x18, 1, b'a', 0x15, 2, 0];
+    let mut footer = [&[0x15, 2, 0x19, 0xfc][..], &varint(depth + 1), &[0x48, 1, b'r', 0x15, 2, 0]].concat();
+    (1..depth).for_each(|_| footer.extend(group));
+    footer.extend([0x15, 12, 0x25, 0, 0x18, 1, b'b', 0x25, 0, 0]);
+    footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    [b"PAR1", &footer[..], &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
+}
+
+#[test]
+fn columns_nested_without_end_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |depth| written(&folder, "nested.parquet", &nested(depth));
+    assert_eq!(halfbyte_data::columns(&path(90)).unwrap().len(), 1);
+    let message = halfbyte_data::columns(&path(100_000)).unwrap_err().to_string();
+    assert!(message.contains("nested.parquet") && message.contains("nested more than 100 deep"), "{message}");
+}
+
 #[test]
 fn columns_that_are_not_asked_for_are_not_decoded() {
     let folder = tempfile::tempdir().unwrap();

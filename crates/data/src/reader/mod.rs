@@ -6,6 +6,7 @@
 mod arrow;
 mod cells;
 mod document;
+mod footer;
 mod jsonl;
 mod objects;
 mod open;

@@ -16,7 +16,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::{CHUNK_ROWS, Column, Fields, Rows, Wanted, cells, open};
+use super::{CHUNK_ROWS, Column, Fields, Rows, Wanted, cells, footer, open};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use serde_json::Value;
@@ -134,8 +134,10 @@ pub(super) fn count(path: &Path) -> Result<usize> {
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let corrupt = |row_group, reason| Error::CorruptParquet { path: path.into(), row_group, reason };
+    let read = |source| Error::Read { path: path.into(), source };
+    footer::check(file).map_err(read)?.map_err(|reason| corrupt(None, reason))?;
     let metadata = guarded(|| ArrowReaderMetadata::load(file, options)).map_err(|reason| corrupt(None, reason))?;
-    let length = file.metadata().map_err(|source| Error::Read { path: path.into(), source })?.len();
+    let length = file.metadata().map_err(read)?.len();
     for (group, info) in metadata.metadata().row_groups().iter().enumerate() {
         if let Some(column) = info.columns().iter().find(|column| !lies_within(column, length)) {
             let reason = format!("column {:?} is said to lie outside the file", column.column_path().string());
