@@ -418,3 +418,40 @@ fn a_tag_whose_end_shares_its_sign_with_its_beginning_is_no_tag() {
         assert!(template.is_err() || template.unwrap().render(&[], None, false).is_ok(), "{source}");
     }
 }
+
+/// Whatever a template does, it is written or refused: nothing of it is followed so deep that the program ends, or takes memory without
+/// end.
+#[test]
+fn templates_without_end_are_refused() {
+    let render = |source: String| {
+        let made = ChatTemplate::new(source, "a template", &chat_tokenizer());
+        made.and_then(|it| it.render(&[], None, false)).map_err(|it| it.to_string())
+    };
+    let kept =
+        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set KEEP %}{% endfor %}{{ ns.x | length }}";
+    for keep in ["ns.x = [ns.x]", "ns.x = {'a': [1, ns.x]}", "ns.x = (ns.x, )", "ns.x = [ns.x] + [1]"] {
+        let refused = render(kept.replace("KEEP", keep)).unwrap_err();
+        assert!(refused.contains("each other more than 256 deep"), "{keep}: {refused}");
+    }
+    let rows = "{% set x = [x] %}".repeat(100_000);
+    assert!(render(rows).unwrap_err().contains("each other more than 256 deep"));
+    for chain in ["+1", " ~ 1", " or 1", ".a", "|trim", " if 1 else 1", "[0]"] {
+        let refused = render(format!("{{{{ 1{} }}}}", chain.repeat(100_000))).unwrap_err();
+        assert!(refused.contains("a tag of more than 2000"), "{chain}: {refused}");
+        // As long as it may be, within the stack of any thread.
+        let longest = 1900 / chain.split_inclusive(|it: char| !it.is_alphanumeric()).count() / 2;
+        drop(render(format!("{{{{ 1{} }}}}", chain.repeat(longest))));
+    }
+    drop(render(format!("{{{{ {}1 }}}}", "not ".repeat(1900))));
+    let branches = |count: usize| format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(count));
+    assert!(render(branches(100_000)).unwrap_err().contains("more than 500 branches"));
+    assert_eq!(render(branches(500)), Ok(String::new()));
+    for wide in ["indent=3000000000", "indent=9223372036854775807", "separators=['a' * 10000000, ':']"] {
+        let refused = render(format!("{{{{ [1, 2, 3, 4, 5, 6, 7, 8] | tojson({wide}) }}}}")).unwrap_err();
+        assert!(refused.contains("fuel"), "{wide}: {refused}");
+    }
+    assert_eq!(
+        render("{% set a = [1] %}{% set a = a + [[2]] %}{{ a }}{{ a | length }}".to_owned()),
+        Ok("[1, [2]]2".into())
+    );
+}

@@ -5,6 +5,7 @@ mod cycles;
 mod learned;
 mod messages;
 mod python;
+mod tags;
 mod template;
 
 pub use builtin::{CHATML, INSTRUCTION};

@@ -176,7 +176,7 @@ fn float(value: f64) -> String {
 }
 
 /// `json.dumps(value, ensure_ascii=False)`, which is what transformers puts in the place of Jinja's own filter.
-fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+fn to_json(state: &mut State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let sorted: bool = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
@@ -187,18 +187,20 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
         _ => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
     let mut out = String::new();
-    Json { item, key, indent, sorted }.write(&mut out, &value, 0)?;
+    Json { item, key, indent, sorted, state }.write(&mut out, &value, 0)?;
     Ok(out)
 }
 
-struct Json {
+struct Json<'a, 's, 'e> {
     item: String,
     key: String,
     indent: Option<usize>,
     sorted: bool,
+    /// Pays for what is put between the values, which could be far longer than they are.
+    state: &'a State<'s, 'e>,
 }
 
-impl Json {
+impl Json<'_, '_, '_> {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
@@ -234,19 +236,23 @@ impl Json {
         depth: usize,
         mut each: impl FnMut(&mut String, usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let line = |out: &mut String, depth: usize| {
+        let line = |out: &mut String, depth: usize| -> Result<(), Error> {
             if let Some(indent) = self.indent.filter(|_| count > 0) {
+                let width = indent.saturating_mul(depth);
+                self.state.consume_fuel(width as u64)?;
                 out.push('\n');
-                out.push_str(&" ".repeat(indent * depth));
+                out.push_str(&" ".repeat(width));
             }
+            Ok(())
         };
         out.push(open);
         for at in 0..count {
+            self.state.consume_fuel((self.item.len() + self.key.len()) as u64)?;
             out.push_str(if at > 0 { &self.item } else { "" });
-            line(out, depth + 1);
+            line(out, depth + 1)?;
             each(out, at)?;
         }
-        line(out, depth);
+        line(out, depth)?;
         out.push(close);
         Ok(())
     }

@@ -7,7 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
 use serde_json::{Map, Value as Json};
 
-use super::{cycles::nested_namespace, python};
+use super::{cycles::nested_namespace, python, tags};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -104,6 +104,7 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
+        environment.add_filter(tags::KEPT, tags::kept);
         environment.add_filter("__generation", |text: String| format!("{BEGIN}{text}{END}"));
         python::equip(&mut environment);
         let variables = tokenizer.token_texts().iter().map(|(k, v)| (k.clone(), Json::from(v.clone()))).collect();
@@ -121,11 +122,13 @@ impl ChatTemplate {
     }
 
     fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
+        let refused =
+            |reason| Error::Template { place: String::new(), template: self.origin.clone(), line: None, reason };
         if let Some(nested) = nested_namespace(source) {
-            let reason = format!("it puts the namespace {nested} into a namespace, which could hold itself");
-            return Err(Error::Template { place: String::new(), template: self.origin.clone(), line: None, reason });
+            return Err(refused(format!("it puts the namespace {nested} into a namespace, which could hold itself")));
         }
-        let added = self.environment.add_template_owned(name, filters_for_generation(source));
+        tags::check(source).map_err(|long| refused(format!("it holds {long}")))?;
+        let added = self.environment.add_template_owned(name, filters_for_generation(&tags::keeping(source)));
         added.map_err(|error| self.failed(&error))
     }
 
