@@ -171,6 +171,36 @@ fn columns_nested_without_end_are_refused() {
     assert!(message.contains("nested.parquet") && message.contains("nested more than 100 deep"), "{message}");
 }
 
+/// A claim of two gigabytes in a file of some hundred bytes, in each of the two places for one: refused before memory is asked for.
+#[test]
+fn parts_of_an_arrow_file_that_lie_outside_of_it_are_refused() {
+    use arrow_array::{ArrayRef, RecordBatch, StringArray};
+    let folder = tempfile::tempdir().unwrap();
+    let texts: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["a", "b"]));
+    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+    let mut good = Vec::new();
+    let mut writer = arrow_ipc::writer::FileWriter::try_new(&mut good, &batch.schema()).unwrap();
+    writer.write(&batch).and_then(|()| writer.finish()).unwrap();
+    drop(writer);
+    let read =
+        |bytes: &[u8]| columns(&written(&folder, "rows.arrow", bytes)).map(|it| it.len()).map_err(|it| it.to_string());
+    assert_eq!(read(&good), Ok(1));
+    let mut long = good.clone();
+    let at = long.len() - 10;
+    long[at..at + 4].copy_from_slice(&0x7fff_ffffi32.to_le_bytes());
+    let refused = read(&long).unwrap_err();
+    assert!(refused.contains("rows.arrow") && refused.contains("longer than the file"), "{refused}");
+    // Of the one batch, the length of its body is the last number of the footer that is not zero but for its head's.
+    let footer = good.len() - 10 - i32::from_le_bytes(good[at..at + 4].try_into().unwrap()) as usize;
+    let parts = arrow_ipc::root_as_footer(&good[footer..at]).unwrap();
+    let body = parts.recordBatches().unwrap().get(0).bodyLength().to_le_bytes();
+    let place = footer + good[footer..at].windows(8).rposition(|it| it == body).unwrap();
+    let mut wide = good.clone();
+    wide[place..place + 8].copy_from_slice(&(1i64 << 40).to_le_bytes());
+    let refused = read(&wide).unwrap_err();
+    assert!(refused.contains("lie outside the file"), "{refused}");
+}
+
 #[test]
 fn columns_that_are_not_asked_for_are_not_decoded() {
     let folder = tempfile::tempdir().unwrap();

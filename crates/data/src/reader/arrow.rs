@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_ipc::root_as_footer;
 use arrow_schema::{ArrowError, Schema};
 
 use super::{CHUNK_ROWS, Column, Counted, Fields, Rows, Wanted, cells, open};
@@ -76,7 +77,13 @@ pub(super) fn columns(path: &Path) -> Result<Vec<Column>> {
 
 fn read(path: &Path) -> Result<(std::sync::Arc<Schema>, Batches)> {
     let is_file = open::head(path, 6)? == b"ARROW1";
-    let file: BufReader<File> = BufReader::new(open::file(path)?);
+    let file = open::file(path)?;
+    if is_file {
+        let read = |source| Error::Read { path: path.into(), source };
+        let corrupt = |reason| Error::CorruptArrow { path: path.into(), reason };
+        within(&file).map_err(read)?.map_err(|reason| corrupt(reason.into()))?;
+    }
+    let file: BufReader<File> = BufReader::new(file);
     let opened = guarded(|| -> Result<_, ArrowError> {
         Ok(if is_file {
             let reader = FileReader::try_new(file, None)?;
@@ -87,4 +94,29 @@ fn read(path: &Path) -> Result<(std::sync::Arc<Schema>, Batches)> {
         })
     });
     opened.map_err(|reason| Error::CorruptArrow { path: path.into(), reason })
+}
+
+/// That a file's footer and its pieces lie within it: the arrow reader sets aside as much memory as they claim, before it reads.
+fn within(mut file: &File) -> io::Result<Result<(), &'static str>> {
+    const TRAILER: u64 = 10;
+    let length = file.metadata()?.len();
+    let Some(end) = length.checked_sub(TRAILER) else { return Ok(Err("it is cut off")) };
+    let mut size = [0; 4];
+    file.seek(SeekFrom::Start(end))?;
+    file.read_exact(&mut size)?;
+    let size = u64::from(u32::from_le_bytes(size));
+    let Some(begin) = end.checked_sub(size) else { return Ok(Err("its footer is said to be longer than the file")) };
+    let mut footer = vec![0; size as usize];
+    file.seek(SeekFrom::Start(begin))?;
+    file.read_exact(&mut footer)?;
+    file.rewind()?;
+    // What is no footer is told by the reader.
+    let Ok(footer) = root_as_footer(&footer) else { return Ok(Ok(())) };
+    let is_inside = |offset: i64, head: i32, body: i64| {
+        let end = offset.checked_add(head.into()).and_then(|it| it.checked_add(body));
+        offset >= 0 && head >= 0 && body >= 0 && end.is_some_and(|it| it as u64 <= length)
+    };
+    let mut blocks = [footer.dictionaries(), footer.recordBatches()].into_iter().flatten().flatten();
+    let fits = blocks.all(|it| is_inside(it.offset(), it.metaDataLength(), it.bodyLength()));
+    Ok(if fits { Ok(()) } else { Err("a part of it is said to lie outside the file") })
 }
