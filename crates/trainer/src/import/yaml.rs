@@ -2,8 +2,15 @@
 
 use crate::failure::user_error;
 use serde_json::{Map, Number, Value};
-use std::path::Path;
-use yaml_rust2::{Yaml, YamlLoader};
+use std::{collections::HashMap, path::Path};
+use yaml_rust2::{
+    Yaml, YamlLoader,
+    parser::{Event, Parser},
+};
+
+/// Tables and lists within each other, and values with what anchors stand for. No settings file has a tenth of either.
+const DEEPEST: usize = 100;
+const MOST_VALUES: u64 = 100_000;
 
 /// The keys of the file, in its order.
 ///
@@ -12,10 +19,45 @@ use yaml_rust2::{Yaml, YamlLoader};
 pub(super) fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let text = halfbyte_files::read_text(path)?;
     let wrong = |what: String| user_error(format!("{}: {what}", path.display()));
+    if let Some(endless) = endless(&text) {
+        return Err(wrong(endless));
+    }
     let documents = YamlLoader::load_from_str(&text).map_err(|error| wrong(format!("is no YAML: {error}")))?;
     match documents.into_iter().map(value).collect::<Option<Vec<_>>>().as_deref() {
         Some([Value::Object(table)]) if !table.is_empty() => Ok(table.clone()),
         _ => Err(wrong("must be one table of settings, such as `learning_rate: 2e-4`".to_owned())),
+    }
+}
+
+/// What the loader would follow without end: it goes into values by calling itself, and puts a copy of what an anchor stands for in each
+/// of its places, so that some lines hold any number of values. What is no YAML is left to it.
+fn endless(text: &str) -> Option<String> {
+    let mut parser = Parser::new_from_str(text);
+    let (mut open, mut sizes, mut all): (Vec<(usize, u64)>, HashMap<usize, u64>, u64) = Default::default();
+    loop {
+        let (anchor, size) = match parser.next_token().ok()?.0 {
+            Event::StreamEnd => return None,
+            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                open.push((anchor, all));
+                (0, 1)
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let (anchor, before) = open.pop()?;
+                sizes.insert(anchor, all - before);
+                (0, 0)
+            }
+            Event::Scalar(_, _, anchor, _) => (anchor, 1),
+            Event::Alias(anchor) => (0, sizes.get(&anchor).copied().unwrap_or(1)),
+            _ => (0, 0),
+        };
+        all = all.saturating_add(size);
+        sizes.insert(anchor, size);
+        if open.len() > DEEPEST {
+            return Some(format!("is nested more than {DEEPEST} deep"));
+        }
+        if all > MOST_VALUES {
+            return Some(format!("holds more than {MOST_VALUES} values, with what its anchors stand for"));
+        }
     }
 }
 
@@ -56,5 +98,29 @@ pub(super) fn is_nothing(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(pairs) => pairs.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("settings.yaml");
+        std::fs::write(&path, text).unwrap();
+        read(&path).map_or_else(|it| it.to_string(), |it| format!("{} keys", it.len()))
+    }
+
+    #[test]
+    fn files_without_end_are_refused() {
+        let deep = format!("a:\n  {}b", "- ".repeat(100_000));
+        assert!(refused(&deep).contains("settings.yaml: is nested more than 100 deep"));
+        let ten = |it: &str| vec![it; 10].join(", ");
+        let levels: String = (1..12).map(|it| format!("a{it}: &a{it} [{}]\n", ten(&format!("*a{}", it - 1)))).collect();
+        let laughs = format!("a0: &a0 [{}]\n{levels}", ten("lol"));
+        assert!(refused(&laughs).contains("settings.yaml: holds more than 100000 values"));
+        assert_eq!(refused("a: &a {b: [1, 2]}\nc: *a\nd: &d x\ne: [*d, *d]\n"), "4 keys");
+        assert!(refused("a: &a [*a]\n").contains("settings.yaml"));
     }
 }
