@@ -344,3 +344,20 @@ fn operands_that_do_not_fit_are_refused() {
         "attend_cached: expected 6 queries and at least 7 cached rows, got 6 queries, 6 keys, 6 values"
     );
 }
+
+#[test]
+fn caps_that_cannot_be_are_refused_and_products_are_counted() {
+    let s = shape((4, 2), 8);
+    let input = |heads: usize| Var::constant(noise(&[5, heads * 8], DType::F32, 1));
+    let run = |cap: f32| {
+        let shape = AttentionShape { cap: Some(cap), ..s };
+        attention(&Tape::disabled(), [&input(4), &input(2), &input(2)], shape, &layout(&[5])).map(drop)
+    };
+    assert!(run(0.5).is_ok());
+    for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let error = run(wrong).unwrap_err().to_string();
+        assert!(error.contains("a cap must be positive and finite"), "{error}");
+    }
+    // 1 + 2 + 3 + 4 + 5 and 1 + 2 + 3 pairs, of 4 heads of 8 channels: a product and a sum each.
+    assert_eq!(s.flops(&layout(&[5, 3]), 3), 2 * 3 * (15 + 6) * 4 * 8);
+}

@@ -10,7 +10,7 @@ use halfbyte_tensor::{DType, Tensor, load_f32, vectorised, with_float};
 use rayon::prelude::*;
 
 /// Logits that a thread takes at once.
-const AT_ONCE: usize = 1 << 12;
+pub(super) const AT_ONCE: usize = 1 << 12;
 
 impl Job<'_> {
     pub(super) fn run_rows(&self, (vocab, channels): (usize, usize)) -> Result<Sums> {

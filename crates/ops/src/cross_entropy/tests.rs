@@ -1,6 +1,7 @@
-use super::{Head, Shaping, cpu, cross_entropy, logits, softmax::losses};
-use crate::{IGNORE, Targets, frozen_linear::test_support::*};
-use halfbyte_autograd::{Param, Tape, Var};
+use super::{Head, Shaping, cpu, cross_entropy, logits, rows, softmax::losses};
+use crate::{FrozenMatrix, IGNORE, Targets, frozen_linear::test_support::*};
+use halfbyte_autograd::{Param, Result, Tape, Var};
+use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{assert_close, gradcheck, noise, noise_in, noise_vec};
 
@@ -381,4 +382,104 @@ fn targets_that_cannot_be_are_refused() {
     }
     let narrow = Var::constant(Tensor::from_vec(&[2, 3], vec![0.0f32; 6]));
     assert!(cross_entropy(&tape, &narrow, Head::trainable(&w), &Targets::new(vec![1, 2]), 1.0).is_err());
+}
+
+/// A weight that computes its products itself, as LLM.int8 does.
+#[derive(Debug)]
+struct Own(Plain);
+
+impl FrozenMatrix for Own {
+    fn dims(&self) -> (usize, usize) {
+        self.0.dims()
+    }
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
+        self.0.source()
+    }
+    fn forward(&self, x: &Tensor) -> Option<Result<Tensor>> {
+        let (rows, (n, k)) = (x.rows(), self.dims());
+        let values = |it: &Tensor| it.to_f32_vec().iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+        let y = product(&values(x), &transposed(&values(&self.0.weight), n, k), (rows, k, n));
+        Some(Ok(Tensor::from_vec(&[rows, n], y.iter().map(|v| *v as f32).collect())))
+    }
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+    fn format(&self) -> String {
+        self.0.format()
+    }
+}
+
+#[test]
+fn a_head_that_multiplies_in_its_own_way_is_shaped_and_biased_as_others_are() {
+    let (rows, c, vocab) = (7, 5, 33);
+    let h = Param::new("h", noise(&[rows, c], DType::F32, 1));
+    let weight = noise(&[vocab, c], DType::F32, 2);
+    let (plain, own) = (Plain::new(weight.clone()), Own(Plain::new(weight)));
+    let bias = Var::constant(noise(&[vocab], DType::F32, 3));
+    let found = |head: Head<'_, '_>| {
+        let tape = Tape::recording();
+        let loss = cross_entropy(&tape, &tape.param(&h), head, &Targets::new(targets(rows, vocab)), 5.0).unwrap();
+        let value = f64::from(loss.value().data::<f32>()[0]);
+        (value, tape.backward(loss).unwrap().get(&h).unwrap().to_f32_vec())
+    };
+    for (factor, cap) in [(0.4, None), (0.4, Some(1.5)), (1.0, Some(1.5))] {
+        let shaping = Shaping { factor, cap };
+        let (expected, dh) = found(Head::frozen(&plain).shaped(shaping));
+        let (loss, own_dh) = found(Head::frozen(&own).shaped(shaping));
+        assert_close("loss", &[loss as f32], &[expected], 1e-5);
+        assert_close("dh", &own_dh, &dh.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), 1e-5);
+    }
+    let (expected, dh) = found(Head::frozen(&plain).biased(Some(&bias)));
+    let (loss, own_dh) = found(Head::frozen(&own).biased(Some(&bias)));
+    assert_close("loss", &[loss as f32], &[expected], 1e-5);
+    assert_close("dh", &own_dh, &dh.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), 1e-5);
+}
+
+#[test]
+fn each_gradient_is_the_same_whoever_else_wants_one() {
+    // More entries than a thread adds up at once.
+    let (rows, c, vocab) = (5, 3, 2 * rows::AT_ONCE + 7);
+    let h = noise(&[rows, c], DType::F32, 1);
+    let (w, b) = (noise(&[vocab, c], DType::F32, 2), noise(&[vocab], DType::F32, 3));
+    let targets = targets(rows, vocab);
+    // A bias is the weight of a channel that is always 1.
+    let joined = |rows: usize, all: &[f32], last: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        let row = |at: usize| all[at * c..][..c].iter().map(|v| f64::from(*v)).chain([last(at)]).collect::<Vec<_>>();
+        (0..rows).flat_map(row).collect()
+    };
+    let (hs, ws) = (joined(rows, h.data(), &|_| 1.0), joined(vocab, w.data(), &|at| f64::from(b.data::<f32>()[at])));
+    let (_, dh, dw) = oracle(&hs, &ws, &targets, (Shaping::default(), c + 1));
+    let third = |all: &[f64], is_wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
+        all.iter().enumerate().filter(|it| is_wanted(it.0 % (c + 1))).map(|it| it.1 / 3.0).collect()
+    };
+    let expected = [third(&dh, &|it| it < c), third(&dw, &|it| it < c), third(&dw, &|it| it == c)];
+    let params = [Param::new("h", h), Param::new("w", w), Param::new("b", b)];
+    for wanted in 1..8 {
+        let tape = Tape::recording();
+        let var =
+            |at: usize| if wanted >> at & 1 == 1 { tape.param(&params[at]) } else { Var::constant(params[at].value()) };
+        let (h, w, b) = (var(0), var(1), var(2));
+        let head = Head::trainable(&w).biased(Some(&b));
+        let loss = cross_entropy(&tape, &h, head, &Targets::new(targets.clone()), 3.0).unwrap();
+        let grads = tape.backward(loss).unwrap();
+        for (at, expected) in expected.iter().enumerate().filter(|it| wanted >> it.0 & 1 == 1) {
+            assert_close(&format!("{wanted:b}, {at}"), &grads.get(&params[at]).unwrap().to_f32_vec(), expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn logits_that_cannot_be_are_refused() {
+    let (h, w) = (Var::constant(noise(&[2, 3], DType::F32, 1)), Var::constant(noise(&[4, 3], DType::F32, 2)));
+    let loss = |factor: f32, cap: Option<f32>| {
+        let head = Head::trainable(&w).shaped(Shaping { factor, cap });
+        cross_entropy(&Tape::disabled(), &h, head, &Targets::new(vec![1, 2]), 2.0).map(drop)
+    };
+    assert!(loss(0.5, None).is_ok() && loss(0.5, Some(30.0)).is_ok());
+    for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        for (factor, cap) in [(wrong, None), (1.0, Some(wrong)), (wrong, Some(1.0))] {
+            let error = loss(factor, cap).unwrap_err().to_string();
+            assert!(error.contains("must be positive and finite"), "{error}");
+        }
+    }
 }

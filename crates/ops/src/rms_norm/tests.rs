@@ -1,4 +1,4 @@
-use super::rms_norm;
+use super::{RmsNorm, rms_norm};
 use crate::frozen_linear::test_support::*;
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
@@ -123,4 +123,34 @@ fn a_short_weight_normalises_every_head_by_itself() {
     let x = Var::constant(noise(&[2, 10], DType::F32, 1));
     let error = rms_norm(&Tape::disabled(), &x, &Var::constant(noise(&[4], DType::F32, 1)), EPS).unwrap_err();
     assert_eq!(error.to_string(), "rms_norm: expected a weight of shape (10), one a channel, got shape [4]");
+}
+
+#[test]
+fn a_weight_stored_off_one_is_the_weight_with_one_added() {
+    for rounds_last in [false, true] {
+        let (x, dy) = (noise(&[5, 12], DType::F32, 7), noise(&[5, 12], DType::F32, 8));
+        let w = noise(&[12], DType::F32, 9);
+        let run = |w: Tensor, offset: f32| {
+            let (x, w) = (Param::new("x", x.clone()), Param::new("w", w));
+            let tape = Tape::recording();
+            let norm = RmsNorm { eps: EPS, offset, rounds_last };
+            let y = rms_norm(&tape, &tape.param(&x), &tape.param(&w), norm).unwrap();
+            let value = y.value().to_f32_vec();
+            let loss = with_gradient(&tape, &y, &dy);
+            let grads = tape.backward(loss).unwrap();
+            [value, grads.get(&x).unwrap().to_f32_vec(), grads.get(&w).unwrap().to_f32_vec()]
+        };
+        let whole = Tensor::from_vec(&[12], w.data::<f32>().iter().map(|it| it + 1.0).collect());
+        assert_eq!(run(w, 1.0), run(whole, 0.0));
+    }
+}
+
+#[test]
+fn activations_without_channels_are_refused() {
+    let w = Var::constant(Tensor::from_vec(&[0], Vec::<f32>::new()));
+    for shape in [&[][..], &[3, 0]] {
+        let x = Var::constant(Tensor::zeros(shape, DType::F32));
+        let error = rms_norm(&Tape::disabled(), &x, &w, EPS).unwrap_err().to_string();
+        assert!(error.contains("activations of shape (rows, channels)"), "{error}");
+    }
 }
