@@ -5,7 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{generator, workspace};
+use crate::{
+    generator,
+    workspace::{self, cargo},
+};
 
 /// Test programs whose CUDA tests run on a real device: package and target.
 const TESTS: [(&str, &str); 5] = [
@@ -51,7 +54,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Builds a package's tests in release and gives the program of one target.
 fn test_program(root: &Path, package: &str, target: &str) -> Result<std::path::PathBuf> {
-    let all = workspace::test_programs(root, &["--release", "--package", package])?;
+    let mut tests = cargo();
+    tests.args(["test", "--release", "--package", package]);
+    let all = workspace::test_programs(root, tests)?;
     let found = all.into_iter().find(|it| it.target == target).map(|it| it.path);
     found.with_context(|| format!("cargo named no test program {target} of {package}"))
 }

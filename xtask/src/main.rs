@@ -13,6 +13,7 @@ mod bench;
 mod bundle;
 mod chats;
 mod ci;
+mod coverage;
 mod finetune;
 mod generator;
 mod kernels;
@@ -167,6 +168,8 @@ mod flags {
                 optional --seed n: u64
                 /// Readers whose tests' names hold this alone, such as `pickles`.
                 optional --only name: String
+                /// Count what of each reader's sources its inputs reach, and print the share; needs LLVM's tools.
+                optional --coverage
             }
             /// Print how much the last torture or fuzz has tried, also while it goes on or after it was ended.
             cmd tally {}
@@ -227,7 +230,7 @@ fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         }
         flags::XtaskCmd::Roofline(f) => roofline::run(&f),
         flags::XtaskCmd::Torture(f) => torture::run(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
-        flags::XtaskCmd::Fuzz(f) => torture::fuzz(f.minutes, f.seed.unwrap_or(1), f.only.as_deref()),
+        flags::XtaskCmd::Fuzz(f) => torture::fuzz(f.minutes, f.seed.unwrap_or(1), f.only.as_deref(), f.coverage),
         flags::XtaskCmd::Tally(_) => torture::tally(),
         flags::XtaskCmd::PackageCheck(f) => package_check::run(f.only.as_deref()),
     }

@@ -3,6 +3,7 @@
 //! They are the same tests, told by their environment how long to go on and from which seed; each adds lines to a report while it goes on,
 //! which `cargo xtask tally` sums up at any time.
 
+use crate::coverage::Coverage;
 use crate::workspace::{self, cargo, check};
 use anyhow::{Context, Result, bail};
 use std::{
@@ -29,11 +30,18 @@ pub(crate) fn run(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
 
 /// Readers of foreign files, or those whose names hold `only`, for so many minutes each, side by side: optimised, with the checks that
 /// debug binaries have, and each in a process of its own, so that what it asks for is told from what others do.
-pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
+///
+/// With `coverage` they count where they come by, which takes longer, and what they reached is printed.
+pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>, coverage: bool) -> Result<()> {
     let root = workspace::root();
-    let packages = READERS.iter().flat_map(|it| ["--package", it]);
-    let build: Vec<&str> = ["--profile", "night", "--lib", "--test", "halfbyte"].into_iter().chain(packages).collect();
-    let programs = workspace::test_programs(&root, &build)?;
+    let coverage = coverage.then(|| Coverage::begins(&root)).transpose()?;
+    let mut build = cargo();
+    if coverage.is_some() {
+        Coverage::instrument(&root, &mut build)?;
+    }
+    build.args(["test", "--profile", "night", "--lib", "--test", "halfbyte"]);
+    build.args(READERS.iter().flat_map(|it| ["--package", it]));
+    let programs = workspace::test_programs(&root, build)?;
     let night = Night::begins(&root, minutes, seed)?;
     let mut started = Vec::new();
     for program in programs {
@@ -42,19 +50,28 @@ pub(crate) fn fuzz(minutes: u64, seed: u64, only: Option<&str>) -> Result<()> {
             night.tell(tests.args(["--exact", &test]).current_dir(&program.folder));
             // There are more readers than processors, and what they refuse is not looked into.
             tests.env("RAYON_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
-            started.push((test, tests.spawn().with_context(|| program.path.display().to_string())?));
+            if let Some(coverage) = &coverage {
+                tests.env("LLVM_PROFILE_FILE", coverage.profile(&test));
+            }
+            let reader = tests.spawn().with_context(|| program.path.display().to_string())?;
+            started.push((program.path.clone(), test, reader));
         }
     }
     if started.is_empty() {
         bail!("no test of a reader is called so");
     }
-    let mut failed = Vec::new();
-    for (test, mut reader) in started {
+    let (mut failed, mut reached) = (Vec::new(), String::new());
+    for (program, test, mut reader) in started {
         if !reader.wait()?.success() {
             failed.push(test);
+        } else if let Some(coverage) = &coverage {
+            reached += &coverage.report(&program, &test)?;
         }
     }
     tally()?;
+    if let Some(coverage) = &coverage {
+        println!("{reached}\nThe rest stands in {}", coverage.folder().display());
+    }
     if failed.is_empty() { Ok(()) } else { bail!("{} failed", failed.join(", ")) }
 }
 

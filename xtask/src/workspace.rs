@@ -71,6 +71,9 @@ fn build_with(root: &Path, more: &[&str]) -> Result<PathBuf> {
     Ok(target_dir(root)?.join("release").join(exe))
 }
 
+/// A file that takes everything and keeps nothing.
+pub(crate) const NOWHERE: &str = if cfg!(windows) { "NUL" } else { "/dev/null" };
+
 /// A program of tests that cargo built.
 pub(crate) struct TestProgram {
     /// The name of its target.
@@ -84,6 +87,8 @@ impl TestProgram {
     /// The names of its tests that hold a text.
     pub(crate) fn tests(&self, filter: &str) -> Result<Vec<String>> {
         let mut cmd = Command::new(&self.path);
+        // One that counts what it comes by would leave a file here.
+        cmd.env("LLVM_PROFILE_FILE", NOWHERE);
         let out = cmd.args(["--list", filter]).current_dir(&self.folder).output();
         let out = out.with_context(|| format!("cannot start {}", self.path.display()))?;
         let text = String::from_utf8_lossy(&out.stdout);
@@ -91,10 +96,9 @@ impl TestProgram {
     }
 }
 
-/// Builds tests as `cargo test` does with these arguments, and gives their programs.
-pub(crate) fn test_programs(root: &Path, args: &[&str]) -> Result<Vec<TestProgram>> {
-    let mut cmd = cargo();
-    cmd.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]).args(args);
+/// Builds tests as a `cargo test` does, and gives their programs.
+pub(crate) fn test_programs(root: &Path, mut cmd: Command) -> Result<Vec<TestProgram>> {
+    cmd.args(["--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
     let out = cmd.current_dir(root).stderr(Stdio::inherit()).output().context("cargo test does not start")?;
     if !out.status.success() {
         bail!("`{}` ended with {}", shown(&cmd), out.status);
