@@ -9,6 +9,7 @@ pub mod cuda;
 #[cfg(target_os = "linux")]
 mod cuda_on_cpu;
 mod gradcheck;
+pub mod grown;
 mod hub;
 mod input;
 pub mod mutate;

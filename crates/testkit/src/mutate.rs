@@ -57,6 +57,19 @@ pub fn json(dice: &mut Dice, good: &Value) -> Value {
     all
 }
 
+/// An object with some more keys, of which `choices` lists the values that it may have; those that it has are replaced.
+pub fn with(dice: &mut Dice, good: &Value, choices: &Value) -> Value {
+    let mut all = good.clone();
+    let keys: Vec<_> = choices.as_object().into_iter().flatten().collect();
+    if let Value::Object(all) = &mut all {
+        for _ in 0..dice.below(4).min(keys.len()) {
+            let (key, values) = dice.one_of(&keys);
+            all.insert((*key).clone(), dice.one_of(values.as_array().map_or(&[], Vec::as_slice)).clone());
+        }
+    }
+    all
+}
+
 /// A changed document as text, at times no JSON any more.
 pub fn document(dice: &mut Dice, good: &Value) -> Vec<u8> {
     let text = json(dice, good).to_string().into_bytes();

@@ -116,7 +116,7 @@ mod tests {
     fn files_without_end_are_refused() {
         let deep = format!("a:\n  {}b", "- ".repeat(100_000));
         assert!(refused(&deep).contains("settings.yaml: is nested more than 100 deep"));
-        let ten = |it: &str| vec![it; 10].join(", ");
+        let ten = |it: &str| [it; 10].join(", ");
         let levels: String = (1..12).map(|it| format!("a{it}: &a{it} [{}]\n", ten(&format!("*a{}", it - 1)))).collect();
         let laughs = format!("a0: &a0 [{}]\n{levels}", ten("lol"));
         assert!(refused(&laughs).contains("settings.yaml: holds more than 100000 values"));
