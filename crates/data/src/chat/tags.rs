@@ -110,7 +110,7 @@ fn words(inner: &str) -> usize {
                 escaped = c == '\\' && !escaped;
             }
             None => {
-                count += usize::from(!c.is_whitespace() && !(is_word && in_word));
+                count += usize::from(!(c.is_whitespace() || is_word && in_word));
                 quote = Some(c).filter(|it| matches!(it, '\'' | '"'));
             }
         }
