@@ -24,9 +24,9 @@ use std::sync::Arc;
 
 /// A conversation a row, whose messages hold a value of each type that they may.
 fn conversations() -> ArrayRef {
-    let kinds =
-        [DataType::Utf8, DataType::Utf8, DataType::Int64, DataType::Boolean, DataType::Float64, DataType::UInt8];
-    let names = ["role", "content", "number", "flag", "share", "byte"];
+    use DataType::{Boolean, Float32, Float64, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64, Utf8};
+    let kinds = [Utf8, Utf8, Int64, Boolean, Float64, UInt8, Int8, Int16, Int32, UInt16, UInt32, UInt64, Float32];
+    let names = ["role", "content", "number", "flag", "share", "byte", "a", "b", "c", "d", "e", "f", "g"];
     let fields: Vec<Field> = names.into_iter().zip(kinds).map(|(name, kind)| Field::new(name, kind, true)).collect();
     let mut list = ListBuilder::new(StructBuilder::from_fields(fields, 4));
     for row in ROWS {
