@@ -29,7 +29,6 @@ const READERS: [(&str, &[&str]); 14] = [
         &[
             "crates/models/src/config.rs -architecture_name -windows -balance -rope_switch -untie -resize_vocabulary",
             "crates/models/src/config",
-            "crates/models/src/registry.rs +spec",
         ],
     ),
     (
