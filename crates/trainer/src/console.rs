@@ -2,7 +2,7 @@
 //! listens any more, as after `| head` or the loss of a terminal, the work goes on all the same.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use tracing_subscriber::EnvFilter;
 
 /// Sets up logging. `HALFBYTE_LOG` overrides the level.
@@ -15,6 +15,8 @@ pub fn init(verbose: bool) {
     }
     // A second initialisation, in tests, changes nothing.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time();
+    // A file and a pipe have no colours.
+    let log = log.with_ansi(io::stderr().is_terminal());
     let _ = log.log_internal_errors(false).try_init();
 }
 

@@ -52,6 +52,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(is_users_mistake) { 2 } else { 1 }
 }
 
+/// Whether all that is wrong is that nobody reads standard output any more, as after `| head`: nobody wants to hear of that.
+pub fn is_unread(error: &anyhow::Error) -> bool {
+    let root = error.downcast_ref::<io::Error>();
+    error.chain().count() == 1 && root.is_some_and(|it| it.kind() == io::ErrorKind::BrokenPipe)
+}
+
 /// An error with its causes, each said once: many repeat what lies below them.
 pub fn message(error: &anyhow::Error) -> String {
     let mut causes = error.chain().map(ToString::to_string);

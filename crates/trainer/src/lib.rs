@@ -32,7 +32,7 @@ use std::{error::Error, fmt, time::Instant};
 use cli::Command;
 
 pub use cli::Cli;
-pub use failure::{Interrupted, UserError, exit_code, message};
+pub use failure::{Interrupted, UserError, exit_code, is_unread, message};
 pub use spellings::normalised;
 
 /// Runs a command. What it prints for people goes to standard error, results to standard output.

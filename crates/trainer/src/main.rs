@@ -3,7 +3,7 @@
 mod alloc;
 
 use clap::Parser;
-use halfbyte_trainer::{Cli, exit_code, message, normalised, run};
+use halfbyte_trainer::{Cli, exit_code, is_unread, message, normalised, run};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -14,7 +14,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            halfbyte_trainer::console::error(&message(&error));
+            if !is_unread(&error) {
+                halfbyte_trainer::console::error(&message(&error));
+            }
             ExitCode::from(exit_code(&error))
         }
     }

@@ -143,6 +143,19 @@ fn messages_that_nobody_takes_end_nothing() {
 }
 
 #[test]
+fn who_stops_reading_results_is_told_nothing() {
+    let work = Work::new();
+    let mut command = halfbyte();
+    command.args(["generate", "--json", "--max-new-tokens", "1", "--prompt", "the cat", "--prompt", "a dog", "--model"]);
+    command.arg(work.model(&TinyModel::llama())).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let outcome = child.wait_with_output().unwrap();
+    let said = String::from_utf8(outcome.stderr).unwrap();
+    assert!(outcome.status.code() == Some(1) && !said.contains("error"), "{:?}: {said}", outcome.status);
+}
+
+#[test]
 fn the_signals_of_schedulers_and_closing_terminals_save_as_control_c_does() {
     for name in ["TERM", "HUP"] {
         let work = Work::new();

@@ -62,7 +62,7 @@ pub(super) fn lines(settings: &Settings, data: &Train, device: &Device) -> anyho
         let (examples, rows, most) = (thousands(data.len()), thousands(size.rows), thousands(settings.max_length));
         lines.push(format!("packed: {examples} examples in {rows} rows of at most {most} tokens, {full:.1} % full"));
     } else if let Ok(packed) = data.epoch_size(&BatchConfig { packing: settings.packed(), ..config }) {
-        lines.push(packing_line(settings, &size, &packed, overhead(device)));
+        lines.extend(packing_line(settings, &size, &packed, overhead(device)));
     }
     Ok(lines)
 }
@@ -97,17 +97,18 @@ fn run_line(settings: &Settings, data: &Dataset, size: &EpochSize) -> String {
     )
 }
 
-/// What packing would gain: the tokens cost what they cost, but there are fewer batches to pay the rest for.
-fn packing_line(settings: &Settings, size: &EpochSize, packed: &EpochSize, overhead: usize) -> String {
+/// What packing would gain, if that is a tenth: the tokens cost what they cost, but there are fewer batches to pay the rest for.
+fn packing_line(settings: &Settings, size: &EpochSize, packed: &EpochSize, overhead: usize) -> Option<String> {
     let (now, then) = (settings.steps_of(size.batches).0, settings.steps_of(packed.batches).0);
     let cost = |it: &EpochSize| (it.tokens + overhead * it.batches) as f64;
-    format!(
+    let gain = cost(size) / cost(packed);
+    (gain >= 1.1).then(|| format!(
         "--packing on would make of {} rows {}: {} steps an epoch instead of {}, each with {:.1} x the tokens, and an epoch about {:.1} x as fast",
         thousands(size.rows),
         thousands(packed.rows),
         thousands(then),
         thousands(now),
         now as f64 / then as f64,
-        cost(size) / cost(packed)
-    )
+        gain
+    ))
 }
