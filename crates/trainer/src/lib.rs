@@ -12,6 +12,7 @@ mod failure;
 pub mod finetune;
 mod fingerprint;
 pub mod import;
+mod interrupt;
 mod labels;
 mod load;
 mod memory;
@@ -33,6 +34,7 @@ use cli::Command;
 
 pub use cli::Cli;
 pub use failure::{Interrupted, UserError, exit_code, is_unread, message};
+pub use interrupt::tell_of_interrupts;
 pub use spellings::normalised;
 
 /// Runs a command. What it prints for people goes to standard error, results to standard output.

@@ -3,14 +3,18 @@
 mod alloc;
 
 use clap::Parser;
-use halfbyte_trainer::{Cli, exit_code, is_unread, message, normalised, run};
+use halfbyte_trainer::{Cli, exit_code, is_unread, message, normalised, run, tell_of_interrupts};
 use std::process::ExitCode;
 
 #[global_allocator]
 static MEMORY: alloc::Ending = alloc::Ending;
 
 fn main() -> ExitCode {
-    let done = normalised(std::env::args_os()).and_then(|args| run(Cli::parse_from(args)));
+    let done = normalised(std::env::args_os()).and_then(|args| {
+        let cli = Cli::parse_from(args);
+        tell_of_interrupts(&cli);
+        run(cli)
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -143,10 +143,42 @@ fn messages_that_nobody_takes_end_nothing() {
 }
 
 #[test]
+fn whatever_is_stopped_says_how_it_goes_on() {
+    let work = Work::new();
+    let (model, prompts) = (work.model(&TinyModel::llama()), work.path("prompts.txt"));
+    fs::write(&prompts, "the cat\n".repeat(400)).unwrap();
+    let into = |name: &str, flag: &[&str]| {
+        let mut command = halfbyte();
+        command.args(["generate", "--max-new-tokens", "40", "--batch-size", "1", "--compute-dtype", "f32"]).args(flag);
+        command.args(["--model".as_ref(), model.as_os_str(), "--prompts".as_ref(), prompts.as_os_str()]);
+        command.arg("--output").arg(work.path(name)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = into("part.jsonl", &[]).spawn().unwrap();
+    wait_for(&mut child, || lines(&work.path("part.jsonl")) > 2);
+    signal(&child, "TERM");
+    end(child).ends(130, &["interrupted", "--resume"]);
+    assert!(lines(&work.path("part.jsonl")) < 400, "it was too late to stop anything");
+    end(into("part.jsonl", &["--resume"]).spawn().unwrap()).success();
+    end(into("whole.jsonl", &[]).spawn().unwrap()).success();
+    assert!(fs::read(work.path("part.jsonl")).unwrap() == fs::read(work.path("whole.jsonl")).unwrap());
+}
+
+#[test]
 fn who_stops_reading_results_is_told_nothing() {
     let work = Work::new();
     let mut command = halfbyte();
-    command.args(["generate", "--json", "--max-new-tokens", "1", "--prompt", "the cat", "--prompt", "a dog", "--model"]);
+    command.args([
+        "generate",
+        "--json",
+        "--max-new-tokens",
+        "1",
+        "--prompt",
+        "the cat",
+        "--prompt",
+        "a dog",
+        "--model",
+    ]);
     command.arg(work.model(&TinyModel::llama())).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
