@@ -25,6 +25,7 @@ mod save_model;
 mod sources;
 mod spellings;
 mod streamed_matrix;
+mod templates;
 mod token_cache;
 mod vocabulary;
 

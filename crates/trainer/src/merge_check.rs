@@ -1,6 +1,8 @@
 //! How far a merged model is from base + adapter: on a text, the divergence of their predictions.
 
-use crate::{failure::user_error, load::BaseModel, rows::RowFlags, sources::Rows, streamed_matrix::Streamed};
+use crate::{
+    failure::user_error, load::BaseModel, rows::RowFlags, sources::Rows, streamed_matrix::Streamed, templates::Voice,
+};
 use halfbyte_autograd::Tape;
 use halfbyte_data::Part;
 use halfbyte_lora::Context;
@@ -65,15 +67,20 @@ fn top(row: &[f32]) -> usize {
     row.iter().enumerate().fold(0, |best, (i, it)| if *it > row[best] { i } else { best })
 }
 
-/// The token ids of the text to compare on: the first rows of a file, or a text of our own.
-pub(crate) fn sample(base: &BaseModel, data: Option<&Path>, positions: usize) -> anyhow::Result<Vec<u32>> {
+/// The token ids of the text to compare on: the first rows of a file, conversations among them as `voice` writes them, or a text of
+/// our own.
+pub(crate) fn sample(
+    (base, voice): (&BaseModel, &[Voice]),
+    data: Option<&Path>,
+    positions: usize,
+) -> anyhow::Result<Vec<u32>> {
     let tokenizer = &base.tokenizer;
     let limit = MAX_TOKENS.min(positions);
     let mut ids = match data {
         None => tokenizer.encode_prompt(TEXT)?,
         Some(path) => {
             let flags = RowFlags::default();
-            let mut found = Rows::find(&[path.into()], Part::HeldOut, (&flags, limit, None), base)?;
+            let mut found = Rows::find(&[path.into()], Part::HeldOut, (&flags, limit, None), (base, voice))?;
             found.sources.iter_mut().for_each(|it| it.config.rows = Some(0..8));
             let rows = found.load(tokenizer)?.dataset;
             rows.rows().flat_map(|it| it.ids.to_vec()).collect()

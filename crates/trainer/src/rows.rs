@@ -1,11 +1,9 @@
 //! What a row is, as flags say it: how it is laid out, what writes it, and what of it is learned.
 
-use crate::{cli::Switch, console, failure::user_error};
+use crate::cli::Switch;
 use clap::{Args, ValueEnum};
-use halfbyte_data::{CHATML, ChatTemplate, Excess, INSTRUCTION, Layout, LossOn, Tokenizer};
-use halfbyte_files::read_text;
+use halfbyte_data::{Excess, Layout, LossOn};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// What a row of data is, or a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -125,61 +123,4 @@ pub struct RowFlags {
     /// Make tokens anew, and keep none for the next time.
     #[arg(long, help_heading = "Data")]
     pub no_token_cache: bool,
-}
-
-/// The template that the flags name, else that of the first folder that has one.
-pub(crate) fn own_template(
-    flags: &TemplateFlags,
-    folders: &[&Path],
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<Option<ChatTemplate>> {
-    let built_in = |source: &str, name: &str| ChatTemplate::new(source.to_owned(), name, tokenizer);
-    let found = match flags.chat_template.as_deref() {
-        Some("chatml") => Some(built_in(CHATML, "chatml")?),
-        Some("instruction") => Some(built_in(INSTRUCTION, "instruction")?),
-        Some(path) => Some(of_file(Path::new(path), tokenizer)?),
-        None => {
-            let mut found = None;
-            for folder in folders {
-                found = ChatTemplate::load(folder, tokenizer)?;
-                if found.is_some() {
-                    break;
-                }
-            }
-            found
-        }
-    };
-    found.map(|it| prepared(flags, it)).transpose()
-}
-
-/// [`own_template`], or where there is none that of instructions, which suits any model.
-pub(crate) fn template(
-    flags: &TemplateFlags,
-    folders: &[&Path],
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<ChatTemplate> {
-    if let Some(found) = own_template(flags, folders, tokenizer)? {
-        return Ok(found);
-    }
-    console::warn(
-        "the model has no chat template, so conversations are written as instructions (### Instruction: ... ### Response: ...); --chat-template takes another",
-    );
-    prepared(flags, ChatTemplate::new(INSTRUCTION.to_owned(), "instruction", tokenizer)?)
-}
-
-fn prepared(flags: &TemplateFlags, found: ChatTemplate) -> anyhow::Result<ChatTemplate> {
-    if found.takes_the_date() {
-        console::warn(&format!("{}: the chat template writes today's date into every text", found.origin()));
-    }
-    let Some(kwargs) = &flags.chat_template_kwargs else { return Ok(found) };
-    let variables = serde_json::from_str(kwargs)
-        .map_err(|error| user_error(format!("--chat-template-kwargs {kwargs}: not a JSON object: {error}")))?;
-    Ok(found.with_variables(variables))
-}
-
-fn of_file(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
-    let refused =
-        |error| user_error(format!("--chat-template {error}; it takes a file, or one of chatml and instruction"));
-    let source = read_text(path).map_err(refused)?;
-    Ok(ChatTemplate::new(source, &path.display().to_string(), tokenizer)?)
 }

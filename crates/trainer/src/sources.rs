@@ -6,7 +6,8 @@ use crate::{
     failure::user_error,
     load::BaseModel,
     memory, places,
-    rows::{LayoutArg, RowFlags, template},
+    rows::{LayoutArg, RowFlags},
+    templates::{Voice, template},
     token_cache::Entry,
 };
 use halfbyte_data::{
@@ -43,14 +44,14 @@ pub(crate) struct Source {
 }
 
 impl Rows {
-    /// Finds files and columns; `range` is that of the rows, as a user writes it.
+    /// Finds files and columns; `range` is that of the rows, as a user writes it. Conversations are written by the template of `voices`.
     pub(crate) fn find(
         named: &[PathBuf],
         part: Part,
         (flags, max_length, range): (&RowFlags, usize, Option<&str>),
-        base: &BaseModel,
+        (base, voices): (&BaseModel, &[Voice]),
     ) -> anyhow::Result<Rows> {
-        let mut finder = Finder { flags, max_length, range, base, template: None };
+        let mut finder = Finder { flags, max_length, range, base, voices, template: None };
         let named = named.iter().map(|it| places::weighted(it)).collect::<anyhow::Result<Vec<_>>>()?;
         check_weights(&named, part, range)?;
         let mut sources = Vec::new();
@@ -68,7 +69,7 @@ impl Rows {
     }
 
     /// As [`find`](Self::find), for commands that only read.
-    pub(crate) fn named(args: &ReadArgs, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
+    pub(crate) fn named(args: &ReadArgs, part: Part, base: (&BaseModel, &[Voice])) -> anyhow::Result<Rows> {
         Rows::find(&args.data, part, (&args.row, args.max_length, args.rows.as_deref()), base)
     }
 
@@ -172,6 +173,7 @@ struct Finder<'a> {
     max_length: usize,
     range: Option<&'a str>,
     base: &'a BaseModel,
+    voices: &'a [Voice],
     /// Once a source has needed it.
     template: Option<Arc<ChatTemplate>>,
 }
@@ -217,8 +219,7 @@ impl Finder<'_> {
         if let Some(found) = &self.template {
             return Ok(found.clone());
         }
-        let folders = [self.base.tokenizer_dir.as_path(), self.base.folder.dir()];
-        let found = Arc::new(template(&self.flags.template, &folders, &self.base.tokenizer)?);
+        let found = Arc::new(template(&self.flags.template, self.voices, &self.base.tokenizer)?);
         self.template = Some(found.clone());
         Ok(found)
     }

@@ -41,6 +41,8 @@ impl Entry {
         let version = env!("CARGO_PKG_VERSION");
         part(&mut key, format!("{} {version} {flags:?} {variables:?}", Tokenised::FORMAT).as_bytes());
         part(&mut key, template.as_bytes());
+        // An adapter has one of its own, which does not lie beside the tokenizer.
+        config.template.iter().filter_map(|it| it.source_with_tools()).for_each(|it| part(&mut key, it.as_bytes()));
         for name in TOKENIZER_FILES.iter().chain(["config.json"].iter()) {
             let path = model.join(name);
             // Of what could not be read this once nothing can be known.

@@ -11,14 +11,14 @@ use std::{
 };
 
 /// Every turn ends with the end-of-text token.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}";
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}";
 
 fn says(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
 }
 
 /// Conversations of two turns.
-fn talks(work: &Work, name: &str) -> PathBuf {
+pub(crate) fn talks(work: &Work, name: &str) -> PathBuf {
     let row = json!({ "messages": [says("user", "the cat"), says("assistant", "sat on the mat"),
                                    says("user", "the dog"), says("assistant", "ran")] });
     written(work, name, &vec![row; 8])
@@ -37,7 +37,7 @@ fn with_template(work: &Work) -> PathBuf {
     model
 }
 
-fn eval(model: &Path, data: &Path, adapter: Option<&Path>, flags: &str) -> Outcome {
+pub(crate) fn eval(model: &Path, data: &Path, adapter: Option<&Path>, flags: &str) -> Outcome {
     let mut args: Vec<OsString> = ["eval", "--json", "--compute-dtype", "f32", "--model"].map(OsString::from).to_vec();
     args.extend([model.into(), "--data".into(), data.into()]);
     if let Some(adapter) = adapter {

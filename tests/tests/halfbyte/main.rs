@@ -1,6 +1,7 @@
 //! The binary from end to end: what it does with good input, and that bad input gets a sentence, the right exit code and
 //! no loss. One test program, so that the binary is built and this one linked once.
 
+mod adapter_templates;
 mod adapters;
 mod ahead;
 mod bad_data;

@@ -26,8 +26,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     origin: String,
-    /// Whether there is one of its own for conversations with tools.
-    with_tools: bool,
+    /// That of conversations with tools, if these have one of their own.
+    with_tools: Option<String>,
     /// What a template may ask for beside the messages: the special tokens by role, and what the user adds.
     variables: Map<String, Json>,
     parts: bool,
@@ -85,7 +85,7 @@ impl ChatTemplate {
                 let mut template = Self::new(of_name("default").ok_or_else(unusable)?.to_owned(), origin, tokenizer)?;
                 if let Some(source) = of_name(TOOLS_NAME) {
                     template.add(TOOLS_NAME, source)?;
-                    template.with_tools = true;
+                    template.with_tools = Some(source.to_owned());
                 }
                 Ok(template)
             }
@@ -112,7 +112,7 @@ impl ChatTemplate {
             environment,
             source: source.clone(),
             origin: origin.to_owned(),
-            with_tools: false,
+            with_tools: None,
             variables,
             parts: false,
         };
@@ -149,6 +149,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// That of conversations with tools, if these have one of their own.
+    pub fn source_with_tools(&self) -> Option<&str> {
+        self.with_tools.as_deref()
+    }
+
     /// Whether it takes today's date, so that a text is another one tomorrow.
     pub fn takes_the_date(&self) -> bool {
         self.source.contains("strftime_now")
@@ -180,7 +185,7 @@ impl ChatTemplate {
 
     pub(super) fn text(&self, messages: &[Json], tools: Option<&Json>, add_generation_prompt: bool) -> Result<Text> {
         let messages: Vec<Json> = messages.iter().map(|it| self.prepared(it)).collect();
-        let name = if self.with_tools && tools.is_some() { TOOLS_NAME } else { NAME };
+        let name = if self.with_tools.is_some() && tools.is_some() { TOOLS_NAME } else { NAME };
         let given = context! {
             messages => Value::from(Serde(&messages)),
             tools => tools.map_or(Value::from(()), |it| Value::from(Serde(it))),
@@ -233,7 +238,7 @@ impl ChatTemplate {
 /// The template's text decides, not what was made of it.
 impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && self.variables == other.variables
+        self.source == other.source && self.with_tools == other.with_tools && self.variables == other.variables
     }
 }
 

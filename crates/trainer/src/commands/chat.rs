@@ -8,7 +8,8 @@ use crate::{
     console,
     failure::{message, user_error},
     load::NO_ADAPTER,
-    rows::{LayoutArg, own_template, template},
+    rows::LayoutArg,
+    templates::{own_template, template},
 };
 use halfbyte_files::append_file;
 use std::{
@@ -81,16 +82,16 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
 
 /// Messages if a template was asked for or found, else text.
 fn begin(args: &ChatArgs, opened: &mut Opened) -> anyhow::Result<Said> {
-    let (folders, tokenizer) = (opened.folders(), opened.tokenizer());
+    let (voice, tokenizer) = (&opened.voices()[..1], opened.tokenizer());
     let found = match args.layout {
         Some(LayoutArg::Text | LayoutArg::Completion) => None,
         Some(LayoutArg::Instruction) => {
             let mut flags = args.template.clone();
             flags.chat_template.get_or_insert_with(|| "instruction".into());
-            own_template(&flags, &folders, tokenizer)?
+            own_template(&flags, voice, tokenizer)?
         }
-        Some(LayoutArg::Chat) => Some(template(&args.template, &folders, tokenizer)?),
-        None => own_template(&args.template, &folders, tokenizer)?,
+        Some(LayoutArg::Chat) => Some(template(&args.template, voice, tokenizer)?),
+        None => own_template(&args.template, voice, tokenizer)?,
     };
     let Some(template) = found else {
         if args.system.is_some() {

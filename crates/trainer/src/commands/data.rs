@@ -4,6 +4,7 @@ use crate::{
     cli::DataArgs,
     console, load,
     sources::{Loaded, Rows},
+    templates::Voice,
 };
 use halfbyte_data::{Dataset, IGNORE, Part, Row, Tokenizer};
 use serde_json::json;
@@ -12,7 +13,7 @@ use std::io::{self, IsTerminal, Write};
 /// Rows token by token with what is learned of them, and how long they are.
 pub(crate) fn data(args: &DataArgs) -> anyhow::Result<()> {
     let base = load::open(&args.model, &[])?;
-    let rows = Rows::named(&args.read, Part::Train, &base)?;
+    let rows = Rows::named(&args.read, Part::Train, (&base, &[Voice::of_base(&base)]))?;
     let Loaded { dataset, report, lines, .. } = rows.load(&base.tokenizer)?;
     let mut out = io::stdout().lock();
     if args.json {

@@ -5,6 +5,7 @@ use crate::{
     load::{self, BaseModel, Waiting},
     plan::{Asked, Plan, Untrained, compared},
     sources::{Loaded, Rows},
+    templates::Voice,
 };
 use halfbyte_data::{Dataset, Part};
 use halfbyte_frozen::Format;
@@ -24,7 +25,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model, &named)?;
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
-    let rows = Rows::named(&args.read, Part::HeldOut, &base)?;
+    let rows = Rows::named(&args.read, Part::HeldOut, (&base, &Voice::all(&named, &base)))?;
     let Loaded { dataset: data, report, .. } = rows.load(&base.tokenizer)?;
     report.warnings().iter().for_each(|it| console::warn(it));
     let mut waiting = Waiting::read(&named, &base.folder, record)?;

@@ -24,11 +24,11 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(user_error("--per-device-eval-batch-size must be at least 1"));
     }
     let mut opened = Opened::open(&args.base, &args.adapter, &args.sampling)?;
-    let prompts = prompts(args, &mut opened)?;
     let names = match &args.use_adapter {
         Some(name) => vec![opened.adapter(name)?],
         None => opened.adapters(),
     };
+    let prompts = prompts(args, &names, &mut opened)?;
     let is_one = args.prompt.len() == 1 && !args.json && args.output.is_none();
     if is_one { one(opened, &prompts[0].ids, &names) } else { several(args, opened, &prompts, &names) }
 }

@@ -9,6 +9,7 @@ use crate::{
     places,
     plan::{Asked, Untrained, compared},
     save_model::save_model,
+    templates::Voice,
 };
 use halfbyte_lora::{Context, check_tied};
 use halfbyte_tensor::{DType, Device};
@@ -30,7 +31,7 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let record = BaseRecord::resolve(&base.folder, &flags, Some(&adapter_dir))?;
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let positions = base.folder.config().max_position_embeddings;
-    let ids = merge_check::sample(&base, args.check_data.as_deref(), positions)?;
+    let ids = merge_check::sample((&base, &Voice::all(&named, &base)), args.check_data.as_deref(), positions)?;
     let planned = Untrained {
         folder: &base.folder,
         format: record.format(),

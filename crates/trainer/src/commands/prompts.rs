@@ -6,25 +6,30 @@ use crate::{
     console,
     failure::user_error,
     places,
-    rows::{LayoutArg, template},
+    rows::LayoutArg,
+    templates::{Voice, template},
 };
 use halfbyte_data::{
     ChatTemplate, ColumnNames, Columns, DataFiles, Part, Prompt, PromptConfig, instruction_prompt, parse_rows,
 };
 use std::sync::Arc;
 
-/// The prompts in their layout, each found to be one that the model can go on from.
-pub(super) fn prompts(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+/// The prompts in their layout for adapters by name, each found to be one that the model can go on from.
+pub(super) fn prompts(args: &GenerateArgs, adapters: &[String], opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
     let layout = if args.chat { Some(LayoutArg::Chat) } else { args.layout };
     match args.prompts.is_empty() {
-        true => of_flags(args, layout.unwrap_or(LayoutArg::Text), opened),
-        false => of_files(args, layout, opened),
+        true => of_flags((args, adapters), layout.unwrap_or(LayoutArg::Text), opened),
+        false => of_files((args, adapters), layout, opened),
     }
 }
 
-fn of_flags(args: &GenerateArgs, layout: LayoutArg, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+fn of_flags(
+    (args, adapters): (&GenerateArgs, &[String]),
+    layout: LayoutArg,
+    opened: &mut Opened,
+) -> anyhow::Result<Vec<Prompt>> {
     let mut dialogue = match layout {
-        LayoutArg::Chat => Some(Dialogue::new(chat_template(args, opened)?, args.system.as_deref())),
+        LayoutArg::Chat => Some(Dialogue::new(chat_template(args, adapters, opened)?, args.system.as_deref())),
         _ if args.system.is_some() => return Err(no_system()),
         _ => None,
     };
@@ -55,7 +60,11 @@ fn of_flags(args: &GenerateArgs, layout: LayoutArg, opened: &mut Opened) -> anyh
     Ok(all)
 }
 
-fn of_files(args: &GenerateArgs, layout: Option<LayoutArg>, opened: &mut Opened) -> anyhow::Result<Vec<Prompt>> {
+fn of_files(
+    (args, adapters): (&GenerateArgs, &[String]),
+    layout: Option<LayoutArg>,
+    opened: &mut Opened,
+) -> anyhow::Result<Vec<Prompt>> {
     let named = args.prompts.iter().map(|it| Ok(places::data(it, Part::HeldOut)?.files));
     let files = DataFiles::find(&named.collect::<anyhow::Result<Vec<_>>>()?.concat(), Part::HeldOut)?;
     if let Some(output) = args.output.as_ref().and_then(|it| it.canonicalize().ok())
@@ -78,7 +87,7 @@ fn of_files(args: &GenerateArgs, layout: Option<LayoutArg>, opened: &mut Opened)
     let config = PromptConfig {
         columns: chosen.columns,
         rows: args.rows.as_deref().map(parse_rows).transpose()?,
-        template: if conversations { Some(Arc::new(chat_template(args, opened)?)) } else { None },
+        template: if conversations { Some(Arc::new(chat_template(args, adapters, opened)?)) } else { None },
         system: args.system.clone(),
         limit: opened.positions(),
     };
@@ -91,9 +100,10 @@ fn no_system() -> anyhow::Error {
     user_error("--system is a message of a chat; add --chat")
 }
 
-/// What writes conversations, which end where it ends an answer, too.
-fn chat_template(args: &GenerateArgs, opened: &mut Opened) -> anyhow::Result<ChatTemplate> {
-    let template = template(&args.template, &opened.folders(), opened.tokenizer())?;
+/// What writes conversations for these adapters, which end where it ends an answer, too.
+fn chat_template(args: &GenerateArgs, adapters: &[String], opened: &mut Opened) -> anyhow::Result<ChatTemplate> {
+    let voices: Vec<Voice> = opened.voices().iter().filter(|it| adapters.contains(&it.name)).cloned().collect();
+    let template = template(&args.template, &voices, opened.tokenizer())?;
     opened.stop_at(&template.end_ids(opened.tokenizer())?);
     Ok(template)
 }

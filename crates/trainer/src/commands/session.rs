@@ -9,6 +9,7 @@ use crate::{
     fingerprint::Fingerprint,
     load::{self, BaseModel, NO_ADAPTER, Waiting},
     plan::{Asked, Plan, Untrained, compared},
+    templates::Voice,
 };
 use halfbyte_data::{Continuation, Tokenizer};
 use halfbyte_frozen::Format;
@@ -16,12 +17,7 @@ use halfbyte_lora::{Adapter, Context};
 use halfbyte_models::{GenerateConfig, Generated, KeptText, Listener, Model, Rehearsed, generate_within};
 use halfbyte_tensor::Device;
 use serde_json::{Map, Value};
-use std::{
-    ffi::OsString,
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{ffi::OsString, io::Write, sync::Arc};
 
 /// All but the weights: what can be wrong is found before these are loaded.
 pub(super) struct Opened {
@@ -31,8 +27,8 @@ pub(super) struct Opened {
     /// Of the adapters, by their names.
     weights: Vec<(String, Fingerprint)>,
     device: Device,
-    /// Where a chat template may lie: the folders of the adapters, and that of the base.
-    folders: Vec<PathBuf>,
+    /// The adapters, if there are any, and the base alone.
+    voices: Vec<Voice>,
     config: GenerateConfig,
 }
 
@@ -75,18 +71,20 @@ impl Opened {
         };
         let weights = named.iter().map(|(name, dir)| Ok((name.clone(), Fingerprint::of_adapter(dir)?)));
         let weights = weights.collect::<anyhow::Result<_>>()?;
-        let mut folders: Vec<PathBuf> = named.into_iter().map(|it| it.1).collect();
-        folders.push(opened.folder.dir().to_owned());
-        Ok(Opened { base: opened, waiting, record, weights, device, folders, config })
+        let mut voices = Voice::all(&named, &opened);
+        if !named.is_empty() {
+            voices.push(Voice::of_base(&opened));
+        }
+        Ok(Opened { base: opened, waiting, record, weights, device, voices, config })
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
         &self.base.tokenizer
     }
 
-    /// Where a chat template may lie, the likeliest place first.
-    pub(super) fn folders(&self) -> Vec<&Path> {
-        self.folders.iter().map(PathBuf::as_path).collect()
+    /// The adapters and the base alone, with their chat templates.
+    pub(super) fn voices(&self) -> &[Voice] {
+        &self.voices
     }
 
     /// Ends texts at these tokens, too.

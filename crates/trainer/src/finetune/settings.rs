@@ -14,6 +14,7 @@ use crate::{
     load::BaseModel,
     places,
     sources::Rows,
+    templates::Voice,
 };
 use halfbyte_data::Part;
 use halfbyte_lora::LoraConfig;
@@ -139,7 +140,8 @@ impl Settings {
             Part::Train => (&self.args.data, &self.args.rows),
             Part::HeldOut => (&self.args.eval_data, &self.args.eval_rows),
         };
-        Rows::find(named, part, (&self.args.row_flags(), self.max_length, range.as_deref()), base)
+        let flags = self.args.row_flags();
+        Rows::find(named, part, (&flags, self.max_length, range.as_deref()), (base, &[Voice::of_training(base)]))
     }
 
     /// Whether the held-out loss is measured on the way.

@@ -1,0 +1,124 @@
+//! Whose chat template writes what an adapter is measured on, asked, and merged with: its own, wherever the base has another or none.
+
+use crate::chat::{TEMPLATE, eval, talks};
+use e2e::{Outcome, TinyModel, Work, run};
+use serde_json::Value;
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Another than [`TEMPLATE`].
+const OTHER: &str = "{% for m in messages %}the {{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}the assistant{% endif %}";
+
+/// A base without a template.
+struct Case {
+    work: Work,
+    base: PathBuf,
+    data: PathBuf,
+}
+
+impl Case {
+    fn new() -> Case {
+        let work = Work::new();
+        let (base, data) = (work.model(&TinyModel::llama()), talks(&work, "talks.jsonl"));
+        Case { work, base, data }
+    }
+
+    /// An adapter that was trained with a template, and its held-out loss at the end.
+    fn adapter(&self, name: &str, template: &str) -> (PathBuf, f64) {
+        let file = self.work.path(&format!("{name}.jinja"));
+        fs::write(&file, template).unwrap();
+        let run = self.work.finetune().output(&self.work.path(name)).path("--data", &self.data);
+        let run = run.path("--eval-data", &self.data).path("--chat-template", &file);
+        let run = run.flags("--max-steps 8 --max-length 64 --quant none --method lora");
+        (run.done(), run.summary()["eval_loss_after"].as_f64().unwrap())
+    }
+
+    /// The loss of an adapter, or of the base, on what was trained on.
+    fn loss(&self, model: &Path, adapter: Option<&Path>, flags: &str) -> f64 {
+        let found = eval(model, &self.data, adapter, &format!("--max-length 64 {flags}"));
+        assert!(!found.stderr.contains("no chat template"), "{found}");
+        found.json()["loss"].as_f64().unwrap()
+    }
+}
+
+/// `COMMAND --model MODEL --adapter NAME=FOLDER.. FLAGS`.
+fn args(command: &str, model: &Path, adapters: &[(&str, &Path)], flags: &str) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec![command.into(), "--model".into(), model.into()];
+    for (name, folder) in adapters {
+        let mut named = OsString::from(format!("{name}="));
+        named.push(folder);
+        args.extend(["--adapter".into(), named]);
+    }
+    args.extend(flags.split_whitespace().map(OsString::from));
+    args
+}
+
+fn near(found: f64, expected: f64) -> bool {
+    (found - expected).abs() < 1e-5 * expected
+}
+
+#[test]
+fn an_adapter_is_measured_by_its_own_template() {
+    let case = Case::new();
+    let (a, expected) = case.adapter("a", TEMPLATE);
+    let found = case.loss(&case.base, Some(&a), "");
+    assert!(near(found, expected), "{found}, at the end of training {expected}");
+    let instructions = case.loss(&case.base, Some(&a), "--chat-template instruction");
+    assert!((instructions - expected).abs() > 0.01, "the template makes a difference: {instructions}, {expected}");
+    // One that the base has is for the base.
+    fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
+    assert_eq!(case.loss(&case.base, Some(&a), ""), found);
+    let alone = case.loss(&case.base, None, "");
+    let other = case.work.path("other.jinja");
+    fs::write(&other, OTHER).unwrap();
+    let mut named = args("eval", &case.base, &[], "--json --compute-dtype f32 --max-length 64 --data");
+    named.extend([case.data.clone().into(), "--chat-template".into(), other.into()]);
+    assert_eq!(run(named).json()["loss"].as_f64().unwrap(), alone);
+}
+
+#[test]
+fn adapters_of_different_templates_are_not_measured_as_one() {
+    let case = Case::new();
+    let ((a, _), (b, _)) = (case.adapter("a", TEMPLATE), case.adapter("b", OTHER));
+    let measure = |adapters: &[(&str, &Path)], data: &Path, flags: &str| {
+        let mut all = args("eval", &case.base, adapters, &format!("--json --max-length 64 {flags} --data"));
+        all.push(data.into());
+        run(all)
+    };
+    let both: [(&str, &Path); 2] = [("first", &a), ("second", &b)];
+    measure(&both, &case.data, "").user_error(&["first", "second", "chat_template.jinja", "--chat-template"]);
+    let lines = |it: Outcome| it.success().stdout.lines().count();
+    assert_eq!(lines(measure(&both, &case.data, "--chat-template chatml")), 2);
+    assert_eq!(lines(measure(&[("first", &a), ("second", &a)], &case.data, "")), 2);
+    // Templates write conversations alone.
+    assert_eq!(lines(measure(&both, &case.work.rows(), "")), 2);
+}
+
+#[test]
+fn each_adapter_is_asked_by_its_own_template() {
+    let case = Case::new();
+    let ((a, _), (b, _)) = (case.adapter("a", TEMPLATE), case.adapter("b", OTHER));
+    let both: [(&str, &Path); 2] = [("b", &b), ("a", &a)];
+    let ask = |flags: &str| {
+        let mut all = args("generate", &case.base, &both, &format!("--json --max-new-tokens 3 {flags} --prompt"));
+        all.push("the cat".into());
+        run(all)
+    };
+    let prompts = |flags: &str| -> Vec<String> {
+        let found = ask(flags).success();
+        let of = |line: &str| serde_json::from_str::<Value>(line).unwrap()["prompt"].as_str().unwrap().to_owned();
+        found.stdout.lines().map(of).collect()
+    };
+    assert_eq!(prompts("--chat --use-adapter a"), ["user : the cat</s>assistant :"]);
+    assert_eq!(prompts("--chat --use-adapter b"), ["the user the cat</s>the assistant"]);
+    let instruction = "### Instruction:\nthe cat\n\n### Response:\n";
+    assert_eq!(prompts("--chat --use-adapter none"), [instruction]);
+    ask("--chat").user_error(&["`b`", "`a`", "chat_template.jinja", "--use-adapter", "--chat-template"]);
+    assert_eq!(prompts("--chat --chat-template instruction"), [instruction, instruction]);
+    assert_eq!(prompts(""), ["the cat", "the cat"], "no conversation");
+    fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
+    assert_eq!(prompts("--chat --use-adapter none"), ["the user the cat</s>the assistant"]);
+}
