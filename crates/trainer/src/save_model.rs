@@ -7,8 +7,8 @@ use halfbyte_files::{ShardedWriter, TensorSpec, read_bytes, write_atomic};
 use halfbyte_lora::Adapter;
 use halfbyte_models::{Model, model_tensors};
 use halfbyte_tensor::{DType, Device, Tensor};
-use serde_json::json;
-use std::{panic::resume_unwind, path::Path, sync::mpsc};
+use serde_json::{Map, Value, json};
+use std::{fs, panic::resume_unwind, path::Path, sync::mpsc};
 
 /// Writes a model with an adapter folded in, as a folder that transformers loads. The configuration, by which a folder is known
 /// as a model's, is written last. Other files come from the folders `from`, of which the last counts.
@@ -85,6 +85,44 @@ fn write_weights(
 /// Copies the tokenizer's files, so that the result can be used without its base.
 pub(crate) fn copy_tokenizer(from: &Path, to: &Path) -> anyhow::Result<()> {
     copy_files(from, to, &TOKENIZER_FILES)
+}
+
+/// Where a folder may hold a chat template, in the order in which they count.
+const TEMPLATE_FILES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"];
+
+/// Has a folder to which the tokenizer's files of several others were copied write conversations by the template of the last one that
+/// has any, where files of another would go before it or have replaced it.
+pub(crate) fn keep_template(from: &[&Path], to: &Path) -> anyhow::Result<()> {
+    let Some((file, template)) = from.iter().rev().find_map(|it| template_of(it)) else { return Ok(()) };
+    let first = to.join(TEMPLATE_FILES[0]);
+    if file != TEMPLATE_FILES[0] && first.exists() {
+        fs::remove_file(&first).with_context(|| first.display().to_string())?;
+    }
+    if template_of(to).is_some_and(|it| it.1 == template) {
+        return Ok(());
+    }
+    let path = to.join(TEMPLATE_FILES[1]);
+    let mut settings = match path.exists() {
+        true => serde_json::from_slice(&read_bytes(&path)?).with_context(|| path.display().to_string())?,
+        false => Map::new(),
+    };
+    settings.insert("chat_template".into(), template);
+    Ok(write_atomic(&path, format!("{:#}\n", Value::Object(settings)).as_bytes())?)
+}
+
+/// The template of a folder, and the file that holds it.
+fn template_of(folder: &Path) -> Option<(&'static str, Value)> {
+    TEMPLATE_FILES.into_iter().find_map(|file| Some((file, template_in(&folder.join(file))?)))
+}
+
+/// What a file holds of a chat template. What is wrong with it says whoever writes by it.
+fn template_in(path: &Path) -> Option<Value> {
+    let bytes = read_bytes(path).ok()?;
+    if path.extension().is_some_and(|it| it == "json") {
+        let Value::Object(mut keys) = serde_json::from_slice(&bytes).ok()? else { return None };
+        return keys.remove("chat_template").filter(|it| !it.is_null());
+    }
+    Some(String::from_utf8_lossy(&bytes).into())
 }
 
 fn copy_files(from: &Path, to: &Path, names: &[&str]) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::chat::{TEMPLATE, eval, talks};
 use e2e::{Outcome, TinyModel, Work, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     ffi::OsString,
     fs,
@@ -121,4 +121,64 @@ fn each_adapter_is_asked_by_its_own_template() {
     assert_eq!(prompts(""), ["the cat", "the cat"], "no conversation");
     fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
     assert_eq!(prompts("--chat --use-adapter none"), ["the user the cat</s>the assistant"]);
+}
+
+#[test]
+fn a_merged_model_has_its_adapters_template() {
+    let case = Case::new();
+    let (adapter, expected) = case.adapter("a", TEMPLATE);
+    let merge = |name: &str| {
+        let output = case.work.path(name);
+        let mut all = args("merge", &case.base, &[], "--dtype f32 --adapter");
+        all.extend([adapter.clone().into(), "--output".into(), output.clone().into()]);
+        run(all).success();
+        output
+    };
+    let is_right = |merged: &Path| {
+        let found = case.loss(merged, None, "");
+        assert!((found - expected).abs() < 1e-3, "{found}, base and adapter {expected}");
+    };
+    let merged = merge("of none");
+    assert_eq!(fs::read_to_string(merged.join("chat_template.jinja")).unwrap(), TEMPLATE);
+    is_right(&merged);
+
+    // The base has one, too.
+    fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
+    is_right(&merge("of another"));
+    // As PEFT and older versions of transformers keep it: in the tokenizer's settings, which a file of its own would go before.
+    fs::remove_file(adapter.join("chat_template.jinja")).unwrap();
+    let settings =
+        |template: &str| json!({ "eos_token": "</s>", "unk_token": "?", "chat_template": template }).to_string();
+    fs::write(adapter.join("tokenizer_config.json"), settings(TEMPLATE)).unwrap();
+    is_right(&merge("of settings"));
+    // Or in the file of a processor, before which the settings of the base would go.
+    fs::remove_file(adapter.join("tokenizer_config.json")).unwrap();
+    fs::remove_file(case.base.join("chat_template.jinja")).unwrap();
+    let path = case.base.join("tokenizer_config.json");
+    let before = fs::read(&path).unwrap();
+    fs::write(&path, settings(OTHER)).unwrap();
+    fs::write(adapter.join("chat_template.json"), json!({ "chat_template": TEMPLATE }).to_string()).unwrap();
+    is_right(&merge("of a processor"));
+    // An adapter that has settings without one is asked by that of its base.
+    fs::remove_file(adapter.join("chat_template.json")).unwrap();
+    fs::write(adapter.join("tokenizer_config.json"), &before).unwrap();
+    fs::write(&path, settings(TEMPLATE)).unwrap();
+    is_right(&merge("of the base"));
+    fs::write(&path, before).unwrap();
+
+    // One with weights alone changes nothing of what is beside the base.
+    for entry in fs::read_dir(&adapter).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_file() && !name.starts_with("adapter_") && name != "halfbyte_base.json" {
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
+    let merged = merge("of weights");
+    for (name, bytes) in case.work.contents(&case.base) {
+        if !name.ends_with("config.json") && name.extension().is_none_or(|it| it != "safetensors") {
+            assert_eq!(fs::read(merged.join(&name)).unwrap(), bytes, "{}", name.display());
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
     merge_check::{self, Agreement, LEAST_AGREEMENT, WORST_KL},
     places,
     plan::{Asked, Untrained, compared},
-    save_model::save_model,
+    save_model::{keep_template, save_model},
     templates::Voice,
 };
 use halfbyte_lora::{Context, check_tied};
@@ -48,7 +48,12 @@ pub(crate) fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     let both = merge_check::predictions(model.as_ref(), &ids, &Context::new(Some(adapter.clone())))?;
     target.write(|draft| {
         let what = (model.as_ref(), Some(adapter.as_ref()));
-        save_model(what, &base.folders(), draft, args.dtype.dtype(), args.max_shard_size)?;
+        let mut from = base.folders();
+        // What belongs to the tokenizer is as it was in training, if the adapter brings that.
+        from.retain(|it| *it != adapter_dir.as_path());
+        from.push(&adapter_dir);
+        save_model(what, &from, draft, args.dtype.dtype(), args.max_shard_size)?;
+        keep_template(&from, draft)?;
         let merged = merge_check::predictions_of_folder(draft, &ids)?;
         judge(&Agreement::of(&both, &merged), args.force)
     })?;
