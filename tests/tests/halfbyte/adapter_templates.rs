@@ -1,12 +1,14 @@
 //! Whose chat template writes what an adapter is measured on, asked, and merged with: its own, wherever the base has another or none.
 
 use crate::chat::{TEMPLATE, eval, talks};
-use e2e::{Outcome, TinyModel, Work, run};
+use e2e::{Outcome, TinyModel, Work, halfbyte, run};
 use serde_json::{Value, json};
 use std::{
     ffi::OsString,
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 /// Another than [`TEMPLATE`].
@@ -181,4 +183,48 @@ fn a_merged_model_has_its_adapters_template() {
             assert_eq!(fs::read(merged.join(&name)).unwrap(), bytes, "{}", name.display());
         }
     }
+}
+
+#[test]
+fn in_a_talk_the_template_changes_with_the_adapter() {
+    let case = Case::new();
+    let ((a, _), (b, _)) = (case.adapter("a", TEMPLATE), case.adapter("b", OTHER));
+    let talk = |adapters: &[(&str, &Path)], flags: &str, lines: &str| {
+        let mut command = halfbyte();
+        command.args(args("chat", &case.base, adapters, &format!("--max-new-tokens 5 --compute-dtype f32 {flags}")));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        Outcome::new(lines.to_owned(), &child.wait_with_output().unwrap()).success()
+    };
+    let (of_a, of_b) = (talk(&[("a", &a)], "", "the cat\n").stdout, talk(&[("b", &b)], "", "the cat\n").stdout);
+    let both: [(&str, &Path); 2] = [("b", &b), ("a", &a)];
+    let found = talk(&both, "", "the cat\n/reset\n/adapter a\nthe cat\n/reset\n/adapter b\nthe cat\n");
+    assert_eq!(found.stdout, format!("{of_b}{of_a}{of_b}"));
+    assert!(found.stderr.contains("conversations are written by") && found.stderr.contains("a/chat_template.jinja"));
+    // What was said before is written anew.
+    let twice = talk(&both, "", "the cat\n/adapter a\nthe dog\n").stdout;
+    let of_b = of_b.trim_end_matches('\n');
+    let mut all = args("generate", &case.base, &[("a", &a)], "--max-new-tokens 5 --compute-dtype f32 --prompt");
+    let said = of_b.trim();
+    all.push(format!("user : the cat</s>assistant : {said}</s>user : the dog</s>assistant :").into());
+    assert_eq!(twice, format!("{of_b}\n{}", run(all).success().stdout));
+
+    // The base has none.
+    let base = talk(&[], "--layout chat", "the cat\n").stdout;
+    let found = talk(&both, "", "/adapter none\nthe cat\n");
+    assert_eq!(found.stdout, base);
+    assert!(found.stderr.contains("no chat template"), "{found}");
+    assert_eq!(talk(&both, "", "/unload b\nthe cat\n").stdout, base, "the base is in use then");
+    let kept = talk(&both, "--chat-template chatml", "/adapter a\nthe cat\n");
+    assert_eq!(kept.stdout, talk(&[("a", &a)], "--chat-template chatml", "the cat\n").stdout);
+    assert!(!kept.stderr.contains("conversations are written by"), "{kept}");
+    // A text stays one, whoever continues it.
+    let text = talk(&[("a", &a)], "--layout text", "the cat\n").stdout;
+    let silent = talk(&both, "--layout text", "/adapter a\nthe cat\n");
+    assert_eq!(silent.stdout, text);
+    assert!(!silent.stderr.contains("warning"), "{silent}");
+    let plain = case.work.finetune().output(&case.work.path("plain")).done();
+    let told = talk(&[("plain", &plain), ("a", &a)], "--quant none", "/adapter a\nthe cat\n");
+    assert_eq!(told.stdout, text);
+    assert!(told.stderr.contains("a has a chat template") && told.stderr.contains("--layout chat"), "{told}");
 }

@@ -8,8 +8,8 @@ use crate::{
     console,
     failure::{message, user_error},
     load::NO_ADAPTER,
-    rows::LayoutArg,
-    templates::{own_template, template},
+    rows::{LayoutArg, TemplateFlags},
+    templates::{Voice, own_template, template},
 };
 use halfbyte_files::append_file;
 use std::{
@@ -17,7 +17,7 @@ use std::{
     path::Path,
 };
 
-const HELP: &str = "/adapter NAME  use an adapter (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave (on a terminal, Ctrl-D; Ctrl-C ends an answer, the arrows bring lines back)";
+const HELP: &str = "/adapter NAME  use an adapter and its chat template (`none`: the base alone)\n/adapters      list them\n/unload NAME   give an adapter's memory back\n/undo          forget the last question and its answer\n/reset         forget what was said\n/save FILE     append the conversation to a file of rows, to be trained on\n/quit          leave (on a terminal, Ctrl-D; Ctrl-C ends an answer, the arrows bring lines back)";
 
 /// Tokens of what is said first, for which there must be memory before the model is loaded; later there is a look at what is free.
 const FIRST: usize = 512;
@@ -34,6 +34,7 @@ enum Said {
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let mut opened = Opened::open(&args.base, &args.adapter, &args.sampling)?;
     let mut said = begin(args, &mut opened)?;
+    let voices = opened.voices().to_vec();
     let mut session = opened.load(FIRST)?;
     let first = session.names().next().unwrap_or(NO_ADAPTER).to_owned();
     session.activate(&first)?;
@@ -60,8 +61,8 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
                 Err(error) => console::warn(&message(&error)),
             },
             ("/adapters", _) => session.names().for_each(console::say),
-            ("/adapter", name) => tell(session.activate(name), &session),
-            ("/unload", name) => tell(session.unload(name), &session),
+            ("/adapter", name) => tell(session.activate(name), &mut session, (&mut said, args, &voices)),
+            ("/unload", name) => tell(session.unload(name), &mut session, (&mut said, args, &voices)),
             (command, _) if command.starts_with('/') => {
                 console::warn(&format!("{command} is unknown; /help lists the commands"))
             }
@@ -85,13 +86,8 @@ fn begin(args: &ChatArgs, opened: &mut Opened) -> anyhow::Result<Said> {
     let (voice, tokenizer) = (&opened.voices()[..1], opened.tokenizer());
     let found = match args.layout {
         Some(LayoutArg::Text | LayoutArg::Completion) => None,
-        Some(LayoutArg::Instruction) => {
-            let mut flags = args.template.clone();
-            flags.chat_template.get_or_insert_with(|| "instruction".into());
-            own_template(&flags, voice, tokenizer)?
-        }
-        Some(LayoutArg::Chat) => Some(template(&args.template, voice, tokenizer)?),
-        None => own_template(&args.template, voice, tokenizer)?,
+        Some(_) => Some(template(&flags(args), voice, tokenizer)?),
+        None => own_template(&flags(args), voice, tokenizer)?,
     };
     let Some(template) = found else {
         if args.system.is_some() {
@@ -106,7 +102,41 @@ fn begin(args: &ChatArgs, opened: &mut Opened) -> anyhow::Result<Said> {
     Ok(Said::Turns(Box::new(Dialogue::new(template, args.system.as_deref()))))
 }
 
+/// The flags of the template, with what the layout says of it.
+fn flags(args: &ChatArgs) -> TemplateFlags {
+    let mut flags = args.template.clone();
+    if args.layout == Some(LayoutArg::Instruction) {
+        flags.chat_template.get_or_insert_with(|| "instruction".into());
+    }
+    flags
+}
+
 impl Said {
+    /// Goes on as the adapter in use would have a conversation written.
+    fn follow(&mut self, session: &mut Session, args: &ChatArgs, voices: &[Voice]) -> anyhow::Result<()> {
+        let voice = voices.iter().filter(|it| it.name == session.active()).take(1).cloned().collect::<Vec<_>>();
+        match self {
+            Said::Text(..) => {
+                if args.layout.is_none() && own_template(&flags(args), &voice, session.tokenizer())?.is_some() {
+                    console::warn(&format!(
+                        "{} has a chat template, and what is typed goes on being continued as text; --layout chat begins a conversation",
+                        session.active()
+                    ));
+                }
+            }
+            Said::Turns(dialogue) => {
+                let found = template(&flags(args), &voice, session.tokenizer())?;
+                if found != *dialogue.template() {
+                    console::say(&format!("conversations are written by {} from now on", found.origin()));
+                    let ends = found.end_ids(session.tokenizer())?;
+                    session.stop_only_at(&ends);
+                    dialogue.write_by(found);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a line and writes what the model makes of it; if that fails, what was said is as it was.
     fn go_on(&mut self, session: &mut Session, line: &str, out: &mut dyn Write) -> anyhow::Result<()> {
         match self {
@@ -186,10 +216,13 @@ impl Write for Dimmed<'_> {
     }
 }
 
-/// Says which adapter is in use now, or what was wrong.
-fn tell(done: anyhow::Result<()>, session: &Session) {
-    match done {
-        Ok(()) => console::say(&format!("adapter: {}", session.active())),
-        Err(error) => console::warn(&error.to_string()),
+/// Says which adapter is in use now, and has its template write what follows, or says what was wrong.
+fn tell(done: anyhow::Result<()>, session: &mut Session, (said, args, voices): (&mut Said, &ChatArgs, &[Voice])) {
+    if let Err(error) = done {
+        return console::warn(&error.to_string());
+    }
+    console::say(&format!("adapter: {}", session.active()));
+    if let Err(error) = said.follow(session, args, voices) {
+        console::warn(&format!("{}; conversations are written as before", message(&error)));
     }
 }

@@ -18,6 +18,18 @@ impl Dialogue {
         Dialogue { template, messages, text: String::new(), ids: Vec::new() }
     }
 
+    /// What writes the conversation.
+    pub(super) fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// Has another template write the conversation, what was said before with it.
+    pub(super) fn write_by(&mut self, template: ChatTemplate) {
+        self.template = template;
+        self.text.clear();
+        self.ids.clear();
+    }
+
     /// The tokens to be continued once the user has said something. If the template refuses it, nothing was said.
     pub(super) fn ask(&mut self, said: &str, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
         let mut messages = self.messages.clone();

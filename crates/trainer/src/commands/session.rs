@@ -217,6 +217,11 @@ impl Session {
         Ok(())
     }
 
+    /// Ends texts at these tokens, and where the tokenizer says, and nowhere else.
+    pub(super) fn stop_only_at(&mut self, ids: &[u32]) {
+        self.config.eos_token_ids = [self.base.tokenizer.stop_ids(), ids].concat();
+    }
+
     /// Gives an adapter's memory back. If it was in use, the base alone is from now on.
     pub(super) fn unload(&mut self, name: &str) -> anyhow::Result<()> {
         let adapter = self.adapters.remove(self.find(name)?);
