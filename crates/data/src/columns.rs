@@ -254,6 +254,11 @@ impl Columns {
         }
     }
 
+    /// Whether a file of these columns has all that are needed.
+    pub fn are_among(&self, columns: &[Column]) -> bool {
+        self.wanted().iter().all(|wanted| wanted.optional || columns.iter().any(|it| it.name == wanted.name))
+    }
+
     /// What is read, in the order in which a row is taken apart.
     pub(crate) fn wanted(&self) -> Vec<Wanted> {
         let text = |name: &str| Wanted { name: name.into(), kind: Kind::Text, optional: false };

@@ -21,6 +21,7 @@ mod places;
 mod plan;
 mod quantized_checkpoint;
 mod rows;
+mod run_rows;
 mod save_model;
 mod sources;
 mod spellings;

@@ -11,8 +11,8 @@ use crate::{
     token_cache::Entry,
 };
 use halfbyte_data::{
-    ChatTemplate, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, HoldOut, LossOn, Part, Report, Share,
-    Tokenised, Tokenizer, parse_rows,
+    ChatTemplate, Chosen, Column, ColumnNames, Columns, DataConfig, DataFiles, Dataset, Excess, HoldOut, LossOn, Part,
+    Report, Share, Tokenised, Tokenizer, parse_rows,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -185,34 +185,19 @@ impl Finder<'_> {
         let named = named.iter().map(|it| Ok(places::data(it, part)?.files)).collect::<anyhow::Result<Vec<_>>>()?;
         let files = DataFiles::find(&named.concat(), part)?;
         let columns = files.columns()?;
-        let chosen = Columns::choose(&columns, &self.names()?, flags.layout.map(Into::into))
-            .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
+        let chosen = choose(&files, &columns, flags)?;
         chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
         let conversations = chosen.columns.are_conversations(&columns);
-        let loss_on = if flags.train_on_inputs { Some(LossOn::All) } else { flags.loss_on.map(Into::into) };
         let config = DataConfig {
             columns: chosen.columns,
             rows: self.range.map(parse_rows).transpose()?,
             max_length: self.max_length,
             excess: flags.excess_length_strategy.map_or(Excess::Truncate, Into::into),
             append_eos: flags.append_eos.map(|it| it == Switch::On),
-            loss_on,
+            loss_on: loss_on(flags),
             template: if conversations { Some(self.template()?) } else { None },
         };
         Ok(Source { files, config, weight: None })
-    }
-
-    /// The names of columns, as the flags give them.
-    fn names(&self) -> anyhow::Result<ColumnNames> {
-        let flags = self.flags;
-        let names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
-        let Some(text) = &flags.text_column else { return Ok(names) };
-        if flags.layout.is_some_and(|it| it != LayoutArg::Text) || flags.columns.is_some() {
-            return Err(user_error(format!(
-                "--text-column {text} is a column of text, but --layout or --columns says that rows are something else; leave one out"
-            )));
-        }
-        Ok(names.with_text(text))
     }
 
     fn template(&mut self) -> anyhow::Result<Arc<ChatTemplate>> {
@@ -223,4 +208,32 @@ impl Finder<'_> {
         self.template = Some(found.clone());
         Ok(found)
     }
+}
+
+/// The columns that flags choose of files, if these have them.
+pub(crate) fn columns_for(files: &DataFiles, flags: &RowFlags) -> Option<Columns> {
+    let columns = files.columns().ok()?;
+    choose(files, &columns, flags).ok().map(|it| it.columns).filter(|it| it.are_among(&columns))
+}
+
+fn choose(files: &DataFiles, columns: &[Column], flags: &RowFlags) -> anyhow::Result<Chosen> {
+    Columns::choose(columns, &names(flags)?, flags.layout.map(Into::into))
+        .map_err(|error| user_error(format!("{}: {error}", files.described())))
+}
+
+/// What counts in the loss, as flags say it.
+pub(crate) fn loss_on(flags: &RowFlags) -> Option<LossOn> {
+    if flags.train_on_inputs { Some(LossOn::All) } else { flags.loss_on.map(Into::into) }
+}
+
+/// The names of columns, as the flags give them.
+fn names(flags: &RowFlags) -> anyhow::Result<ColumnNames> {
+    let names = flags.columns.as_deref().map_or_else(|| Ok(ColumnNames::default()), ColumnNames::parse)?;
+    let Some(text) = &flags.text_column else { return Ok(names) };
+    if flags.layout.is_some_and(|it| it != LayoutArg::Text) || flags.columns.is_some() {
+        return Err(user_error(format!(
+            "--text-column {text} is a column of text, but --layout or --columns says that rows are something else; leave one out"
+        )));
+    }
+    Ok(names.with_text(text))
 }

@@ -39,6 +39,12 @@ impl Voice {
         if named.is_empty() { vec![Voice::of_base(base)] } else { named.iter().map(one).collect() }
     }
 
+    /// Whether its conversations are written by this template if no flag names one.
+    pub(crate) fn writes_by(&self, template: &ChatTemplate, tokenizer: &Tokenizer) -> anyhow::Result<bool> {
+        let Some(own) = self.template(tokenizer)? else { return Ok(template.source() == INSTRUCTION) };
+        Ok(own.source() == template.source() && own.source_with_tools() == template.source_with_tools())
+    }
+
     /// Its template, if it has one.
     fn template(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<ChatTemplate>> {
         for folder in &self.folders {

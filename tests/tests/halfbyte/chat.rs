@@ -24,14 +24,14 @@ pub(crate) fn talks(work: &Work, name: &str) -> PathBuf {
     written(work, name, &vec![row; 8])
 }
 
-fn written(work: &Work, name: &str, rows: &[Value]) -> PathBuf {
+pub(crate) fn written(work: &Work, name: &str, rows: &[Value]) -> PathBuf {
     let path = work.path(name);
     fs::write(&path, rows.iter().map(|it| format!("{it}\n")).collect::<String>()).unwrap();
     path
 }
 
 /// A model with a chat template of its own.
-fn with_template(work: &Work) -> PathBuf {
+pub(crate) fn with_template(work: &Work) -> PathBuf {
     let model = work.model(&TinyModel::llama());
     fs::write(model.join("chat_template.jinja"), TEMPLATE).unwrap();
     model

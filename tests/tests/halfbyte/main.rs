@@ -14,6 +14,7 @@ mod config_file;
 mod cuda;
 mod earlier;
 mod endings;
+mod eval_rows;
 mod eval_split;
 mod exit_codes;
 mod experts;

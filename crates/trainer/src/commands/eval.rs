@@ -2,9 +2,11 @@ use crate::{
     base_record::BaseRecord,
     cli::EvalArgs,
     console, evaluate,
+    finetune::row_line_of,
     load::{self, BaseModel, Waiting},
     plan::{Asked, Plan, Untrained, compared},
-    sources::{Loaded, Rows},
+    run_rows,
+    sources::Rows,
     templates::Voice,
 };
 use halfbyte_data::{Dataset, Part};
@@ -25,9 +27,18 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<()> {
     let base = load::open(&args.base.model, &named)?;
     let first = named.first().map(|it| it.1.as_path());
     let record = BaseRecord::resolve(&base.folder, &args.base.flags(), first)?;
-    let rows = Rows::named(&args.read, Part::HeldOut, (&base, &Voice::all(&named, &base)))?;
-    let Loaded { dataset: data, report, .. } = rows.load(&base.tokenizer)?;
-    report.warnings().iter().for_each(|it| console::warn(it));
+    let voices = Voice::all(&named, &base);
+    let rows = Rows::named(&args.read, Part::HeldOut, (&base, &voices))?;
+    let loaded = rows.load(&base.tokenizer)?;
+    for (line, source) in loaded.lines.iter().zip(&rows.sources) {
+        console::say(&format!("{line}; {}", row_line_of(source)));
+    }
+    loaded.report.warnings().iter().for_each(|it| console::warn(it));
+    for ((_, dir), voice) in named.iter().zip(&voices) {
+        let told = run_rows::difference(dir, &args.read, (&rows, &loaded), (&base, voice))?;
+        told.iter().for_each(|it| console::warn(it));
+    }
+    let data = loaded.dataset;
     let mut waiting = Waiting::read(&named, &base.folder, record)?;
     let plan = fits(args, &base, (&data, &waiting), (record.format(), &device))?;
     let mut model = load::load(&base.folder, record.format(), &device, Some(&mut waiting))?;

@@ -23,6 +23,7 @@ mod values;
 
 pub use args::FinetuneArgs;
 pub use run::run;
+pub(crate) use used::row_line_of;
 pub use values::{BiasArg, CheckpointingArg, Method, SchedulerArg};
 
 /// The name of the adapter that trains.

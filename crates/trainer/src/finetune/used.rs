@@ -76,6 +76,12 @@ impl UsedSource {
     }
 }
 
+/// For people: what becomes of the rows of a source.
+pub(crate) fn row_line_of(source: &Source) -> String {
+    let it = UsedSource::of(source);
+    row_line(&it.template, it.append_eos, &it.loss_on)
+}
+
 /// For people: what becomes of a row.
 fn row_line(template: &str, append_eos: bool, loss_on: &str) -> String {
     let end = if append_eos { "and" } else { "without" };
