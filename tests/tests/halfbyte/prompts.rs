@@ -67,6 +67,9 @@ fn each_text_is_as_alone_and_they_come_in_order() {
     let sampled = |flags: &str| of_file(&model, &file, &format!("--temperature 2 {flags}")).success().stdout;
     assert_eq!(sampled("--batch-size 2"), sampled("--batch-size 5"));
     assert_ne!(sampled(""), sampled("--seed 1"));
+    // So parts that several machines make are those of the whole.
+    let parts = ["--rows 0..3", "--rows 3..7"].map(|it| sampled(&format!("--json {it}")));
+    assert_eq!(parts.concat(), sampled("--json"));
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl Lines {
 /// What the continuations of a list of prompts are, adapter by adapter: each prompt with each adapter in turn.
 pub(super) struct Wanted<'a> {
     pub(super) prompts: &'a [Prompt],
+    /// The number of the first one's row.
+    pub(super) first: usize,
     /// Names of adapters, if it matters which.
     pub(super) adapters: Vec<Option<&'a str>>,
     /// By what each one's weights are known.
@@ -60,7 +62,7 @@ impl Wanted<'_> {
     /// What a line of a file has to say of itself.
     fn keys(&self, at: usize) -> Value {
         let row = at % self.prompts.len();
-        let mut object = json!({ "row": row });
+        let mut object = json!({ "row": self.first + row });
         if let Some(name) = self.adapters[at / self.prompts.len()] {
             object["adapter"] = name.into();
         }

@@ -9,7 +9,7 @@ use crate::{
     failure::user_error,
     load::NO_ADAPTER,
 };
-use halfbyte_data::Prompt;
+use halfbyte_data::{Prompt, parse_rows};
 use halfbyte_models::{Generated, Heard, StopReason};
 use indicatif::ProgressBar;
 use std::{
@@ -64,8 +64,10 @@ fn several(args: &GenerateArgs, opened: Opened, prompts: &[Prompt], names: &[Str
         [one] if one == NO_ADAPTER => vec![None],
         all => all.iter().map(|it| Some(it.as_str())).collect(),
     };
+    // Rows keep the numbers that they have in their files, and so what is drawn for them.
+    let first = args.rows.as_deref().map(parse_rows).transpose()?.map_or(0, |it| it.start);
     let weights = names.iter().map(|it| opened.weights_of(it)).collect();
-    let wanted = Wanted { prompts, adapters, weights, settings: opened.settings()? };
+    let wanted = Wanted { prompts, first, adapters, weights, settings: opened.settings()? };
     let (answers, done) = match &args.output {
         Some(path) => Answers::file(path, &wanted, args.resume, args.overwrite)?,
         None if args.json => (Answers::Objects, 0),
@@ -117,7 +119,7 @@ impl Work<'_> {
     /// Continues the prompts from one on with the adapter in use; `first` of all texts is that of the first prompt.
     fn through(&mut self, session: &Session, (first, from): (usize, usize), together: usize) -> anyhow::Result<()> {
         let ids: Vec<Vec<u32>> = self.wanted.prompts[from..].iter().map(|it| it.ids.clone()).collect();
-        session.continue_all((&ids, from), together, &mut |number, heard| {
+        session.continue_all((&ids, self.wanted.first + from), together, &mut |number, heard| {
             match heard {
                 Heard::Token(_) => self.sums.token(&self.bar),
                 Heard::Ended(it) => {
