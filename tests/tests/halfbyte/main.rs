@@ -37,6 +37,7 @@ mod nonfinite;
 mod odd_inputs;
 mod offload;
 mod other_tools;
+mod overwriting;
 mod packing;
 mod parsers;
 mod pissa;

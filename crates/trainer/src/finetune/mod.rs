@@ -11,6 +11,7 @@ mod fits;
 mod listener;
 mod output;
 mod profile;
+mod reads;
 mod record;
 mod resume;
 mod rhythm;

@@ -4,6 +4,7 @@ use crate::{console, failure::user_error};
 use anyhow::Context;
 use halfbyte_files::{Lock, make_folder, remove_folder, sweep};
 use halfbyte_train::Checkpoints;
+use serde_json::Value;
 use std::{
     ffi::OsString,
     fs,
@@ -45,6 +46,9 @@ impl RunFolder {
         let shown = path.display();
         if path.exists() && !path.is_dir() {
             return Err(user_error(format!("{shown}: --output is a file; name a folder")));
+        }
+        if overwrite {
+            refuse_model(path)?;
         }
         make_folder(path).with_context(|| format!("{shown}: the output folder cannot be made"))?;
         let Some(lock) = Lock::take(&path.join(LOCK))? else {
@@ -132,4 +136,29 @@ impl RunFolder {
         let names = names.map(|it| it.map(|it| it.file_name())).collect::<std::io::Result<Vec<_>>>()?;
         Ok(names.into_iter().filter(|it| it != LOCK).collect())
     }
+}
+
+/// Refuses to replace a whole model that no run wrote, as a base or what `merge` and `quantize` make is: nobody could bring it back.
+fn refuse_model(path: &Path) -> anyhow::Result<()> {
+    if [SUMMARY, SETTINGS].iter().any(|it| path.join(it).exists()) {
+        return Ok(());
+    }
+    let config = fs::read(path.join("config.json")).unwrap_or_default();
+    let is_model = serde_json::from_slice(&config)
+        .is_ok_and(|it: Value| ["model_type", "architectures"].iter().any(|key| it.get(key).is_some()));
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    match names.iter().find(|it| is_model && is_of_weights(it)) {
+        None => Ok(()),
+        Some(weights) => Err(user_error(format!(
+            "{}: --overwrite replaces what an earlier run of finetune left, but this is a whole model (config.json, {weights}) that none wrote; name another folder with --output, or remove it by hand",
+            path.display()
+        ))),
+    }
+}
+
+/// Whether a file holds weights of a model.
+fn is_of_weights(name: &str) -> bool {
+    [".safetensors", ".bin", ".pt", ".pth"].iter().any(|it| name.ends_with(it)) && !name.starts_with("adapter_")
 }

@@ -6,7 +6,7 @@ use super::{
     data::Data,
     epochs, fits,
     output::RunFolder,
-    profile,
+    profile, reads,
     record::{MetricsLog, Summary, Totals},
     resume::{eval_loss_before, resume},
     settings::Settings,
@@ -39,6 +39,9 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     let mut settings = Settings::resolve(args)?;
     let device = load::device(settings.device)?;
     let named = Beginning::named(&settings)?;
+    for folder in named.iter().map(|it| &it.1).chain([&settings.model]) {
+        reads::refuse(&settings.output, folder)?;
+    }
     let base = load::open(&settings.model, &named)?;
     settings.base.weights = Fingerprint::of_base(&base.folder)?;
     let mut data = Data::load(&settings, &base)?;

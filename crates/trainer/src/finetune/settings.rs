@@ -3,6 +3,7 @@
 use super::{
     adapter_flags,
     args::FinetuneArgs,
+    reads,
     rhythm::Cadence,
     scheduler,
     values::{CheckpointingArg, Method, OptimArg},
@@ -134,14 +135,17 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The rows to train on, or those that are held out.
+    /// The rows to train on, or those that are held out; refused where the run would write over them.
     pub(crate) fn rows(&self, part: Part, base: &BaseModel) -> anyhow::Result<Rows> {
         let (named, range) = match part {
             Part::Train => (&self.args.data, &self.args.rows),
             Part::HeldOut => (&self.args.eval_data, &self.args.eval_rows),
         };
-        let flags = self.args.row_flags();
-        Rows::find(named, part, (&flags, self.max_length, range.as_deref()), (base, &[Voice::of_training(base)]))
+        let flags = (&self.args.row_flags(), self.max_length, range.as_deref());
+        let rows = Rows::find(named, part, flags, (base, &[Voice::of_training(base)]))?;
+        let mut files = rows.sources.iter().flat_map(|it| it.files.paths());
+        files.try_for_each(|it| reads::refuse(&self.output, it))?;
+        Ok(rows)
     }
 
     /// Whether the held-out loss is measured on the way.
