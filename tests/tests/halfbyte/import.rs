@@ -209,3 +209,29 @@ fn commands_of_other_programs_are_taken_or_answered() {
         assert_eq!(outcome.code, Some(2), "{outcome}");
     }
 }
+
+#[test]
+fn a_file_that_is_there_is_kept() {
+    let work = Work::new();
+    let file = work.path("lf.yaml");
+    let text = "model_name_or_path: a/b\nstage: sft\ndataset_dir: ONLINE\ndataset: c/d\n";
+    fs::write(&file, text).unwrap();
+    let import = |output: &Path, more: &[&str]| {
+        let args = [Path::new("import-config"), &file, Path::new("--output"), output];
+        run(args.into_iter().chain(more.iter().map(Path::new)))
+    };
+    fs::create_dir(work.path("inner")).unwrap();
+    for more in [&[][..], &["--overwrite"]] {
+        import(&file, more).user_error(&["lf.yaml", "is being read"]);
+        import(&work.path("inner/../lf.yaml"), more).user_error(&["lf.yaml", "is being read"]);
+        import(&work.path("inner"), more).user_error(&["inner", "is a folder"]);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    let output = work.path("run.toml");
+    fs::write(&output, "rank = 3").unwrap();
+    import(&output, &[]).user_error(&["run.toml", "exists", "--overwrite"]);
+    assert_eq!(fs::read_to_string(&output).unwrap(), "rank = 3");
+    import(&output, &["--overwrite"]).success();
+    assert!(fs::read_to_string(&output).unwrap().contains("model = \"a/b\""));
+    import(&work.path("new.toml"), &[]).success();
+}

@@ -34,10 +34,16 @@ pub struct ImportConfigArgs {
     /// Write the settings there instead of to standard output.
     #[arg(long, value_name = "FILE.toml")]
     pub output: Option<PathBuf>,
+    /// Replace the file that --output names.
+    #[arg(long, requires = "output")]
+    pub overwrite: bool,
 }
 
 /// Runs the command.
 pub(crate) fn import_config(args: &ImportConfigArgs) -> anyhow::Result<()> {
+    if let Some(output) = &args.output {
+        check_output(args, output)?;
+    }
     let imported = Import::of(&args.file)?;
     for (key, why) in &imported.left_out {
         console::warn(&format!("{key}: {why}"));
@@ -51,6 +57,22 @@ pub(crate) fn import_config(args: &ImportConfigArgs) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Refuses a file that is there already, and the one that is read whatever the flags.
+fn check_output(args: &ImportConfigArgs, output: &Path) -> anyhow::Result<()> {
+    let Ok(place) = output.canonicalize() else { return Ok(()) };
+    let refuse = |why: &str| Err(user_error(format!("{}: {why}", output.display())));
+    if args.file.canonicalize().is_ok_and(|it| it == place) {
+        return refuse("--output would replace the file that is being read; name another file");
+    }
+    if place.is_dir() {
+        return refuse("--output is a folder; name a file");
+    }
+    if !args.overwrite {
+        return refuse("exists; --overwrite replaces it");
+    }
+    Ok(())
 }
 
 /// Whose file it is; they differ in how they name data sets, and in what trains where nothing is said.
