@@ -133,7 +133,7 @@ fn check(modules: &Modules<'_>, config: &LoraConfig, report: &AttachReport) -> R
 }
 
 /// The last components of the linear layers' paths, each once, in the model's order.
-fn local_names(modules: &Modules<'_>) -> Vec<String> {
+pub(crate) fn local_names(modules: &Modules<'_>) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for linear in &modules.linears {
         let name = linear.path().rsplit('.').next().unwrap_or_default().to_owned();

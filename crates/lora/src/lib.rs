@@ -25,6 +25,7 @@ mod svd;
 mod takeover;
 mod targets;
 mod token_rows;
+mod unmatched;
 mod variants;
 mod weight;
 
@@ -44,6 +45,7 @@ pub use role::{Role, Trained};
 pub use shares::Share;
 pub use takeover::Takeover;
 pub use targets::{Selection, layer_index, suggest};
+pub use unmatched::refuse_unmatched;
 pub use variants::{Dora, EmbeddingLora, Full, Lora, Module, Stacked, Update};
 pub use weight::Weight;
 

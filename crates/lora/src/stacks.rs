@@ -95,7 +95,7 @@ impl LoraConfig {
 }
 
 /// The names of modules that are parameters today.
-fn renamed(modules: &Modules<'_>) -> Vec<Renamed> {
+pub(crate) fn renamed(modules: &Modules<'_>) -> Vec<Renamed> {
     // A family that came with version 5 has always had parameters there.
     if modules.linears.iter().any(|it| it.member().is_some() && it.is_published_transposed()) {
         return Vec::new();

@@ -27,6 +27,39 @@ fn target_modules_without_a_match() {
 }
 
 #[test]
+fn names_that_mean_nothing_beside_others_that_do() {
+    refused("--target-modules q_proj,v_porj", &["target_modules v_porj", "q_proj, k_proj, v_proj"]);
+    refused("--target-modules q_proj,self_attn.up_proj", &["self_attn.up_proj", "up_proj"]);
+    refused("--rank-pattern q_porj=4", &["rank_pattern names `q_porj`", "q_proj"]);
+    refused("--rank-pattern q_proj=2,layers.7.*=4", &["rank_pattern names `layers.7.*`"]);
+    refused("--alpha-pattern nothing=4", &["alpha_pattern names `nothing`", "q_proj"]);
+    refused("--exclude-modules k_proj,q_porj", &["exclude_modules names `q_porj`", "q_proj"]);
+    refused("--exclude-modules .*[.]porj", &["exclude_modules names `.*[.]porj`", "q_proj"]);
+    refused("--target-parameters nothing", &["target_parameters names `nothing`", "q_proj.weight"]);
+    let work = Work::new();
+    let right = "--target-modules q_proj,self_attn.v_proj,embed_tokens --rank-pattern q_proj=2,layers.0.*=3 \
+                 --alpha-pattern v_proj=4 --exclude-modules k_proj,lm_head --target-parameters up_proj.weight";
+    work.finetune().flags(right).done();
+    let base = work.model(&TinyModel::llama());
+    let inspect = ["inspect", "--target-modules", "q_proj,v_porj", "--model"].map(OsString::from);
+    run(inspect.into_iter().chain([base.into()])).user_error(&["v_porj", "v_proj"]);
+}
+
+#[test]
+fn names_in_an_adapters_file_may_mean_nothing_as_in_peft() {
+    let work = Work::new();
+    let adapter = work.finetune().flags("--target-modules q_proj,v_proj").done();
+    let file = adapter.join("adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["target_modules"] = serde_json::json!(["q_proj", "v_proj", "Wqkv"]);
+    config["rank_pattern"] = serde_json::json!({ "Wqkv": 2 });
+    config["exclude_modules"] = serde_json::json!(["vision"]);
+    fs::write(&file, config.to_string()).unwrap();
+    work.eval(&work.model(&TinyModel::llama()), Some(&adapter), "").success();
+    work.finetune().path("--init-adapter", &adapter).output(&work.path("next")).done();
+}
+
+#[test]
 fn a_rank_of_zero() {
     refused("--rank 0", &["rank must be at least 1"]);
 }

@@ -28,6 +28,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         folder: &base.folder,
         format: Some(record.format()),
         lora: lora.as_ref(),
+        from_flags: true,
         step: StepConfig {
             compute: args.base.compute(),
             checkpointing: args.gradient_checkpointing || args.offload_activations,

@@ -168,6 +168,8 @@ impl Question<'_> {
             folder,
             format: (!full).then_some(way.format),
             lora: (!full).then_some(self.lora),
+            // A run that goes on keeps the flags that it began with, whoever took them.
+            from_flags: settings.args.init_adapter.is_none() && !settings.args.resume,
             step: StepConfig {
                 compute: settings.compute.dtype(),
                 checkpointing: way.kept.checkpointing(),

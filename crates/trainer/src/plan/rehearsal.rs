@@ -6,7 +6,7 @@ use halfbyte_autograd::{Tape, Var};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::Batch;
 use halfbyte_frozen::Format;
-use halfbyte_lora::{Adapter, Base, Context, LoraConfig, Routing, attach_dry};
+use halfbyte_lora::{Adapter, Base, Context, LoraConfig, Routing, attach_dry, refuse_unmatched};
 use halfbyte_models::{Model, ModelFolder, build};
 use halfbyte_tensor::{Device, Ledger};
 use halfbyte_train::{
@@ -26,6 +26,8 @@ pub(crate) struct Rehearsal<'a> {
     pub(crate) format: Option<Format>,
     /// The adapter; none where everything trains.
     pub(crate) lora: Option<&'a LoraConfig>,
+    /// Whether it is described by flags, each name in which has to mean something, and not by a file.
+    pub(crate) from_flags: bool,
     pub(crate) step: StepConfig,
     pub(crate) optim: OptimConfig,
     /// Tokens of each sequence of the largest micro-batch.
@@ -106,7 +108,14 @@ impl Rehearsal<'_> {
         let mut weights = DryWeights::new(self.folder, self.format, &device);
         let mut model = build(self.folder.config(), &mut weights)?;
         let adapter = match self.lora {
-            Some(config) => Some(Arc::new(attach_dry(&model.modules(), config, ADAPTER, &device)?.0)),
+            Some(config) => {
+                let modules = model.modules();
+                let adapter = attach_dry(&modules, config, ADAPTER, &device)?.0;
+                if self.from_flags {
+                    refuse_unmatched(&modules, config)?;
+                }
+                Some(Arc::new(adapter))
+            }
             None => None,
         };
         Ok(Cast { model, adapter })
