@@ -42,7 +42,7 @@ impl Voice {
     /// Whether its conversations are written by this template if no flag names one.
     pub(crate) fn writes_by(&self, template: &ChatTemplate, tokenizer: &Tokenizer) -> anyhow::Result<bool> {
         let Some(own) = self.template(tokenizer)? else { return Ok(template.source() == INSTRUCTION) };
-        Ok(own.source() == template.source() && own.source_with_tools() == template.source_with_tools())
+        Ok(own.same_text(template))
     }
 
     /// Its template, if it has one.

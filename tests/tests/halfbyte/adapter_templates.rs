@@ -30,10 +30,14 @@ impl Case {
 
     /// An adapter that was trained with a template, and its held-out loss at the end.
     fn adapter(&self, name: &str, template: &str) -> (PathBuf, f64) {
-        let file = self.work.path(&format!("{name}.jinja"));
-        fs::write(&file, template).unwrap();
+        self.adapter_by(name, &self.work.path(&format!("{name}.jinja")), template)
+    }
+
+    /// The same, with the template in this file.
+    fn adapter_by(&self, name: &str, file: &Path, template: &str) -> (PathBuf, f64) {
+        fs::write(file, template).unwrap();
         let run = self.work.finetune().output(&self.work.path(name)).path("--data", &self.data);
-        let run = run.path("--eval-data", &self.data).path("--chat-template", &file);
+        let run = run.path("--eval-data", &self.data).path("--chat-template", file);
         let run = run.flags("--max-steps 8 --max-length 64 --quant none --method lora");
         (run.done(), run.summary()["eval_loss_after"].as_f64().unwrap())
     }
@@ -70,6 +74,10 @@ fn an_adapter_is_measured_by_its_own_template() {
     assert!(near(found, expected), "{found}, at the end of training {expected}");
     let instructions = case.loss(&case.base, Some(&a), "--chat-template instruction");
     assert!((instructions - expected).abs() > 0.01, "the template makes a difference: {instructions}, {expected}");
+    // A file that lies beside the base under another name is not among those that are looked at.
+    let (beside, expected) = case.adapter_by("beside", &case.base.join("other.jinja"), TEMPLATE);
+    let again = case.loss(&case.base, Some(&beside), "");
+    assert!(near(again, expected), "{again}, at the end of training {expected}");
     // One that the base has is for the base.
     fs::write(case.base.join("chat_template.jinja"), OTHER).unwrap();
     assert_eq!(case.loss(&case.base, Some(&a), ""), found);

@@ -154,6 +154,11 @@ impl ChatTemplate {
         self.with_tools.as_deref()
     }
 
+    /// Whether another has the same text, whatever each is told beside the messages.
+    pub fn same_text(&self, other: &Self) -> bool {
+        self.source == other.source && self.with_tools == other.with_tools
+    }
+
     /// Whether it takes today's date, so that a text is another one tomorrow.
     pub fn takes_the_date(&self) -> bool {
         self.source.contains("strftime_now")
@@ -238,7 +243,7 @@ impl ChatTemplate {
 /// The template's text decides, not what was made of it.
 impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && self.with_tools == other.with_tools && self.variables == other.variables
+        self.same_text(other) && self.variables == other.variables
     }
 }
 

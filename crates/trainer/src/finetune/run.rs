@@ -32,7 +32,7 @@ use halfbyte_lora::{Adapter, Context, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
 use halfbyte_train::{Optim, OptimConfig, StateConfig, parameters};
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 /// Runs the command, whose file has been read.
 pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
@@ -208,8 +208,11 @@ fn save_result(
 ) -> anyhow::Result<()> {
     // Where the model has another or none, later chats are to be written as these were.
     let from = base.folders();
-    let beside = |it: &ChatTemplate| from.iter().any(|from| Path::new(it.origin()).starts_with(from));
-    let keep_template = || match template.filter(|it| !beside(it)) {
+    let is_there = |used: &ChatTemplate| {
+        let found = ChatTemplate::load(folder.path(), &base.tokenizer).ok().flatten();
+        found.is_some_and(|it| it.same_text(used))
+    };
+    let keep_template = || match template.filter(|it| !is_there(it)) {
         Some(it) => write_atomic(&folder.file("chat_template.jinja"), it.source().as_bytes()),
         None => Ok(()),
     };
