@@ -3,7 +3,7 @@
 use crate::failure::user_error;
 use std::path::{Component, Path, PathBuf};
 
-/// Refuses an `output` that is `source`, holds it or lies in it, however either is written and whatever links lead there; the same
+/// Refuses an `output` that is `source` or holds it, however either is written and whatever links lead there; the same
 /// for a folder whose files are links into `output`. A source that is not there is left to whoever reads it.
 pub(super) fn refuse(output: &Path, source: &Path) -> anyhow::Result<()> {
     let Ok(read) = source.canonicalize() else { return Ok(()) };
@@ -12,15 +12,12 @@ pub(super) fn refuse(output: &Path, source: &Path) -> anyhow::Result<()> {
         let entries = std::fs::read_dir(&read).into_iter().flatten().flatten();
         entries.filter_map(|it| it.path().canonicalize().ok()).any(|it| it.starts_with(&place))
     };
-    let how = if read.starts_with(&place) || linked() {
-        "would replace"
-    } else if place.starts_with(&read) {
-        "lies in"
-    } else {
+    // A folder below what is read replaces nothing of it.
+    if !read.starts_with(&place) && !linked() {
         return Ok(());
-    };
+    }
     Err(user_error(format!(
-        "{}: --output {how} {}, which is being read; name another folder",
+        "{}: --output would replace {}, which is being read; name another folder",
         output.display(),
         source.display()
     )))
