@@ -1,7 +1,7 @@
 //! Names of a configuration that mean nothing in a model.
 
 use crate::{
-    Error, LoraConfig, Modules, Result, Selection, TargetModules, attach::local_names, stacks::renamed, suggest,
+    Error, LoraConfig, Modules, Result, Role, Selection, TargetModules, attach::local_names, stacks::renamed, suggest,
 };
 
 /// Refuses a configuration of which a name or a pattern means no module of the model at all, as a misspelt one does.
@@ -14,7 +14,7 @@ use crate::{
 pub fn refuse_unmatched(modules: &Modules<'_>, config: &LoraConfig) -> Result<()> {
     let there = There::of(modules);
     if let TargetModules::Names(names) = &config.target_modules
-        && let Some(name) = names.iter().find(|it| !there.has_module(it))
+        && let Some(name) = names.iter().find(|it| !ends_one(&there.targets, it) && !there.was_renamed(it))
     {
         let available = local_names(modules);
         let asked = TargetModules::Names(vec![name.clone()]);
@@ -26,7 +26,7 @@ pub fn refuse_unmatched(modules: &Modules<'_>, config: &LoraConfig) -> Result<()
     let modules_there = || local_names(modules).join(", ");
     match &config.exclude_modules {
         Some(TargetModules::Names(names)) => {
-            if let Some(name) = names.iter().find(|it| !there.has_module(it)) {
+            if let Some(name) = names.iter().find(|it| !ends_one(&there.modules, it)) {
                 return refuse("exclude_modules", name, modules_there());
             }
         }
@@ -66,30 +66,44 @@ pub fn refuse_unmatched(modules: &Modules<'_>, config: &LoraConfig) -> Result<()
 struct There {
     /// Paths of modules, and the names of those that are parameters today.
     modules: Vec<String>,
+    /// Paths of those that can be targets: neither a head that is the embedding, nor routers and experts where they always
+    /// were parameters.
+    targets: Vec<String>,
+    /// Names of modules that are parameters today.
+    renamed: Vec<String>,
     /// Paths of the parameters that `target_parameters` can mean.
     parameters: Vec<String>,
 }
 
 impl There {
     fn of(modules: &Modules<'_>) -> There {
-        let mut there = There { modules: Vec::new(), parameters: Vec::new() };
+        let renamed: Vec<String> = renamed(modules).into_iter().map(|it| it.0).collect();
+        let mut there = There { modules: renamed.clone(), targets: Vec::new(), renamed, parameters: Vec::new() };
         for linear in &modules.linears {
             there.modules.extend([linear.path().to_owned(), linear.module().to_owned()]);
+            if linear.member().is_none() && linear.role() != Role::Router {
+                there.targets.extend([linear.path().to_owned(), linear.module().to_owned()]);
+            }
             there.parameters.push(match linear.member() {
                 Some(member) => member.stack.clone(),
                 None => format!("{}.weight", linear.module()),
             });
         }
+        there.targets.extend(modules.weights.iter().map(|it| it.module().to_owned()));
         there.modules.extend(modules.weights.iter().map(|it| it.module().to_owned()));
         there.modules.extend(modules.tied.iter().map(|it| it.head.clone()));
-        there.modules.extend(renamed(modules).into_iter().map(|it| it.0));
         there
     }
 
-    /// Whether a path ends in these components.
-    fn has_module(&self, name: &str) -> bool {
-        self.modules.iter().any(|it| it == name || it.ends_with(&format!(".{name}")))
+    /// Whether a name is, or ends in, that of a module that is a parameter today.
+    fn was_renamed(&self, name: &str) -> bool {
+        self.renamed.iter().any(|it| name == it || name.ends_with(&format!(".{it}")))
     }
+}
+
+/// Whether one of these paths ends in the components of `name`.
+fn ends_one(paths: &[String], name: &str) -> bool {
+    paths.iter().any(|it| it == name || it.ends_with(&format!(".{name}")))
 }
 
 /// The last two components of paths, each once.

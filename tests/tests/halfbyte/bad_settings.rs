@@ -1,6 +1,6 @@
 //! Settings that cannot be, adapters that do not fit, folders that are taken.
 
-use e2e::{Outcome, TinyModel, Work, run};
+use e2e::{Family, Outcome, TinyModel, Work, run};
 use std::{ffi::OsString, fs};
 
 #[track_caller]
@@ -30,6 +30,8 @@ fn target_modules_without_a_match() {
 fn names_that_mean_nothing_beside_others_that_do() {
     refused("--target-modules q_proj,v_porj", &["target_modules v_porj", "q_proj, k_proj, v_proj"]);
     refused("--target-modules q_proj,self_attn.up_proj", &["self_attn.up_proj", "up_proj"]);
+    // The tied head is the embedding, and cannot be adapted.
+    refused("--target-modules q_proj,lm_head", &["target_modules lm_head", "q_proj"]);
     refused("--rank-pattern q_porj=4", &["rank_pattern names `q_porj`", "q_proj"]);
     refused("--rank-pattern q_proj=2,layers.7.*=4", &["rank_pattern names `layers.7.*`"]);
     refused("--alpha-pattern nothing=4", &["alpha_pattern names `nothing`", "q_proj"]);
@@ -43,6 +45,21 @@ fn names_that_mean_nothing_beside_others_that_do() {
     let base = work.model(&TinyModel::llama());
     let inspect = ["inspect", "--target-modules", "q_proj,v_porj", "--model"].map(OsString::from);
     run(inspect.into_iter().chain([base.into()])).user_error(&["v_porj", "v_proj"]);
+}
+
+#[test]
+fn names_of_experts_mean_what_they_are_today() {
+    let work = Work::new();
+    let command = |family| {
+        let model = work.model(&TinyModel::of(family));
+        work.finetune().path("--model", model).output(&work.path(&format!("{family:?}")))
+    };
+    command(Family::Mixtral).flags("--target-modules q_proj,w1,w2,w3,gate --exclude-modules k_proj").done();
+    let wrong = command(Family::Mixtral).flags("--overwrite --target-modules q_proj,w4").run();
+    wrong.user_error(&["target_modules w4", "q_proj"]);
+    // There they have always been parameters, so as modules they would be passed over.
+    let wrong = command(Family::GptOss).flags("--target-modules q_proj,gate_up_proj").run();
+    wrong.user_error(&["target_modules gate_up_proj", "q_proj"]);
 }
 
 #[test]
