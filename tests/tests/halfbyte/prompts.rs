@@ -192,7 +192,13 @@ fn what_cannot_be_continued_is_refused_by_its_row() {
     ask(&format!("{fine}[7]\n"), "").user_error(&["line 2"]);
     ask("{\"label\": 3}\n", "").user_error(&["rows.jsonl", "label"]);
     ask(fine, "--rows 5..9").user_error(&["rows"]);
-    ask(fine, "--system x").user_error(&["--system", "--chat"]);
+    for flag in ["--system x", "--chat-template chatml", "--chat-template-kwargs {\"a\":1}"] {
+        let name = flag.split(' ').next().unwrap();
+        ask(fine, flag).user_error(&[name, "add --chat"]);
+        ask(fine, &format!("{flag} --layout completion")).user_error(&[name, "add --chat"]);
+        of_flags(&model, &["the"], flag).user_error(&[name, "add --chat"]);
+        of_flags(&model, &["the"], &format!("{flag} --layout instruction")).user_error(&[name, "add --chat"]);
+    }
     ask(fine, "--batch-size 0").user_error(&["--per-device-eval-batch-size", "at least 1"]);
     ask(fine, "--prompt the").user_error(&["--prompt", "--prompts"]);
     ask(fine, "--resume").user_error(&["--output"]);

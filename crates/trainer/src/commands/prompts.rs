@@ -30,8 +30,10 @@ fn of_flags(
 ) -> anyhow::Result<Vec<Prompt>> {
     let mut dialogue = match layout {
         LayoutArg::Chat => Some(Dialogue::new(chat_template(args, adapters, opened)?, args.system.as_deref())),
-        _ if args.system.is_some() => return Err(no_system()),
-        _ => None,
+        _ => {
+            refuse_flags_of_chats(args)?;
+            None
+        }
     };
     let mut all = Vec::with_capacity(args.prompt.len());
     for prompt in &args.prompt {
@@ -81,8 +83,8 @@ fn of_files(
         .map_err(|error| user_error(format!("{}: {error}", files.described())))?;
     chosen.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", files.described())));
     let conversations = chosen.columns.are_conversations(&columns);
-    if args.system.is_some() && !conversations {
-        return Err(no_system());
+    if !conversations {
+        refuse_flags_of_chats(args)?;
     }
     let config = PromptConfig {
         columns: chosen.columns,
@@ -96,8 +98,17 @@ fn of_files(
     Ok(prompts)
 }
 
-fn no_system() -> anyhow::Error {
-    user_error("--system is a message of a chat; add --chat")
+/// Refuses what only the writing of a conversation heeds, where there is none.
+fn refuse_flags_of_chats(args: &GenerateArgs) -> anyhow::Result<()> {
+    let given = [
+        ("--system is a message of a chat", args.system.is_some()),
+        ("--chat-template writes a chat", args.template.chat_template.is_some()),
+        ("--chat-template-kwargs are for the template of a chat", args.template.chat_template_kwargs.is_some()),
+    ];
+    match given.iter().find(|it| it.1) {
+        None => Ok(()),
+        Some((what, _)) => Err(user_error(format!("{what}; add --chat"))),
+    }
 }
 
 /// What writes conversations for these adapters, which end where it ends an answer, too.
