@@ -29,7 +29,9 @@ fn what_does_not_fit_is_refused_before_a_weight_is_read() {
     for (what, args) in commands {
         let outcome = run_within(2_000_000, args).user_error(&["MiB of memory are free", what, "needs about"]);
         assert_eq!(outcome.stderr.matches("error: ").count(), 1, "{outcome}");
-        assert!(outcome.stderr.lines().count() < 4, "one sentence: {outcome}");
+        // The rows and the error, beside what the adapter's base is unlike.
+        let others = outcome.stderr.lines().filter(|it| !it.starts_with("warning: ")).count();
+        assert!(others < 3, "one sentence: {outcome}");
     }
     assert!(!out.exists());
 }
