@@ -72,7 +72,11 @@ impl BaseRecord {
 
     /// Warns where an adapter was trained on other weights than these, or on a base that was kept in another way: its losses will
     /// differ from those it was trained to.
-    pub(crate) fn compare(&self, adapter: &Path, folder: &ModelFolder) -> anyhow::Result<()> {
+    pub(crate) fn compare(
+        &self,
+        adapter: &Path,
+        (folder, weights): (&ModelFolder, Option<Fingerprint>),
+    ) -> anyhow::Result<()> {
         let Some(trained) = BaseRecord::read(adapter)? else { return Ok(()) };
         if trained.format() != self.format() {
             console::warn(&format!(
@@ -80,7 +84,7 @@ impl BaseRecord {
                 adapter.display(),
             ));
         }
-        if let (Some(then), Some(now)) = (trained.weights, Fingerprint::of_base(folder)?)
+        if let (Some(then), Some(now)) = (trained.weights, weights)
             && then != now
         {
             console::warn(&format!(

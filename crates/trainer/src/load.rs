@@ -1,6 +1,8 @@
 //! Loading a base model, its tokenizer and adapters, for every command alike.
 
-use crate::{base_record::BaseRecord, cli::DeviceArg, console, failure::user_error, places, vocabulary};
+use crate::{
+    base_record::BaseRecord, cli::DeviceArg, console, failure::user_error, fingerprint::Fingerprint, places, vocabulary,
+};
 use halfbyte_cuda::Gpu;
 use halfbyte_data::Tokenizer;
 use halfbyte_frozen::{
@@ -135,6 +137,7 @@ struct Read {
 impl Waiting {
     /// Reads adapters by name, each of which may be had once.
     pub(crate) fn read(named: &[(String, PathBuf)], folder: &ModelFolder, base: BaseRecord) -> anyhow::Result<Waiting> {
+        let weights = if named.is_empty() { None } else { Fingerprint::of_base(folder)? };
         let mut found = Vec::with_capacity(named.len());
         for (i, (name, dir)) in named.iter().enumerate() {
             if name == NO_ADAPTER || named[..i].iter().any(|it| it.0 == *name) {
@@ -142,7 +145,7 @@ impl Waiting {
                     "--adapter: the name `{name}` is taken; write NAME=DIR with another name"
                 )));
             }
-            base.compare(dir, folder)?;
+            base.compare(dir, (folder, weights))?;
             let file = read_adapter(dir)?;
             file.notes.iter().for_each(|it| console::warn(&format!("{}: {it}", dir.display())));
             let takeover = Takeover::of_file(&file, head(folder)?.as_deref())?;

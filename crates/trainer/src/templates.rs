@@ -39,6 +39,11 @@ impl Voice {
         if named.is_empty() { vec![Voice::of_base(base)] } else { named.iter().map(one).collect() }
     }
 
+    /// The folder of the adapter, or of the base where there is none.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.folders[0]
+    }
+
     /// Whether its conversations are written by this template if no flag names one.
     pub(crate) fn writes_by(&self, template: &ChatTemplate, tokenizer: &Tokenizer) -> anyhow::Result<bool> {
         let Some(own) = self.template(tokenizer)? else { return Ok(template.source() == INSTRUCTION) };

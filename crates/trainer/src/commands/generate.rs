@@ -66,7 +66,7 @@ fn several(args: &GenerateArgs, opened: Opened, prompts: &[Prompt], names: &[Str
     };
     // Rows keep the numbers that they have in their files, and so what is drawn for them.
     let first = args.rows.as_deref().map(parse_rows).transpose()?.map_or(0, |it| it.start);
-    let weights = names.iter().map(|it| opened.weights_of(it)).collect();
+    let weights = names.iter().map(|it| opened.weights_of(it)).collect::<anyhow::Result<_>>()?;
     let wanted = Wanted { prompts, first, adapters, weights, settings: opened.settings()? };
     let (answers, done) = match &args.output {
         Some(path) => Answers::file(path, &wanted, args.resume, args.overwrite)?,

@@ -24,8 +24,6 @@ pub(super) struct Opened {
     base: BaseModel,
     waiting: Waiting,
     record: BaseRecord,
-    /// Of the adapters, by their names.
-    weights: Vec<(String, Fingerprint)>,
     device: Device,
     /// The adapters, if there are any, and the base alone.
     voices: Vec<Voice>,
@@ -69,13 +67,11 @@ impl Opened {
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
         };
-        let weights = named.iter().map(|(name, dir)| Ok((name.clone(), Fingerprint::of_adapter(dir)?)));
-        let weights = weights.collect::<anyhow::Result<_>>()?;
         let mut voices = Voice::all(&named, &opened);
         if !named.is_empty() {
             voices.push(Voice::of_base(&opened));
         }
-        Ok(Opened { base: opened, waiting, record, weights, device, voices, config })
+        Ok(Opened { base: opened, waiting, record, device, voices, config })
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
@@ -112,8 +108,9 @@ impl Opened {
     }
 
     /// By what an adapter's weights are known; none of the base alone.
-    pub(super) fn weights_of(&self, name: &str) -> Option<Fingerprint> {
-        self.weights.iter().find(|it| it.0 == name).map(|it| it.1)
+    pub(super) fn weights_of(&self, name: &str) -> anyhow::Result<Option<Fingerprint>> {
+        let voice = self.voices.iter().find(|it| it.name == name && name != NO_ADAPTER);
+        voice.map(|it| Fingerprint::of_adapter(it.dir())).transpose()
     }
 
     /// Positions that the model has.
