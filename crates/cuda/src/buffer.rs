@@ -16,9 +16,27 @@ use crate::stream::Which;
 /// Bytes on a device, given back to its pool when dropped.
 pub struct Buffer {
     pub(crate) gpu: Arc<Gpu>,
-    /// Absent where there was no memory for it.
-    pub(crate) block: Option<Block>,
+    pub(crate) held: Held,
     pub(crate) bytes: usize,
+}
+
+/// A part of a buffer: [`Buffer::shared_out`].
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Its first byte.
+    pub at: usize,
+    /// From there to its last.
+    pub bytes: usize,
+    /// Those among them that are not another part's.
+    pub own: usize,
+}
+
+/// Where a buffer's bytes are.
+pub(crate) enum Held {
+    /// In a block of its own; absent where there was no memory for it.
+    Own(Option<Block>),
+    /// In another buffer, from so many bytes on.
+    Within(Arc<Buffer>, usize),
 }
 
 impl Buffer {
@@ -29,7 +47,39 @@ impl Buffer {
 
     /// Its address on the device, for kernels.
     pub fn ptr(&self) -> u64 {
-        self.block.map_or(0, |it| it.ptr)
+        match &self.held {
+            Held::Own(block) => block.map_or(0, |it| it.ptr),
+            Held::Within(whole, at) => match whole.ptr() {
+                0 => 0,
+                ptr => ptr + *at as u64,
+            },
+        }
+    }
+
+    /// Several buffers in place of this one. Rows of it may be rows of several of them: that each keeps to its own columns is up to whoever
+    /// holds it. The memory goes back to the pool with the last.
+    ///
+    /// # Panics
+    /// If one would reach beyond the end.
+    pub fn shared_out(self, parts: &[Share]) -> Vec<Buffer> {
+        let whole = Arc::new(self);
+        let part = |it: &Share| {
+            assert!(it.at + it.bytes <= whole.bytes, "a part lies within its buffer");
+            let part = Buffer { gpu: whole.gpu.clone(), held: Held::Within(whole.clone(), it.at), bytes: it.bytes };
+            if let Some(dry) = &part.gpu.dry {
+                dry.hold(part.ptr(), it.own);
+            }
+            part
+        };
+        parts.iter().map(part).collect()
+    }
+
+    /// Whether both are parts of one buffer.
+    pub fn shares_rows_with(&self, other: &Buffer) -> bool {
+        match (&self.held, &other.held) {
+            (Held::Within(a, _), Held::Within(b, _)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
     }
 
     /// Its length.
@@ -134,8 +184,14 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(block) = self.block {
-            self.gpu.give_back(block);
+        match &self.held {
+            Held::Own(Some(block)) => self.gpu.give_back(*block),
+            Held::Own(None) => {}
+            Held::Within(..) => {
+                if let Some(dry) = &self.gpu.dry {
+                    dry.forget(self.ptr());
+                }
+            }
         }
     }
 }

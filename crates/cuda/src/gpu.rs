@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::{result, sys};
 
 use crate::algorithms::Measuring;
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Held};
 use crate::counters::{Counters, Tally};
 use crate::dry::{Booked, Dry, Rates};
 use crate::error::Error;
@@ -234,7 +234,7 @@ impl Gpu {
         if let Some(dry) = &self.dry {
             dry.hold(block.ptr, bytes);
         }
-        Ok(Buffer { gpu: self.clone(), block: Some(block), bytes })
+        Ok(Buffer { gpu: self.clone(), held: Held::Own(Some(block)), bytes })
     }
 
     /// Memory of so many bytes, for callers that can return no error: if there is none left, the buffer leads nowhere, and the
@@ -242,7 +242,7 @@ impl Gpu {
     pub fn alloc_or_fault(self: &Arc<Gpu>, bytes: usize) -> Buffer {
         self.alloc(bytes).unwrap_or_else(|error| {
             self.fault(error);
-            Buffer { gpu: self.clone(), block: None, bytes }
+            Buffer { gpu: self.clone(), held: Held::Own(None), bytes }
         })
     }
 

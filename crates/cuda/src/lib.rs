@@ -37,7 +37,7 @@ mod stowed;
 mod stream;
 mod symbols;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Share};
 pub use cache::cache_dir;
 pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name, source_files};
 pub use counters::Counters;

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use cudarc::cublaslt::{result, sys};
 
 use crate::algorithms::{Algorithm, Shape, choose};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Held};
 use crate::counters::count;
 use crate::dry::{Dry, product_traffic};
 use crate::error::Error;
@@ -143,7 +143,9 @@ impl Gpu {
         if dry.workspace.get().is_none() {
             let mut taken = self.alloc(workspace_bytes(self.info().compute_capability.major))?;
             // Out of the buffer's hands, which would give it back.
-            taken.block.take().map(|it| dry.workspace.set(it));
+            if let Held::Own(block) = &mut taken.held {
+                block.take().map(|it| dry.workspace.set(it));
+            }
         }
         Ok(())
     }

@@ -31,10 +31,10 @@ impl Tensor {
         if self.dtype() == dtype { self } else { self.to_dtype(dtype) }
     }
 
-    /// The tensor without room beside its rows: itself, or a copy.
+    /// The tensor without anything beside its rows: itself, or a copy.
     #[must_use]
     pub fn dense(&self) -> Tensor {
-        if self.room() == 0 { self.clone() } else { cuda::dense(self) }
+        if self.is_dense() { self.clone() } else { cuda::dense(self) }
     }
 
     /// The elements converted to another floating-point dtype, rounded to nearest even. Shares storage if nothing changes.

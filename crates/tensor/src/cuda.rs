@@ -1,7 +1,7 @@
 //! Tensors on a GPU: making, moving and converting them, and what kernels may be given. Ops have kernels of their own.
 
 use crate::{DType, Result, Tensor};
-use halfbyte_cuda::{Any, Gpu, Holds, InRows, Kind, Launch, Memory, Number, T, kernels};
+use halfbyte_cuda::{Any, Gpu, Holds, InRows, Kind, Launch, Memory, Number, Share, T, kernels};
 use std::sync::Arc;
 
 kernels! {
@@ -45,10 +45,10 @@ impl Memory for Tensor {
 /// Where a tensor's elements lie on its GPU, without gaps.
 ///
 /// # Panics
-/// If the tensor is not on one, or has room beside its rows.
+/// If the tensor is not on one, or something lies beside its rows.
 #[track_caller]
 pub fn ptr(tensor: &Tensor) -> u64 {
-    assert_eq!(tensor.room(), 0, "an op that knows of no room beside rows got a tensor that has some");
+    assert!(tensor.is_dense(), "an op that knows of nothing beside rows got a tensor that has something there");
     rows_ptr(tensor)
 }
 
@@ -108,6 +108,45 @@ pub(crate) fn scratch_with_room(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType, r
     Tensor::from_cuda(shape, dtype, buffer).roomy(room)
 }
 
+pub(crate) fn scratch_side_by_side(
+    gpu: &Arc<Gpu>,
+    (rows, columns): (usize, &[usize]),
+    dtype: DType,
+    room: usize,
+) -> Vec<Tensor> {
+    let size = dtype.size();
+    let stride = columns.iter().sum::<usize>() + room;
+    let all = rows * stride * size;
+    let shares = columns.iter().scan(0, |next, it| {
+        let at = std::mem::replace(next, *next + it * size);
+        // What begins behind the last row, where there is none, is nothing.
+        let at = at.min(all);
+        Some(Share { at, bytes: all - at, own: rows * it * size })
+    });
+    let parts = gpu.alloc_or_fault(all).shared_out(&shares.collect::<Vec<_>>());
+    let last = columns.len().saturating_sub(1);
+    let tensors = parts.into_iter().zip(columns).enumerate().map(|(i, (buffer, cols))| {
+        let room = if i == last { room } else { 0 };
+        Tensor::from_cuda(&[rows, *cols], dtype, buffer).roomy(room).among(stride - cols - room)
+    });
+    tensors.collect()
+}
+
+/// [`Tensor::into_pieces`] in the same memory; else the tensor.
+pub(crate) fn row_pieces(from: Tensor, pieces: &[(usize, usize)]) -> std::result::Result<Vec<Tensor>, Tensor> {
+    /// As memory of the pool is.
+    const ALIGNED: usize = 256;
+    let (cols, dtype) = (from.cols(), from.dtype());
+    let row = cols * dtype.size();
+    if !from.is_dense() || pieces.iter().any(|(first, _)| !(first * row).is_multiple_of(ALIGNED)) {
+        return Err(from);
+    }
+    let share = |&(first, count): &(usize, usize)| Share { at: first * row, bytes: count * row, own: count * row };
+    let shares: Vec<Share> = pieces.iter().map(share).collect();
+    let parts = from.into_cuda_buffer()?.shared_out(&shares).into_iter().zip(pieces);
+    Ok(parts.map(|(part, (_, count))| Tensor::from_cuda(&[*count, cols], dtype, part)).collect())
+}
+
 /// What the tensor holds, without gaps.
 pub(crate) fn dense(from: &Tensor) -> Tensor {
     let mut to = from.scratch_like(from.shape(), from.dtype());
@@ -130,7 +169,7 @@ pub(crate) fn zeros(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {
 }
 
 pub(crate) fn copy(from: &Tensor) -> Tensor {
-    if from.room() > 0 {
+    if !from.is_dense() {
         return dense(from);
     }
     let mut to = from.scratch_like(from.shape(), from.dtype());
@@ -151,7 +190,7 @@ pub(crate) fn copy(from: &Tensor) -> Tensor {
 /// # Panics
 /// If `to` is shared, or the rows are not there.
 pub fn copy_rows(to: &mut Tensor, row: usize, from: &Tensor, from_row: usize, rows: usize) -> Result<()> {
-    assert_eq!((to.room(), from.room()), (0, 0), "rows are copied as they lie, without room beside them");
+    assert!(to.is_dense() && from.is_dense(), "rows are copied as they lie, without anything beside them");
     let bytes = to.cols() * to.dtype().size();
     let source = from.cuda_buffer().expect("both tensors lie on a GPU");
     let target = to.cuda_buffer_mut().expect("a tensor that is written is not shared");
@@ -210,7 +249,7 @@ pub(crate) fn to_dtype(from: &Tensor, dtype: DType) -> Tensor {
 }
 
 pub(crate) fn add_assign(sum: &mut Tensor, rhs: &Tensor) {
-    if sum.room() > 0 {
+    if !sum.is_dense() {
         *sum = dense(sum);
     }
     let rhs = &rhs.dense();

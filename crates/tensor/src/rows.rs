@@ -26,6 +26,26 @@ impl Tensor {
         Ok(out)
     }
 
+    /// Some of the rows of a matrix, each time from a first row on as many, which are nobody else's then: on a GPU in the same memory, if they
+    /// begin where memory of a tensor might; else copies.
+    ///
+    /// # Errors
+    /// If a copy cannot be started.
+    ///
+    /// # Panics
+    /// If there are not so many rows, or pieces have a row in common.
+    pub fn into_pieces(self, pieces: &[(usize, usize)]) -> Result<Vec<Tensor>> {
+        let mut free = 0;
+        for &(first, count) in pieces {
+            assert!(free <= first && first + count <= self.rows(), "rows {first} to {} of {self:?}", first + count);
+            free = first + count;
+        }
+        match cuda::row_pieces(self, pieces) {
+            Ok(pieces) => Ok(pieces),
+            Err(whole) => pieces.iter().map(|(first, count)| whole.rows_at(*first, *count)).collect(),
+        }
+    }
+
     /// Copies `from`, of as many columns and the same dtype, over the rows from row `first` on.
     ///
     /// # Errors

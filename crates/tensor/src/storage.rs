@@ -3,6 +3,7 @@
 
 use crate::{DType, Element, ledger::DryBuffer, pages::Pages, pool};
 use half::{bf16, f16};
+use std::ops::{Deref, DerefMut};
 
 /// Elements in host memory, by dtype; large buffers as pages.
 #[derive(Debug)]
@@ -65,10 +66,34 @@ impl Buffer {
     }
 }
 
+/// A buffer of the pool, which gets it back.
+#[derive(Debug)]
+pub(crate) struct Pooled(Buffer);
+
+impl Deref for Pooled {
+    type Target = Buffer;
+
+    fn deref(&self) -> &Buffer {
+        &self.0
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Buffer {
+        &mut self.0
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        pool::give_back(std::mem::replace(&mut self.0, Buffer::U8(Vec::new())));
+    }
+}
+
 /// Where the bytes live. Closed on purpose: matched exhaustively by every op.
 #[derive(Debug)]
 pub(crate) enum Storage {
-    Cpu(Buffer),
+    Cpu(Pooled),
     Cuda(halfbyte_cuda::Buffer, DType),
     Dry(DryBuffer),
 }
@@ -77,18 +102,10 @@ impl Storage {
     pub(crate) fn new<T: Element>(data: Vec<T>) -> Storage {
         let buffer = T::buffer(data);
         pool::adopt(buffer.held());
-        Storage::Cpu(buffer)
+        Storage::Cpu(Pooled(buffer))
     }
 
     pub(crate) fn scratch<T: Element>(len: usize) -> Storage {
-        Storage::Cpu(pool::take::<T>(len))
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        if let Storage::Cpu(buffer) = self {
-            pool::give_back(std::mem::replace(buffer, Buffer::U8(Vec::new())));
-        }
+        Storage::Cpu(Pooled(pool::take::<T>(len)))
     }
 }

@@ -6,14 +6,16 @@ use crate::{
 use halfbyte_cuda::Gpu;
 use std::{fmt, sync::Arc};
 
-/// A row-major array, without gaps but for one case: on a GPU, rows may have room for more columns beside them
-/// ([`Tensor::scratch_with_room`]). Cloning shares the storage.
+/// A row-major array, without gaps but for two cases: on a GPU, rows may have room for more columns beside them
+/// ([`Tensor::scratch_with_room`]), or columns of other tensors ([`Tensor::scratch_side_by_side`]). Cloning shares the storage.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
     storage: Arc<Storage>,
     /// Columns that are free between one row and the next.
     room: usize,
+    /// Columns of others between one row and the next.
+    others: usize,
 }
 
 impl Tensor {
@@ -81,6 +83,25 @@ impl Tensor {
         }
     }
 
+    /// Tensors of unspecified contents, of so many rows and columns each, for the op that takes all of them as one operand: on a GPU their
+    /// rows lie beside each other, with room for so many more columns behind the last. Each is written and let go of by itself. Elsewhere
+    /// they are tensors like any others.
+    ///
+    /// Ops that know nothing of it refuse such a tensor, as they do one that has room.
+    pub fn scratch_side_by_side(&self, (rows, columns): (usize, &[usize]), dtype: DType, room: usize) -> Vec<Tensor> {
+        match self.place() {
+            Place::Gpu(gpu) => cuda::scratch_side_by_side(gpu, (rows, columns), dtype, room),
+            Place::Host | Place::Dry(_) => columns.iter().map(|it| self.scratch_like(&[rows, *it], dtype)).collect(),
+        }
+    }
+
+    /// Whether the rows of `next` begin where those of this one end, as [`Tensor::scratch_side_by_side`] makes them.
+    pub fn is_beside(&self, next: &Tensor) -> bool {
+        let (Some(a), Some(b)) = (self.cuda_buffer(), next.cuda_buffer()) else { return false };
+        let end = a.ptr() + (self.cols() * self.dtype().size()) as u64;
+        a.shares_rows_with(b) && self.room == 0 && end == b.ptr()
+    }
+
     /// Columns that are free between one row and the next.
     pub fn room(&self) -> usize {
         self.room
@@ -88,11 +109,16 @@ impl Tensor {
 
     /// Elements from the beginning of a row to that of the next.
     pub fn stride(&self) -> usize {
-        self.cols() + self.room
+        self.cols() + self.room + self.others
+    }
+
+    /// Whether nothing lies between one row and the next.
+    pub fn is_dense(&self) -> bool {
+        self.room + self.others == 0
     }
 
     fn of(shape: &[usize], storage: Storage) -> Tensor {
-        Tensor { shape: shape.to_vec(), storage: Arc::new(storage), room: 0 }
+        Tensor { shape: shape.to_vec(), storage: Arc::new(storage), room: 0, others: 0 }
     }
 
     /// A tensor of zeros on a device.
@@ -168,6 +194,11 @@ impl Tensor {
         Tensor { room, ..self }
     }
 
+    /// With so many columns of others between its rows.
+    pub(crate) fn among(self, others: usize) -> Tensor {
+        Tensor { others, ..self }
+    }
+
     pub(crate) fn from_cuda(shape: &[usize], dtype: DType, buffer: halfbyte_cuda::Buffer) -> Tensor {
         Tensor::of(shape, Storage::Cuda(buffer, dtype))
     }
@@ -209,8 +240,8 @@ impl Tensor {
         if shape.iter().product::<usize>() != self.len() {
             return Err(Error::shape("reshape", format!("{} elements in all", self.len()), shape));
         }
-        let keeps_rows = self.room == 0 || shape.last() == Some(&self.cols());
-        assert!(keeps_rows, "rows with room beside them stay rows: {:?} is no view of {:?}", shape, self.shape);
+        let keeps_rows = self.is_dense() || shape.last() == Some(&self.cols());
+        assert!(keeps_rows, "rows with something beside them stay rows: {:?} is no view of {:?}", shape, self.shape);
         Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
 
@@ -224,6 +255,19 @@ impl Tensor {
     /// Whether another tensor shares the storage.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.storage) > 1
+    }
+
+    /// The memory of a GPU behind a tensor that nobody shares; else the tensor.
+    pub(crate) fn into_cuda_buffer(self) -> std::result::Result<halfbyte_cuda::Buffer, Tensor> {
+        if self.is_shared() || self.cuda_buffer().is_none() {
+            return Err(self);
+        }
+        let Tensor { shape, storage, room, others } = self;
+        match Arc::try_unwrap(storage) {
+            Ok(Storage::Cuda(buffer, _)) => Ok(buffer),
+            Ok(other) => Err(Tensor { shape, storage: Arc::new(other), room, others }),
+            Err(storage) => Err(Tensor { shape, storage, room, others }),
+        }
     }
 
     pub(crate) fn storage(&self) -> &Storage {

@@ -121,3 +121,52 @@ fn what_is_written_piece_by_piece_is_there_whole() {
     });
     assert!(fine.unwrap().to_device(&Device::Cpu).unwrap().data::<u8>().iter().all(|it| *it == 9));
 }
+
+#[test]
+fn tensors_beside_each_other_are_each_like_any_other() {
+    let Some(gpu) = gpu() else { return };
+    let like = noise(&[5, 16], DType::Bf16, 1).to_device(&Device::Cuda(gpu.clone())).unwrap();
+    let made = like.scratch_side_by_side((5, &[16, 24, 8]), DType::Bf16, 8);
+    let [mut a, b, c]: [Tensor; 3] = made.try_into().unwrap();
+    assert!(a.is_beside(&b) && b.is_beside(&c) && !a.is_beside(&c) && !c.is_beside(&a));
+    assert_eq!([&a, &b, &c].map(Tensor::stride), [56; 3]);
+    assert_eq!([&a, &b, &c].map(Tensor::room), [0, 0, 8]);
+    assert!(![&a, &b, &c].into_iter().any(|it| it.is_dense() || it.is_shared()));
+    assert_eq!((a.dense().shape(), a.bytes()), (&[5, 16][..], 160));
+    // Fresh memory holds NaN where there is no real GPU; what is computed from it lies by itself.
+    a.add_assign(&like);
+    assert!(a.is_dense() && !a.is_beside(&b));
+    assert!(b.is_beside(&c), "the others stay where they are");
+    let host = like.to_device(&Device::Cpu).unwrap();
+    let apart = host.scratch_side_by_side((5, &[16, 24]), DType::Bf16, 8);
+    assert!(apart.iter().all(Tensor::is_dense) && !apart[0].is_beside(&apart[1]));
+}
+
+#[test]
+fn pieces_of_rows_are_tensors_of_their_own() {
+    let Some(gpu) = gpu() else { return };
+    // Rows of 256 bytes stay where they are, others are copied.
+    for cols in [64, 24] {
+        let here = noise(&[7, cols], DType::F32, 1);
+        for device in [Device::Cpu, Device::Cuda(gpu.clone())] {
+            let whole = here.to_device(&device).unwrap();
+            let [a, mut b]: [Tensor; 2] = whole.into_pieces(&[(0, 2), (3, 4)]).unwrap().try_into().unwrap();
+            let values = here.to_f32_vec();
+            assert_eq!(a.to_f32_vec(), values[..2 * cols]);
+            drop(a);
+            b.add_assign(&b.clone());
+            let twice: Vec<f32> = values[3 * cols..].iter().map(|it| it + it).collect();
+            assert_eq!((b.shape(), b.to_f32_vec()), (&[4, cols][..], twice));
+        }
+    }
+    let whole = noise(&[7, 64], DType::F32, 2).to_device(&Device::Cuda(gpu.clone())).unwrap();
+    let held = whole.clone();
+    let pieces = whole.into_pieces(&[(0, 7)]).unwrap();
+    assert_eq!(pieces[0].to_f32_vec(), held.to_f32_vec(), "what is shared is copied");
+}
+
+#[test]
+#[should_panic(expected = "rows 1 to 3")]
+fn pieces_have_no_row_in_common() {
+    let _ = noise(&[7, 4], DType::F32, 1).into_pieces(&[(0, 2), (1, 2)]);
+}
