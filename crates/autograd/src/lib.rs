@@ -4,6 +4,7 @@
 //! weight is not a [`Param`]: it has no place where a gradient could go.
 
 mod error;
+mod gradient_place;
 mod grads;
 mod offload;
 mod param;
@@ -13,6 +14,7 @@ mod tape;
 mod var;
 
 pub use error::{Error, Result};
+pub use gradient_place::GradientPlace;
 pub use grads::Grads;
 pub use param::{Param, ParamId};
 pub use tape::Tape;

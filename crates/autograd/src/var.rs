@@ -1,4 +1,4 @@
-use crate::Result;
+use crate::{GradientPlace, Result};
 use halfbyte_tensor::Tensor;
 use std::{fmt, sync::Arc};
 
@@ -10,17 +10,17 @@ pub struct Var {
     /// Where its gradient gathers.
     pub(crate) slot: Option<usize>,
     recipe: Option<Recipe>,
-    gradient_room: usize,
+    gradient_place: GradientPlace,
 }
 
 impl Var {
     /// A value through which no gradient flows.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, slot: None, recipe: None, gradient_room: 0 }
+        Var { value, slot: None, recipe: None, gradient_place: GradientPlace::default() }
     }
 
     pub(crate) fn at(slot: usize, value: Tensor) -> Var {
-        Var { value, slot: Some(slot), recipe: None, gradient_room: 0 }
+        Var { value, slot: Some(slot), recipe: None, gradient_place: GradientPlace::default() }
     }
 
     /// See [`Tape::recomputed`](crate::Tape::recomputed).
@@ -28,16 +28,20 @@ impl Var {
         Var { recipe: Some(Recipe(Arc::new(recipe))), ..self }
     }
 
-    /// A variable whose gradient may have so many columns of room beside its rows: its op would use them. See
-    /// [`Tensor::scratch_with_room`].
+    /// A variable whose op would like to have its gradient there.
     #[must_use]
-    pub fn wanting_room(self, columns: usize) -> Var {
-        Var { gradient_room: columns, ..self }
+    pub fn wanting(self, place: GradientPlace) -> Var {
+        Var { gradient_place: place, ..self }
     }
 
-    /// The room that its op has a use for.
+    /// Where its op would like to have the gradient, for an op on the variable that will write it there.
+    pub fn claim_gradient_place(&self) -> GradientPlace {
+        self.gradient_place.claim()
+    }
+
+    /// The room beside its rows that its op would like the gradient to have.
     pub fn gradient_room(&self) -> usize {
-        self.gradient_room
+        self.gradient_place.room()
     }
 
     /// The value.

@@ -17,7 +17,6 @@ use crate::{
     },
     place::on_gpu,
 };
-use few_rows::Copied;
 use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
@@ -25,6 +24,7 @@ use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 use std::sync::Arc;
 
 mod attention;
+mod beside;
 mod experts;
 mod few_rows;
 mod room;
@@ -206,7 +206,7 @@ fn rotations_and_embeddings() {
 #[derive(Debug)]
 struct Stored {
     weight: Tensor,
-    decoder: Option<Arc<Copied>>,
+    decoder: Option<Arc<few_rows::Copied>>,
 }
 
 impl FrozenMatrix for Stored {
@@ -241,7 +241,7 @@ fn weights(out: usize, inner: usize, device: &Device) -> Vec<(&'static Stored, T
     let of = |(coded, dtype): (bool, DType)| {
         let values = noise(&[out, inner], dtype, 4);
         let weight = values.to_device(device).unwrap();
-        let decoder = coded.then(|| Arc::new(Copied(weight.clone())));
+        let decoder = coded.then(|| Arc::new(few_rows::Copied(weight.clone())));
         (&*Box::leak(Box::new(Stored { weight, decoder })), values.to_dtype(DType::F32))
     };
     [(false, DType::Bf16), (true, DType::F32)].map(of).into()
@@ -396,7 +396,7 @@ fn a_dry_run_counts_what_either_half_would_do() {
         let live = || if let Device::Dry(_) = device { ledger.live() } else { gpu.stats().live };
         let dry = |shape: &[usize], dtype| Tensor::scratch_on(&device, shape, dtype);
         let weight = dry(&[out, inner], DType::F32);
-        let w = Stored { decoder: Some(Arc::new(Copied(weight.clone()))), weight };
+        let w = Stored { decoder: Some(Arc::new(few_rows::Copied(weight.clone()))), weight };
         let params = [dry(&[rows, inner], DType::Bf16), dry(&[rank, inner], DType::F32), dry(&[out, rank], DType::F32)];
         let params = params.map(|it| Param::new("p", it));
         let before = live();

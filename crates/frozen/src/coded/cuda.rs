@@ -35,6 +35,8 @@ pub(super) fn decode(matrix: &Stored, scales: Option<&Scales>, mut into: Window<
     let unit = if scales.is_some() { matrix.code.unit } else { 1.0 };
     let (bits, out) = (matrix.code.bits, into.tensor());
     let Parts { codes, tables, absmax, scale_codes, nested, offset, shift } = Parts::of(matrix, scales);
+    let read = [Some(codes), Some(tables), absmax, scale_codes, nested].into_iter().flatten().map(Tensor::bytes);
+    gpu.next_moves(read.sum::<usize>() + rows * cols * dtype.size());
     let kernel = Decode {
         codes,
         tables,

@@ -24,7 +24,7 @@ use crate::{
     place::{Cost, fill},
 };
 use blocks::Inputs;
-use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
 /// What the columns of queries, keys and values mean, and which keys a query sees.
@@ -118,9 +118,14 @@ pub fn attention_with_room(
         return Ok(Var::constant(y));
     }
     let (kept, yv, layout) = (inputs.map(|it| it.value().clone()), y.clone(), layout.clone());
+    // Other kernels than those for tensor cores know of nothing beside rows.
+    let places = match tensor_cores::cuda::fit(&shape, &layout, yv.dtype()) {
+        true => inputs.map(Var::claim_gradient_place),
+        false => Default::default(),
+    };
     Ok(tape.record("attention", inputs, y, move |dy, needs| {
         let saved = Saved { inputs: kept.each_ref(), y: &yv, dy: &dy, lse: &lse };
-        gradients(&saved, &shape, &layout, needs)
+        gradients(&saved, (&shape, &layout), (needs, &places))
     }))
 }
 
@@ -152,16 +157,14 @@ fn forward(
     fill(q, cost, [y, lse], host, |gpu, [y, lse]| cuda::forward(gpu, [q, k, v], (shape, layout, sinks), (y, lse)))
 }
 
-/// Those of dq, dk and dv that are wanted.
+/// Those of dq, dk and dv that are wanted, at their places.
 fn gradients(
     saved: &Saved<'_>,
-    shape: &AttentionShape,
-    layout: &Layout,
-    needs: [bool; 3],
+    (shape, layout): (&AttentionShape, &Layout),
+    (needs, places): ([bool; 3], &[GradientPlace; 3]),
 ) -> Result<[Option<Tensor>; 3]> {
     let [q, ..] = saved.inputs;
-    let mut needs = needs.into_iter();
-    let grads = saved.inputs.map(|it| needs.next().filter(|it| *it).map(|_| it.scratch_like(it.shape(), it.dtype())));
+    let grads = std::array::from_fn(|i| needs[i].then(|| places[i].scratch(saved.inputs[i])));
     let tensors: Vec<&Tensor> =
         saved.inputs.into_iter().chain([saved.y, saved.dy, saved.lse]).chain(grads.iter().flatten()).collect();
     let cost = Cost::of(0, &tensors).flops(shape.flops(layout, 5));

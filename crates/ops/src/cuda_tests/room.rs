@@ -13,7 +13,7 @@ use crate::{
     rms_norm::rms_norm_with_room,
     rope, scale,
 };
-use halfbyte_autograd::{Param, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Param, Tape, Var};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
@@ -77,8 +77,8 @@ fn gradients_have_room_where_it_is_wanted_and_ops_that_know_of_none_get_none() {
     for dtype in SIXTEEN {
         let params = [noise(&[9, 40], dtype, 1), noise(&[40], DType::F32, 2)];
         let turned = |tape: &Tape<'static>, p: &[Var], room| {
-            let x = scale(tape, &p[0], 0.5).unwrap().wanting_room(room);
-            let y = rms_norm(tape, &x, &p[1], 1e-5).unwrap().wanting_room(room);
+            let x = scale(tape, &p[0], 0.5).unwrap().wanting(GradientPlace::with_room(room));
+            let y = rms_norm(tape, &x, &p[1], 1e-5).unwrap().wanting(GradientPlace::with_room(room));
             rope(tape, &y, &table, &layout, 8).unwrap()
         };
         let (without, with) = (run(&device, &params, 0, turned).1, run(&device, &params, 64, turned).1);
@@ -125,7 +125,7 @@ fn what_lies_beside_rows_takes_part_in_the_products() {
                 let lora = LowRank { a: &p[2], b: &p[3], scaling: 0.5, dropout: crate::Dropout::default() };
                 let layer = Layer { w, bias: Some(&p[4]), lora: Some(lora), onto: Some(&p[5]) };
                 let [y] = lora_linears(tape, &x, [layer])?;
-                rms_norm(tape, &y.wanting_room(8), &p[6], 1e-5)
+                rms_norm(tape, &y.wanting(GradientPlace::with_room(8)), &p[6], 1e-5)
             });
         }
     }

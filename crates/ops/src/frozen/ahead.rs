@@ -16,50 +16,80 @@ use std::{
     sync::{Arc, Weak},
 };
 
-/// A matrix, and the workspace that it is wanted in: its dimensions, and how many rows and columns it leaves behind the matrix.
-#[derive(Clone, Debug)]
+/// Matrices below each other, and the workspace that they are wanted in: their rows and columns, and how many rows and columns it leaves
+/// behind them.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Asked {
-    matrix: Weak<dyn Decoder>,
-    dims: (usize, usize),
+    matrices: Vec<Piece>,
+    cols: usize,
     beyond: (usize, usize),
     dtype: DType,
 }
 
-impl PartialEq for Asked {
-    fn eq(&self, other: &Asked) -> bool {
+/// One of the matrices, and its rows.
+#[derive(Clone, Debug)]
+struct Piece {
+    matrix: Weak<dyn Decoder>,
+    rows: usize,
+}
+
+impl PartialEq for Piece {
+    fn eq(&self, other: &Piece) -> bool {
         // Addresses of what is remembered are not given to anything else.
-        std::ptr::addr_eq(self.matrix.as_ptr(), other.matrix.as_ptr())
-            && (self.dims, self.beyond, self.dtype) == (other.dims, other.beyond, other.dtype)
+        std::ptr::addr_eq(self.matrix.as_ptr(), other.matrix.as_ptr()) && self.rows == other.rows
     }
 }
 
 impl Asked {
-    pub(super) fn new(matrix: &Arc<dyn Decoder>, dims: (usize, usize), beyond: (usize, usize), dtype: DType) -> Asked {
-        Asked { matrix: Arc::downgrade(matrix), dims, beyond, dtype }
+    /// Matrices with their rows, of as many columns.
+    pub(super) fn new(
+        matrices: &[(Arc<dyn Decoder>, usize)],
+        cols: usize,
+        beyond: (usize, usize),
+        dtype: DType,
+    ) -> Asked {
+        let piece = |(matrix, rows): &(Arc<dyn Decoder>, usize)| Piece { matrix: Arc::downgrade(matrix), rows: *rows };
+        let matrices = matrices.iter().map(piece).collect();
+        Asked { matrices, cols, beyond, dtype }
     }
 
     pub(super) fn shape(&self) -> [usize; 2] {
-        [self.dims.0 + self.beyond.0, self.dims.1 + self.beyond.1]
+        let rows: usize = self.matrices.iter().map(|it| it.rows).sum();
+        [rows + self.beyond.0, self.cols + self.beyond.1]
     }
 
     pub(super) fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The matrix' part of its workspace.
-    pub(super) fn window<'a>(&self, workspace: &'a mut Tensor) -> Window<'a> {
-        Window::whole(workspace).rows(0, self.dims.0).columns(0, self.dims.1)
+    /// Decodes all of them into their workspace.
+    ///
+    /// # Panics
+    /// If one is there no more.
+    pub(super) fn decode(&self, workspace: &mut Tensor) -> Result<()> {
+        let mut first = 0;
+        for Piece { matrix, rows } in &self.matrices {
+            let matrix = matrix.upgrade().expect("who asks for a matrix holds it meanwhile");
+            matrix.decode(Window::whole(workspace).rows(first, *rows).columns(0, self.cols))?;
+            first += rows;
+        }
+        Ok(())
+    }
+
+    /// The matrices, as long as all are there.
+    fn held(&self) -> Option<Vec<Arc<dyn Decoder>>> {
+        self.matrices.iter().map(|it| it.matrix.upgrade()).collect()
     }
 }
 
-/// The matrix in a workspace of its own, which was begun ahead if this was foreseen; and begins with the next.
-pub(super) fn decoded(gpu: &Arc<Gpu>, matrix: &Arc<dyn Decoder>, asked: Asked) -> Result<Tensor> {
+/// The matrices in a workspace of their own, which was begun ahead if this was foreseen; and begins with the next.
+pub(super) fn decoded(gpu: &Arc<Gpu>, asked: Asked) -> Result<Tensor> {
     gpu.attached(|ahead: &mut Ahead| {
         let workspace = match ahead.take(gpu, &asked)? {
             Some(workspace) => workspace,
             None => {
                 let mut workspace = Tensor::scratch_on(&Device::Cuda(gpu.clone()), &asked.shape(), asked.dtype);
-                matrix.decode(asked.window(&mut workspace))?;
+                asked.decode(&mut workspace)?;
                 workspace
             }
         };
@@ -80,10 +110,10 @@ struct Ahead {
     is_short: bool,
 }
 
-/// A matrix that is being decoded, which stays alive meanwhile.
+/// Matrices that are being decoded, which stay alive meanwhile.
 struct UnderWay {
     asked: Asked,
-    _matrix: Arc<dyn Decoder>,
+    _matrices: Vec<Arc<dyn Decoder>>,
     workspace: Tensor,
 }
 
@@ -102,9 +132,9 @@ impl Ahead {
         Ok((it.asked == *asked).then_some(it.workspace))
     }
 
-    /// Has the side stream decode a matrix, if that is still there and there is memory for it.
+    /// Has the side stream decode matrices, if they are still there and there is memory for them.
     fn begin(&mut self, gpu: &Arc<Gpu>, asked: Asked) -> Result<()> {
-        let Some(matrix) = asked.matrix.upgrade().filter(|_| !self.is_short) else { return Ok(()) };
+        let Some(matrices) = asked.held().filter(|_| !self.is_short) else { return Ok(()) };
         let Some(mut workspace) = cuda::scratch_if_there(gpu, &asked.shape(), asked.dtype) else {
             self.is_short = true;
             return Ok(());
@@ -116,9 +146,9 @@ impl Ahead {
         let Events { free, decoded } = self.events.insert(events);
         gpu.compute_stream().record(free)?;
         gpu.side_stream().wait_for(free)?;
-        gpu.beside(|| matrix.decode(asked.window(&mut workspace)))?;
+        gpu.beside(|| asked.decode(&mut workspace))?;
         gpu.side_stream().record(decoded)?;
-        self.under_way = Some(UnderWay { asked, _matrix: matrix, workspace });
+        self.under_way = Some(UnderWay { asked, _matrices: matrices, workspace });
         Ok(())
     }
 }

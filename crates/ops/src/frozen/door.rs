@@ -1,5 +1,5 @@
 use super::{
-    Decoder, FEW_ROWS, FrozenMatrix, OnDevice,
+    FEW_ROWS, FrozenMatrix, OnDevice,
     ahead::{self, Asked},
 };
 use crate::{
@@ -13,7 +13,6 @@ use crate::{
 };
 use halfbyte_autograd::Result;
 use halfbyte_tensor::{DType, Device, Error, Place, Tensor};
-use std::sync::Arc;
 
 /// Which of the products with a weight `W (out_features, in_features)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +70,8 @@ pub(crate) fn decoded(w: &dyn FrozenMatrix, dtype: DType) -> Result<Tensor> {
     match there {
         OnDevice::Dense(weight) => Ok(weight.to_dtype(dtype)),
         OnDevice::Coded(it) => {
-            let decoder = it.decoder();
-            on_the_spot(&decoder, &Asked::new(&decoder, w.dims(), (0, 0), dtype), &there.device())
+            let (rows, cols) = w.dims();
+            on_the_spot(&Asked::new(&[(it.decoder(), rows)], cols, (0, 0), dtype), &there.device())
         }
     }
 }
@@ -88,24 +87,43 @@ pub(crate) fn decoded_beside(w: &dyn FrozenMatrix, x: &Tensor, beyond: (usize, u
             put(1.0, weight, 0, Window::whole(&mut out).rows(0, rows).columns(0, cols))?;
             Ok(out)
         }
-        OnDevice::Coded(it) => {
-            let decoder = it.decoder();
-            let asked = Asked::new(&decoder, (rows, cols), beyond, dtype);
-            match it.place() {
-                // The few rows of a token are through before the next matrix is decoded.
-                Place::Gpu(gpu) if x.rows() > FEW_ROWS && gpu.works_ahead() => {
-                    Ok(ahead::decoded(gpu, &decoder, asked)?)
-                }
-                _ => on_the_spot(&decoder, &asked, &there.device()),
-            }
-        }
+        OnDevice::Coded(it) => asked_for(it.place(), Asked::new(&[(it.decoder(), rows)], cols, beyond, dtype), x),
+    }
+}
+
+/// [`decoded_beside`] of matrices of codes with as many columns, below each other, and so many rows behind them.
+///
+/// # Panics
+/// If one is kept otherwise: [`is_coded`] tells.
+pub(crate) fn decoded_below(ws: &[&dyn FrozenMatrix], x: &Tensor, beyond: usize) -> Result<Tensor> {
+    let mut all = Vec::with_capacity(ws.len());
+    for w in ws {
+        let OnDevice::Coded(it) = there(*w)? else { panic!("asked of matrices that are kept in codes") };
+        all.push((it, w.dims()));
+    }
+    let Some((first, (_, cols))) = all.first() else { panic!("asked of one matrix at least") };
+    let matrices: Vec<_> = all.iter().map(|(it, (rows, _))| (it.decoder(), *rows)).collect();
+    asked_for(first.place(), Asked::new(&matrices, *cols, (beyond, 0), x.dtype()), x)
+}
+
+/// Whether a matrix away from host memory has to be decoded there.
+pub(crate) fn is_coded(w: &dyn FrozenMatrix) -> bool {
+    matches!(w.on_device(), Some(OnDevice::Coded(_)))
+}
+
+/// Ahead, if that can be.
+fn asked_for(place: Place<'_>, asked: Asked, x: &Tensor) -> Result<Tensor> {
+    match place {
+        // The few rows of a token are through before the next matrix is decoded.
+        Place::Gpu(gpu) if x.rows() > FEW_ROWS && gpu.works_ahead() => Ok(ahead::decoded(gpu, asked)?),
+        _ => on_the_spot(&asked, &x.device()),
     }
 }
 
 /// Decoded when it is asked for.
-fn on_the_spot(decoder: &Arc<dyn Decoder>, asked: &Asked, device: &Device) -> Result<Tensor> {
+fn on_the_spot(asked: &Asked, device: &Device) -> Result<Tensor> {
     let mut out = Tensor::scratch_on(device, &asked.shape(), asked.dtype());
-    decoder.decode(asked.window(&mut out))?;
+    asked.decode(&mut out)?;
     Ok(out)
 }
 

@@ -8,7 +8,7 @@
 mod ahead;
 mod door;
 
-pub(crate) use door::{Epilogue, Side, decoded, decoded_beside, multiply, there};
+pub(crate) use door::{Epilogue, Side, decoded, decoded_below, decoded_beside, is_coded, multiply, there};
 
 use crate::gpu_product::Window;
 use halfbyte_autograd::Result;

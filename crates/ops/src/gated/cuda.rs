@@ -11,6 +11,10 @@ kernels! {
         gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, y: InRows<*mut T>, rows: i32, cols: i32, stride: i32,
     }
     backward as Backward { dy: *const T, gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, dg: *mut T, du: *mut T, n: usize }
+    backward_in_rows as BackwardInRows {
+        dy: *const T, gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, dg: InRows<*mut T>, dg_stride: i32,
+        du: InRows<*mut T>, du_stride: i32, rows: i32, cols: i32,
+    }
 }
 
 /// What the kernels know of a gate; a limit of 0 is none.
@@ -48,6 +52,13 @@ pub(super) fn backward(
     [dg, du]: &mut [Tensor; 2],
 ) -> Result<()> {
     let (n, (gelu, alpha, limit)) = (gate.len(), numbers(f));
+    if !(dg.is_dense() && du.is_dense()) {
+        let (element, rows, cols) = (number(gate.dtype()), dy.rows(), dy.cols());
+        let (dg_stride, du_stride) = (dg.stride(), du.stride());
+        let kernel = BackwardInRows { dy, gate, up, gelu, alpha, limit, dg, dg_stride, du, du_stride, rows, cols };
+        // SAFETY: rows of so many elements, of whole packs, and those of the gradients so far apart.
+        return unsafe { kernel.launch(gpu, element, sheet(rows, cols.div_ceil(16 / element.size()))) };
+    }
     // SAFETY: all five have as many elements as the kernel is told.
     unsafe {
         Backward { dy, gate, up, gelu, alpha, limit, dg, du, n }.launch(

@@ -36,11 +36,34 @@ KERNEL forward_in_rows(const T* gate, const T* up, int gelu, float alpha, float 
 }
 
 // With s = sigmoid(v(g)): du = dy g s, dg = dy u s (1 + g (1 - s) v'(g)); 0 where a limit holds.
+__device__ __forceinline__ void gradients(float d, float gate, float up, int gelu, float alpha, float limit, float& dg, float& du) {
+    float g = at_most(gate, limit), u = within(up, limit), s = sigmoid(argument(g, gelu, alpha));
+    bool none = limit <= 0.0f;
+    dg = none || gate <= limit ? d * u * s * (1.0f + g * (1.0f - s) * argument_slope(g, gelu, alpha)) : 0.0f;
+    du = none || fabsf(up) <= limit ? d * g * s : 0.0f;
+}
+
 KERNEL backward(const T* dy, const T* gate, const T* up, int gelu, float alpha, float limit, T* dg, T* du, unsigned long long n) {
-    pointwise<T, 3, 2>({dy, gate, up}, {dg, du}, n, [=](const float(&x)[3], float(&out)[2]) {
-        float d = x[0], g = at_most(x[1], limit), u = within(x[2], limit), s = sigmoid(argument(g, gelu, alpha));
-        bool none = limit <= 0.0f;
-        out[0] = none || x[1] <= limit ? d * u * s * (1.0f + g * (1.0f - s) * argument_slope(g, gelu, alpha)) : 0.0f;
-        out[1] = none || fabsf(x[2]) <= limit ? d * g * s : 0.0f;
-    });
+    pointwise<T, 3, 2>({dy, gate, up}, {dg, du}, n,
+                       [=](const float(&x)[3], float(&out)[2]) { gradients(x[0], x[1], x[2], gelu, alpha, limit, out[0], out[1]); });
+}
+
+// The same where rows of the gradients, of `cols` elements, lie so far apart; all are whole packs. A block for rows blockIdx.y and on.
+KERNEL backward_in_rows(const T* dy, const T* gate, const T* up, int gelu, float alpha, float limit, T* dg, int dg_stride, T* du,
+                        int du_stride, int rows, int cols) {
+    const int N = Pack<T>::N;
+    int packs = cols / N, first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y)
+        for (int p = first; p < packs; p += step) {
+            size_t from = (size_t)row * packs + p;
+            Pack<T> d = ((const Pack<T>*)dy)[from], a = ((const Pack<T>*)gate)[from], b = ((const Pack<T>*)up)[from];
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float of_gate, of_up;
+                gradients(to_f32(d.v[j]), to_f32(a.v[j]), to_f32(b.v[j]), gelu, alpha, limit, of_gate, of_up);
+                a.v[j] = Round<T>::of(of_gate), b.v[j] = Round<T>::of(of_up);
+            }
+            *(Pack<T>*)(dg + (size_t)row * dg_stride + p * N) = a;
+            *(Pack<T>*)(du + (size_t)row * du_stride + p * N) = b;
+        }
 }

@@ -11,7 +11,7 @@ use crate::{
     add::check_alike,
     place::{Cost, fill},
 };
-use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Result, Tape, Var};
 use halfbyte_tensor::{Tensor, with_float};
 
 /// The function of a gate.
@@ -48,8 +48,12 @@ pub fn gated_with_room(tape: &Tape<'_>, [gate, up]: [&Var; 2], f: Gate, room: us
         let (g, u) = (g.clone(), u.clone());
         move || forward([&g, &u], f, room)
     };
+    let places = match whole(g.cols()) {
+        true => [gate, up].map(Var::claim_gradient_place),
+        false => Default::default(),
+    };
     let y = tape.record("gated", [gate, up], y, move |dy, [gate, up]| {
-        let [dg, du] = backward(&dy, [&g, &u], f)?;
+        let [dg, du] = backward(&dy, [&g, &u], (f, &places))?;
         Ok([gate.then_some(dg), up.then_some(du)])
     });
     Ok(tape.recomputed(y, again))
@@ -65,9 +69,9 @@ fn forward([gate, up]: [&Tensor; 2], f: Gate, room: usize) -> Result<Tensor> {
     fill(gate, cost, y, host, |gpu, y| cuda::forward(gpu, [gate, up], f, y))
 }
 
-/// The gradients of gate and up.
-fn backward(dy: &Tensor, [gate, up]: [&Tensor; 2], f: Gate) -> Result<[Tensor; 2]> {
-    let grads = [gate, up].map(|it| it.scratch_like(it.shape(), it.dtype()));
+/// The gradients of gate and up, at their places.
+fn backward(dy: &Tensor, [gate, up]: [&Tensor; 2], (f, places): (Gate, &[GradientPlace; 2])) -> Result<[Tensor; 2]> {
+    let grads = [places[0].scratch(gate), places[1].scratch(up)];
     let cost = Cost::of(12, &[gate, up, dy, &grads[0], &grads[1]]);
     let host = |[dg, du]: &mut [Tensor; 2]| {
         with_float!(gate.dtype(), T, {

@@ -2,7 +2,7 @@ use super::window::{Operand, Window};
 use crate::place::on_device;
 use halfbyte_cuda::{Any, Beside, Gemm, Gpu, Kind, Launch, Number, T, kernels};
 use halfbyte_tensor::{
-    DType, Device, Place, Result, Tensor,
+    DType, Device, Result, Tensor,
     cuda::{self, number},
 };
 
@@ -241,15 +241,6 @@ fn stack_three(pieces: &[Rows<'_>], mut into: Window<'_>, aside: Option<Aside<'_
     };
     // SAFETY: the window lies in its tensor, each matrix has the rows up to its end, and the room has so many columns.
     unsafe { kernel.launch(&gpu, number(dtype), blocks(rows.max(lines), width.max(columns))) }
-}
-
-/// `count` rows of `from`, from row `first` on, as a tensor of their own.
-pub(crate) fn take_rows(from: &Tensor, first: usize, count: usize) -> Result<Tensor> {
-    let mut rows = from.scratch_like(&[count, from.cols()], from.dtype());
-    if let Place::Gpu(_) = from.place() {
-        cuda::copy_rows(&mut rows, 0, from, first, count)?;
-    }
-    Ok(rows)
 }
 
 /// A launch over rows of so many elements, some a thread; it may fall short in either direction, so kernels stride.

@@ -59,6 +59,19 @@ impl<'a> Operand<'a> {
         Operand { tensor, part: Part { cols: part.cols + columns, ..part }, transposed: false }
     }
 
+    /// Tensors whose rows lie beside each other, with so many of the columns in the room behind the last.
+    ///
+    /// # Panics
+    /// If there are none, they lie otherwise, or there is less room.
+    #[must_use]
+    pub(crate) fn across(tensors: &[&'a Tensor], room: usize) -> Operand<'a> {
+        let (Some(first), Some(last)) = (tensors.first(), tensors.last()) else { panic!("one tensor at least") };
+        assert!(tensors.windows(2).all(|it| it[0].is_beside(it[1])), "rows beside each other");
+        assert!(room <= last.room(), "{room} columns beside rows with room for {}", last.room());
+        let cols = tensors.iter().map(|it| it.cols()).sum::<usize>() + room;
+        Operand { tensor: first, part: Part { cols, ..Part::of(first) }, transposed: false }
+    }
+
     /// `count` of its stored columns, from `first` on.
     #[must_use]
     pub fn columns(self, first: usize, count: usize) -> Operand<'a> {

@@ -14,9 +14,7 @@ use crate::{
     dropout, frozen,
     gpu_product::{
         Operand, Window,
-        cuda::{
-            Aside, add_bias, multiply, multiply_into, product, product_onto, put, put_with, side_by_side, take_rows,
-        },
+        cuda::{Aside, add_bias, multiply, multiply_into, product, product_onto, put, put_with, side_by_side},
     },
 };
 use halfbyte_autograd::{Result, Var};
@@ -254,18 +252,38 @@ fn gradients_of_a(
     thin: &mut [Thin],
 ) -> Result<()> {
     let together = updated.len() > 1 && updated.iter().all(|(_, it, _)| it.want_da && it.dropout.is_off());
-    let all = together.then(|| product(1.0, Operand::new(dh).t(), Operand::new(x), DType::F32)).transpose()?;
-    for (i, low_rank, _) in updated.iter().filter(|it| it.1.want_da) {
+    let wanted = || updated.iter().filter(|it| it.1.want_da);
+    if together {
+        let all = product(1.0, Operand::new(dh).t(), Operand::new(x), DType::F32)?;
+        let places: Vec<_> = wanted().map(|it| stack.place(it.0)).collect();
+        wanted().zip(all.into_pieces(&places)?).for_each(|((i, ..), da)| thin[*i].da = Some(da));
+        return Ok(());
+    }
+    for (i, low_rank, _) in wanted() {
         let (first, rank) = stack.place(*i);
-        thin[*i].da = Some(match &all {
-            Some(all) => take_rows(all, first, rank)?,
-            None => {
-                let dropped = dropout::apply(x, low_rank.dropout)?;
-                product(1.0, Operand::new(dh).columns(first, rank).t(), Operand::new(&dropped), DType::F32)?
-            }
-        });
+        let dropped = dropout::apply(x, low_rank.dropout)?;
+        let (left, right) = (Operand::new(dh).columns(first, rank).t(), Operand::new(&dropped));
+        thin[*i].da = Some(product(1.0, left, right, DType::F32)?);
     }
     Ok(())
+}
+
+/// The largest workspace, in bytes, in which matrices of one input are multiplied with their gradients as one, and the most rows that those
+/// gradients have then. Beyond, the memory in one piece would count for more than what it saves.
+const LARGEST: usize = 192 << 20;
+const MOST_ROWS: usize = 1 << 14;
+
+/// Whether the gradients of these layers' results, beside each other, are to be one operand of `dx = [dy .. dy | dh] [W ; .. W ; A]`: that
+/// is a product for several, and its sum is rounded once. In two bytes a number, in which gradients of whole pieces can be written beside
+/// each other; and of matrices that have to be decoded anyway.
+pub(super) fn take_gradients_as_one(x: &Var, layers: &[Layer<'_, '_>]) -> bool {
+    let (all, size): (usize, usize) = (layers.iter().map(|it| it.w.dims().0).sum(), x.value().dtype().size());
+    layers.len() > 1
+        && x.requires_grad()
+        && size == 2
+        && layers.iter().all(|it| frozen::is_coded(it.w) && it.w.dims().0.is_multiple_of(8))
+        && all * x.value().cols() * size <= LARGEST
+        && x.value().rows() <= MOST_ROWS
 }
 
 /// The sum over layers of `dy W + mask(dh A)`. What has no mask rides along with the narrowest layer's product, if that is no
@@ -288,6 +306,20 @@ fn input_gradient(
         }
     }
     let riding = dh.filter(|_| factors.iter().any(Option::is_some));
+    let width = riding.map_or(0, |_| stack.width);
+    let dys: Vec<&Tensor> = live.iter().map(|it| it.2).collect();
+    let as_one = dys.len() > 1 && dys.windows(2).all(|it| it[0].is_beside(it[1])) && width <= dys[dys.len() - 1].room();
+    if as_one {
+        let ws: Vec<_> = live.iter().map(|it| it.1.w).collect();
+        let last = dys[dys.len() - 1];
+        let mut all = frozen::decoded_below(&ws, last, width)?;
+        if let Some(dh) = riding {
+            let rows = all.rows() - width;
+            stack.put_rows(&factors, Window::whole(&mut all).rows(rows, width), Some(Aside::new(last, dh)))?;
+        }
+        let dx = product(1.0, Operand::across(&dys, width), Operand::new(&all), dtype)?;
+        return with_masked(dx, stack, &masked, dh);
+    }
     // Where there is room nothing is copied; else the narrowest costs least.
     let roomy = live.iter().find(|(.., dy)| dy.room() >= stack.width).map(|it| it.0);
     let narrowest = live.iter().map(|(i, it, _)| (it.w.dims().0, *i)).min();
@@ -314,11 +346,20 @@ fn input_gradient(
     if let (Some(dh), None) = (riding, host) {
         add(Operand::new(dh), &stack.stacked(&factors, dtype)?)?;
     }
-    let mut dx = dx.expect("a layer with a gradient was there");
+    with_masked(dx.expect("a layer with a gradient was there"), stack, &masked, dh)
+}
+
+/// The gradient of the input with `mask(dh A)` of the layers that have a mask.
+fn with_masked(
+    mut dx: Tensor,
+    stack: &Stack,
+    masked: &[(usize, &SavedLowRank)],
+    dh: Option<&Tensor>,
+) -> Result<Tensor> {
     for (i, low_rank) in masked {
         let Some((dh, a)) = dh.zip(low_rank.a.as_ref()) else { continue };
-        let ((first, rank), a) = (stack.place(i), a.to_dtype(dtype));
-        let mut part = product(1.0, Operand::new(dh).columns(first, rank), Operand::new(&a), dtype)?;
+        let ((first, rank), a) = (stack.place(*i), a.to_dtype(dx.dtype()));
+        let mut part = product(1.0, Operand::new(dh).columns(first, rank), Operand::new(&a), dx.dtype())?;
         dropout::apply_in_place(&mut part, low_rank.dropout)?;
         dx.add_assign(&part);
     }

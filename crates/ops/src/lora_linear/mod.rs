@@ -15,7 +15,7 @@ mod thin {
 }
 
 use crate::{FrozenMatrix, add::sum, dropout::Dropout, linear::no_bias, place::on_gpu, product};
-use halfbyte_autograd::{Kept, Result, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Kept, Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor};
 use saved::{Found, Projected, Saved};
 
@@ -147,7 +147,11 @@ fn recorded<'m, const N: usize>(
         let x = wanted_x.map(Kept::value).transpose()?;
         backward(x.as_ref(), dys, needs)
     });
-    let ys: Vec<Var> = ys.into_iter().map(|it| it.wanting_room(room)).collect();
+    let places = match on_gpu(x.value()) && cuda::take_gradients_as_one(x, layers) {
+        true => GradientPlace::side_by_side(&layers.each_ref().map(|it| it.w.dims().0), room),
+        false => vec![GradientPlace::with_room(room); N],
+    };
+    let ys: Vec<Var> = ys.into_iter().zip(places).map(|(y, place)| y.wanting(place)).collect();
     ys.try_into().map_err(|_| unreachable!("as many outputs as layers"))
 }
 

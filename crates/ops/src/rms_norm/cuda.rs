@@ -54,7 +54,9 @@ pub(super) fn backward(
     let (rows, c) = (x.len() / w.len(), w.len());
     if rows > 0 {
         let w_kind = number(w.dtype());
-        let (there_stride, stride) = (c + there.map_or(0, Tensor::room), c + dx.room());
+        // Norms of parts of rows have nothing beside these.
+        let apart = |it: &Tensor| c + it.stride() - it.cols();
+        let (there_stride, stride) = (there.map_or(c, apart), apart(dx));
         let kernel = Backward { x, w, w_kind, rstd, dy, there, there_stride, dx, stride, c, offset };
         // SAFETY: as in the forward pass; `dy` and what is there have the shape of `x`.
         unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(rows, threads(c, number(x.dtype())))) }?;

@@ -6,7 +6,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::place::{Cost, fill, on_gpu};
-use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Result, Tape, Var};
 use halfbyte_tensor::{DType, Error, Tensor, with_float};
 
 /// What such a norm does beside dividing by the root mean square.
@@ -42,8 +42,10 @@ pub fn rms_norm_with_room(tape: &Tape<'_>, (x, w): (&Var, &Var), norm: RmsNorm, 
     let xv = x.value().clone();
     // A GPU reads it in whatever dtype it has.
     let wv = if on_gpu(&xv) { w.value().clone() } else { w.value().to_dtype(DType::F32) };
-    let whole = |room: usize| if wv.len() == xv.cols() { room } else { 0 };
-    let (room, gradient_room) = (whole(room), whole(x.gradient_room()));
+    let (room, place) = match wv.len() == xv.cols() {
+        true => (room, x.claim_gradient_place()),
+        false => (0, GradientPlace::default()),
+    };
     let [y, rstd] = forward(&xv, &wv, norm, room)?;
     let again = {
         let (xv, wv) = (xv.clone(), wv.clone());
@@ -53,7 +55,7 @@ pub fn rms_norm_with_room(tape: &Tape<'_>, (x, w): (&Var, &Var), norm: RmsNorm, 
         }
     };
     let y = tape.record_onto("rms_norm", [x, w], y, move |dy, [x, w], there| {
-        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd, norm, gradient_room }.backward(&dy, w, there)?;
+        let (dx, dw) = Saved { x: &xv, w: &wv, rstd: &rstd, norm, place: &place }.backward(&dy, w, there)?;
         Ok([x.then_some(dx), dw])
     });
     Ok(tape.recomputed(y, again))
@@ -76,21 +78,18 @@ struct Saved<'a> {
     w: &'a Tensor,
     rstd: &'a Tensor,
     norm: RmsNorm,
-    gradient_room: usize,
+    place: &'a GradientPlace,
 }
 
 impl Saved<'_> {
     /// The gradients of `x`, added to what is `there`, and, if it trains, of `w`.
     fn backward(&self, dy: &Tensor, train: bool, there: Option<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
-        let Saved { x, w, rstd, norm, gradient_room } = *self;
+        let Saved { x, w, rstd, norm, place } = *self;
         let (beside, after) = match there {
             Some(it) if on_gpu(x) && it.dtype() == x.dtype() => (Some(it), None),
             other => (None, other),
         };
-        let out = (
-            x.scratch_with_room(x.shape(), x.dtype(), gradient_room),
-            train.then(|| x.scratch_like(w.shape(), DType::F32)),
-        );
+        let out = (place.scratch(x), train.then(|| x.scratch_like(w.shape(), DType::F32)));
         let cost = Cost::of(8, &[x, dy, &out.0]);
         let host = |(dx, dw): &mut (Tensor, Option<Tensor>)| {
             let sums = with_float!(x.dtype(), T, {

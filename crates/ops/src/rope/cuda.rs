@@ -7,8 +7,12 @@ use std::sync::Arc;
 kernels! {
     const SOURCE = "rope", "kernel.cu", over Tensor;
     rotate as Rotate {
-        x: *const T, table: *const f32, positions: *const u32, y: InRows<*mut T>, stride: i32, heads: i32, dim: i32, half: i32,
-        length: i32, direction: f32, pairs: usize,
+        x: InRows<*const T>, x_stride: i32, table: *const f32, positions: *const u32, y: InRows<*mut T>, stride: i32, heads: i32, dim: i32,
+        half: i32, length: i32, direction: f32, pairs: usize,
+    }
+    rotate_in_place as RotateInPlace {
+        x: InRows<*mut T>, stride: i32, table: *const f32, positions: *const u32, heads: i32, dim: i32, half: i32, length: i32,
+        direction: f32, pairs: usize,
     }
     rotate_neighbours as RotateNeighbours {
         x: *const T, table: *const f32, positions: *const u32, y: *mut T, heads: i32, dim: i32, half: i32, length: i32,
@@ -42,10 +46,31 @@ pub(super) fn rotate(
         // SAFETY: as below, and heads have an even number of channels.
         return unsafe { kernel.launch(gpu, number(x.dtype()), Launch::elements(n)) };
     }
-    let stride = y.stride();
-    let kernel = Rotate { x, table: &on_gpu, positions, y, stride, heads, dim, half, length, direction, pairs };
+    let (x_stride, stride) = (x.stride(), y.stride());
+    let kernel =
+        Rotate { x, x_stride, table: &on_gpu, positions, y, stride, heads, dim, half, length, direction, pairs };
     // SAFETY: rows of `heads` heads of `dim` channels, `2 half` or more, a position a row, and all positions lie in the table.
     unsafe { kernel.launch(gpu, number(x.dtype()), Launch::packs(pairs.div_ceil(TOGETHER), number(x.dtype()))) }
+}
+
+/// What nobody else holds, over itself; its pairs are halves.
+pub(super) fn rotate_in_place(
+    gpu: &Arc<Gpu>,
+    (x, dim): (&mut Tensor, usize),
+    table: &RopeTable,
+    layout: &Layout,
+    direction: f32,
+) -> Result<()> {
+    if x.is_empty() {
+        return Ok(());
+    }
+    let (on_gpu, positions, element) = (table.on(gpu)?, layout.positions_on(gpu)?, number(x.dtype()));
+    let (heads, pairs, stride) = (x.cols() / dim, x.len() / dim * table.half, x.stride());
+    let (half, length) = (table.half, table.length);
+    gpu.next_moves(2 * x.bytes() + on_gpu.bytes() + positions.bytes());
+    let kernel = RotateInPlace { x, stride, table: &on_gpu, positions, heads, dim, half, length, direction, pairs };
+    // SAFETY: as in `rotate`; a thread reads what it writes before it does, and nothing that another one writes.
+    unsafe { kernel.launch(gpu, element, Launch::packs(pairs.div_ceil(TOGETHER), element)) }
 }
 
 /// Queries to `y`, keys and values to the buffers of a cache, whose layout is the second.

@@ -1,6 +1,6 @@
 // (a, b) -> (a cos - b sin, b cos + a sin) for the halves a and b of the first 2 half channels of every head, of `dim`; the sine times
 // `direction`. The others are copied.
-// Rows of y lie `stride` apart. `table` holds (length, half) cosines and then as many sines. A thread turns the same channels of TOGETHER
+// Rows of x lie `x_stride` apart, those of y `stride`. `table` holds (length, half) cosines and then as many sines. A thread turns the same channels of TOGETHER
 // heads of a row, whose angles are the same: they are as many bytes as the channels.
 #define TOGETHER 4
 
@@ -23,10 +23,11 @@ template <int N> __device__ __forceinline__ void turn(Pack<T>& a, Pack<T>& b, co
     }
 }
 
-KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, int stride, int heads, int dim, int half, int length,
-              float direction, unsigned long long pairs) {
+// x and y may be one.
+__device__ __forceinline__ void rotate_rows(const T* x, int x_stride, const float* table, const unsigned* positions, T* y, int stride, int heads,
+                                            int dim, int half, int length, float direction, unsigned long long pairs) {
     const int N = Pack<T>::N;
-    bool together = half % N == 0 && dim % N == 0 && stride % N == 0 && on_16(x) && on_16(y) && on_16(table);
+    bool together = half % N == 0 && dim % N == 0 && x_stride % N == 0 && stride % N == 0 && on_16(x) && on_16(y) && on_16(table);
     unsigned packs = (half + N - 1) / N, groups = (heads + TOGETHER - 1) / TOGETHER;
     size_t all = pairs / half / heads * groups * packs;
     FOR_EACH(p, all) {
@@ -34,13 +35,13 @@ KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, i
         size_t group = all >> 32 ? p / packs : (unsigned)p / packs;
         size_t row = all >> 32 ? group / groups : (unsigned)group / groups;
         int i = N * (int)(p - group * packs), first = TOGETHER * (int)(group - row * groups);
-        size_t at = (row * heads + first) * dim;
+        const T* from = x + row * x_stride + first * dim;
         Pack<T> a[TOGETHER], b[TOGETHER];
 #pragma unroll
         for (int h = 0; h < TOGETHER; h++) {
             if (first + h >= heads) continue;
-            a[h] = load_pack(x + at + h * dim, i, half, together);
-            b[h] = load_pack(x + at + h * dim + half, i, half, together);
+            a[h] = load_pack(from + h * dim, i, half, together);
+            b[h] = load_pack(from + h * dim + half, i, half, together);
         }
         float c[N], s[N];
         load_angles<N>(table, positions[row], half, length, i, together, direction, c, s);
@@ -54,11 +55,22 @@ KERNEL rotate(const T* x, const float* table, const unsigned* positions, T* y, i
         }
     }
     int kept = dim - 2 * half;
+    if (x == y) return;
     FOR_EACH(i, pairs / half * kept) {
         size_t head = i / kept, row = head / heads;
-        int c = 2 * half + (int)(i - head * kept);
-        y[row * stride + (head - row * heads) * dim + c] = x[head * dim + c];
+        int c = 2 * half + (int)(i - head * kept), h = (int)(head - row * heads);
+        y[row * stride + h * dim + c] = x[row * x_stride + h * dim + c];
     }
+}
+
+KERNEL rotate(const T* x, int x_stride, const float* table, const unsigned* positions, T* y, int stride, int heads, int dim, int half,
+              int length, float direction, unsigned long long pairs) {
+    rotate_rows(x, x_stride, table, positions, y, stride, heads, dim, half, length, direction, pairs);
+}
+
+KERNEL rotate_in_place(T* x, int stride, const float* table, const unsigned* positions, int heads, int dim, int half, int length,
+                       float direction, unsigned long long pairs) {
+    rotate_rows(x, stride, table, positions, x, stride, heads, dim, half, length, direction, pairs);
 }
 
 // As `rotate`, where each even channel turns against the next one. A head has an even number of channels, `n` is half of all elements.

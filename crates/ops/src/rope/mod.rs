@@ -14,9 +14,9 @@ use crate::{
     layout::Layout,
     place::{Cost, fill},
 };
-use halfbyte_autograd::{Result, Tape, Var};
+use halfbyte_autograd::{GradientPlace, Result, Tape, Var};
 use halfbyte_cuda::Gpu;
-use halfbyte_tensor::{Error, Place, Tensor, with_float};
+use halfbyte_tensor::{Device, Error, Place, Tensor, with_float};
 use std::sync::{Arc, OnceLock};
 
 /// Cosines and sines of every position of texts up to a length, computed once for a model, shared when cloned.
@@ -89,14 +89,39 @@ impl RopeTable {
 /// the layout. Fails if a position lies beyond the table.
 pub fn rope(tape: &Tape<'_>, x: &Var, table: &RopeTable, layout: &Layout, head_dim: usize) -> Result<Var> {
     check(x.value(), table, layout, head_dim)?;
-    let y = rotated((x.value(), head_dim), table, layout, (1.0, 0))?;
+    let y = rotated((x.value(), head_dim), table, layout, (1.0, &GradientPlace::default()))?;
     if !x.requires_grad() {
         return Ok(Var::constant(y));
     }
-    // Neighbours are turned by a kernel that knows of no room.
-    let room = if table.pairs == Pairs::Neighbours { 0 } else { x.gradient_room() };
-    let (table, layout) = (table.clone(), layout.clone());
-    Ok(tape.record("rope", [x], y, move |dy, _| Ok([Some(rotated((&dy, head_dim), &table, &layout, (-1.0, room))?)])))
+    // Neighbours are turned by a kernel that knows of nothing beside rows.
+    let place = match table.pairs {
+        Pairs::Neighbours => GradientPlace::default(),
+        Pairs::Halves => x.claim_gradient_place(),
+    };
+    let (before, table, layout) = (place.passed_on(), table.clone(), layout.clone());
+    let mut ys = tape.record_many_in_rows("rope", &[x], vec![y], move |mut dys, _| {
+        let Some(dy) = dys.pop().flatten() else { unreachable!("one output, which has a gradient") };
+        Ok(vec![Some(turned_back((dy, head_dim), &table, &layout, &place)?)])
+    });
+    Ok(ys.pop().unwrap_or_else(|| unreachable!("one output, one variable")).wanting(before))
+}
+
+/// The gradient that `dy` turned back is, at its place: over `dy` itself, on a GPU, if that lies as is wanted and nobody else holds it.
+fn turned_back(
+    (mut dy, head_dim): (Tensor, usize),
+    table: &RopeTable,
+    layout: &Layout,
+    place: &GradientPlace,
+) -> Result<Tensor> {
+    let lies_there = !dy.is_dense() || place.room() == 0;
+    match dy.device() {
+        Device::Cuda(gpu) if table.pairs == Pairs::Halves && lies_there && !dy.is_shared() => {
+            cuda::rotate_in_place(&gpu, (&mut dy, head_dim), table, layout, -1.0)?;
+            gpu.count_operations(3 * dy.len() as u64);
+            Ok(dy)
+        }
+        _ => rotated((&dy.dense(), head_dim), table, layout, (-1.0, place)),
+    }
 }
 
 /// Queries, keys and values of new tokens on their way to attention over a cache: gives the queries `q (tokens, heads * head_dim)` as
@@ -117,7 +142,7 @@ pub fn rope_into_cache(
     let gpu = match q.place() {
         Place::Gpu(gpu) if table.pairs == Pairs::Halves && q.dtype() == k.dtype() => gpu,
         _ => {
-            let [q, k] = [q, k].map(|it| rotated((it, head_dim), table, positions, (1.0, 0)));
+            let [q, k] = [q, k].map(|it| rotated((it, head_dim), table, positions, (1.0, &GradientPlace::default())));
             append_rows(into, [&k?, v], cache)?;
             return q;
         }
@@ -129,14 +154,14 @@ pub fn rope_into_cache(
     Ok(y)
 }
 
-/// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse. With so much room beside the rows.
+/// Rotated forwards, or, for `direction` -1, backwards: the transpose of a rotation is its inverse. To a place.
 fn rotated(
     (x, head_dim): (&Tensor, usize),
     table: &RopeTable,
     layout: &Layout,
-    (direction, room): (f32, usize),
+    (direction, place): (f32, &GradientPlace),
 ) -> Result<Tensor> {
-    let y = x.scratch_with_room(x.shape(), x.dtype(), room);
+    let y = place.scratch(x);
     let cost = Cost::of(3, &[x, &y]);
     let host = |y: &mut Tensor| {
         with_float!(x.dtype(), T, {

@@ -14,12 +14,12 @@ kernels! {
     }
     along as Along { dy: *const T, y: InRows<*const T>, y_stride: i32, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
     query_gradient as QueryGradient {
-        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32, dq: *mut T,
-        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
+        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
+        dq: InRows<*mut T>, dq_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32,
     }
     key_value_gradient as KeyValueGradient {
         q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
-        dk: Option<*mut T>, dv: Option<*mut T>, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, turns: i32,
+        dk: Option<InRows<*mut T>>, dk_stride: i32, dv: Option<InRows<*mut T>>, dv_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, turns: i32,
     }
 }
 
@@ -105,7 +105,9 @@ pub(in crate::attention) fn backward(
     let d = &d;
     if let Some(dq) = dq {
         let shared = row * (2 * ROWS + (blocks.key_turns + 2) * blocks.few_keys);
-        let kernel = QueryGradient { q, k, v, dy, lse, d, segments, dq, heads, kv_heads, dim, window, scale };
+        let dq_stride = dq.stride();
+        let kernel =
+            QueryGradient { q, k, v, dy, lse, d, segments, dq, dq_stride, heads, kv_heads, dim, window, scale };
         // SAFETY: gradients have the shapes of what they belong to.
         unsafe { kernel.launch(gpu, element, launch(layout, heads, blocks.threads, shared)) }?;
     }
@@ -113,9 +115,27 @@ pub(in crate::attention) fn backward(
         let numbers = 2 * QUERIES * DType::F32.size();
         let shared = |turns: usize| row * 2 * ROWS + turns * (row * 2 * QUERIES + numbers);
         let turns = if shared(blocks.turns) <= gpu.shared_memory_limit() as usize { blocks.turns } else { 1 };
+        let [dk_stride, dv_stride] = [&*dk, &*dv].map(|it| it.as_ref().map_or(0, Tensor::stride));
         let (dk, dv) = (dk.as_mut(), dv.as_mut());
-        let kernel =
-            KeyValueGradient { q, k, v, dy, lse, d, segments, dk, dv, heads, kv_heads, dim, window, scale, turns };
+        let kernel = KeyValueGradient {
+            q,
+            k,
+            v,
+            dy,
+            lse,
+            d,
+            segments,
+            dk,
+            dk_stride,
+            dv,
+            dv_stride,
+            heads,
+            kv_heads,
+            dim,
+            window,
+            scale,
+            turns,
+        };
         // SAFETY: as above; the kernel leaves out what leads nowhere.
         unsafe { kernel.launch(gpu, element, launch(layout, kv_heads, KEY_THREADS, shared(turns))) }?;
     }

@@ -180,7 +180,7 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
 
 template <int DIM, int M>
 __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
-                                                  const float* d, const Segment& of, T* dq, const Shape& s) {
+                                                  const float* d, const Segment& of, T* dq, int dq_stride, const Shape& s) {
     constexpr int KEYS = FEW_KEYS_OF(M), THREADS = 256 / M;
     // Products with a tile of keys run on while the next two are loaded.
     constexpr int TURNS = M == 1 ? 3 : 2;
@@ -263,13 +263,14 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
     float factor[M][2];
     for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = s.scale;
     __syncthreads();
-    store<DIM>(dq + head * s.dim, acc, factor, rows, own, of.first, first, length, q_stride, s.dim);
+    store<DIM>(dq + head * s.dim, acc, factor, rows, own, of.first, first, length, dq_stride, s.dim);
 }
 
 // Rows are keys, tiles queries.
 template <int DIM>
 __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, const T* k, const T* v, const T* dy, const float* lse,
-                                                      const float* d, const Segment& of, T* dk, T* dv, int turns, const Shape& s) {
+                                                      const float* d, const Segment& of, T* dk, int dk_stride, T* dv, int dv_stride, int turns,
+                                                      const Shape& s) {
 #if defined(HOPPER)
     turns = 3;
 #endif
@@ -355,8 +356,8 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
     wait_for<0>(key_acc);
     const float whole[1][2] = {{1.0f, 1.0f}}, factor[1][2] = {{s.scale, s.scale}};
     __syncthreads();
-    if (dv) store<DIM>(dv + kv_head * s.dim, value_acc, whole, values, own, of.first, first, length, kv_stride, s.dim);
-    if (dk) store<DIM>(dk + kv_head * s.dim, key_acc, factor, keys, own, of.first, first, length, kv_stride, s.dim);
+    if (dv) store<DIM>(dv + kv_head * s.dim, value_acc, whole, values, own, of.first, first, length, dv_stride, s.dim);
+    if (dk) store<DIM>(dk + kv_head * s.dim, key_acc, factor, keys, own, of.first, first, length, dk_stride, s.dim);
 }
 
 // The function for the padded head and, by the block's threads, the warp's rows. Hopper has M of 1, others 2.
@@ -406,26 +407,26 @@ KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, fl
 
 // grid and block as forward.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                      const unsigned* segments, T* dq,
+                      const unsigned* segments, T* dq, int dq_stride,
                       int heads, int kv_heads, int dim, int window, float scale) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    BY_SHAPE(query_gradient_of, shared, q, k, v, dy, lse, d, of, dq, s);
+    BY_SHAPE(query_gradient_of, shared, q, k, v, dy, lse, d, of, dq, dq_stride, s);
 #endif
 }
 
 // grid: (kv_heads, ceil(longest / ROWS), sequences); eight warps a block, of 16 rows each. `turns`: tiles of queries that shared
 // memory holds at a time: 2 for copies that run ahead, 3 on Hopper, where products run on.
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
-                          const unsigned* segments, T* dk, T* dv,
+                          const unsigned* segments, T* dk, int dk_stride, T* dv, int dv_stride,
                           int heads, int kv_heads, int dim, int window, float scale, int turns) {
 #if T_KIND > 0
     const Shape s = AS_SHAPE_WITHOUT_CAP;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
-    if (dim <= 64) key_value_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dk, dv, turns, s);
-    else key_value_gradient_of<128>(shared, q, k, v, dy, lse, d, of, dk, dv, turns, s);
+    if (dim <= 64) key_value_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dk, dk_stride, dv, dv_stride, turns, s);
+    else key_value_gradient_of<128>(shared, q, k, v, dy, lse, d, of, dk, dk_stride, dv, dv_stride, turns, s);
 #endif
 }

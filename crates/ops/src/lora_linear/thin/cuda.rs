@@ -111,8 +111,7 @@ fn by_blocks(
     let (scaling, first) = (of.map(|it| it.scaling), of.map(|it| it.place.0));
     let bytes = |it: &Option<Tensor>| it.as_ref().map_or(0, Tensor::bytes);
     let parts_bytes: usize = dh.iter().chain(&db).map(bytes).sum();
-    let read =
-        |it: &ThinProducts<'_>| it.dy.rows() * it.dy.stride() * it.dy.dtype().size() + it.b.map_or(0, Tensor::bytes);
+    let read = |it: &ThinProducts<'_>| it.dy.bytes() + it.b.map_or(0, Tensor::bytes);
     gpu.next_moves(layers.iter().map(read).sum::<usize>() + h.map_or(0, Tensor::bytes) + parts_bytes);
     let kernel = ThinGradients {
         dy: of.map(|it| it.dy),
