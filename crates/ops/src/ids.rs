@@ -188,11 +188,14 @@ mod tests {
         assert_eq!(order, [1, 4, 0, 2, 5, 3]);
         let ids = Ids::new(vec![5, 2, 9, 1]);
         assert_eq!((ids.outside(10), ids.outside(5)), (None, Some((0, 5))));
+        assert_eq!((ids.len(), ids.is_empty(), ids.values()), (4, false, &[5, 2, 9, 1][..]));
+        assert!(Ids::new(Vec::new()).is_empty());
     }
 
     #[test]
     fn targets_know_the_rows_that_count() {
         let it = Targets::new(vec![IGNORE, 3, IGNORE, 0]);
         assert_eq!((it.len(), it.rows(), it.ids()), (4, &[1, 3][..], &[3, 0][..]));
+        assert!(!it.is_empty() && Targets::new(Vec::new()).is_empty());
     }
 }

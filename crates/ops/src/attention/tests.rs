@@ -343,6 +343,22 @@ fn operands_that_do_not_fit_are_refused() {
         error.unwrap_err().to_string(),
         "attend_cached: expected 6 queries and at least 7 cached rows, got 6 queries, 6 keys, 6 values"
     );
+    // Each of the three by itself.
+    let seven = of(7, 16, DType::F32);
+    let cached = |q: &Var, k: &Var, v: &Var| {
+        attend_cached(q.value(), k.value(), v.value(), s, &Layout::resumed(&[(6, 1, 0)]).unwrap()).is_ok()
+    };
+    assert!(cached(&q, &seven, &seven));
+    assert!(!cached(&of(5, 32, DType::F32), &seven, &seven));
+    assert!(!cached(&q, &k, &seven) && !cached(&q, &seven, &k));
+}
+
+#[test]
+fn what_needs_no_gradient_is_not_recorded() {
+    let (s, tape) = (shape((2, 1), 8), Tape::recording());
+    let of = |cols| Var::constant(noise(&[3, cols], DType::F32, 1));
+    attention(&tape, [&of(16), &of(8), &of(8)], s, &layout(&[3])).unwrap();
+    assert!(tape.names().is_empty());
 }
 
 #[test]

@@ -188,6 +188,25 @@ fn a_dry_run_has_as_many_rows_as_a_real_one_and_the_most_at_one_expert() {
 }
 
 #[test]
+fn large_logits_are_probabilities_too() {
+    let logits = Var::constant(Tensor::from_vec(&[1, 3], vec![200.0f32, 199.0, -200.0]));
+    let (_, weights) = route(&Tape::disabled(), &logits, choice(false), None).unwrap();
+    let weights: Vec<f32> = weights.iter().map(|it| it.value().to_f32_vec()[0]).collect();
+    let first = 1.0 / (1.0 + (-1f32).exp());
+    assert!(weights.iter().zip([first, 1.0 - first]).all(|(a, b)| (a - b).abs() < 1e-6), "{weights:?}");
+}
+
+#[test]
+fn weights_that_are_none_are_refused() {
+    let x = Var::constant(noise(&[3, 4], DType::F32, 1));
+    let refused = |shape: &[usize], dtype| {
+        let error = weigh(&Tape::disabled(), &x, &Var::constant(noise(shape, dtype, 2))).unwrap_err();
+        error.to_string().contains("f32 weights of shape (3, 1)")
+    };
+    assert!(refused(&[2, 1], DType::F32) && refused(&[3, 1], DType::Bf16));
+}
+
+#[test]
 fn more_experts_than_there_are_is_refused() {
     let logits = Var::constant(noise(&[2, 4], DType::F32, 1));
     let refused = |each| {

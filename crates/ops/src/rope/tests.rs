@@ -256,6 +256,16 @@ fn what_makes_no_rotation_is_refused() {
         "rope: expected shape (2, heads * 8), one row a position, got shape [1, 16]"
     );
     assert_eq!(refused(x, &[1], 4), "rope: expected heads of 8 channels or more, as the table rotates, got 4");
+    let halves = noise(&[1, 20], DType::F32, 1);
+    assert!(refused(halves, &[1], 8).contains("shape (1, heads * 8)"), "two heads and a half");
+    assert!(refused(noise(&[1, 0], DType::F32, 1), &[1], 8).contains("shape (1, heads * 8)"), "no head");
+    assert_eq!(table.bytes(), 4 * 2 * 4 * 4, "cosines and sines of four positions and pairs");
+    let turned = |pairs, d| {
+        let table = RopeTable::new(&RopeSpec { pairs, ..spec(8, RopeScaling::None) }, 4).unwrap();
+        rope(&Tape::disabled(), &Var::constant(noise(&[1, 2 * d], DType::F32, 1)), &table, &at(&[1]), d).is_ok()
+    };
+    assert!(turned(Pairs::Halves, 9) && turned(Pairs::Neighbours, 10), "one channel is left as it is");
+    assert!(!turned(Pairs::Neighbours, 9), "of nine channels one has no neighbour");
     let table = |spec: &RopeSpec| RopeTable::new(spec, 4).unwrap_err().to_string();
     assert_eq!(
         table(&spec(7, RopeScaling::None)),
@@ -265,4 +275,68 @@ fn what_makes_no_rotation_is_refused() {
         table(&spec(8, RopeScaling::Linear { factor: 0.0 })),
         "rope: the factor of rope scaling must be a positive number, got 0"
     );
+}
+
+#[test]
+fn what_makes_no_ramp_is_refused() {
+    let refused = |spec: &RopeSpec| RopeTable::new(spec, 4).err().map(|it| it.to_string()).unwrap_or_default();
+    let dynamic = RopeScaling::Dynamic { factor: 2.0 };
+    assert!(refused(&spec(2, dynamic.clone())).contains("dynamic scaling needs more than 2 channels"));
+    assert_eq!(refused(&spec(4, dynamic)), "");
+    let llama3 = |low_freq_factor, high_freq_factor| {
+        let (factor, original_max_position) = (8.0, 128);
+        refused(&spec(8, RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position }))
+    };
+    assert_eq!(llama3(1.0, 4.0), "");
+    for (low, high) in [(4.0, 4.0), (5.0, 4.0), (f64::NAN, 4.0)] {
+        assert!(llama3(low, high).contains("low_freq_factor must be below high_freq_factor"), "{low} {high}");
+    }
+    let longrope = |short: [f64; 3], long: &[f64]| {
+        let (short, long) = (short.to_vec(), long.to_vec());
+        refused(&spec(6, RopeScaling::LongRope { short, long, original_max_position: 8, attention_factor: 1.0 }))
+    };
+    assert_eq!(longrope([1.0; 3], &[2.0; 3]), "");
+    let wanted = "longrope needs 3 positive numbers";
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(longrope([1.0, bad, 1.0], &[2.0; 3]).contains(wanted), "{bad} in short_factor");
+        assert!(longrope([1.0; 3], &[2.0, 2.0, bad]).contains(wanted), "{bad} in long_factor");
+    }
+    assert!(longrope([1.0; 3], &[2.0; 4]).contains(wanted) && longrope([1.0; 3], &[2.0; 2]).contains(wanted));
+    assert!(refused(&spec(8, RopeScaling::Linear { factor: f64::INFINITY })).contains("must be a positive number"));
+}
+
+#[test]
+fn llama3_goes_by_both_factors() {
+    let llama3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 2.0, high_freq_factor: 4.0, original_max_position: 256 };
+    // Wavelengths 6.28, 62.8, 628 and 6283 against 256 / 4 = 64 and 256 / 2 = 128: kept twice, divided twice.
+    assert_frequencies(&spec(8, llama3), 1, &[1.0, 0.1, 0.00125, 0.000125], 1.0);
+}
+
+#[test]
+fn a_ramp_of_yarn_ends_at_the_last_channel_and_is_never_none() {
+    let yarn = |original_max_position, beta_fast, beta_slow, truncate| {
+        let (attention_factor, mscale, mscale_all_dim) = (Some(1.0), None, None);
+        spec(
+            8,
+            RopeScaling::Yarn {
+                factor: 4.0,
+                original_max_position,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                mscale,
+                mscale_all_dim,
+                truncate,
+            },
+        )
+    };
+    // Both ends at one channel, dim(8) = 8 ln(4096 / 50.27) / 18.42 = 1.91: a step there.
+    assert_frequencies(&yarn(4096, 8.0, 8.0, false), 1, &[1.0, 0.1, 0.01 / 4.0, 0.001 / 4.0], 1.0);
+    // From 1.5 to dim(1e-7) = 7.7, which is beyond the last of eight channels: frequencies 2 and 3 are a little on the way to it.
+    let fast = 32.0 / std::f64::consts::TAU / (1.5 * 2.0 * 10000f64.ln() / 8.0).exp();
+    let at = |i: f64| (i - 1.5) / (7.0 - 1.5);
+    let between = |i: f64, f: f64| f / 4.0 * at(i) + f * (1.0 - at(i));
+    let expected = [1.0, 0.1, between(2.0, 0.01), between(3.0, 0.001)];
+    assert_frequencies(&yarn(32, fast, 1e-7, false), 1, &expected, 1.0);
 }

@@ -47,4 +47,12 @@ fn a_piece_beyond_the_matrix_is_refused() {
     let refused = |piece| split(&Tape::disabled(), &x, [piece]).unwrap_err().to_string();
     assert!(refused(Columns::one(2, 5)).contains("split"));
     assert!(refused(Columns::one(2, 0)).contains("split"));
+    // The second run would reach beyond the last column, or over the first.
+    assert!(refused(Columns { first: 1, width: 2, stride: 4, count: 2 }).contains("split"));
+    assert!(refused(Columns { first: 0, width: 3, stride: 2, count: 2 }).contains("split"));
+    // To the last column, and each run where the one before ends.
+    let of = |piece| split(&Tape::disabled(), &x, [piece]).unwrap()[0].value().to_f32_vec();
+    let whole = x.value().to_f32_vec();
+    assert_eq!(of(Columns { first: 0, width: 3, stride: 3, count: 2 }), whole);
+    assert_eq!(of(Columns { first: 0, width: 2, stride: 4, count: 2 })[..4], [whole[0], whole[1], whole[4], whole[5]]);
 }
