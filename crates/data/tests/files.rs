@@ -197,6 +197,47 @@ fn what_names_no_data_is_said() {
 }
 
 #[test]
+fn a_folder_s_data_are_the_files_that_are_named_as_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    for name in [".a.jsonl", "_b.jsonl", "state.json", "dataset_info.json", "notes.md", "c.jsonl", "d.jsonl"] {
+        std::fs::write(here(name), "{\"text\": \"x y\"}\n").unwrap();
+    }
+    std::fs::create_dir(here("e.jsonl")).unwrap();
+    let files = DataFiles::find(&[folder.path().into()], Part::Train).unwrap();
+    assert_eq!(files.paths(), [here("c.jsonl"), here("d.jsonl")]);
+    assert_eq!(files.described(), format!("{} and 1 more", here("c.jsonl").display()));
+    let one = DataFiles::find(&[here("d.jsonl")], Part::Train).unwrap();
+    assert_eq!(one.described(), here("d.jsonl").display().to_string());
+    let columns: Vec<String> = one.columns().unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(columns, ["text"]);
+    // Names of files that are there are no patterns and no lists.
+    for name in ["[x].jsonl", "f,g.jsonl"] {
+        std::fs::write(here(name), "{\"text\": \"x y\"}\n").unwrap();
+        assert_eq!(DataFiles::find(&[here(name)], Part::Train).unwrap().paths(), [here(name)]);
+    }
+    let list = format!("{},{}", here("c.jsonl").display(), here("d.jsonl").display());
+    assert_eq!(DataFiles::find(&[list.into()], Part::Train).unwrap().paths(), [here("c.jsonl"), here("d.jsonl")]);
+    let broken = DataFiles::find(&[format!("{},", here("c.jsonl").display()).into()], Part::Train);
+    assert_eq!(broken.unwrap().paths().len(), 1, "a list that ends in nothing is a name, which no file has");
+}
+
+#[test]
+fn what_is_no_data_is_known_by_its_first_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |name: &str, bytes: &[u8]| {
+        let path = written(folder.path(), name, bytes);
+        Dataset::load(&path, &tokenizer(), &config(64)).unwrap_err().to_string()
+    };
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+    assert!(refused("a.data", pointer).contains("git lfs pull"));
+    assert!(refused("b.data", b"what is this\n").contains("of an unknown format"));
+    assert!(refused("c.jsonl", b"").contains("the file is empty"));
+    // A line that holds a list is a line, and no document.
+    assert!(refused("d.jsonl", b"[1, 2]\n").contains("line 1"));
+}
+
+#[test]
 fn a_row_of_a_later_file_is_named_by_its_place_there() {
     let folder = tempfile::tempdir().unwrap();
     write_jsonl(&folder.path().join("a.jsonl"), &[("text", &texts(300))]);
