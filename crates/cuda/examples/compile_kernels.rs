@@ -1,17 +1,16 @@
-//! Compiles files of kernels with NVRTC, on any machine, for architectures that it need not have:
+//! Compiles modules of kernels with NVRTC, on any machine, for architectures that it need not have:
 //!
 //! ```sh
-//! cargo run --example compile_kernels -- sm_80,sm_90 NAME=FILE.cu ...
+//! cargo run --example compile_kernels -- sm_80,sm_90 CRATES [NAME ...]
 //! ```
 //!
-//! A file is preceded by the `.cuh` of the folder above and of its own.
-//!
-//! One line for each: name, architecture, seconds, bytes, and what the assembler says of registers and spills.
+//! These are all that the crates in a folder declare, or those of some names. One line for each: name, architecture, seconds, bytes, and
+//! what the assembler says of registers and spills.
 
 #![allow(clippy::print_stdout)]
 
-use halfbyte_cuda::{Error, Number, compile_verbose, full_text, module_name, probe, source_files};
-use std::{fs, io, path::Path, time::Instant};
+use halfbyte_cuda::{Error, Number, compile_verbose, declared, full_text, module_name, probe};
+use std::{path::Path, time::Instant};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -24,10 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         )?
     );
     let mut failed = 0;
-    for arg in args {
-        let (name, path) = arg.split_once('=').ok_or("files are named NAME=FILE.cu")?;
-        let files = source_files(Path::new(path))?;
-        let text = files.iter().map(fs::read_to_string).collect::<io::Result<String>>()?;
+    let (crates, names) = (args.next().ok_or("the second argument is a folder of crates")?, args.collect::<Vec<_>>());
+    for module in declared(Path::new(&crates))?.iter().filter(|it| names.is_empty() || names.contains(&it.name)) {
+        let (name, text) = (&module.name, module.text()?);
         for architecture in architectures.split(',') {
             for element in Number::ALL {
                 let (module, begun) = (module_name(name, element), Instant::now());

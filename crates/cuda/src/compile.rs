@@ -2,8 +2,6 @@
 
 use std::ffi::CString;
 use std::fmt::Write;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc;
 
@@ -18,10 +16,10 @@ pub const COMMON: &str = include_str!("common.cuh");
 /// What follows the element type.
 const TENSOR_CORES: &str = include_str!("tensor_cores.cuh");
 
-/// A file of kernels over elements of type `T`, compiled once for each element type that is met.
+/// A module of kernels over elements of type `T`, compiled once for each element type that is met.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
-    /// Its name, for messages and the cache: that of its folder, or of its crate.
+    /// Its name, for messages and the cache, which no other has.
     pub name: &'static str,
     /// CUDA C++.
     pub text: &'static str,
@@ -30,23 +28,6 @@ pub struct Source {
 /// The name of what a file is compiled to for an element type: `rms_norm.bf16`.
 pub fn module_name(source: &str, element: Number) -> String {
     format!("{source}.{}", element.name())
-}
-
-/// The files of which a `kernel.cu` is made, itself the last: before it the `.cuh` of the folder above, which it shares with other
-/// folders, and those of its own.
-///
-/// # Errors
-/// If a folder cannot be read.
-pub fn source_files(kernel: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for folder in [kernel.ancestors().nth(2), kernel.parent()].into_iter().flatten() {
-        let mut shared = std::fs::read_dir(folder)?.map(|it| Ok(it?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
-        shared.retain(|it| it.extension().is_some_and(|it| it == "cuh"));
-        shared.sort();
-        files.extend(shared);
-    }
-    files.push(kernel.to_owned());
-    Ok(files)
 }
 
 /// What makes an element type `T`, and what tensor cores do with it, before a file that is compiled for it.

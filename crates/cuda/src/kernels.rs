@@ -277,23 +277,51 @@ plain! {
 ///
 /// Parameters have the kernel's own names and order. `over` names the type of memory, a [`Memory`]. `"before.cuh" "kernel.cu"` puts
 /// what the kernels share before them; in place of the file's name, `text "..."` gives the kernels themselves.
+///
+/// Where several `const`s stand before the kernels, each a line, each is a module of its own with all of them: the same files behind
+/// another `.cuh`, say, which are compiled only where a launch is from that module. The launch says from which: `launch_from(&SOURCE, gpu, ...)`.
 #[macro_export]
 macro_rules! kernels {
-    (const $source:ident = $name:literal, $($file:literal)+, over $($rest:tt)+) => {
-        $crate::kernels! { @ $source $name (concat!($(include_str!($file)),+)) $($rest)+ }
-    };
     (const $source:ident = $name:literal, text $text:literal, over $($rest:tt)+) => {
-        $crate::kernels! { @ $source $name ($text) $($rest)+ }
+        $crate::kernels! { @one ($source, $name, $text) $($rest)+ }
+    };
+    (const $source:ident = $name:literal, $($file:literal)+, over $memory:ty; const $($rest:tt)+) => {
+        $crate::kernels! { @several ($memory) [($source, $name, concat!($(include_str!($file)),+))] const $($rest)+ }
+    };
+    (const $source:ident = $name:literal, $($file:literal)+, over $($rest:tt)+) => {
+        $crate::kernels! { @one ($source, $name, concat!($(include_str!($file)),+)) $($rest)+ }
     };
     (
-        @ $source:ident $name:literal ($text:expr) $memory:ty;
-        $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($field:ident : $type:ty),+ $(,)? })+
+        @several ($over:ty) [$($before:tt)+]
+        const $source:ident = $name:literal, $($file:literal)+, over $memory:ty; $($rest:tt)+
+    ) => {
+        $crate::kernels! { @several ($memory) [$($before)+ ($source, $name, concat!($(include_str!($file)),+))] $($rest)+ }
+    };
+    (@several ($memory:ty) [$source:tt $($more:tt)*] $($kernels:tt)+) => {
+        $crate::kernels! { @source $source $($kernels)+ }
+        $crate::kernels! { @several ($memory) [$($more)*] $($kernels)+ }
+    };
+    (@several ($memory:ty) [] $($kernels:tt)+) => {
+        $crate::kernels! { @launches $memory; $($kernels)+ }
+    };
+    (@one ($source:ident, $name:literal, $text:expr) $memory:ty; $($kernels:tt)+) => {
+        $crate::kernels! { @source ($source, $name, $text) $($kernels)+ }
+        $crate::kernels! { @launches $memory; $($kernels)+ }
+        $crate::kernels! { @launch $source $memory; $($kernels)+ }
+    };
+    (
+        @source ($source:ident, $name:literal, $text:expr)
+        $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($fields:tt)+ })+
     ) => {
         const $source: $crate::Source = $crate::Source { name: $name, text: $text };
         const _: () = $crate::signature::check_all($source.text, &[$(stringify!($kernel)),+]);
+        $(const _: () = $crate::signature::check($source.text, $launch::SIGNATURE);)+
+    };
+    (
+        @launches $memory:ty;
+        $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($field:ident : $type:ty),+ $(,)? })+
+    ) => {
         $(
-            const _: () = $crate::signature::check($source.text, $launch::SIGNATURE);
-
             $(#[$doc])*
             struct $launch<'a> {
                 $($field: <$type as $crate::Parameter<$memory>>::Value<'a>),+
@@ -306,6 +334,33 @@ macro_rules! kernels {
                     &[$((<$type as $crate::Parameter<$memory>>::CUDA, stringify!($field))),+],
                 );
 
+                /// Starts the kernel of a module.
+                ///
+                /// # Safety
+                /// The module must be one that was declared with the kernel, and the memory as large as the kernel reads and writes
+                /// when it is started like this.
+                ///
+                /// # Errors
+                /// If the kernel does not compile or cannot be started.
+                unsafe fn launch_from(
+                    self,
+                    source: &$crate::Source,
+                    gpu: &$crate::Gpu,
+                    element: $crate::Number,
+                    launch: $crate::Launch,
+                ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
+                    let target = $crate::Target { element, device: gpu.info().ordinal };
+                    let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
+                    // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
+                    // the caller vouches for the sizes.
+                    unsafe { gpu.launch_untyped((source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                }
+            }
+        )+
+    };
+    (@launch $source:ident $memory:ty; $($(#[$doc:meta])* $kernel:ident as $launch:ident { $($fields:tt)+ })+) => {
+        $(
+            impl $launch<'_> {
                 /// Starts the kernel.
                 ///
                 /// # Safety
@@ -319,11 +374,8 @@ macro_rules! kernels {
                     element: $crate::Number,
                     launch: $crate::Launch,
                 ) -> ::std::result::Result<(), <$memory as $crate::Memory>::Error> {
-                    let target = $crate::Target { element, device: gpu.info().ordinal };
-                    let args = [$(<$type as $crate::Parameter<$memory>>::arg(self.$field, target)),+];
-                    // SAFETY: number, types and order of the arguments were compared with the kernel's when this was compiled, and
-                    // the caller vouches for the sizes.
-                    unsafe { gpu.launch_untyped((&$source, element), stringify!($kernel), launch, &args) }.map_err(Into::into)
+                    // SAFETY: the caller's.
+                    unsafe { self.launch_from(&$source, gpu, element, launch) }
                 }
             }
         )+

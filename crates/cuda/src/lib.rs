@@ -18,6 +18,7 @@ mod buffer;
 mod cache;
 mod compile;
 mod counters;
+mod declared;
 mod driver;
 mod dry;
 mod error;
@@ -39,8 +40,9 @@ mod symbols;
 
 pub use buffer::{Buffer, Share};
 pub use cache::cache_dir;
-pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name, source_files};
+pub use compile::{COMMON, Source, compile, compile_verbose, element_text, full_text, module_name};
 pub use counters::Counters;
+pub use declared::{Declared, declared};
 pub use dry::{Booked, Rates};
 pub use error::Error;
 pub use gpu::Gpu;

@@ -2,7 +2,7 @@
 //!
 //! Every file of kernels is an object of its own that is kept while its text is the same, so that a change of one costs seconds.
 
-use halfbyte_cuda::{COMMON, Number, element_text, full_text, module_name, source_files};
+use halfbyte_cuda::{COMMON, Declared, Number, declared, element_text, full_text, module_name};
 use std::{
     collections::hash_map::DefaultHasher,
     fmt::Write,
@@ -15,11 +15,19 @@ use std::{
     thread,
 };
 
+/// A module of kernels.
 struct KernelFile {
     name: String,
-    /// `kernel.cu`, and before it what it shares.
+    /// The files of its text, from the root.
     paths: Vec<PathBuf>,
     text: String,
+}
+
+impl KernelFile {
+    fn new(module: &Declared) -> io::Result<KernelFile> {
+        let paths = module.files.iter().map(|it| it.canonicalize()).collect::<io::Result<_>>()?;
+        Ok(KernelFile { name: module.name.clone(), paths, text: module.text()? })
+    }
 }
 
 /// What the libraries are for.
@@ -133,11 +141,8 @@ impl Compiler {
 /// The folder of the libraries, built if anything in them changed.
 pub(crate) fn build(purpose: Purpose) -> io::Result<PathBuf> {
     let compiler = Compiler::new(purpose);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))? {
-        find_kernels(&entry?.path().join("src"), &mut files)?;
-    }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let modules = declared(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))?;
+    let files = modules.iter().map(KernelFile::new).collect::<io::Result<Vec<KernelFile>>>()?;
     let all = target_dir().join("cuda_on_cpu");
     let objects = files.iter().map(|it| object_path(&compiler, it, &all)).collect::<io::Result<Vec<PathBuf>>>()?;
     let mut hasher = DefaultHasher::new();
@@ -211,25 +216,6 @@ fn target_dir() -> PathBuf {
     // target/PROFILE/deps/TEST
     let exe = std::env::current_exe().unwrap_or_default();
     exe.ancestors().nth(3).map_or_else(std::env::temp_dir, Path::to_owned)
-}
-
-/// `kernel.cu` is named for its folder, or for its crate if it lies in `src`.
-fn find_kernels(dir: &Path, found: &mut Vec<KernelFile>) -> io::Result<()> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_dir() {
-            find_kernels(&path, found)?;
-        } else if path.file_name().is_some_and(|it| it == "kernel.cu") {
-            let folder = if dir.ends_with("src") { dir.parent().unwrap_or(dir) } else { dir };
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let paths = source_files(&path)?;
-            let text = paths.iter().map(fs::read_to_string).collect::<io::Result<String>>()?;
-            let paths = paths.iter().map(|it| it.canonicalize()).collect::<io::Result<Vec<PathBuf>>>()?;
-            found.push(KernelFile { name, paths, text });
-        }
-    }
-    Ok(())
 }
 
 /// The file once for each element type, in a namespace of its own, and an entry in the table for each of its kernels.
