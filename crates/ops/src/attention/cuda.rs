@@ -1,6 +1,9 @@
 use super::{
     AttentionShape, Saved,
-    tensor_cores::cuda::{self as tensor_cores, Blocks},
+    tensor_cores::{
+        cuda::{self as tensor_cores, Blocks},
+        wide::cuda::{self as wide, Tiles},
+    },
 };
 use crate::layout::Layout;
 use halfbyte_cuda::{Gpu, Launch, T, kernels};
@@ -50,7 +53,11 @@ pub(super) fn forward(
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
     if tensor_cores::fit(shape, layout, q.dtype()) {
-        return tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout, sinks), (y, lse));
+        return if tensor_cores::is_wide(shape) {
+            wide::forward((gpu, Tiles::of(gpu)), [q, k, v], (shape, layout, sinks), (y, lse))
+        } else {
+            tensor_cores::forward((gpu, Blocks::of(gpu)), [q, k, v], (shape, layout, sinks), (y, lse))
+        };
     }
     let launch = launch((shape, layout), (shape.heads, 1))?;
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
@@ -69,7 +76,11 @@ pub(super) fn backward(
 ) -> Result<()> {
     let ([q, k, v], segments) = (saved.inputs, layout.segments_on(gpu)?);
     if tensor_cores::fit(shape, layout, q.dtype()) {
-        return tensor_cores::backward((gpu, Blocks::of(gpu)), saved, (shape, layout), grads);
+        return if tensor_cores::is_wide(shape) {
+            wide::backward((gpu, Tiles::of(gpu)), saved, (shape, layout), grads)
+        } else {
+            tensor_cores::backward((gpu, Blocks::of(gpu)), saved, (shape, layout), grads)
+        };
     }
     let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;

@@ -14,6 +14,9 @@ mod few_queries {
 }
 mod tensor_cores {
     pub(super) mod cuda;
+    pub(super) mod wide {
+        pub(in crate::attention) mod cuda;
+    }
 }
 #[cfg(test)]
 mod tests;

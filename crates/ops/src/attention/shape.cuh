@@ -11,7 +11,6 @@ struct Segment {
     unsigned first, count, first_key, past;
 };
 #define AS_SHAPE {heads, kv_heads, dim, window, scale, cap}
-#define AS_SHAPE_WITHOUT_CAP {heads, kv_heads, dim, window, scale, 0.0f}
 
 __device__ __forceinline__ int first_key(const Shape& s, int position) {
     return s.window > 0 && position - s.window + 1 > 0 ? position - s.window + 1 : 0;

@@ -4,8 +4,9 @@ use super::{compare, near, tolerance};
 use crate::{
     AttentionShape, Layout, attend_cached, attention,
     attention::{attend_cached_with_sinks, attention_with_sinks},
-    frozen_linear::test_support::FLOATS,
+    frozen_linear::test_support::{FLOATS, with_gradient},
 };
+use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 
@@ -39,17 +40,100 @@ fn attention_of_every_kind() {
         ),
     ];
     for dtype in FLOATS {
-        for (shape, lengths) in &shapes {
-            let layout = Layout::new(lengths).unwrap();
-            let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
-            let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
-            compare("attention", &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
-            let sinks = noise(&[shape.heads], DType::F32, 5);
-            compare("attention with sinks", &params, |tape, p| {
-                let sinks = sinks.to_device(&p[0].value().device())?;
-                attention_with_sinks(tape, [&p[0], &p[1], &p[2]], (*shape, Some(&sinks)), &layout)
-            });
-        }
+        shapes.iter().for_each(|(shape, lengths)| both_ways(shape, lengths, dtype));
+    }
+}
+
+/// The op with and without sinks, and its gradients.
+fn both_ways(shape: &AttentionShape, lengths: &[usize], dtype: DType) {
+    let layout = Layout::new(lengths).unwrap();
+    let of = |heads: usize, seed| noise_in(&[layout.tokens(), heads * shape.head_dim], dtype, seed, -1.0, 1.0);
+    let params = [of(shape.heads, 1), of(shape.kv_heads, 2), of(shape.kv_heads, 3)];
+    let what = format!("{shape:?} over {lengths:?} in {dtype}");
+    compare(&what, &params, |tape, p| attention(tape, [&p[0], &p[1], &p[2]], *shape, &layout));
+    let sinks = noise(&[shape.heads], DType::F32, 5);
+    compare(&format!("{what} with sinks"), &params, |tape, p| {
+        let sinks = sinks.to_device(&p[0].value().device())?;
+        attention_with_sinks(tape, [&p[0], &p[1], &p[2]], (*shape, Some(&sinks)), &layout)
+    });
+}
+
+/// On tensor cores; as wide as can be and between, whole blocks of rows and tiles and not, and rows that end where a window begins.
+#[test]
+fn wide_heads() {
+    let of = |(heads, kv_heads, head_dim), window| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        window,
+        cap: None,
+    };
+    let shapes = [
+        (of((2, 1, 256), None), vec![290, 129, 128]),
+        (of((3, 1, 144), None), vec![65, 1, 32]),
+        (of((2, 2, 192), Some(100)), vec![33, 300]),
+        (of((4, 2, 256), Some(17)), vec![150, 7]),
+        (of((1, 1, 240), Some(1)), vec![70]),
+    ];
+    for dtype in [DType::Bf16, DType::F16] {
+        shapes.iter().for_each(|(shape, lengths)| both_ways(shape, lengths, dtype));
+    }
+}
+
+/// On tensor cores; caps that some scores are far below and some far beyond.
+#[test]
+fn capped_scores() {
+    let of = |(heads, kv_heads, head_dim), window, cap| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 3.0 / (head_dim as f32).sqrt(),
+        window,
+        cap: Some(cap),
+    };
+    let shapes = [
+        (of((2, 1, 64), None, 0.7), vec![150, 3]),
+        (of((2, 2, 32), Some(37), 2.0), vec![61, 130]),
+        (of((2, 1, 128), None, 1.5), vec![140, 33]),
+        (of((3, 1, 80), Some(50), 50.0), vec![200]),
+        (of((2, 1, 256), None, 1.0), vec![150, 3, 65]),
+        (of((2, 2, 256), Some(40), 0.5), vec![140]),
+        (of((4, 2, 144), Some(100), 30.0), vec![33, 120]),
+    ];
+    for dtype in [DType::Bf16, DType::F16] {
+        shapes.iter().for_each(|(shape, lengths)| both_ways(shape, lengths, dtype));
+    }
+}
+
+/// Gradients are wanted of some operands, and not of others: each has the bits that it has beside the others.
+#[test]
+fn gradients_of_wide_heads_one_by_one() {
+    let Some(gpu) = gpu() else { return };
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 176, scale: 0.1, window: Some(40), cap: Some(1.0) };
+    let layout = Layout::new(&[70, 33]).unwrap();
+    let of = |heads: usize, seed| {
+        let it = noise(&[layout.tokens(), heads * shape.head_dim], DType::Bf16, seed);
+        it.to_device(&Device::Cuda(gpu.clone())).unwrap()
+    };
+    let (inputs, dy) = ([of(2, 1), of(1, 2), of(1, 3)], of(2, 4));
+    let gradients = |wanted: [bool; 3]| {
+        let params = inputs.each_ref().map(|it| Param::new("p", it.clone()));
+        let tape = Tape::recording();
+        let [q, k, v] = [0, 1, 2].map(|i| match wanted[i] {
+            true => tape.param(&params[i]),
+            false => Var::constant(inputs[i].clone()),
+        });
+        let y = attention(&tape, [&q, &k, &v], shape, &layout).unwrap();
+        let loss = with_gradient(&tape, &y, &dy);
+        let grads = tape.backward(loss).unwrap();
+        params.map(|it| grads.get(&it).map(|it| it.to_device(&Device::Cpu).unwrap().to_f32_vec()))
+    };
+    let all = gradients([true; 3]);
+    for wanted in 0..3 {
+        let one = gradients([0, 1, 2].map(|it| it == wanted));
+        assert_eq!(one[wanted], all[wanted], "gradient {wanted}");
+        assert_eq!(one.iter().flatten().count(), 1);
     }
 }
 
@@ -71,18 +155,27 @@ fn attention_over_a_cache() {
         ] {
             let layout = Layout::resumed(&sequences).unwrap();
             let cap = window.map(|it| it as f32 / 9.0);
-            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window, cap };
-            let q = noise(&[layout.tokens(), 64], dtype, 1);
-            let [k, v] = [noise(&[192, 32], dtype, 2), noise(&[192, 32], dtype, 3)];
-            let there = |t: &Tensor| t.to_device(&device).unwrap();
-            let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
-            near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
-            let sinks = noise(&[4], DType::F32, 5);
-            let on = |sinks: &Tensor, [q, k, v]: [&Tensor; 3]| {
-                attend_cached_with_sinks(q, [k, v], (shape, Some(sinks)), &layout).unwrap()
-            };
-            let got = on(&there(&sinks), [&there(&q), &there(&k), &there(&v)]);
-            near("attend_cached with sinks", &got, &on(&sinks, [&q, &k, &v]), tolerance(dtype));
+            for head_dim in [16, 160] {
+                let shape = AttentionShape {
+                    heads: 4,
+                    kv_heads: 2,
+                    head_dim,
+                    scale: 1.0 / (head_dim as f32).sqrt(),
+                    window,
+                    cap,
+                };
+                let q = noise(&[layout.tokens(), 4 * head_dim], dtype, 1);
+                let [k, v] = [2, 3].map(|seed| noise(&[192, 2 * head_dim], dtype, seed));
+                let there = |t: &Tensor| t.to_device(&device).unwrap();
+                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
+                near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
+                let sinks = noise(&[4], DType::F32, 5);
+                let on = |sinks: &Tensor, [q, k, v]: [&Tensor; 3]| {
+                    attend_cached_with_sinks(q, [k, v], (shape, Some(sinks)), &layout).unwrap()
+                };
+                let got = on(&there(&sinks), [&there(&q), &there(&k), &there(&v)]);
+                near("attend_cached with sinks", &got, &on(&sinks, [&q, &k, &v]), tolerance(dtype));
+            }
         }
     }
 }

@@ -67,10 +67,15 @@ impl Layers {
 }
 
 /// Queries and keys turned, and attention.
-fn attend(tape: &Tape<'static>, [q, k, v]: [Var; 3]) -> Result<Var> {
+fn attend(tape: &Tape<'static>, qkv: [Var; 3]) -> Result<Var> {
+    attend_as(tape, qkv, (32, None))
+}
+
+/// The same with two heads of so many channels and a cap.
+fn attend_as(tape: &Tape<'static>, [q, k, v]: [Var; 3], (head_dim, cap): (usize, Option<f32>)) -> Result<Var> {
     let (table, layout) = (RopeTable::new(&rotation(), 64)?, Layout::new(&[40, 33])?);
-    let [q, k] = [rope(tape, &q, &table, &layout, 32)?, rope(tape, &k, &table, &layout, 32)?];
-    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2, window: None, cap: None };
+    let [q, k] = [rope(tape, &q, &table, &layout, head_dim)?, rope(tape, &k, &table, &layout, head_dim)?];
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window: None, cap };
     attention(tape, [&q, &k, &v], shape, &layout)
 }
 
@@ -84,6 +89,18 @@ fn queries_keys_and_values_are_as_on_a_cpu() {
                 attend(tape, layers.forward(tape, p, masked)?)
             });
         }
+    }
+}
+
+#[test]
+fn wide_heads_and_capped_scores_leave_the_others_columns_alone() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    for (head_dim, cap) in [(144, None), (144, Some(2.0)), (32, Some(2.0))] {
+        let widths = [2 * head_dim, head_dim, head_dim];
+        let layers = Layers::new(&device, widths);
+        compare_within("wide heads", &Layers::params(DType::Bf16, widths), 3.0, |tape, p| {
+            attend_as(tape, layers.forward(tape, p, None)?, (head_dim, cap))
+        });
     }
 }
 

@@ -56,10 +56,16 @@ fn results_with_room_have_the_bits_of_those_without() {
         let attend = |tape: &Tape<'static>, p: &[Var], room| {
             attention_with_room(tape, [&p[0], &p[1], &p[2]], (shape, None, room), &layout).unwrap()
         };
+        let wide = AttentionShape { head_dim: 144, cap: Some(1.5), ..shape };
+        let wide_qkv = [of(73, 288, 8), of(73, 144, 9), of(73, 144, 10)];
+        let attend_widely = |tape: &Tape<'static>, p: &[Var], room| {
+            attention_with_room(tape, [&p[0], &p[1], &p[2]], (wide, None, room), &layout).unwrap()
+        };
         let pairs = [
             (run(&device, &norm, 0, normed), run(&device, &norm, 64, normed)),
             (run(&device, &pair, 0, gate), run(&device, &pair, 64, gate)),
             (run(&device, &qkv, 0, attend), run(&device, &qkv, 64, attend)),
+            (run(&device, &wide_qkv, 0, attend_widely), run(&device, &wide_qkv, 64, attend_widely)),
         ];
         for (i, ((none, without), (room, with))) in pairs.into_iter().enumerate() {
             assert_eq!((none, room), (0, 64), "{dtype} {i}");

@@ -2,6 +2,7 @@
 //! what lies together, that banks of shared memory do not conflict, and that memory moves what the shapes demand.
 #![cfg(target_os = "linux")]
 
+mod attention;
 mod model;
 mod step;
 mod token;

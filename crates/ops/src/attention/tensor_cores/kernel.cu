@@ -1,50 +1,12 @@
-// Attention on tensor cores, of the products and copies of `products.cuh`, which is before it. Heads are padded with zeros to DIM
-// channels, 64 or 128, and are a multiple of 16. In f32 the kernels are empty: nobody calls them.
+// Attention on tensor cores, of the products and copies of `products.cuh` and what `scores.cuh` knows of scores, which are before it.
+// Heads are padded with zeros to DIM channels, 64 or 128, and are a multiple of 16. In f32 the kernels are empty: nobody calls them.
 
 #define QUERIES 64  // a tile, for the gradients of keys and values
-#define LOG2_E 1.44269504f
 // Keys a tile, forward and for the gradient of queries.
 #define KEYS_OF(M) ((M) == 1 ? 128 : 32)
 #define FEW_KEYS_OF(M) ((M) == 1 ? 64 : 32)
 
 #if T_KIND > 0
-
-__device__ __forceinline__ bool sees(const Shape& s, int position, int key) {
-    return key <= position && key >= first_key(s, position);
-}
-
-// Over the four lanes that share a row.
-__device__ __forceinline__ float row_sum(float v) {
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-__device__ __forceinline__ float row_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-
-// A warp's 16 M rows of results, each times its factor, to memory by way of its rows of a tile that nobody reads any more.
-template <int DIM, int M>
-__device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4], const float (&factor)[M][2], T* rows, int own,
-                                      size_t base, int first, int limit, int stride, int dim) {
-    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < DIM / 8; n++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float low = acc[m][n][2 * half] * factor[m][half], high = acc[m][n][2 * half + 1] * factor[m][half];
-                *(unsigned*)(rows + place<ROWS>(own + 16 * m + 8 * half + g, n) + 2 * t) = pack(low, high);
-            }
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < M * DIM / 16; j++) {
-        int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
-        if (first + own + row < limit && 8 * piece < dim)
-            *(Pack<T>*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Pack<T>*)(rows + place<ROWS>(own + row, piece));
-    }
-}
 
 // Of rows whose products are one, the warp's or on Hopper those of four warps: how many, and how many of the block's are before them.
 #if defined(HOPPER)
@@ -78,7 +40,14 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
     float acc[M][DIM / 8][4] = {}, largest[M][2], sum[M][2] = {}, shrink[M][2], p[M][KEYS / 8][4];
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INF;
     // Scores to probabilities, relative to the largest so far; `shrink` is for what was relative to the one before.
+    const Bend bend(s);
     auto weigh = [&](int tile) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) bend(p[m][n][i]);
         bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -193,6 +162,7 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
         load_rows<DIM, KEYS, THREADS>(to, x + kv_head * s.dim, of.first, tile, length, kv_stride, s.dim);
     };
     const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
     int end = min(first + ROWS, length), tile = first_key(s, first) / KEYS * KEYS, lowest = first + own, highest = lowest + 16 * M - 1;
     int group = first + group_start<M>();
     load_rows<DIM, ROWS, THREADS>(rows, q + head * s.dim, of.first, first, length, q_stride, s.dim);
@@ -227,6 +197,12 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
             multiply_rows<DIM>(slope, grads, own, values + i % 2 * KEYS * DIM);
             end_products();
             wait_for<1>(p);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) bend(p[m][n][i]);
             bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
             if (!all_seen)
 #pragma unroll
@@ -241,7 +217,8 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) p[m][n][i] = two_to(p[m][n][i] * unit - measure[m][i / 2]);
+                    for (int i = 0; i < 4; i++)
+                        p[m][n][i] = two_to(p[m][n][i] * unit - measure[m][i / 2]) * bend.change(p[m][n][i]);
             wait_for<0>(slope);
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -296,6 +273,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
             copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, row < length ? from + at : from, row < length);
     };
     const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
     float key_acc[1][DIM / 8][4] = {}, value_acc[1][DIM / 8][4] = {};
     load_rows<DIM, ROWS, 256>(keys, k + kv_head * s.dim, of.first, first, length, kv_stride, s.dim);
     load_rows<DIM, ROWS, 256>(values, v + kv_head * s.dim, of.first, first, length, kv_stride, s.dim);
@@ -319,6 +297,10 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
             multiply_rows<DIM>(slope, values, own, grads);
             end_products();
             wait_for<1>(p);
+#pragma unroll
+            for (int n = 0; n < QUERIES / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
             bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
             if (!all_seen)
 #pragma unroll
@@ -326,6 +308,15 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 #pragma unroll
                     for (int j = 0; j < 4; j++)
                         if (!sees(s, tile + 8 * n + 2 * t + j % 2, lowest + 8 * (j / 2) + g)) p[0][n][j] = -INF;
+            if (Bend::BENDS) {
+                // How scores changed is gone when they are probabilities, and there are no registers to keep it in.
+                wait_for<0>(slope);
+#pragma unroll
+                for (int n = 0; n < QUERIES / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        slope[0][n][j] = (slope[0][n][j] - along[8 * n + 2 * t + j % 2]) * bend.change(p[0][n][j]);
+            }
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
@@ -339,7 +330,8 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) slope[0][n][j] = p[0][n][j] * (slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
+                for (int j = 0; j < 4; j++)
+                    slope[0][n][j] = p[0][n][j] * (Bend::BENDS ? slope[0][n][j] : slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
             as_left(slopes, slope);
             begin_products();
             add_weighted<DIM>(key_acc, slopes, queries);
@@ -373,9 +365,9 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
 
 // grid: (heads, ceil(longest / ROWS), sequences); 256 threads a block on Hopper, else 128.
 KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, int y_stride, float* lse,
-               int heads, int kv_heads, int dim, int window, float scale, const float* sinks) {
+               int heads, int kv_heads, int dim, int window, float scale, float cap, const float* sinks) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE_WITHOUT_CAP;
+    const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     BY_SHAPE(forward_of, shared, q, k, v, of, y, y_stride, lse, sinks, s);
@@ -408,9 +400,9 @@ KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, fl
 // grid and block as forward.
 KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                       const unsigned* segments, T* dq, int dq_stride,
-                      int heads, int kv_heads, int dim, int window, float scale) {
+                      int heads, int kv_heads, int dim, int window, float scale, float cap) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE_WITHOUT_CAP;
+    const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     BY_SHAPE(query_gradient_of, shared, q, k, v, dy, lse, d, of, dq, dq_stride, s);
@@ -421,9 +413,9 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
 // memory holds at a time: 2 for copies that run ahead, 3 on Hopper, where products run on.
 KERNEL key_value_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
                           const unsigned* segments, T* dk, int dk_stride, T* dv, int dv_stride,
-                          int heads, int kv_heads, int dim, int window, float scale, int turns) {
+                          int heads, int kv_heads, int dim, int window, float scale, float cap, int turns) {
 #if T_KIND > 0
-    const Shape s = AS_SHAPE_WITHOUT_CAP;
+    const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     SHARED_ARRAY(T, shared);
     if (dim <= 64) key_value_gradient_of<64>(shared, q, k, v, dy, lse, d, of, dk, dk_stride, dv, dv_stride, turns, s);

@@ -23,6 +23,16 @@ __device__ __forceinline__ float two_to(float x) {
 #endif
 }
 
+__device__ __forceinline__ float inverse(float x) {
+#if defined(CUDA_ON_CPU)
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // Where a piece of eight channels lies in a tile of so many rows: 64 channels of all rows before the next 64.
 template <int COUNT> __device__ __forceinline__ int place(int row, int piece) {
     return (piece / 8 * COUNT + row) * 64 + (((piece ^ row) & 7) << 3);
@@ -134,13 +144,13 @@ template <int COUNT> __device__ __forceinline__ void right_of_columns(unsigned* 
     load_matrices<true>(b, tile + place<COUNT>(k + (lane & 15), n / 8 + (lane >> 4)));
 }
 
-// scores (16 M, 8 N) = the warp's rows of the block's, from `row` on, times the tile's.
-template <int DIM, int M, int N>
+// scores (16 M, 8 N) = the warp's rows of the block's COUNT, from `row` on, times the tile's.
+template <int DIM, int COUNT = ROWS, int M, int N>
 __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T* rows, int row, const T* tile) {
 #if defined(HOPPER)
 #pragma unroll
     for (int k = 0; k < DIM; k += 16)
-        Products<N>::of_rows(scores[0], describe(rows + (k / 64 * ROWS + row / 64 * 64) * 64 + k % 64, 0),
+        Products<N>::of_rows(scores[0], describe(rows + (k / 64 * COUNT + row / 64 * 64) * 64 + k % 64, 0),
                              describe(tile + k / 64 * 8 * N * 64 + k % 64, 0), k > 0);
 #else
 #pragma unroll
@@ -153,7 +163,7 @@ __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4], const T*
     for (int k = 0; k < DIM; k += 16) {
         unsigned a[M][4], b[4];
 #pragma unroll
-        for (int m = 0; m < M; m++) left_of<ROWS>(a[m], rows, row + 16 * m, k);
+        for (int m = 0; m < M; m++) left_of<COUNT>(a[m], rows, row + 16 * m, k);
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             right_of_rows<8 * N>(b, tile, 8 * n, k);

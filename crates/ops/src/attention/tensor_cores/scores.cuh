@@ -1,0 +1,67 @@
+// What becomes of the products of attention on tensor cores: caps, which keys are seen, sums over a row, and results in memory.
+
+#define LOG2_E 1.44269504f
+
+#if T_KIND > 0
+
+// The cap of a score that has not met the scale yet: what it is below the cap comes back in the same units, so that whatever follows
+// (largest, masks, powers of two) does not know of caps. Before the scores that a row does not see are hidden, since a cap would show them.
+//
+// tanh(x) is 1 - 2 / (1 + e^2x), whose error of less than 2^-21 does not shrink with x: the score is off by its cap times that.
+#if defined(CAPPED)
+struct Bend {
+    static constexpr bool BENDS = true;
+    float in, out;
+    __device__ __forceinline__ explicit Bend(const Shape& s) : in(s.scale / s.cap), out(s.cap / s.scale) {}
+    __device__ __forceinline__ void operator()(float& score) const {
+        score = (1.0f - 2.0f * inverse(1.0f + two_to(score * in * (2.0f * LOG2_E)))) * out;
+    }
+    // How a score that was bent changes with what it was; no number less than zero, so that a hidden one has one.
+    __device__ __forceinline__ float change(float bent) const { return fmaxf(1.0f - bent * in * (bent * in), 0.0f); }
+};
+#else
+struct Bend {
+    static constexpr bool BENDS = false;
+    __device__ __forceinline__ explicit Bend(const Shape&) {}
+    __device__ __forceinline__ void operator()(float&) const {}
+    __device__ __forceinline__ float change(float) const { return 1.0f; }
+};
+#endif
+
+__device__ __forceinline__ bool sees(const Shape& s, int position, int key) {
+    return key <= position && key >= first_key(s, position);
+}
+
+// Over the four lanes that share a row.
+__device__ __forceinline__ float row_sum(float v) {
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+__device__ __forceinline__ float row_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+
+// A warp's 16 M rows of results, each times its factor, to memory by way of its rows of a tile of COUNT that nobody reads any more.
+template <int DIM, int COUNT = ROWS, int M>
+__device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4], const float (&factor)[M][2], T* rows, int own,
+                                      size_t base, int first, int limit, int stride, int dim) {
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float low = acc[m][n][2 * half] * factor[m][half], high = acc[m][n][2 * half + 1] * factor[m][half];
+                *(unsigned*)(rows + place<COUNT>(own + 16 * m + 8 * half + g, n) + 2 * t) = pack(low, high);
+            }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < M * DIM / 16; j++) {
+        int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
+        if (first + own + row < limit && 8 * piece < dim)
+            *(Pack<T>*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Pack<T>*)(rows + place<COUNT>(own + row, piece));
+    }
+}
+#endif

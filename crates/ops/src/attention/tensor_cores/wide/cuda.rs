@@ -1,0 +1,165 @@
+//! Launches of the kernels for tensor cores and heads of more than 128 channels.
+
+use super::super::super::{AttentionShape, Saved};
+use crate::layout::Layout;
+use halfbyte_cuda::{Gpu, InRows, Launch, Source, T, kernels};
+use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
+use std::sync::Arc;
+
+kernels! {
+    const LARGE = "tensor_cores_wide", "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
+    const LARGE_CAPPED = "tensor_cores_wide_capped", "../capped.cuh" "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
+    const SMALL = "tensor_cores_wide_small", "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
+    const SMALL_CAPPED = "tensor_cores_wide_small_capped", "../capped.cuh" "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
+    forward as Forward {
+        q: *const T, k: *const T, v: *const T, segments: *const u32, y: InRows<*mut T>, y_stride: i32, lse: *mut f32,
+        heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
+    }
+    along as Along { dy: *const T, y: InRows<*const T>, y_stride: i32, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
+    query_gradient as QueryGradient {
+        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
+        dq: InRows<*mut T>, dq_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
+    }
+    value_gradient as ValueGradient {
+        q: *const T, k: *const T, dy: *const T, lse: *const f32, segments: *const u32, dv: InRows<*mut T>,
+        dv_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
+    }
+    key_gradient as KeyGradient {
+        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
+        dk: InRows<*mut T>, dk_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
+    }
+}
+
+/// Rows of a block that keeps one operand, and of one that keeps two; padded channels: as in the kernels.
+const ROWS: usize = 128;
+const HALF: usize = 64;
+const DIM: usize = 256;
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+/// The modules for as much shared memory as a block can have, of which one is compiled when it is first met.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::attention) struct Tiles {
+    /// Rows of a tile.
+    rows: usize,
+    plain: &'static Source,
+    capped: &'static Source,
+}
+
+const OF_64: Tiles = Tiles { rows: 64, plain: &LARGE, capped: &LARGE_CAPPED };
+const OF_32: Tiles = Tiles { rows: 32, plain: &SMALL, capped: &SMALL_CAPPED };
+
+impl Tiles {
+    pub(in crate::attention) fn of(gpu: &Gpu) -> Tiles {
+        if OF_64.fit(gpu) { OF_64 } else { OF_32 }
+    }
+
+    fn fit(self, gpu: &Gpu) -> bool {
+        self.shared(2) <= gpu.shared_memory_limit() as usize
+    }
+
+    fn source(self, shape: &AttentionShape) -> &'static Source {
+        if shape.cap.is_some() { self.capped } else { self.plain }
+    }
+
+    /// Shared memory for a block's rows and two tiles, with so many numbers for each row of a tile.
+    fn shared(self, numbers: usize) -> usize {
+        DType::Bf16.size() * DIM * (ROWS + 2 * self.rows) + DType::F32.size() * self.rows * numbers
+    }
+
+    /// A block for so many heads and every `rows` rows of a sequence.
+    fn launch(self, layout: &Layout, heads: usize, rows: usize, numbers: usize) -> Launch {
+        let grid = (heads as u32, layout.longest().div_ceil(rows) as u32, layout.sequences() as u32);
+        Launch { grid, block: (THREADS, 1, 1), shared: self.shared(numbers) as u32 }
+    }
+}
+
+/// As [`super::super::super::cuda::forward`].
+pub(in crate::attention) fn forward(
+    (gpu, tiles): (&Arc<Gpu>, Tiles),
+    [q, k, v]: [&Tensor; 3],
+    (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
+    (y, lse): (&mut Tensor, &mut Tensor),
+) -> Result<()> {
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
+    let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
+    let y_stride = y.stride();
+    let kernel = Forward { q, k, v, segments, y, y_stride, lse, heads, kv_heads, dim, window, scale, cap, sinks };
+    // SAFETY: the caller checked the operands against the layout.
+    unsafe { kernel.launch_from(tiles.source(shape), gpu, number(q.dtype()), tiles.launch(layout, heads, ROWS, 0)) }
+}
+
+/// As [`super::super::super::cuda::backward`].
+pub(in crate::attention) fn backward(
+    (gpu, tiles): (&Arc<Gpu>, Tiles),
+    saved: &Saved<'_>,
+    (shape, layout): (&AttentionShape, &Layout),
+    [dq, dk, dv]: &mut [Option<Tensor>; 3],
+) -> Result<()> {
+    let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
+    let (dy, lse, window, cap) = (saved.dy, saved.lse, window.unwrap_or(0), cap.unwrap_or(0.0));
+    let (source, on) = (tiles.source(shape), (&**gpu, element));
+    if let Some(dv) = dv {
+        let dv_stride = dv.stride();
+        let kernel = ValueGradient { q, k, dy, lse, segments, dv, dv_stride, heads, kv_heads, dim, window, scale, cap };
+        // SAFETY: gradients have the shapes of what they belong to.
+        unsafe { kernel.launch_from(source, on.0, on.1, tiles.launch(layout, kv_heads, ROWS, 1)) }?;
+    }
+    if dq.is_none() && dk.is_none() {
+        return Ok(());
+    }
+    let mut d = q.scratch_like(saved.lse.shape(), DType::F32);
+    let kernel = Along { dy, y: saved.y, y_stride: saved.y.stride(), segments, d: &mut d, heads, dim };
+    // SAFETY: a block for every `ROWS` rows and head of every sequence.
+    unsafe { kernel.launch_from(source, on.0, on.1, Launch { shared: 0, ..tiles.launch(layout, heads, ROWS, 0) }) }?;
+    let d = &d;
+    if let Some(dq) = dq {
+        let dq_stride = dq.stride();
+        let kernel =
+            QueryGradient { q, k, v, dy, lse, d, segments, dq, dq_stride, heads, kv_heads, dim, window, scale, cap };
+        // SAFETY: as above.
+        unsafe { kernel.launch_from(source, on.0, on.1, tiles.launch(layout, heads, HALF, 0)) }?;
+    }
+    if let Some(dk) = dk {
+        let dk_stride = dk.stride();
+        let kernel =
+            KeyGradient { q, k, v, dy, lse, d, segments, dk, dk_stride, heads, kv_heads, dim, window, scale, cap };
+        // SAFETY: as above.
+        unsafe { kernel.launch_from(source, on.0, on.1, tiles.launch(layout, kv_heads, HALF, 2)) }?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::cuda::tests::{all_results, assert_near};
+    use super::*;
+    use halfbyte_testkit::cuda::gpu;
+
+    #[test]
+    fn tiles_of_either_size_agree() {
+        let Some(gpu) = gpu().filter(|it| OF_64.fit(it)) else { return };
+        let layout = Layout::new(&[140, 1, 65]).unwrap();
+        for (head_dim, window, cap) in
+            [(256, None, None), (144, Some(70), None), (256, Some(33), Some(0.5)), (208, None, Some(3.0))]
+        {
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window, cap };
+            let [large, small] = [OF_64, OF_32].map(|tiles| {
+                all_results(
+                    &gpu,
+                    (&shape, &layout),
+                    |inputs, out| forward((&gpu, tiles), inputs, (&shape, &layout, None), out),
+                    |saved, grads| backward((&gpu, tiles), saved, (&shape, &layout), grads),
+                )
+            });
+            assert_near(&large, &small, &shape);
+        }
+    }
+
+    #[test]
+    fn small_tiles_fit_the_smallest_cards() {
+        let limit = 99 << 10;
+        assert!(OF_32.shared(2) <= limit && OF_64.shared(2) > limit && OF_64.shared(2) <= 163 << 10);
+    }
+}

@@ -1,0 +1,369 @@
+// Attention on tensor cores for heads of more than 128 channels, a multiple of 16, padded with zeros to DIM. In f32 the kernels are empty:
+// nobody calls them.
+//
+// Results of 16 rows are 128 registers a lane, so a warp has one kind of result for as many rows: keys and values have a kernel each for
+// their gradients, and multiply their scores themselves. Of the rows that go by, a block has one tile of each operand in shared memory,
+// and the one comes while the other is multiplied: so eight warps find room in 99 KiB.
+//
+// Where a block keeps one operand of its rows, it takes ROWS, 16 a warp. Where it keeps two, it takes HALF, and two warps have the same
+// 16 rows and a half of each tile: each sums over its half, and in the end they put their sums together.
+
+// Padded channels, rows of a block that keeps two operands, threads of a block.
+constexpr int DIM = 256, HALF = 64, THREADS = 256;
+
+#if T_KIND > 0
+
+// A head's channels of TILE rows, for warps that take the whole tile; and for those that take a half, one half after the other.
+__device__ __forceinline__ void load_tile(T* tile, const T* x, size_t base, int first, int limit, int stride, int dim) {
+    load_rows<DIM, TILE, THREADS>(tile, x, base, first, limit, stride, dim);
+}
+__device__ __forceinline__ void load_halves(T* tile, const T* x, size_t base, int first, int limit, int stride, int dim) {
+    load_rows<DIM, TILE / 2, THREADS>(tile, x, base, first, limit, stride, dim);
+    load_rows<DIM, TILE / 2, THREADS>(tile + TILE / 2 * DIM, x, base, first + TILE / 2, limit, stride, dim);
+}
+// One number for each of TILE queries, zero for those that are not there.
+__device__ __forceinline__ void load_numbers(float* to, const float* numbers, int first, int limit) {
+    int row = first + threadIdx.x;
+    if (threadIdx.x < TILE) copy_later<4>(to + threadIdx.x, row < limit ? numbers + row : numbers, row < limit);
+}
+
+// Until the copies that were asked for are there and nobody reads any more what the next ones overwrite.
+__device__ __forceinline__ void meet() {
+    wait_for_copies();
+    __syncthreads();
+}
+
+// Hides what a row of scores does not see: rows from `row` on are queries or, where OF_KEYS, keys, and columns from `column` on the others.
+template <bool OF_KEYS, int N>
+__device__ __forceinline__ void hide(const Shape& s, float (&p)[1][N][4], int row, int column) {
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
+    int query = OF_KEYS ? column : row, queries = OF_KEYS ? 8 * N : 16, key = OF_KEYS ? row : column, keys = OF_KEYS ? 16 : 8 * N;
+    if (query >= key + keys - 1 && key >= first_key(s, query + queries - 1)) return;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int r = row + 8 * (j / 2) + g, c = column + 8 * n + 2 * t + j % 2;
+            if (!(OF_KEYS ? sees(s, c, r) : sees(s, r, c))) p[0][n][j] = -INF;
+        }
+}
+// Whether some of these queries sees some of these keys.
+__device__ __forceinline__ bool meets(const Shape& s, int query, int queries, int key, int keys) {
+    return key < query + queries && key + keys > first_key(s, query);
+}
+
+// The sums of two warps with the same rows, by way of HALF rows of DIM floats that nobody reads any more: true in the one that has them.
+__device__ __forceinline__ bool put_together(float (&acc)[1][DIM / 8][4], float* between) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    float* at = between + warp % 4 * 16 * DIM + lane;
+    __syncthreads();
+    if (warp >= 4)
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) at[(4 * n + i) * 32] = acc[0][n][i];
+    __syncthreads();
+    if (warp >= 4) return false;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[0][n][i] += at[(4 * n + i) * 32];
+    return true;
+}
+#endif
+
+// grid: (heads, ceil(longest / ROWS), sequences).
+KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* y, int y_stride, float* lse,
+               int heads, int kv_heads, int dim, int window, float scale, float cap, const float* sinks) {
+#if T_KIND > 0
+    const Shape s = AS_SHAPE;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    SHARED_ARRAY(T, shared);
+    T *rows = shared, *keys = rows + ROWS * DIM, *values = keys + TILE * DIM;
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16, head = blockIdx.x;
+    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    // Blocks with the most keys begin first, so that the last to end are short.
+    int length = of.count, start = of.past, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
+    if (first >= length) return;
+    auto load = [&](T* to, const T* x, int tile) {
+        load_tile(to, x + kv_head * s.dim, of.first_key, tile, start + length, kv_stride, s.dim);
+    };
+    const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
+    int end = start + min(first + ROWS, length), lowest = start + first + own;
+    float acc[1][DIM / 8][4] = {}, p[1][TILE / 8][4], largest[2] = {-INF, -INF}, sum[2] = {};
+    unsigned weights[TILE / 16][1][4];
+    int tile = first_key(s, start + first) / TILE * TILE;
+    load_rows<DIM, ROWS, THREADS>(rows, q + head * s.dim, of.first, first, length, q_stride, s.dim);
+    load(keys, k, tile);
+    meet();
+    for (; tile < end; tile += TILE) {
+        load(values, v, tile);
+        bool seen = lowest < end && meets(s, lowest, 16, tile, TILE);
+        if (seen) {
+            multiply_rows<DIM>(p, rows, own, keys);
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+            hide<false>(s, p, lowest, tile);
+            float shrink[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float most = largest[half], added = 0.0f;
+#pragma unroll
+                for (int n = 0; n < TILE / 8; n++) most = fmaxf(most, fmaxf(p[0][n][2 * half], p[0][n][2 * half + 1]));
+                most = row_max(most);
+                // A row that has seen no key yet has nothing to shrink; the difference of infinities would be no number.
+                float measure = most == -INF ? 0.0f : most * unit;
+                shrink[half] = two_to(largest[half] * unit - measure);
+#pragma unroll
+                for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        float& x = p[0][n][2 * half + j];
+                        x = two_to(x * unit - measure);
+                        added += x;
+                    }
+                sum[half] = sum[half] * shrink[half] + added;
+                largest[half] = most;
+            }
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[0][n][i] *= shrink[i / 2];
+            as_left(weights, p);
+        }
+        meet();
+        if (tile + TILE < end) load(keys, k, tile + TILE);
+        if (seen) add_weighted<DIM>(acc, weights, values);
+        meet();
+    }
+    float factor[1][2];
+    for (int half = 0; half < 2; half++) {
+        int row = first + own + 8 * half + g;
+        float whole = row_sum(sum[half]);
+        // A sink is a score that weighs nothing; one beyond all measure leaves nothing to weigh.
+        if (sinks) whole += expf(sinks[head] - largest[half] * s.scale);
+        factor[0][half] = row < length ? 1.0f / whole : 0.0f;
+        if (t == 0 && row < length)
+            lse[(size_t)s.heads * of.first + (size_t)head * length + row] = largest[half] * s.scale + logf(whole);
+    }
+    store<DIM>(y + head * s.dim, acc, factor, rows, own, of.first, first, length, y_stride, s.dim);
+#endif
+}
+
+// D = rowsum(dy y), for every row and head, a warp each; rows of y lie `y_stride` apart. grid as forward.
+KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, float* d, int heads, int dim) {
+#if T_KIND > 0
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first);
+    int lane = threadIdx.x & 31;
+    for (int row = threadIdx.x / 32; row < limit; row += THREADS / 32) {
+        size_t all = of.first + (size_t)first + row, c = head * dim + 8 * lane;
+        float sum = 0.0f;
+        if (8 * lane < dim) {
+            const Pack<T> a = *(const Pack<T>*)(dy + all * heads * dim + c), b = *(const Pack<T>*)(y + all * y_stride + c);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) d[(size_t)heads * of.first + (size_t)head * length + first + row] = sum;
+    }
+#endif
+}
+
+// grid: (heads, ceil(longest / HALF), sequences).
+KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d,
+                      const unsigned* segments, T* dq, int dq_stride,
+                      int heads, int kv_heads, int dim, int window, float scale, float cap) {
+#if T_KIND > 0
+    const Shape s = AS_SHAPE;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    SHARED_ARRAY(T, shared);
+    T *rows = shared, *grads = rows + HALF * DIM, *keys = grads + HALF * DIM, *values = keys + TILE * DIM;
+    int lane = threadIdx.x & 31, g = lane / 4, own = threadIdx.x / 32 % 4 * 16, part = threadIdx.x / 128, head = blockIdx.x;
+    int kv_head = head / (s.heads / s.kv_heads), q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    int length = of.count, first = (gridDim.y - 1 - blockIdx.y) * HALF;
+    if (first >= length) return;
+    auto load = [&](T* to, const T* x, int tile) {
+        load_halves(to, x + kv_head * s.dim, of.first, tile, length, kv_stride, s.dim);
+    };
+    const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
+    int end = min(first + HALF, length), lowest = first + own, tile = first_key(s, first) / TILE * TILE;
+    load_rows<DIM, HALF, THREADS>(rows, q + head * s.dim, of.first, first, length, q_stride, s.dim);
+    load_rows<DIM, HALF, THREADS>(grads, dy + head * s.dim, of.first, first, length, q_stride, s.dim);
+    load(values, v, tile);
+    float acc[1][DIM / 8][4] = {}, measure[2], along[2];
+    for (int half = 0; half < 2; half++) {
+        int row = lowest + 8 * half + g;
+        size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
+        measure[half] = row < length ? lse[at] * LOG2_E : 0.0f;
+        along[half] = row < length ? d[at] : 0.0f;
+    }
+    const T *own_keys = keys + part * (TILE / 2) * DIM, *own_values = values + part * (TILE / 2) * DIM;
+    for (; tile < end; tile += TILE) {
+        float p[1][TILE / 16][4], slope[1][TILE / 16][4];
+        int column = tile + part * (TILE / 2);
+        bool seen = lowest < end && meets(s, lowest, 16, column, TILE / 2);
+        meet();
+        load(keys, k, tile);
+        if (seen) multiply_rows<DIM, HALF>(slope, grads, own, own_values);
+        meet();
+        if (tile + TILE < end) load(values, v, tile + TILE);
+        if (!seen) continue;
+        multiply_rows<DIM, HALF>(p, rows, own, own_keys);
+#pragma unroll
+        for (int n = 0; n < TILE / 16; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) bend(p[0][n][i]);
+        hide<false>(s, p, lowest, column);
+#pragma unroll
+        for (int n = 0; n < TILE / 16; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                slope[0][n][i] =
+                    two_to(p[0][n][i] * unit - measure[i / 2]) * bend.change(p[0][n][i]) * (slope[0][n][i] - along[i / 2]);
+        unsigned weights[TILE / 32][1][4];
+        as_left(weights, slope);
+        add_weighted<DIM>(acc, weights, own_keys);
+    }
+    if (!put_together(acc, (float*)rows)) return;
+    const float factor[1][2] = {{s.scale, s.scale}};
+    store<DIM, HALF>(dq + head * s.dim, acc, factor, keys, own, of.first, first, length, dq_stride, s.dim);
+#endif
+}
+
+#if T_KIND > 0
+// The tiles of queries that go by a block of keys, of all heads that share them.
+struct Queries {
+    int head, first, length, tiles_a_head, count;
+    size_t base;
+    __device__ __forceinline__ Queries(const Shape& s, const Segment& of, int kv_head, int first_row, int rows)
+        : head(kv_head * (s.heads / s.kv_heads)), first(first_row), length(of.count), base((size_t)s.heads * of.first) {
+        int last = s.window > 0 ? min(first + rows - 1 + s.window, length) : length;
+        tiles_a_head = (last - first + TILE - 1) / TILE;
+        count = s.heads / s.kv_heads * tiles_a_head;
+    }
+    __device__ __forceinline__ int head_of(int i) const { return head + i / tiles_a_head; }
+    __device__ __forceinline__ int tile_of(int i) const { return first + i % tiles_a_head * TILE; }
+    // Where the numbers of a head's queries begin.
+    __device__ __forceinline__ size_t numbers_of(int i) const { return base + (size_t)head_of(i) * length; }
+};
+#endif
+
+// Rows are keys, tiles queries. grid: (kv_heads, ceil(longest / ROWS), sequences).
+KERNEL value_gradient(const T* q, const T* k, const T* dy, const float* lse, const unsigned* segments, T* dv,
+                      int dv_stride, int heads, int kv_heads, int dim, int window, float scale, float cap) {
+#if T_KIND > 0
+    const Shape s = AS_SHAPE;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    SHARED_ARRAY(T, shared);
+    T *keys = shared, *queries = keys + ROWS * DIM, *grads = queries + TILE * DIM;
+    float* measure = (float*)(grads + TILE * DIM);
+    int t = threadIdx.x & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
+    int q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim, length = of.count, first = blockIdx.y * ROWS;
+    if (first >= length) return;
+    const Queries all(s, of, kv_head, first, ROWS);
+    auto load = [&](T* to, const T* x, int i) {
+        load_tile(to, x + all.head_of(i) * s.dim, of.first, all.tile_of(i), length, q_stride, s.dim);
+    };
+    auto load_queries = [&](int i) {
+        load(queries, q, i);
+        load_numbers(measure, lse + all.numbers_of(i), all.tile_of(i), length);
+    };
+    const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
+    int lowest = first + own;
+    float acc[1][DIM / 8][4] = {}, p[1][TILE / 8][4];
+    unsigned weights[TILE / 16][1][4];
+    load_rows<DIM, ROWS, THREADS>(keys, k + kv_head * s.dim, of.first, first, length, kv_stride, s.dim);
+    load_queries(0);
+    meet();
+    for (int i = 0; i < all.count; i++) {
+        load(grads, dy, i);
+        int tile = all.tile_of(i);
+        bool seen = lowest < length && meets(s, tile, TILE, lowest, 16);
+        if (seen) {
+            multiply_rows<DIM>(p, keys, own, queries);
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+            hide<true>(s, p, lowest, tile);
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) p[0][n][j] = two_to(p[0][n][j] * unit - measure[8 * n + 2 * t + j % 2] * LOG2_E);
+            as_left(weights, p);
+        }
+        meet();
+        if (i + 1 < all.count) load_queries(i + 1);
+        if (seen) add_weighted<DIM>(acc, weights, grads);
+        meet();
+    }
+    const float whole[1][2] = {{1.0f, 1.0f}};
+    store<DIM>(dv + kv_head * s.dim, acc, whole, keys, own, of.first, first, length, dv_stride, s.dim);
+#endif
+}
+
+// Rows are keys, tiles queries. grid: (kv_heads, ceil(longest / HALF), sequences).
+KERNEL key_gradient(const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* d, const unsigned* segments, T* dk,
+                    int dk_stride, int heads, int kv_heads, int dim, int window, float scale, float cap) {
+#if T_KIND > 0
+    const Shape s = AS_SHAPE;
+    const Segment of = ((const Segment*)segments)[blockIdx.z];
+    SHARED_ARRAY(T, shared);
+    T *keys = shared, *values = keys + HALF * DIM, *queries = values + HALF * DIM, *grads = queries + TILE * DIM;
+    float *measure = (float*)(grads + TILE * DIM), *along = measure + TILE;
+    int t = threadIdx.x & 3, own = threadIdx.x / 32 % 4 * 16, part = threadIdx.x / 128 * (TILE / 2), kv_head = blockIdx.x;
+    int q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim, length = of.count, first = blockIdx.y * HALF;
+    if (first >= length) return;
+    const Queries all(s, of, kv_head, first, HALF);
+    auto load = [&](T* to, const T* x, int i) {
+        load_halves(to, x + all.head_of(i) * s.dim, of.first, all.tile_of(i), length, q_stride, s.dim);
+    };
+    const float unit = s.scale * LOG2_E;
+    const Bend bend(s);
+    int lowest = first + own;
+    load_rows<DIM, HALF, THREADS>(keys, k + kv_head * s.dim, of.first, first, length, kv_stride, s.dim);
+    load_rows<DIM, HALF, THREADS>(values, v + kv_head * s.dim, of.first, first, length, kv_stride, s.dim);
+    load(grads, dy, 0);
+    float acc[1][DIM / 8][4] = {};
+    const T *own_queries = queries + part * DIM, *own_grads = grads + part * DIM;
+    for (int i = 0; i < all.count; i++) {
+        float p[1][TILE / 16][4], slope[1][TILE / 16][4];
+        int tile = all.tile_of(i) + part;
+        bool seen = lowest < length && meets(s, tile, TILE / 2, lowest, 16);
+        meet();
+        load(queries, q, i);
+        load_numbers(measure, lse + all.numbers_of(i), all.tile_of(i), length);
+        load_numbers(along, d + all.numbers_of(i), all.tile_of(i), length);
+        if (seen) multiply_rows<DIM, HALF>(slope, values, own, own_grads);
+        meet();
+        if (i + 1 < all.count) load(grads, dy, i + 1);
+        if (!seen) continue;
+        multiply_rows<DIM, HALF>(p, keys, own, own_queries);
+#pragma unroll
+        for (int n = 0; n < TILE / 16; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+        hide<true>(s, p, lowest, tile);
+#pragma unroll
+        for (int n = 0; n < TILE / 16; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int query = part + 8 * n + 2 * t + j % 2;
+                float weight = two_to(p[0][n][j] * unit - measure[query] * LOG2_E) * bend.change(p[0][n][j]);
+                slope[0][n][j] = weight * (slope[0][n][j] - along[query]);
+            }
+        unsigned slopes[TILE / 32][1][4];
+        as_left(slopes, slope);
+        add_weighted<DIM>(acc, slopes, own_queries);
+    }
+    if (!put_together(acc, (float*)keys)) return;
+    const float factor[1][2] = {{s.scale, s.scale}};
+    store<DIM, HALF>(dk + kv_head * s.dim, acc, factor, queries, own, of.first, first, length, dk_stride, s.dim);
+#endif
+}
