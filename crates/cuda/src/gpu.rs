@@ -172,6 +172,14 @@ impl Gpu {
         }
     }
 
+    /// Lets the clock of a dry device go on by what so many more operations would take than are counted: for a kernel that does its
+    /// own by a longer way than those whose rate is known.
+    pub fn takes_longer_by(&self, operations: u64) {
+        if let Some(dry) = &self.dry {
+            dry.pass_operations(operations);
+        }
+    }
+
     /// What it is.
     pub fn info(&self) -> &DeviceInfo {
         &self.info

@@ -74,6 +74,14 @@ impl Tiles {
     }
 }
 
+/// For a plan: what these kernels do beside the operations of the op. They multiply padded channels and, backward, eight products where the
+/// kernels of 128 channels, by whose rate a plan goes, have seven; and on Hopper `mma` has about half the rate of their `wgmma`.
+fn expect(gpu: &Gpu, shape: &AttentionShape, counted: usize, backward: f64) {
+    let by_mma = if gpu.info().compute_capability.major == 9 { 2.0 } else { 1.0 };
+    let times = by_mma * backward * DIM as f64 / shape.head_dim as f64;
+    gpu.takes_longer_by((counted as f64 * (times - 1.0)) as u64);
+}
+
 /// As [`super::super::super::cuda::forward`].
 pub(in crate::attention) fn forward(
     (gpu, tiles): (&Arc<Gpu>, Tiles),
@@ -84,6 +92,7 @@ pub(in crate::attention) fn forward(
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
     let y_stride = y.stride();
+    expect(gpu, shape, shape.flops(layout, 2), 1.0);
     let kernel = Forward { q, k, v, segments, y, y_stride, lse, heads, kv_heads, dim, window, scale, cap, sinks };
     // SAFETY: the caller checked the operands against the layout.
     unsafe { kernel.launch_from(tiles.source(shape), gpu, number(q.dtype()), tiles.launch(layout, heads, ROWS, 0)) }
@@ -99,6 +108,7 @@ pub(in crate::attention) fn backward(
     let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let (dy, lse, window, cap) = (saved.dy, saved.lse, window.unwrap_or(0), cap.unwrap_or(0.0));
+    expect(gpu, shape, shape.flops(layout, 5), 8.0 / 7.0);
     let (source, on) = (tiles.source(shape), (&**gpu, element));
     if let Some(dv) = dv {
         let dv_stride = dv.stride();
@@ -135,6 +145,10 @@ pub(in crate::attention) fn backward(
 mod tests {
     use super::super::super::cuda::tests::{all_results, assert_near};
     use super::*;
+    use crate::frozen_linear::test_support::with_gradient;
+    use halfbyte_autograd::{Param, Tape};
+    use halfbyte_cuda::{DeviceInfo, Event, Rates, Version};
+    use halfbyte_tensor::Device;
     use halfbyte_testkit::cuda::gpu;
 
     #[test]
@@ -155,6 +169,39 @@ mod tests {
             });
             assert_near(&large, &small, &shape);
         }
+    }
+
+    #[test]
+    fn a_plan_goes_by_what_these_kernels_multiply() {
+        // An operation is a nanosecond.
+        let seconds = |major: u32, head_dim: usize| {
+            let compute_capability = Version { major, minor: 0 };
+            let info = DeviceInfo { ordinal: 0, name: "planned".into(), compute_capability, memory_bytes: 1 << 34 };
+            let gpu = Gpu::dry_at(info, 163 << 10, Rates { kernels: 1e9, ..Rates::ENDLESS });
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window: None, cap: Some(2.0) };
+            let layout = Layout::new(&[64, 32]).unwrap();
+            let of = |heads: usize| {
+                let it = Tensor::zeros(&[layout.tokens(), heads * head_dim], DType::Bf16);
+                it.to_device(&Device::Cuda(gpu.clone())).unwrap()
+            };
+            let (tape, dy) = (Tape::recording(), of(2));
+            let params = [of(2), of(1), of(1)].map(|it| Param::new("p", it));
+            let [q, k, v] = params.each_ref().map(|it| tape.param(it));
+            let marks = [(); 2].map(|()| Event::timed(&gpu).unwrap());
+            gpu.compute_stream().record(&marks[0]).unwrap();
+            let y = crate::attention(&tape, [&q, &k, &v], shape, &layout).unwrap();
+            let loss = with_gradient(&tape, &y, &dy);
+            tape.backward(loss).unwrap();
+            gpu.compute_stream().record(&marks[1]).unwrap();
+            let products = shape.flops(&layout, 1) as f64 * 1e-9;
+            (gpu.seconds_between(&marks[0], &marks[1]).unwrap() / products * 1e3).round() * 1e-3
+        };
+        let beside = seconds(8, 64) - 7.0;
+        let near =
+            |got: f64, expected: f64| assert!((got - beside - expected).abs() < 0.01, "{got}, {beside}, {expected}");
+        near(seconds(8, 256), 2.0 + 5.0 * 8.0 / 7.0);
+        near(seconds(9, 256), 2.0 * (2.0 + 5.0 * 8.0 / 7.0));
+        near(seconds(8, 160), 1.6 * (2.0 + 5.0 * 8.0 / 7.0));
     }
 
     #[test]
