@@ -271,6 +271,11 @@ fn what_makes_no_rotation_is_refused() {
         table(&spec(7, RopeScaling::None)),
         "rope: the channels that are rotated must be even and positive, got 7"
     );
+    assert!(table(&spec(0, RopeScaling::None)).contains("must be even and positive, got 0"));
+    for theta in [f64::NAN, f64::INFINITY, 1.0] {
+        let named = format!("rope_theta must be a number above 1, got {theta}");
+        assert!(table(&RopeSpec { theta, ..spec(8, RopeScaling::None) }).contains(&named));
+    }
     assert_eq!(
         table(&spec(8, RopeScaling::Linear { factor: 0.0 })),
         "rope: the factor of rope scaling must be a positive number, got 0"
@@ -308,9 +313,9 @@ fn what_makes_no_ramp_is_refused() {
 #[test]
 fn llama3_goes_by_both_factors() {
     let llama3 =
-        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 2.0, high_freq_factor: 4.0, original_max_position: 256 };
-    // Wavelengths 6.28, 62.8, 628 and 6283 against 256 / 4 = 64 and 256 / 2 = 128: kept twice, divided twice.
-    assert_frequencies(&spec(8, llama3), 1, &[1.0, 0.1, 0.00125, 0.000125], 1.0);
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 2.0, high_freq_factor: 4.0, original_max_position: 100 };
+    // Wavelengths 6.28, 62.8, 628 and 6283 against 100 / 4 = 25 and 100 / 2 = 50: kept, and divided three times.
+    assert_frequencies(&spec(8, llama3), 1, &[1.0, 0.0125, 0.00125, 0.000125], 1.0);
 }
 
 #[test]
