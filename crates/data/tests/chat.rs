@@ -457,33 +457,6 @@ fn templates_without_end_are_refused() {
 }
 
 #[test]
-fn columns_say_what_they_are_and_whether_they_are_there() {
-    let column = |name: &str, kind: &str| halfbyte_data::Column { name: name.into(), kind: kind.into() };
-    let chosen = |columns: &[halfbyte_data::Column], given: &str| {
-        Columns::choose(columns, &ColumnNames::parse(given).unwrap(), None).unwrap().columns
-    };
-    let text = [column("text", "string"), column("id", "number")];
-    let it = chosen(&text, "");
-    assert_eq!((it.template().as_deref(), it.are_conversations(&text)), (Some("{text}"), false));
-    assert!(it.are_among(&text) && !it.are_among(&text[1..]));
-    let task = ["instruction", "input", "output"].map(|it| column(it, "string"));
-    let it = chosen(&task, "");
-    let template = it.template().unwrap();
-    assert!(template.contains("{instruction}") && template.contains("{input}") && template.ends_with("{output}"));
-    assert!(it.are_among(&task) && !it.are_among(&task[..2]) && !it.are_conversations(&task));
-    let pair = |kind: &str| ["prompt", "completion"].map(|it| column(it, kind));
-    let it = chosen(&pair("string"), "");
-    assert_eq!(it.template().as_deref(), Some("{prompt}{completion}"));
-    assert!(!it.are_conversations(&pair("string")) && it.are_conversations(&pair("array")));
-    // The other one's type says nothing.
-    assert!(!it.are_conversations(&[column("prompt", "string"), column("completion", "array")]));
-    let chat = [column("messages", "array"), column("tools", "array")];
-    let it = chosen(&chat, "");
-    assert_eq!((it.template(), it.are_conversations(&chat)), (None, true));
-    assert!(it.are_among(&chat) && it.are_among(&chat[..1]), "tools need not be there");
-}
-
-#[test]
 fn a_pair_of_which_one_is_missing_or_both_are_blank_is_no_row() {
     let (_, report) = load(
         &[
@@ -497,4 +470,18 @@ fn a_pair_of_which_one_is_missing_or_both_are_blank_is_no_row() {
     )
     .unwrap();
     assert_eq!((report.rows_used, report.empty, report.null), (1, 1, 2));
+}
+
+#[test]
+fn tools_are_a_list_that_holds_some_or_none() {
+    let source = "{% if tools %}{{ tools|length }} tools {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let of = |tools: Value| {
+        let row = json!({ "messages": [says("user", "a"), says("assistant", "b")], "tools": tools });
+        load(&[row], source, |_| {}).map(|(dataset, _)| texts_of(&dataset, 0).0)
+    };
+    assert_eq!(of(json!([{ "name": "x" }, { "name": "y" }])).unwrap(), "2 tools ab");
+    assert_eq!(of(json!("[{\"name\": \"x\"}]")).unwrap(), "1 tools ab");
+    assert_eq!(of(json!([])).unwrap(), "ab");
+    assert_eq!(of(json!("")).unwrap(), "ab");
+    assert!(of(json!("{\"name\": \"x\"}")).unwrap_err().to_string().contains("holds no list of descriptions"));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, DictionaryArray, LargeStringArray, StringArray, StringViewArray};
 use common::*;
-use halfbyte_data::{DataConfig, Dataset, Excess, Report, columns};
+use halfbyte_data::{ColumnNames, Columns, DataConfig, Dataset, Excess, Report, columns};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 
 fn load(path: &std::path::Path, config: &DataConfig) -> (Dataset, Report) {
@@ -169,4 +169,31 @@ fn of_a_long_text_the_beginning_is_as_of_the_whole() {
     write_jsonl(&path, &[("instruction", &[Some(prompt)]), ("input", &[None]), ("output", &[Some("good".into())])]);
     let refused = Dataset::load(&path, &tokenizer(), &instruction_config(50)).unwrap_err();
     assert!(refused.to_string().contains("no usable rows"), "the answer is beyond the cut: {refused}");
+}
+
+#[test]
+fn columns_say_what_they_are_and_whether_they_are_there() {
+    let column = |name: &str, kind: &str| halfbyte_data::Column { name: name.into(), kind: kind.into() };
+    let chosen = |columns: &[halfbyte_data::Column], given: &str| {
+        Columns::choose(columns, &ColumnNames::parse(given).unwrap(), None).unwrap().columns
+    };
+    let text = [column("text", "string"), column("id", "number")];
+    let it = chosen(&text, "");
+    assert_eq!((it.template().as_deref(), it.are_conversations(&text)), (Some("{text}"), false));
+    assert!(it.are_among(&text) && !it.are_among(&text[1..]));
+    let task = ["instruction", "input", "output"].map(|it| column(it, "string"));
+    let it = chosen(&task, "");
+    let template = it.template().unwrap();
+    assert!(template.contains("{instruction}") && template.contains("{input}") && template.ends_with("{output}"));
+    assert!(it.are_among(&task) && !it.are_among(&task[..2]) && !it.are_conversations(&task));
+    let pair = |kind: &str| ["prompt", "completion"].map(|it| column(it, kind));
+    let it = chosen(&pair("string"), "");
+    assert_eq!(it.template().as_deref(), Some("{prompt}{completion}"));
+    assert!(!it.are_conversations(&pair("string")) && it.are_conversations(&pair("array")));
+    // The other one's type says nothing.
+    assert!(!it.are_conversations(&[column("prompt", "string"), column("completion", "array")]));
+    let chat = [column("messages", "array"), column("tools", "array")];
+    let it = chosen(&chat, "");
+    assert_eq!((it.template(), it.are_conversations(&chat)), (None, true));
+    assert!(it.are_among(&chat) && it.are_among(&chat[..1]), "tools need not be there");
 }

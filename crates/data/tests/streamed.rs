@@ -222,3 +222,9 @@ fn tokens_that_do_not_fit_are_refused_while_they_are_read() {
         "{message}"
     );
 }
+
+#[test]
+fn what_two_buffers_take_is_told_before_they_are_there() {
+    // Ten rows of 64 tokens: 4 bytes and a bit each, and two words a row.
+    assert_eq!(Stream::bytes_of(10, 64), 2 * 10 * (264 + 16));
+}

@@ -301,4 +301,29 @@ mod tests {
         assert_eq!(render("{{ 'a-b-c'.rsplit('-', 1) }} {{ 'a-b'.removeprefix('a-') }}"), "['a-b', 'c'] b");
         assert_eq!(render("{{ ' x '.strip() }}{{ 'a b'.split() }}"), "x['a', 'b']");
     }
+
+    #[test]
+    fn methods_that_find_nothing_and_from_the_right() {
+        let joined = |call: &str| render(&format!("{{{{ {call}|join('|') }}}}"));
+        assert_eq!(render("{{ 'name.py'.removesuffix('.py') }} {{ 'name'.removesuffix('.py') }}"), "name name");
+        assert_eq!(render("{{ 'abcabc'.rfind('b') }} {{ 'x'.rfind('q') }} {{ 'é-b'.rfind('b') }}"), "4 -1 2");
+        assert_eq!([joined("'a.b.c'.partition('.')"), joined("'a.b.c'.rpartition('.')")], ["a|.|b.c", "a.b|.|c"]);
+        assert_eq!([joined("'abc'.partition('.')"), joined("'abc'.rpartition('.')")], ["abc||", "||abc"]);
+    }
+
+    #[test]
+    fn values_within_values_are_represented() {
+        assert_eq!(
+            render("{{ [none, missing, true, false, 1, 2.5, 'a', {'k': [1, 'b']}] }}"),
+            "[None, None, True, False, 1, 2.5, 'a', {'k': [1, 'b']}]"
+        );
+        assert_eq!(render(r#"{{ ["it's", 'say "hi"', "it's \"x\""] }}"#), r#"["it's", 'say "hi"', 'it\'s "x"']"#);
+        assert_eq!(render("{{ ['\x07\x7f\u{85}é\\\\'] }}"), r"['\x07\x7f\x85é\\']");
+        assert_eq!(render("{{ [1e16, 1e-5, 1e15, 0.0001] }}"), "[1e+16, 1e-05, 1000000000000000.0, 0.0001]");
+        assert_eq!(render("{{ [1e308 * 10, -1e308 * 10]|tojson }}"), "[Infinity, -Infinity]");
+        assert_eq!(
+            render("{{ {'a': [1, {'b': 2}], 'c': []}|tojson(indent=2) }}"),
+            "{\n  \"a\": [\n    1,\n    {\n      \"b\": 2\n    }\n  ],\n  \"c\": []\n}"
+        );
+    }
 }
