@@ -39,11 +39,6 @@ impl Var {
         self.gradient_place.claim()
     }
 
-    /// The room beside its rows that its op would like the gradient to have.
-    pub fn gradient_room(&self) -> usize {
-        self.gradient_place.room()
-    }
-
     /// The value.
     pub fn value(&self) -> &Tensor {
         &self.value

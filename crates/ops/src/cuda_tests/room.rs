@@ -120,7 +120,7 @@ fn what_lies_beside_rows_takes_part_in_the_products() {
                 let lora = LowRank { a: &p[2], b: &p[3], scaling: 0.5, dropout: crate::Dropout::default() };
                 let [y] =
                     lora_linears(tape, &x, [Layer { w, bias: Some(&p[4]), lora: Some(lora), onto: Some(&p[5]) }])?;
-                assert_eq!(y.gradient_room(), columns);
+                assert_eq!(y.claim_gradient_place().room(), columns);
                 // Its gradient has room.
                 rms_norm(tape, &y, &p[6], 1e-5)
             });

@@ -270,7 +270,7 @@ fn gradients_of_a(
 
 /// The largest workspace, in bytes, in which matrices of one input are multiplied with their gradients as one, and the most rows that those
 /// gradients have then. Beyond, the memory in one piece would count for more than what it saves.
-const LARGEST: usize = 192 << 20;
+const LARGEST_WORKSPACE: usize = 192 << 20;
 const MOST_ROWS: usize = 1 << 14;
 
 /// Whether the gradients of these layers' results, beside each other, are to be one operand of `dx = [dy .. dy | dh] [W ; .. W ; A]`: that
@@ -282,7 +282,7 @@ pub(super) fn take_gradients_as_one(x: &Var, layers: &[Layer<'_, '_>]) -> bool {
         && x.requires_grad()
         && size == 2
         && layers.iter().all(|it| frozen::is_coded(it.w) && it.w.dims().0.is_multiple_of(8))
-        && all * x.value().cols() * size <= LARGEST
+        && all * x.value().cols() * size <= LARGEST_WORKSPACE
         && x.value().rows() <= MOST_ROWS
 }
 
