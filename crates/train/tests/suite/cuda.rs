@@ -128,7 +128,7 @@ fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
     let counted = [settled(false, &many[..1]), settled(false, &many), settled(true, &many)];
     assert_eq!(
         counted,
-        [[59, 17, 7, 1, 1], [60, 21, 7, 1, 1], [84, 31, 7, 1, 1]],
+        [[58, 16, 7, 1, 1], [59, 20, 7, 1, 1], [83, 30, 7, 1, 1]],
         "launches, products, uploads, downloads, waits"
     );
 }
