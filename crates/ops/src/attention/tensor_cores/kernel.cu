@@ -42,12 +42,7 @@ __device__ __forceinline__ void forward_of(T* shared, const T* q, const T* k, co
     // Scores to probabilities, relative to the largest so far; `shrink` is for what was relative to the one before.
     const Bend bend(s);
     auto weigh = [&](int tile) {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) bend(p[m][n][i]);
+        bend(p);
         bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -197,12 +192,7 @@ __device__ __forceinline__ void query_gradient_of(T* shared, const T* q, const T
             multiply_rows<DIM>(slope, grads, own, values + i % 2 * KEYS * DIM);
             end_products();
             wait_for<1>(p);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) bend(p[m][n][i]);
+            bend(p);
             bool all_seen = tile + KEYS - 1 <= lowest && tile >= first_key(s, highest);
             if (!all_seen)
 #pragma unroll
@@ -297,10 +287,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
             multiply_rows<DIM>(slope, values, own, grads);
             end_products();
             wait_for<1>(p);
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+            bend(p);
             bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
             if (!all_seen)
 #pragma unroll
@@ -374,26 +361,10 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
 #endif
 }
 
-// D = rowsum(dy y), for every row and head; rows of y lie `y_stride` apart. grid and block as forward.
+// grid and block as forward.
 KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, float* d, int heads, int dim) {
 #if T_KIND > 0
-    const Segment of = ((const Segment*)segments)[blockIdx.z];
-    int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first);
-    // Sixteen lanes a row, of eight channels each.
-    int piece = threadIdx.x % 16;
-    for (int j = 0; j < ROWS; j += blockDim.x / 16) {
-        int row = j + threadIdx.x / 16;
-        size_t all = of.first + (size_t)first + row, c = head * dim + 8 * piece;
-        float sum = 0.0f;
-        if (row < limit && 8 * piece < dim) {
-            const Pack<T> a = *(const Pack<T>*)(dy + all * heads * dim + c), b = *(const Pack<T>*)(y + all * y_stride + c);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
-        }
-#pragma unroll
-        for (int o = 8; o > 0; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
-        if (piece == 0 && row < limit) d[(size_t)heads * of.first + (size_t)head * length + first + row] = sum;
-    }
+    sums_along<16>(dy, y, y_stride, ((const Segment*)segments)[blockIdx.z], d, heads, dim);
 #endif
 }
 

@@ -4,7 +4,7 @@
 
 #if T_KIND > 0
 
-// The cap of a score that has not met the scale yet: what it is below the cap comes back in the same units, so that whatever follows
+// The cap of scores that have not met the scale yet: what each is below the cap comes back in the same units, so that whatever follows
 // (largest, masks, powers of two) does not know of caps. Before the scores that a row does not see are hidden, since a cap would show them.
 //
 // tanh(x) is 1 - 2 / (1 + e^2x), whose error of less than 2^-21 does not shrink with x: the score is off by its cap times that.
@@ -13,8 +13,14 @@ struct Bend {
     static constexpr bool BENDS = true;
     float in, out;
     __device__ __forceinline__ explicit Bend(const Shape& s) : in(s.scale / s.cap), out(s.cap / s.scale) {}
-    __device__ __forceinline__ void operator()(float& score) const {
-        score = (1.0f - 2.0f * inverse(1.0f + two_to(score * in * (2.0f * LOG2_E)))) * out;
+    template <int M, int N> __device__ __forceinline__ void operator()(float (&scores)[M][N][4]) const {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    scores[m][n][i] = (1.0f - 2.0f * inverse(1.0f + two_to(scores[m][n][i] * in * (2.0f * LOG2_E)))) * out;
     }
     // How a score that was bent changes with what it was; no number less than zero, so that a hidden one has one.
     __device__ __forceinline__ float change(float bent) const { return fmaxf(1.0f - bent * in * (bent * in), 0.0f); }
@@ -23,7 +29,7 @@ struct Bend {
 struct Bend {
     static constexpr bool BENDS = false;
     __device__ __forceinline__ explicit Bend(const Shape&) {}
-    __device__ __forceinline__ void operator()(float&) const {}
+    template <int M, int N> __device__ __forceinline__ void operator()(float (&)[M][N][4]) const {}
     __device__ __forceinline__ float change(float) const { return 1.0f; }
 };
 #endif
@@ -62,6 +68,25 @@ __device__ __forceinline__ void store(T* out, const float (&acc)[M][DIM / 8][4],
         int i = lane + 32 * j, row = i / (DIM / 8), piece = i % (DIM / 8);
         if (first + own + row < limit && 8 * piece < dim)
             *(Pack<T>*)(out + (base + first + own + row) * stride + 8 * piece) = *(const Pack<T>*)(rows + place<COUNT>(own + row, piece));
+    }
+}
+
+// D = rowsum(dy y) of a block's ROWS rows of a head, LANES lanes a row, of eight channels each; rows of y lie `y_stride` apart.
+template <int LANES>
+__device__ __forceinline__ void sums_along(const T* dy, const T* y, int y_stride, const Segment& of, float* d, int heads, int dim) {
+    int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first), piece = threadIdx.x % LANES;
+    for (int j = 0; j < ROWS; j += blockDim.x / LANES) {
+        int row = j + threadIdx.x / LANES;
+        size_t all = of.first + (size_t)first + row, c = head * dim + 8 * piece;
+        float sum = 0.0f;
+        if (row < limit && 8 * piece < dim) {
+            const Pack<T> a = *(const Pack<T>*)(dy + all * heads * dim + c), b = *(const Pack<T>*)(y + all * y_stride + c);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
+        }
+#pragma unroll
+        for (int o = LANES / 2; o > 0; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
+        if (piece == 0 && row < limit) d[(size_t)heads * of.first + (size_t)head * length + first + row] = sum;
     }
 }
 #endif

@@ -102,10 +102,7 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
         bool seen = lowest < end && meets(s, lowest, 16, tile, TILE);
         if (seen) {
             multiply_rows<DIM>(p, rows, own, keys);
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+            bend(p);
             hide<false>(s, p, lowest, tile);
             float shrink[2];
 #pragma unroll
@@ -153,23 +150,10 @@ KERNEL forward(const T* q, const T* k, const T* v, const unsigned* segments, T* 
 #endif
 }
 
-// D = rowsum(dy y), for every row and head, a warp each; rows of y lie `y_stride` apart. grid as forward.
+// grid as forward.
 KERNEL along(const T* dy, const T* y, int y_stride, const unsigned* segments, float* d, int heads, int dim) {
 #if T_KIND > 0
-    const Segment of = ((const Segment*)segments)[blockIdx.z];
-    int head = blockIdx.x, length = of.count, first = blockIdx.y * ROWS, limit = min(ROWS, length - first);
-    int lane = threadIdx.x & 31;
-    for (int row = threadIdx.x / 32; row < limit; row += THREADS / 32) {
-        size_t all = of.first + (size_t)first + row, c = head * dim + 8 * lane;
-        float sum = 0.0f;
-        if (8 * lane < dim) {
-            const Pack<T> a = *(const Pack<T>*)(dy + all * heads * dim + c), b = *(const Pack<T>*)(y + all * y_stride + c);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum += to_f32(a.v[i]) * to_f32(b.v[i]);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) d[(size_t)heads * of.first + (size_t)head * length + first + row] = sum;
-    }
+    sums_along<32>(dy, y, y_stride, ((const Segment*)segments)[blockIdx.z], d, heads, dim);
 #endif
 }
 
@@ -214,10 +198,7 @@ KERNEL query_gradient(const T* q, const T* k, const T* v, const T* dy, const flo
         if (tile + TILE < end) load(values, v, tile + TILE);
         if (!seen) continue;
         multiply_rows<DIM, HALF>(p, rows, own, own_keys);
-#pragma unroll
-        for (int n = 0; n < TILE / 16; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) bend(p[0][n][i]);
+        bend(p);
         hide<false>(s, p, lowest, column);
 #pragma unroll
         for (int n = 0; n < TILE / 16; n++)
@@ -287,10 +268,7 @@ KERNEL value_gradient(const T* q, const T* k, const T* dy, const float* lse, con
         bool seen = lowest < length && meets(s, tile, TILE, lowest, 16);
         if (seen) {
             multiply_rows<DIM>(p, keys, own, queries);
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+            bend(p);
             hide<true>(s, p, lowest, tile);
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++)
@@ -345,10 +323,7 @@ KERNEL key_gradient(const T* q, const T* k, const T* v, const T* dy, const float
         if (i + 1 < all.count) load(grads, dy, i + 1);
         if (!seen) continue;
         multiply_rows<DIM, HALF>(p, keys, own, own_queries);
-#pragma unroll
-        for (int n = 0; n < TILE / 16; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) bend(p[0][n][j]);
+        bend(p);
         hide<true>(s, p, lowest, tile);
 #pragma unroll
         for (int n = 0; n < TILE / 16; n++)
