@@ -87,7 +87,7 @@ pub(crate) fn decoded_beside(w: &dyn FrozenMatrix, x: &Tensor, beyond: (usize, u
             put(1.0, weight, 0, Window::whole(&mut out).rows(0, rows).columns(0, cols))?;
             Ok(out)
         }
-        OnDevice::Coded(it) => asked_for(it.place(), Asked::new(&[(it.decoder(), rows)], cols, beyond, dtype), x),
+        OnDevice::Coded(it) => asked_for(Asked::new(&[(it.decoder(), rows)], cols, beyond, dtype), x),
     }
 }
 
@@ -96,14 +96,13 @@ pub(crate) fn decoded_beside(w: &dyn FrozenMatrix, x: &Tensor, beyond: (usize, u
 /// # Panics
 /// If one is kept otherwise: [`is_coded`] tells.
 pub(crate) fn decoded_below(ws: &[&dyn FrozenMatrix], x: &Tensor, beyond: usize) -> Result<Tensor> {
-    let mut all = Vec::with_capacity(ws.len());
-    for w in ws {
-        let OnDevice::Coded(it) = there(*w)? else { panic!("asked of matrices that are kept in codes") };
-        all.push((it, w.dims()));
-    }
-    let Some((first, (_, cols))) = all.first() else { panic!("asked of one matrix at least") };
-    let matrices: Vec<_> = all.iter().map(|(it, (rows, _))| (it.decoder(), *rows)).collect();
-    asked_for(first.place(), Asked::new(&matrices, *cols, (beyond, 0), x.dtype()), x)
+    let cols = ws.first().map_or(0, |it| it.dims().1);
+    let coded = |w: &&dyn FrozenMatrix| match there(*w)? {
+        OnDevice::Coded(it) => Ok((it.decoder(), w.dims().0)),
+        OnDevice::Dense(_) => panic!("asked of matrices that are kept in codes"),
+    };
+    let matrices: Vec<_> = ws.iter().map(coded).collect::<Result<_>>()?;
+    asked_for(Asked::new(&matrices, cols, (beyond, 0), x.dtype()), x)
 }
 
 /// Whether a matrix away from host memory has to be decoded there.
@@ -111,9 +110,9 @@ pub(crate) fn is_coded(w: &dyn FrozenMatrix) -> bool {
     matches!(w.on_device(), Some(OnDevice::Coded(_)))
 }
 
-/// Ahead, if that can be.
-fn asked_for(place: Place<'_>, asked: Asked, x: &Tensor) -> Result<Tensor> {
-    match place {
+/// Where `x` is; ahead, if that can be.
+fn asked_for(asked: Asked, x: &Tensor) -> Result<Tensor> {
+    match x.place() {
         // The few rows of a token are through before the next matrix is decoded.
         Place::Gpu(gpu) if x.rows() > FEW_ROWS && gpu.works_ahead() => Ok(ahead::decoded(gpu, asked)?),
         _ => on_the_spot(&asked, &x.device()),

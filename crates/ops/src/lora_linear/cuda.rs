@@ -308,10 +308,11 @@ fn input_gradient(
     let riding = dh.filter(|_| factors.iter().any(Option::is_some));
     let width = riding.map_or(0, |_| stack.width);
     let dys: Vec<&Tensor> = live.iter().map(|it| it.2).collect();
-    let as_one = dys.len() > 1 && dys.windows(2).all(|it| it[0].is_beside(it[1])) && width <= dys[dys.len() - 1].room();
-    if as_one {
+    let beside = |last: &Tensor| width <= last.room() && dys.windows(2).all(|it| it[0].is_beside(it[1]));
+    if let [_, .., last] = dys[..]
+        && beside(last)
+    {
         let ws: Vec<_> = live.iter().map(|it| it.1.w).collect();
-        let last = dys[dys.len() - 1];
         let mut all = frozen::decoded_below(&ws, last, width)?;
         if let Some(dh) = riding {
             let rows = all.rows() - width;
