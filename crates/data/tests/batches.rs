@@ -32,6 +32,8 @@ proptest! {
             let mask: Vec<bool> = (0..row.ids.len()).map(|t| row.trained(t)).collect();
             prop_assert_eq!(&mask, &example.mask);
         }
+        prop_assert_eq!(dataset.longest(), examples.iter().map(|it| it.ids.len()).max().unwrap());
+        prop_assert!(dataset.bytes() >= 4 * dataset.tokens() + dataset.tokens().div_ceil(8) + 8 * dataset.len());
         prop_assert!(dataset.bytes() <= dataset.tokens() * 33 / 8 + 8 * dataset.len() + 16);
     }
 

@@ -185,6 +185,13 @@ fn several_files_are_one_after_the_other() {
 }
 
 #[test]
+fn a_name_of_nothing_is_a_name_and_commas_are_between_names() {
+    let paths = |name: &str| DataFiles::find(&[name.into()], Part::Train).unwrap().paths().to_vec();
+    assert_eq!(paths("not_here.jsonl"), [PathBuf::from("not_here.jsonl")]);
+    assert_eq!(paths("not_here.jsonl, nor_here.jsonl"), ["not_here.jsonl", "nor_here.jsonl"].map(PathBuf::from));
+}
+
+#[test]
 fn what_names_no_data_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let find = |name: &str| DataFiles::find(&[folder.path().join(name)], Part::Train).unwrap_err().to_string();

@@ -4,10 +4,12 @@ mod common;
 
 use std::sync::Arc;
 
+use arrow_array::builder::{BooleanBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder};
 use arrow_array::types::Int32Type;
-use arrow_array::{ArrayRef, DictionaryArray, LargeStringArray, StringArray, StringViewArray};
+use arrow_array::{ArrayRef, DictionaryArray, Int64Array, LargeStringArray, StringArray, StringViewArray};
+use arrow_schema::{DataType, Field};
 use common::*;
-use halfbyte_data::{ColumnNames, Columns, DataConfig, Dataset, Excess, Report, columns};
+use halfbyte_data::{ChatTemplate, ColumnNames, Columns, DataConfig, Dataset, Excess, LossOn, Report, columns};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 
 fn load(path: &std::path::Path, config: &DataConfig) -> (Dataset, Report) {
@@ -82,11 +84,15 @@ fn a_row_range_is_the_same_cut_in_both_formats() {
     let (lines, parquet) = (file(&folder, "a.jsonl"), file(&folder, "a.parquet"));
     write_jsonl(&lines, &[("text", &texts)]);
     write_parquet(&parquet, &[("text", &texts)], 8);
+    let arrow = file(&folder, "a.arrow");
+    let columns: Vec<ArrayRef> = texts.chunks(20).map(|it| Arc::new(StringArray::from_iter(it)) as ArrayRef).collect();
+    write_arrow(&arrow, "text", &columns);
     let whole = load(&lines, &config(32)).0;
     for range in [0..50, 0..8, 8..16, 7..9, 3..49, 49..50, 20..usize::MAX] {
         let config = DataConfig { rows: Some(range.clone()), ..config(32) };
         let (from_lines, report) = load(&lines, &config);
         assert_eq!(load(&parquet, &config), (from_lines.clone(), report), "{range:?}");
+        assert_eq!(load(&arrow, &config), (from_lines.clone(), report), "{range:?}");
         let wanted = &(0..50).collect::<Vec<_>>()[range.start..range.end.min(50)];
         assert_eq!(report.rows_read as usize, wanted.len());
         let same = wanted.iter().zip(from_lines.rows()).all(|(&row, got)| got.ids == whole.row(row).ids);
@@ -94,9 +100,11 @@ fn a_row_range_is_the_same_cut_in_both_formats() {
     }
     for range in [0..51, 50..usize::MAX, 50..60, 10..1000] {
         let config = DataConfig { rows: Some(range.clone()), ..config(32) };
-        for path in [&lines, &parquet] {
+        for path in [&lines, &parquet, &arrow] {
             let message = Dataset::load(path, &tokenizer(), &config).unwrap_err().to_string();
-            assert!(message.contains("50 rows"), "{range:?}: {message}");
+            let end = if range.end == usize::MAX { String::new() } else { range.end.to_string() };
+            let asked = format!("rows {}..{end} asked for, but the file has 50 rows", range.start);
+            assert!(message.contains(&asked), "{range:?}: {message}");
         }
     }
 }
@@ -196,4 +204,71 @@ fn columns_say_what_they_are_and_whether_they_are_there() {
     let it = chosen(&chat, "");
     assert_eq!((it.template(), it.are_conversations(&chat)), (None, true));
     assert!(it.are_among(&chat) && it.are_among(&chat[..1]), "tools need not be there");
+}
+
+#[test]
+fn lists_of_messages_are_read_from_arrow_as_from_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lines, arrow) = (file(&folder, "a.jsonl"), file(&folder, "a.arrow"));
+    // A key that a row lacks is null there, since a column of objects has all keys of all of them.
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "a", "n": 7}, {"role": "assistant", "content": "b"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "c", "x": 0.5, "ok": true}, {"role": "assistant", "content": "d"}]}"#,
+    ];
+    std::fs::write(&lines, rows.join("\n")).unwrap();
+    let mut roles = ListBuilder::new(StructBuilder::from_fields(
+        vec![
+            Field::new("role", DataType::Utf8, true),
+            Field::new("content", DataType::Utf8, true),
+            Field::new("n", DataType::Int64, true),
+            Field::new("x", DataType::Float64, true),
+            Field::new("ok", DataType::Boolean, true),
+        ],
+        4,
+    ));
+    for (role, content, n, x, ok, ends) in [
+        ("user", "a", Some(7), None, None, false),
+        ("assistant", "b", None, None, None, true),
+        ("user", "c", None, Some(0.5), Some(true), false),
+        ("assistant", "d", None, None, None, true),
+    ] {
+        let message = roles.values();
+        message.field_builder::<StringBuilder>(0).unwrap().append_value(role);
+        message.field_builder::<StringBuilder>(1).unwrap().append_value(content);
+        message.field_builder::<Int64Builder>(2).unwrap().append_option(n);
+        message.field_builder::<Float64Builder>(3).unwrap().append_option(x);
+        message.field_builder::<BooleanBuilder>(4).unwrap().append_option(ok);
+        message.append(true);
+        if ends {
+            roles.append(true);
+        }
+    }
+    write_arrow(&arrow, "messages", &[Arc::new(roles.finish())]);
+    // All that a message holds is written, in the order of its keys.
+    let source = "{% for m in messages %}{{ m|dictsort }};{% endfor %}";
+    let template = ChatTemplate::new(source.into(), "a template", &tokenizer()).unwrap();
+    let read = |path: &std::path::Path| {
+        let chosen = Columns::choose(&columns(path).unwrap(), &ColumnNames::default(), None).unwrap().columns;
+        let template = Some(Arc::new(template.clone()));
+        load(path, &DataConfig { columns: chosen, template, loss_on: Some(LossOn::All), ..config(500) })
+    };
+    let (made, _) = read(&arrow);
+    assert_eq!(made, read(&lines).0);
+    let text = tokenizer().decode(made.row(0).ids, false).unwrap();
+    assert_eq!(text, "[['content', 'a'], ['n', 7], ['role', 'user']];[['content', 'b'], ['role', 'assistant']];");
+}
+
+#[test]
+fn words_of_a_dictionary_are_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lines, arrow) = (file(&folder, "a.jsonl"), file(&folder, "a.arrow"));
+    let texts: Vec<_> = (0..30).map(|row| (row % 4 != 3).then(|| format!("the good {}", row % 3))).collect();
+    write_jsonl(&lines, &[("text", &texts)]);
+    let words: DictionaryArray<Int32Type> = texts.iter().map(Option::as_deref).collect();
+    write_arrow(&arrow, "text", &[Arc::new(words)]);
+    assert_eq!(load(&arrow, &config(32)), load(&lines, &config(32)));
+    // Numbers in one are not.
+    let numbers = DictionaryArray::<Int32Type>::new(vec![0, 0].into(), Arc::new(Int64Array::from(vec![7])));
+    write_arrow(&arrow, "text", &[Arc::new(numbers)]);
+    assert!(Dataset::load(&arrow, &tokenizer(), &config(32)).unwrap_err().to_string().contains("text is expected"));
 }

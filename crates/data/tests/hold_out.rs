@@ -36,6 +36,8 @@ fn a_row_stays_on_its_side_whatever_stands_beside_it() {
         assert_eq!(held_out.len() + made[0].dataset.len(), all);
         assert_eq!(made[0].report.held_out, held_out.len() as u64);
         assert_eq!(made[0].report.tokens, made[0].dataset.tokens() as u64);
+        let trained = made[0].dataset.rows().map(|it| (1..it.ids.len()).filter(|t| it.trained(*t)).count() as u64);
+        assert_eq!(made[0].report.trained_tokens, trained.sum::<u64>());
         assert!((60..160).contains(&held_out.len()) || round == 2, "{} of {all}", held_out.len());
         for (dataset, is_out) in [(&held_out, true), (&made[0].dataset, false)] {
             for row in ids(dataset) {
@@ -91,6 +93,23 @@ fn what_is_left_is_as_if_the_others_had_never_been_there() {
         read(&rows.map(|it| it.0.clone()).collect::<Vec<_>>()).dataset
     };
     assert_eq!((&held_out, &made[0].dataset), (&of(true), &of(false)));
+}
+
+#[test]
+fn what_is_left_is_whole_wherever_its_last_token_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    // Two tokens each, so that within these the last one stands at the end of a word of the mask and at its beginning.
+    let rows: Vec<_> = (0..80).map(|it| Some(format!("{}{}", ('a'..='z').nth(it % 26).unwrap(), it / 26))).collect();
+    let all = read(folder.path(), &rows, &config(8));
+    let told = ids(&all.dataset);
+    assert!(told.iter().all(|it| it.len() == 2));
+    for count in 1..80 {
+        let mut made = [all.clone()];
+        let held_out = HoldOut::Rows(count).take(&mut made).unwrap();
+        let out: HashSet<Vec<u32>> = ids(&held_out).into_iter().collect();
+        let left: Vec<_> = rows.iter().zip(&told).filter(|it| !out.contains(it.1)).map(|it| it.0.clone()).collect();
+        assert_eq!(made[0].dataset, read(folder.path(), &left, &config(8)).dataset, "{count}");
+    }
 }
 
 #[test]

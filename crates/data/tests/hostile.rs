@@ -48,6 +48,7 @@ fn what_is_not_a_data_file_is_said_plainly() {
     expect(&written(&folder, "a.csv", b"text\n\xff\n"), "line 2: not UTF-8");
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}"), "ends inside the array");
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"} {}]"), "'{' where `,` or `]` is expected");
+    expect(&written(&folder, "a.json", b"[,{\"text\": \"x\"}]"), "not JSON");
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}] 7"), "after the end of the array");
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"},\n{\"text\": tru}]"), "line 2: not JSON");
     expect(&written(&folder, "a.json", b"{\"text\":\n \"x\"\n}\n{\"text\":\n 7}"), "line 4");
@@ -84,6 +85,12 @@ fn a_column_that_is_not_there_lists_those_that_are() {
     assert!(message.contains("no column \"text\"; the columns are review: string, title: string"), "{message}");
     let message = fails(&parquet, &config(8)).to_string();
     assert!(message.contains("no column \"text\"; the columns are label: Int64, review: Utf8"), "{message}");
+    for (count, end) in [(40, "c39: string"), (41, "c39: string, and 1 more"), (43, "c39: string, and 3 more")] {
+        let row: String = (0..count).map(|it| format!(",\"c{it}\": \"x\"")).collect();
+        let many = written(&folder, "many.jsonl", format!("{{{}}}\n", &row[1..]).as_bytes());
+        let message = fails(&many, &config(8)).to_string();
+        assert!(message.ends_with(end), "{count}: {message}");
+    }
     let config = DataConfig { columns: halfbyte_data::Columns::Text("label".into()), ..config(8) };
     let message = fails(&parquet, &config).to_string();
     assert!(message.contains("\"label\" holds Int64 where text is expected"), "{message}");

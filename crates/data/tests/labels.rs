@@ -96,10 +96,31 @@ fn rows_that_train_nothing_are_counted_not_swallowed() {
     assert_eq!(found, (2, 2, 1, 1, 2, 1));
     assert_eq!(report.rows_read, report.rows_used + report.null + report.empty + report.untrained);
     assert_eq!(report.warnings().len(), 4, "{:?}", report.warnings());
-    assert!(report.to_string().starts_with("6 rows read, 2 used, 2 null, 1 empty, 1 without a trained token"));
+    let tokens = format!("{} tokens, {} trained", dataset.tokens(), report.trained_tokens);
+    assert_eq!(
+        report.to_string(),
+        format!(
+            "6 rows read, 2 used, 2 null, 1 empty, 1 without a trained token, 2 truncated, 1 cut before their end; {tokens}"
+        )
+    );
     let nothing = load_instructions(&rows[2..], &instruction_config(prompt)).unwrap_err();
     assert!(matches!(&nothing, Error::NoUsableRows { report, .. } if report.rows_read == 4), "{nothing}");
     assert!(nothing.to_string().contains("no usable rows: 4 rows read, 0 used, 2 null"), "{nothing}");
+}
+
+#[test]
+fn completions_need_a_text_on_one_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "a.jsonl");
+    let prompts = [some("good "), some(""), some("the good"), some(" "), None, some("x")];
+    let answers = [some("the good"), some("the good"), some(""), some("\n"), some("the"), None];
+    write_jsonl(&path, &[("prompt", &prompts), ("completion", &answers)]);
+    let columns = Columns::Completion { prompt: "prompt".into(), completion: "completion".into() };
+    let config = DataConfig { columns, append_eos: Some(true), ..config(32) };
+    let (dataset, report) = Dataset::load(&path, &tokenizer(), &config).unwrap();
+    assert_eq!((report.rows_read, report.rows_used, report.empty, report.null), (6, 3, 1, 2));
+    let trained: Vec<String> = (0..3).map(|row| trained_text(&dataset, row)).collect();
+    assert_eq!(trained, [" the good</s>", " good</s>", "</s>"]);
 }
 
 #[test]

@@ -102,6 +102,19 @@ fn a_large_source_is_not_seen_twice_before_all_of_it_was_seen() {
 }
 
 #[test]
+fn the_tokens_of_an_epoch_are_those_of_the_rows_that_it_takes() {
+    // All rows of a source are as long as each other, so that the sum is exact.
+    let (data, _) = mixed(&[(vec![4; 100], 0.2), (vec![10; 20], 0.8), (vec![6; 30], 0.25)]);
+    let config = BatchConfig { batch_size: 1, shuffle: Some(7), drop_last: false, packing: Packing::Off };
+    let size = data.epoch_size(&config).unwrap();
+    let taken: Vec<usize> = size.shares.iter().map(|it| it.taken).collect();
+    assert_eq!(taken, [24, 96, 30]);
+    assert_eq!(size.tokens, 4 * taken[0] + 10 * taken[1] + 6 * taken[2]);
+    let seen: usize = data.batches(&config, Position::default()).unwrap().take(size.batches).map(|it| it.tokens).sum();
+    assert_eq!(size.tokens, seen);
+}
+
+#[test]
 fn sources_of_as_many_rows_are_in_orders_of_their_own() {
     let (data, places) = mixed(&[(vec![4; 20], 1.0), (vec![4; 20], 1.0)]);
     let config = BatchConfig { batch_size: 1, shuffle: Some(7), drop_last: false, packing: Packing::Off };

@@ -74,6 +74,8 @@ fn an_answer_need_not_be_there_and_is_not_looked_at() {
     assert_eq!(of(json!({ "question": "who?" }), "", None), instruction_prompt("who?", None));
     assert_eq!(of(json!({ "prompt": "once" }), "", None), "once");
     assert_eq!(of(json!({ "prompt": "once" }), "", Some(Layout::Chat)), chat(&[("user", "once")]));
+    let asked = json!({ "prompt": "once", "system": "be kind" });
+    assert_eq!(of(asked, "", Some(Layout::Chat)), chat(&[("system", "be kind"), ("user", "once")]));
     assert_eq!(of(json!({ "question": "who?", "answer": 7 }), "", None), instruction_prompt("who?", None));
     assert_eq!(of(json!({ "question": "who?", "answer": null }), "", None), instruction_prompt("who?", None));
     assert_eq!(of(json!({ "q": "once", "n": 3 }), "prompt=q", None), "once");

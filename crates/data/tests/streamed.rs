@@ -188,6 +188,16 @@ fn what_cannot_go_on_is_said_with_its_place() {
     std::fs::write(&path, text).unwrap();
     let message = until_it_fails(&open(&path, &config(64), 0.1).unwrap().0);
     assert!(message.contains("late.jsonl: line 451"), "{message}");
+    // A row too long is named by its place in the file, though its buffer began in the middle of what is read at a time.
+    let long = folder.path().join("long.jsonl");
+    let rows: Vec<_> = (0..600).map(|it| Some(if it == 350 { "x".repeat(80) } else { format!("row {it}") })).collect();
+    write_jsonl(&long, &[("text", &rows)]);
+    let raise = DataConfig { excess: Excess::Raise, ..config(64) };
+    let message = until_it_fails(&open(&long, &raise, 0.1).unwrap().0);
+    assert!(message.contains("long.jsonl: row 350") && message.contains("80 tokens"), "{message}");
+    // One among the first rows is said before anything is trained on.
+    let first = DataConfig { max_length: 3, ..raise };
+    assert!(open(&long, &first, 0.1).unwrap_err().to_string().contains("long.jsonl: row 0"));
     // Rows none of which is usable end it, and not an endless search for one.
     let empty = folder.path().join("empty.jsonl");
     write_jsonl(&empty, &[("text", &vec![Some(" ".to_owned()); 300])]);
@@ -208,6 +218,53 @@ fn what_cannot_go_on_is_said_with_its_place() {
     assert!(message.contains("batch 14 after row 100") && message.contains("changed"), "{message}");
     let none = Stream::open(DataFiles::one(&path), tokenizer(), config(64), StreamConfig { buffer: 0, doubtful: 0.1 });
     assert!(none.unwrap_err().to_string().contains("shuffle_buffer"));
+}
+
+#[test]
+fn a_small_file_of_doubtful_rows_is_refused_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    // A token alone teaches nothing; these stand at the beginning.
+    let rows: Vec<_> = (0..90).map(|it| Some(if it < 30 { "x".into() } else { format!("row {it}") })).collect();
+    write_jsonl(&path, &[("text", &rows)]);
+    let ends = |doubtful: f64| {
+        let how = StreamConfig { buffer: 40, doubtful };
+        let (stream, report) = Stream::open(DataFiles::one(&path), tokenizer(), config(64), how).unwrap();
+        assert_eq!((report.rows_read, report.untrained), (90, 30), "of the first rows");
+        let mut from = stream.batches(&batches((8, None)), Position::default()).unwrap();
+        // Ten examples of the first buffer and forty of the second: a share of so few says little.
+        (0..2 + 5).for_each(|_| drop(from.next_batch().unwrap()));
+        from.next_batch().err().map(|it| it.to_string())
+    };
+    let message = ends(0.3).unwrap();
+    assert!(message.contains("of the first 90 rows 30 teach nothing"), "{message}");
+    assert_eq!(ends(0.34), None);
+}
+
+#[test]
+fn a_range_of_rows_counts_through_the_files_in_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    let data = DataConfig { rows: Some(0..300), ..config(64) };
+    let (held, _) = Dataset::load_all(&files, &tokenizer(), &data).unwrap();
+    let of_first: std::collections::HashSet<Vec<u32>> = held.rows().map(|it| it.ids.to_vec()).collect();
+    let found = first(&stream(&files, &data, 100), &batches((8, Some(3))), 6 * held.len());
+    assert!(found.iter().flat_map(examples).all(|it| of_first.contains(&it)));
+}
+
+#[test]
+fn two_buffers_take_what_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
+    write_parquet(&path, &[("text", &vec![Some("x".repeat(64)); 500])], 100);
+    let held = Dataset::load(&path, &tokenizer(), &config(64)).unwrap().0;
+    assert_eq!(held.tokens(), 500 * 64);
+    // What a row is known by is a number of 8 bytes.
+    let taken = held.bytes() + 8 * held.len();
+    let planned = Stream::bytes_of(500, 64);
+    assert!((2 * taken - 32..=2 * taken).contains(&planned), "{planned} planned, {taken} taken by one");
+    let of = |buffer| stream(&DataFiles::one(&path), &config(64), buffer).bytes();
+    assert_eq!((of(500), of(10_000), of(50)), (planned, planned, Stream::bytes_of(50, 64)));
 }
 
 #[test]

@@ -157,6 +157,33 @@ fn a_token_beyond_the_models_vocabulary_is_refused_where_a_text_holds_it() {
 }
 
 #[test]
+fn tokenizers_are_compared_by_what_they_know() {
+    let same = tokenizer();
+    let more = load(&[("tokenizer_config.json", json!({ "extra_special_tokens": ["<|pad|>"] }))]);
+    assert!(same.knows_what(&tokenizer()));
+    assert!(!same.knows_what(&more) && !more.knows_what(&same));
+    assert_eq!((more.token_to_id("<|pad|>"), same.token_to_id("<|pad|>")), (Some(free()), None));
+    assert_eq!(same.token_to_id("</s>"), Some(EOS));
+}
+
+#[test]
+fn a_text_stops_where_another_tokenizer_does_at_tokens_that_both_have() {
+    let beyond = free();
+    let with = |stop: &[u32]| {
+        let special = SpecialTokens { stop: stop.to_vec(), ..special() };
+        Tokenizer::from_json(tokenizer_json().to_string().as_bytes(), special).unwrap()
+    };
+    let mut own = with(&[EOS]);
+    own.stop_also(&with(&[EOS, PAD]));
+    assert_eq!(own.stop_ids(), [EOS, PAD], "each once");
+    let named = ("tokenizer_config.json", json!({ "extra_special_tokens": ["<|pad|>"] }));
+    let other = load(&[named, ("generation_config.json", json!({ "eos_token_id": beyond }))]);
+    assert_eq!(other.stop_ids(), [beyond]);
+    own.stop_also(&other);
+    assert_eq!(own.stop_ids(), [EOS, PAD], "there is no such token");
+}
+
+#[test]
 fn stored_truncation_and_padding_do_not_touch_the_data() {
     let mut json = tokenizer_json();
     json["truncation"] = json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});

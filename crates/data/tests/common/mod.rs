@@ -96,6 +96,15 @@ pub(crate) fn write_compressed(path: &Path, arrays: Vec<(&str, ArrayRef)>, group
     writer.close().unwrap();
 }
 
+/// A file of one column, a piece after the other.
+pub(crate) fn write_arrow(path: &Path, name: &str, pieces: &[ArrayRef]) {
+    let batch = |it: &ArrayRef| RecordBatch::try_from_iter_with_nullable([(name, it.clone(), true)]).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = arrow_ipc::writer::FileWriter::try_new(file, &batch(&pieces[0]).schema()).unwrap();
+    pieces.iter().for_each(|it| writer.write(&batch(it)).unwrap());
+    writer.finish().unwrap();
+}
+
 pub(crate) fn write_jsonl(path: &Path, columns: &[(&str, &[Option<String>])]) {
     let mut text = String::new();
     for row in 0..columns[0].1.len() {
