@@ -115,12 +115,12 @@ impl Dry {
     }
 
     /// Operations that a kernel does beside moving bytes.
-    pub(crate) fn pass_operations(&self, operations: u64) {
+    pub(crate) fn pass_operations(&self, operations: i64) {
         self.pass(Which::Compute, operations as f64 / self.rates.kernels);
     }
 
     fn pass(&self, of: Which, seconds: f64) {
-        self.clocks[of as usize].fetch_add((seconds * 1e12) as u64, Ordering::Relaxed);
+        self.clocks[of as usize].fetch_add(((seconds * 1e12) as i64).cast_unsigned(), Ordering::Relaxed);
     }
 
     /// The address of a segment.

@@ -32,6 +32,8 @@ pub struct Gpu {
     pub(crate) side: sys::CUstream,
     /// Whether anybody should start kernels on that.
     works_ahead: bool,
+    /// Whether blocks of a kernel may wait for each other.
+    takes_turns: bool,
     /// Bytes of shared memory that a block may have.
     shared_memory: u32,
     pool: Mutex<Pool>,
@@ -116,6 +118,7 @@ impl Gpu {
             copy,
             side,
             works_ahead: is_on("HALFBYTE_CUDA_AHEAD"),
+            takes_turns: is_on("HALFBYTE_CUDA_TURNS"),
             shared_memory,
             pool: Mutex::new(Pool::new(dry.is_some() || keeps_memory())),
             limit: Mutex::new(None),
@@ -134,6 +137,12 @@ impl Gpu {
     /// Whether what can be done ahead of its turn, on the stream beside the compute stream, should be; not with `HALFBYTE_CUDA_AHEAD=off`.
     pub fn works_ahead(&self) -> bool {
         self.works_ahead
+    }
+
+    /// Whether a kernel should be taken whose blocks wait for their turn to add to a sum, where there is one that needs none; not with
+    /// `HALFBYTE_CUDA_TURNS=off`.
+    pub fn takes_turns(&self) -> bool {
+        self.takes_turns
     }
 
     /// Hands out what a crate above keeps for this device, one value of one type, which lives as long as the device is open.
@@ -168,13 +177,13 @@ impl Gpu {
     pub fn count_operations(&self, operations: u64) {
         self.tally.operations.fetch_add(operations, Ordering::Relaxed);
         if let Some(dry) = &self.dry {
-            dry.pass_operations(operations);
+            dry.pass_operations(operations.cast_signed());
         }
     }
 
-    /// Lets the clock of a dry device go on by what so many more operations would take than are counted: for a kernel that does its
-    /// own by a longer way than those whose rate is known.
-    pub fn takes_longer_by(&self, operations: u64) {
+    /// Lets the clock of a dry device go on by what so many more operations would take than are counted, or go back: for a kernel that
+    /// does its own by a longer or a shorter way than those whose rate is known.
+    pub fn takes_longer_by(&self, operations: i64) {
         if let Some(dry) = &self.dry {
             dry.pass_operations(operations);
         }

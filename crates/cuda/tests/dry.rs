@@ -115,6 +115,7 @@ fn the_clock_goes_at_the_rates_of_the_card() {
     assert_eq!(seconds(&|| gpu.count_operations(3)), 3000.0);
     let counted = gpu.counters().operations;
     assert_eq!(seconds(&|| gpu.takes_longer_by(5)), 5000.0);
+    assert_eq!(seconds(&|| [6, -4].into_iter().for_each(|it| gpu.takes_longer_by(it))), 2000.0);
     assert_eq!(gpu.counters().operations, counted);
     for (k, expected) in [(7, 1000.0 + 2.0 * 3.0 * 5.0 * 7.0), (1, 1000.0 + 2.0 * 8.0 + 4.0 * 15.0)] {
         let product = gemm([x.ptr(), y.ptr()], k, 0.0);

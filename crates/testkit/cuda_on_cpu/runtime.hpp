@@ -69,8 +69,22 @@ struct Copy {
     bool there;
 };
 
+// What wgmma does to this lane's part of a result, as late as it may: when its group is waited for.
+struct Multiplication {
+    float (*c)[4];
+    int eights;
+    // The left operand: registers, or else shared memory as a descriptor has it, like the right one.
+    const unsigned* fragment;
+    uint64_t left, right;
+    // Whether what is summed over goes along an operand's rows of 128 bytes, or from one to the next.
+    bool left_columns, right_columns, more, f16;
+};
+
 struct Fiber {
     std::vector<Copy> copies;
+    std::vector<Multiplication> products;
+    // How many products each group has that is not waited for yet.
+    std::vector<size_t> groups;
     void* stack_pointer = nullptr;
     State state = State::Done;
     dim3 thread{};
@@ -84,8 +98,11 @@ struct Block {
     std::vector<Warp> warps;
     char* stacks = nullptr;
     unsigned char* dynamic = nullptr;
+    size_t shared = 0;
     void* scheduler = nullptr;
     const std::function<void()>* body = nullptr;
+    // Where it says that it is done, or waits for another, if somebody asks.
+    char* halts = nullptr;
     unsigned at_barrier = 0, alive = 0;
 };
 
@@ -163,6 +180,7 @@ inline void run(Fiber& f) {
 inline void begin() {
     (*block->body)();
     if (!fiber->copies.empty()) fail("a copy to shared memory is never waited for");
+    if (!fiber->products.empty()) fail("a product of wgmma is never waited for");
     fiber->state = State::Done;
     fiber->warp->alive &= ~(1u << fiber->lane);
     block->alive--;
@@ -245,11 +263,18 @@ inline void run_block(Block& b, Order how) {
     fiber = nullptr;
 }
 
+UNCOUNTED inline void halt(char* it) { __atomic_store_n(it, 1, __ATOMIC_RELEASE); }
+UNCOUNTED inline bool has_halted(const char* it) { return __atomic_load_n(it, __ATOMIC_ACQUIRE); }
+
 inline void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& body) {
     unsigned threads = size.x * size.y * size.z;
     uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     std::atomic<uint64_t> next{0};
     Order how = order();
+    unsigned cores = std::thread::hardware_concurrency();
+    if (cores > blocks) cores = unsigned(blocks);
+    // Reversed, of two blocks the second goes as far as it can before the first begins.
+    std::vector<char> halts(how == Order::Reverse && cores > 1 ? blocks : 0);
     auto work = [&] {
         static thread_local std::vector<char> stacks;
         if (stacks.size() < threads * STACK) stacks.resize(threads * STACK);
@@ -261,18 +286,21 @@ inline void launch(dim3 grid, dim3 size, size_t shared, const std::function<void
         b.warps.resize((threads + 31) / 32);
         b.stacks = stacks.data();
         b.dynamic = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(dynamic.data()) + 63) & ~uintptr_t(63));
+        b.shared = shared;
         b.body = &body;
         counts::enter(b.stacks, threads * STACK, b.dynamic, shared, b.warps.size());
         for (uint64_t i; (i = next.fetch_add(1)) < blocks;) {
             b.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (uint64_t(grid.x) * grid.y))};
             // Shared memory holds anything at first.
             memset(b.dynamic, 0xCD, shared);
+            if (!halts.empty() && i % 2 == 0 && i + 1 < blocks)
+                while (!has_halted(&halts[i + 1])) std::this_thread::yield();
+            if (!halts.empty()) b.halts = &halts[i];
             run_block(b, how);
+            if (!halts.empty()) halt(&halts[i]);
         }
         counts::leave();
     };
-    unsigned cores = std::thread::hardware_concurrency();
-    if (cores > blocks) cores = unsigned(blocks);
     std::vector<std::thread> others;
     for (unsigned t = 1; t < cores; t++) others.emplace_back(work);
     work();
@@ -342,6 +370,15 @@ inline void wait_for_copies() {
     for (const Copy& it : fiber->copies) it.there ? memcpy(it.to, it.from, it.bytes) : memset(it.to, 0, it.bytes);
     fiber->copies.clear();
 }
+
+// Words by which blocks tell each other what is there. A block that waits for one of a higher number may wait for ever.
+UNCOUNTED inline void wait_until(const unsigned* word, unsigned least) {
+    for (int rounds = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) < least; std::this_thread::yield()) {
+        if (block->halts) halt(block->halts);
+        if (++rounds > 10000000) fail("a block waits for another that never comes");
+    }
+}
+UNCOUNTED inline void publish(unsigned* word, unsigned value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
 // A kernel: what copies its arguments, as a launch does, and gives what runs one thread; and which of them are pointers, with the
 // alignment of what they point to.
@@ -457,3 +494,5 @@ inline uint16_t float_to_half(float x) {
     memcpy(&bits, &h, 2);
     return bits;
 }
+
+#include "wgmma.hpp"

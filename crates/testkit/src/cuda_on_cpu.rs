@@ -129,7 +129,10 @@ impl Compiler {
 
     fn hash_runtime(&self, hasher: &mut DefaultHasher) -> io::Result<()> {
         let purpose = (self.purpose.flags(), self.purpose.kernel_flags());
-        (self.source("runtime.hpp")?, self.source("counts.hpp")?, &self.flags, purpose).hash(hasher);
+        for name in ["runtime.hpp", "wgmma.hpp", "counts.hpp"] {
+            self.source(name)?.hash(hasher);
+        }
+        (&self.flags, purpose).hash(hasher);
         Ok(())
     }
 

@@ -14,6 +14,12 @@ mod few_queries {
 }
 mod tensor_cores {
     pub(super) mod cuda;
+    mod one_pass {
+        pub(super) mod cuda;
+    }
+    mod two_passes {
+        pub(super) mod cuda;
+    }
     pub(super) mod wide {
         pub(in crate::attention) mod cuda;
     }

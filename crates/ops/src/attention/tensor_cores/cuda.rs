@@ -1,58 +1,55 @@
 //! Launches of the kernels for tensor cores: of heads of up to 128 channels here, of wider ones in `wide`.
 
-use super::super::{AttentionShape, Saved};
+use super::{
+    super::{AttentionShape, Saved},
+    one_pass::cuda as one_pass,
+    two_passes::cuda as two_passes,
+};
 use crate::layout::Layout;
 use halfbyte_cuda::{Gpu, InRows, Launch, Source, T, kernels};
 use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "scores.cuh" "kernel.cu", over Tensor;
-    const CAPPED = "tensor_cores_capped", "capped.cuh" "../shape.cuh" "products.cuh" "scores.cuh" "kernel.cu", over Tensor;
+    const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "kernel.cu", over Tensor;
+    const CAPPED = "tensor_cores_capped", "capped.cuh" "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: InRows<*mut T>, y_stride: i32, lse: *mut f32,
         heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
         sinks: Option<*const f32>,
     }
-    along as Along { dy: *const T, y: InRows<*const T>, y_stride: i32, segments: *const u32, d: *mut f32, heads: i32, dim: i32 }
-    query_gradient as QueryGradient {
-        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
-        dq: InRows<*mut T>, dq_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
-    }
-    key_value_gradient as KeyValueGradient {
-        q: *const T, k: *const T, v: *const T, dy: *const T, lse: *const f32, d: *const f32, segments: *const u32,
-        dk: Option<InRows<*mut T>>, dk_stride: i32, dv: Option<InRows<*mut T>>, dv_stride: i32, heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
-        turns: i32,
-    }
 }
 
-/// Rows that a block takes, and rows of a tile of queries: as in the kernels.
-const ROWS: usize = 128;
-const QUERIES: usize = 64;
+/// Rows that a block takes: as in the kernels.
+pub(super) const ROWS: usize = 128;
 /// Threads of a block whose rows are keys.
-const KEY_THREADS: u32 = 256;
+pub(super) const KEY_THREADS: u32 = 256;
 
 /// How the kernels of an architecture divide the work.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::attention) struct Blocks {
     /// Threads of a block whose rows are queries.
-    threads: u32,
+    pub(super) threads: u32,
     /// Keys of a tile in the forward pass, and for the gradient of queries.
-    keys: usize,
-    few_keys: usize,
+    pub(super) keys: usize,
+    pub(super) few_keys: usize,
     /// Tiles of keys that are in shared memory at a time, for the gradient of queries.
-    key_turns: usize,
+    pub(super) key_turns: usize,
     /// Tiles of queries that are, for the gradients of keys and values, where there is room.
-    turns: usize,
+    pub(super) turns: usize,
+    /// Bytes that the sums of one pass over the scores may take; 0 where there are two. More heads than they hold are done one after the other,
+    /// and a row for which one head is too much by two passes. Beside products that are waited for, one pass wants more registers than there are.
+    pub(super) sums: usize,
 }
 
 /// Products run on while the next tiles are loaded, so that a third has to be there.
-const HOPPER: Blocks = Blocks { threads: 256, keys: 128, few_keys: 64, key_turns: 3, turns: 3 };
-const OTHERS: Blocks = Blocks { threads: 128, keys: 32, few_keys: 32, key_turns: 2, turns: 2 };
+const HOPPER: Blocks = Blocks { threads: 256, keys: 128, few_keys: 64, key_turns: 3, turns: 3, sums: 192 << 20 };
+const OTHERS: Blocks = Blocks { threads: 128, keys: 32, few_keys: 32, key_turns: 2, turns: 2, sums: 0 };
 
 impl Blocks {
     pub(in crate::attention) fn of(gpu: &Gpu) -> Blocks {
-        if gpu.info().compute_capability.major == 9 { HOPPER } else { OTHERS }
+        let blocks = if gpu.info().compute_capability.major == 9 { HOPPER } else { OTHERS };
+        if gpu.takes_turns() { blocks } else { Blocks { sums: 0, ..blocks } }
     }
 }
 /// Channels of a head at most, as the kernels of `wide` have them.
@@ -77,12 +74,12 @@ fn source(shape: &AttentionShape) -> &'static Source {
 }
 
 /// Channels that a head has in shared memory.
-fn padded(shape: &AttentionShape) -> usize {
+pub(super) fn padded(shape: &AttentionShape) -> usize {
     if shape.head_dim <= 64 { 64 } else { 128 }
 }
 
 /// A block for so many heads and every `ROWS` rows of a sequence, with so many bytes of shared memory.
-fn launch(layout: &Layout, heads: usize, threads: u32, shared: usize) -> Launch {
+pub(super) fn launch(layout: &Layout, heads: usize, threads: u32, shared: usize) -> Launch {
     let grid = (heads as u32, layout.longest().div_ceil(ROWS) as u32, layout.sequences() as u32);
     Launch { grid, block: (threads, 1, 1), shared: shared as u32 }
 }
@@ -107,62 +104,25 @@ pub(in crate::attention) fn forward(
 pub(in crate::attention) fn backward(
     (gpu, blocks): (&Arc<Gpu>, Blocks),
     saved: &Saved<'_>,
-    (shape, layout): (&AttentionShape, &Layout),
-    [dq, dk, dv]: &mut [Option<Tensor>; 3],
+    of: (&AttentionShape, &Layout),
+    grads: &mut [Option<Tensor>; 3],
 ) -> Result<()> {
-    let ([q, k, v], segments, element) = (saved.inputs, layout.segments_on(gpu)?, number(saved.dy.dtype()));
-    let (row, mut d) = (q.dtype().size() * padded(shape), q.scratch_like(saved.lse.shape(), DType::F32));
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
-    let (dy, lse, window, cap, source) = (saved.dy, saved.lse, window.unwrap_or(0), cap.unwrap_or(0.0), source(shape));
-    let kernel = Along { dy, y: saved.y, y_stride: saved.y.stride(), segments, d: &mut d, heads, dim };
-    // SAFETY: a block for every `ROWS` rows and head of every sequence.
-    unsafe { kernel.launch_from(source, gpu, element, launch(layout, heads, blocks.threads, 0)) }?;
-    let d = &d;
-    if let Some(dq) = dq {
-        let shared = row * (2 * ROWS + (blocks.key_turns + 2) * blocks.few_keys);
-        let dq_stride = dq.stride();
-        let kernel =
-            QueryGradient { q, k, v, dy, lse, d, segments, dq, dq_stride, heads, kv_heads, dim, window, scale, cap };
-        // SAFETY: gradients have the shapes of what they belong to.
-        unsafe { kernel.launch_from(source, gpu, element, launch(layout, heads, blocks.threads, shared)) }?;
+    match grads {
+        [Some(dq), Some(dk), Some(dv)] if one_pass::fit((gpu, blocks), of) => {
+            one_pass::backward((gpu, blocks), saved, of, [dq, dk, dv])
+        }
+        grads => two_passes::backward((gpu, blocks), saved, of, grads),
     }
-    if dk.is_some() || dv.is_some() {
-        let numbers = 2 * QUERIES * DType::F32.size();
-        let shared = |turns: usize| row * 2 * ROWS + turns * (row * 2 * QUERIES + numbers);
-        let turns = if shared(blocks.turns) <= gpu.shared_memory_limit() as usize { blocks.turns } else { 1 };
-        let [dk_stride, dv_stride] = [&*dk, &*dv].map(|it| it.as_ref().map_or(0, Tensor::stride));
-        let (dk, dv) = (dk.as_mut(), dv.as_mut());
-        let kernel = KeyValueGradient {
-            q,
-            k,
-            v,
-            dy,
-            lse,
-            d,
-            segments,
-            dk,
-            dk_stride,
-            dv,
-            dv_stride,
-            heads,
-            kv_heads,
-            dim,
-            window,
-            scale,
-            cap,
-            turns,
-        };
-        // SAFETY: as above; the kernel leaves out what leads nowhere.
-        unsafe { kernel.launch_from(source, gpu, element, launch(layout, kv_heads, KEY_THREADS, shared(turns))) }?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 pub(in crate::attention) mod tests {
     use super::*;
     use halfbyte_tensor::Device;
-    use halfbyte_testkit::{cuda::gpu, noise_in};
+    use halfbyte_testkit::{
+        cuda::{fresh_gpu, gpu},
+        noise_in,
+    };
 
     /// `y`, `lse` and the gradients, as f32, of some numbers in bf16.
     pub(in crate::attention) fn all_results(
@@ -213,11 +173,67 @@ pub(in crate::attention) mod tests {
             [(128, None, None), (64, Some(70), None), (128, Some(70), Some(0.5)), (64, None, Some(3.0))]
         {
             let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window, cap };
-            let [hopper, others] = [HOPPER, OTHERS].map(|it| run(it, &gpu, (&shape, &layout)));
-            let alone = run(Blocks { turns: 1, ..OTHERS }, &gpu, (&shape, &layout));
+            let of = |blocks| run(blocks, &gpu, (&shape, &layout));
+            let [hopper, others] = [HOPPER, OTHERS].map(of);
+            let alone = of(Blocks { turns: 1, ..OTHERS });
             assert_eq!(others, alone, "{shape:?}: how far copies run ahead changes no bit");
             assert_near(&hopper, &others, &shape);
+            assert_near(&of(Blocks { sums: 0, ..HOPPER }), &others, &shape);
+            let one_pass = of(Blocks { sums: HOPPER.sums, ..OTHERS });
+            assert_near(&one_pass, &others, &shape);
+            assert_eq!(one_pass, of(Blocks { sums: HOPPER.sums, ..OTHERS }), "{shape:?}: turns have an order");
+            assert_eq!(hopper, of(HOPPER), "{shape:?}: turns have an order");
         }
+    }
+
+    /// By one pass as by two where several blocks of keys add to each row's gradient, all of them or those within a window.
+    #[test]
+    fn blocks_add_in_turn() {
+        let Some(gpu) = gpu().filter(|it| it.info().name == "CUDA on the CPU") else { return };
+        let layout = Layout::new(&[20, 390, 140]).unwrap();
+        for (head_dim, window) in [(128, None), (64, None), (80, Some(200))] {
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window, cap: None };
+            let of = |blocks| run(blocks, &gpu, (&shape, &layout));
+            let (two_passes, by_wgmma) = (of(OTHERS), of(HOPPER));
+            assert_near(&by_wgmma, &two_passes, &shape);
+            assert_eq!(by_wgmma, of(HOPPER), "{shape:?}");
+            assert_near(&of(Blocks { sums: HOPPER.sums, ..OTHERS }), &two_passes, &shape);
+        }
+    }
+
+    /// Where memory has no room for the sums of all, one head of keys and values after the other gives the same bits, and two passes the rest.
+    #[test]
+    fn heads_whose_sums_have_no_room_follow_each_other() {
+        let Some(gpu) = fresh_gpu().filter(|it| it.info().name == "CUDA on the CPU") else { return };
+        let layout = Layout::new(&[150, 40]).unwrap();
+        let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 64, scale: 0.2, window: None, cap: None };
+        let of = |sums| run(Blocks { sums, ..HOPPER }, &gpu, (&shape, &layout));
+        let launches = |sums| {
+            let before = gpu.counters().launches;
+            (of(sums), gpu.counters().launches - before)
+        };
+        // Two query heads of 128 rows of 64 channels a tile, and a tile more than whole ones for each sequence.
+        let a_head = 4 * 3 * 2 * 128 * 64;
+        let ((all, few), (in_turn, some), (two_passes, many)) =
+            (launches(3 * a_head), launches(2 * a_head), launches(a_head - 1));
+        assert_eq!(all, in_turn);
+        assert_near(&all, &two_passes, &shape);
+        assert_eq!(
+            (some, many),
+            (few + 1, few + 1),
+            "a launch for two heads and one for one; queries, and keys with values"
+        );
+    }
+
+    /// Whoever waits for its turn does so where the other block begins later, too.
+    #[test]
+    fn blocks_add_in_turn_whichever_begins_first() {
+        let this = std::env::current_exe().unwrap();
+        let test = "attention::tensor_cores::cuda::tests::blocks_add_in_turn";
+        let out = std::process::Command::new(this).args(["--exact", test]).env("CUDA_ON_CPU_ORDER", "reverse").output();
+        let out = out.unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains("1 passed"), "{said}\n{}", String::from_utf8_lossy(&out.stderr));
     }
 
     /// With a window of one a row sees a single score, which is the logarithm of its sum.

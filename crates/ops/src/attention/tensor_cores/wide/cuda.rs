@@ -79,7 +79,7 @@ impl Tiles {
 fn expect(gpu: &Gpu, shape: &AttentionShape, counted: usize, backward: f64) {
     let by_mma = if gpu.info().compute_capability.major == 9 { 2.0 } else { 1.0 };
     let times = by_mma * backward * DIM as f64 / shape.head_dim as f64;
-    gpu.takes_longer_by((counted as f64 * (times - 1.0)) as u64);
+    gpu.takes_longer_by((counted as f64 * (times - 1.0)) as i64);
 }
 
 /// As [`super::super::super::cuda::forward`].
