@@ -194,7 +194,7 @@ impl Shared {
             let mut useful = row > 0;
             while let Some((made, place, count)) = rows.block(&encoder, self.config.buffer)? {
                 report.add(&made.report);
-                self.check(&report, &place, count < self.config.buffer)?;
+                self.check(&report, &place, rows.are_over()?)?;
                 let block = Block::new(made.dataset, config, (pass, row..row + count), report);
                 row += count;
                 if let Some(block) = block {
@@ -248,6 +248,14 @@ impl Portions<'_> {
             (count, last) = (count + taken, Some(place));
         }
         Ok(last.map(|place| (made, place, count)))
+    }
+
+    /// Whether there is no portion left, for which the next rows are read.
+    fn are_over(&mut self) -> Result<bool> {
+        if self.left.is_none() {
+            self.left = self.rows.next_chunk()?;
+        }
+        Ok(self.left.is_none())
     }
 }
 

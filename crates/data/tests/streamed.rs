@@ -46,6 +46,14 @@ fn first(stream: &Stream, config: &BatchConfig, examples: usize) -> Vec<Batch> {
     found
 }
 
+/// What fails among so many batches.
+fn failure(stream: &Stream, config: &BatchConfig, batches: usize) -> Option<String> {
+    match stream.batches(config, Position::default()) {
+        Ok(mut from) => (0..batches).find_map(|_| from.next_batch().err()).map(|it| it.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 fn examples(batch: &Batch) -> Vec<Vec<u32>> {
     let mut start = 0;
     let mut found = Vec::new();
@@ -174,13 +182,7 @@ fn what_cannot_go_on_is_said_with_its_place() {
     let open = |path: &PathBuf, data: &DataConfig, doubtful: f64| {
         Stream::open(DataFiles::one(path), tokenizer(), data.clone(), StreamConfig { buffer: 100, doubtful })
     };
-    let until_it_fails = |stream: &Stream| {
-        let mut from = match stream.batches(&batches((8, None)), Position::default()) {
-            Ok(it) => it,
-            Err(error) => return error.to_string(),
-        };
-        (0..10_000).find_map(|_| from.next_batch().err()).expect("an error").to_string()
-    };
+    let until_it_fails = |stream: &Stream| failure(stream, &batches((8, None)), 10_000).expect("an error");
     // A bad row far from the beginning.
     let path = folder.path().join("late.jsonl");
     write_jsonl(&path, &[("text", &texts(450))]);
@@ -239,6 +241,14 @@ fn a_small_file_of_doubtful_rows_is_refused_at_its_end() {
     let message = ends(0.3).unwrap();
     assert!(message.contains("of the first 90 rows 30 teach nothing"), "{message}");
     assert_eq!(ends(0.34), None);
+    // The last buffer may be full, and the file all of one.
+    for buffer in [45, 30, 90] {
+        let how = StreamConfig { buffer, doubtful: 0.3 };
+        let stream = Stream::open(DataFiles::one(&path), tokenizer(), config(64), how).unwrap().0;
+        // One batch each, of which the last is not handed out.
+        let message = failure(&stream, &batches((90, None)), 90 / buffer).unwrap_or_default();
+        assert!(message.contains("of the first 90 rows 30 teach nothing"), "{buffer}: {message}");
+    }
 }
 
 #[test]
