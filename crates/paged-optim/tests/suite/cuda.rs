@@ -71,6 +71,9 @@ fn paged_equals_unpaged_bit_for_bit_and_the_cpu_nearly() {
     let whole = Run::new(&gpu, (None, 1 << 20)).steps(&gpu, 0..6);
     let state: usize = LENS.iter().sum::<usize>() * 8;
     for frames in [1, 2, 5] {
+        // What was never written is zeros, and nobody fetches those.
+        let began = Run::new(&gpu, (Some(frames * 2048), 2048)).steps(&gpu, 0..1).adamw.stats();
+        assert!(began.bytes_spilled > 0 && began.bytes_fetched == 0, "{began:?}");
         let paged = Run::new(&gpu, (Some(frames * 2048), 2048)).steps(&gpu, 0..6);
         assert_eq!(paged.bits(), whole.bits(), "{frames} frames");
         let stats = paged.adamw.stats();
