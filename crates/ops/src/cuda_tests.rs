@@ -23,10 +23,12 @@ use halfbyte_tensor::{DType, Device, Ledger, Place, Tensor};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 use std::sync::Arc;
 
+mod ahead;
 mod attention;
 mod beside;
 mod experts;
 mod few_rows;
+mod loss;
 mod room;
 
 /// Four roundings of the dtype, relative to the largest value.
@@ -451,42 +453,6 @@ fn rows_of_a_cache() {
             [keys, values, moved].map(|it| it.to_device(&Device::Cpu).unwrap().to_f32_vec())
         };
         assert_eq!(run(&device), run(&Device::Cpu), "{dtype}");
-    }
-}
-
-#[test]
-fn the_loss_and_the_logits() {
-    for dtype in FLOATS {
-        // The sums over a long vocabulary differ by their order, in f32 by more than what is asked of the rest.
-        let long = [(2, 16500, 8), (3, 16501, 8)].into_iter().filter(|_| dtype != DType::F32);
-        for (rows, vocab, channels) in [(1, 2, 1), (13, 300, 20), (40, 33, 64)].into_iter().chain(long) {
-            let target = |i: u32| if i % 5 == 3 { IGNORE } else { i * 7 % vocab as u32 };
-            let targets = Targets::new((0..rows as u32).map(target).collect());
-            let [h, w] = [noise(&[rows, channels], dtype, 1), noise(&[vocab, channels], DType::F32, 2)];
-            let shapings = [Shaping::default(), Shaping { factor: 0.4, cap: Some(1.5) }];
-            for shaping in shapings {
-                compare("cross_entropy", &[h.clone(), w.clone()], |tape, p| {
-                    cross_entropy(tape, &p[0], Head::trainable(&p[1]).shaped(shaping), &targets, 3.0)
-                });
-            }
-            let bias = noise(&[vocab], DType::F32, 3);
-            compare("cross_entropy with a bias", &[h.clone(), w.clone(), bias.clone()], |tape, p| {
-                cross_entropy(tape, &p[0], Head::trainable(&p[1]).biased(Some(&p[2])), &targets, 3.0)
-            });
-            let Some(gpu) = gpu() else { return };
-            let there = |t: &Tensor| Var::constant(t.to_device(&Device::Cuda(gpu.clone())).unwrap());
-            let (w, on_gpu) = (Var::constant(w.clone()), there(&w));
-            let got_h = there(&h).value().clone();
-            for shaping in shapings {
-                let got = logits(there(&h).value(), Head::trainable(&on_gpu).shaped(shaping)).unwrap();
-                let expected = logits(&h, Head::trainable(&w).shaped(shaping)).unwrap();
-                near("logits", &got, &expected, 4.0 * tolerance(dtype));
-            }
-            let (bias, there) = (Var::constant(bias.clone()), there(&bias));
-            let got = logits(&got_h, Head::trainable(&on_gpu).biased(Some(&there))).unwrap();
-            let expected = logits(&h, Head::trainable(&w).biased(Some(&bias))).unwrap();
-            near("logits with a bias", &got, &expected, 4.0 * tolerance(dtype));
-        }
     }
 }
 

@@ -28,7 +28,7 @@ const RANK: usize = 12;
 /// What is done with the results of three layers.
 type Rest = dyn Fn(&Tape<'static>, [Var; 3]) -> Result<Var>;
 
-/// Three layers of codes on each device, with their updates.
+/// Three layers on each device, with their updates.
 struct Layers {
     on_gpu: [&'static Stored; 3],
     on_cpu: [&'static Plain; 3],
@@ -36,8 +36,13 @@ struct Layers {
 
 impl Layers {
     fn new(device: &Device, widths: [usize; 3]) -> Layers {
+        Layers::stored(device, widths, true)
+    }
+
+    /// Of codes, or as they are.
+    fn stored(device: &Device, widths: [usize; 3], coded: bool) -> Layers {
         let both = widths.map(|out| {
-            let (on_gpu, decoded): (&'static Stored, Tensor) = weights(out, INNER, device).remove(1);
+            let (on_gpu, decoded): (&'static Stored, Tensor) = weights(out, INNER, device).remove(usize::from(coded));
             (on_gpu, Plain::leaked(decoded))
         });
         Layers { on_gpu: both.map(|it| it.0), on_cpu: both.map(|it| it.1) }
@@ -82,8 +87,8 @@ fn attend_as(tape: &Tape<'static>, [q, k, v]: [Var; 3], (head_dim, cap): (usize,
 #[test]
 fn queries_keys_and_values_are_as_on_a_cpu() {
     let Some(device) = gpu().map(Device::Cuda) else { return };
-    let layers = Layers::new(&device, WIDTHS);
-    for dtype in SIXTEEN {
+    for (coded, dtype) in SIXTEEN.into_iter().flat_map(|it| [(true, it), (false, it)]) {
+        let layers = Layers::stored(&device, WIDTHS, coded);
         for masked in [None, Some(1)] {
             compare_within("queries, keys and values", &Layers::params(dtype, WIDTHS), 3.0, |tape, p| {
                 attend(tape, layers.forward(tape, p, masked)?)
@@ -117,6 +122,14 @@ fn gates_are_as_on_a_cpu() {
                 let [gate, up] = layers.forward(tape, p, None)?;
                 gated(tape, &gate, &up, Gate::Silu)
             });
+            // Where one of them is asked of twice, only the other one's gradient lies in its place.
+            for twice in [0, 1] {
+                compare_within("a gate and a reader", &params, 3.0, |tape, p| {
+                    let pair: [Var; 2] = layers.forward(tape, p, None)?;
+                    let y = gated(tape, &pair[0], &pair[1], Gate::Silu)?;
+                    crate::add_scaled(tape, &y, &pair[twice], 0.5)
+                });
+            }
         }
     }
 }

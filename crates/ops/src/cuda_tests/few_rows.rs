@@ -200,6 +200,30 @@ fn layers_of_one_input_take_two_launches() {
     }
 }
 
+/// Two operations for each term of a sum, whoever adds it up.
+#[test]
+fn few_rows_count_what_they_multiply() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let device = Device::Cuda(gpu.clone());
+    let there = |shape: &[usize]| Var::constant(noise(shape, DType::F32, 1).to_device(&device).unwrap());
+    let (rows, inner, out, rank) = (3, 128, [16, 48], 6);
+    let (x, a, bs) = (there(&[rows, inner]), there(&[rank, inner]), out.map(|out| there(&[out, rank])));
+    let lora = |i: usize| LowRank { a: &a, b: &bs[i], scaling: 2.0, dropout: Dropout::default() };
+    let codes = out.map(|out| Codes::random((out, inner), (6, true), &device).0);
+    let dense = super::weights(out[1], inner, &device)[0].0;
+    let counted = |ws: [&'static dyn FrozenMatrix; 2], updated: [bool; 2]| {
+        let layer = |i: usize| Layer { w: ws[i], bias: None, lora: updated[i].then(|| lora(i)), onto: None };
+        let before = gpu.counters();
+        lora_linears(&Tape::disabled(), &x, [layer(0), layer(1)]).unwrap();
+        gpu.counters().since(&before).operations
+    };
+    let plain = 2 * rows * inner * (out[0] + out[1]);
+    let updates = [0, 1].map(|i| 2 * rows * rank * (inner + out[i]));
+    assert_eq!(counted([codes[0], codes[1]], [false, false]), plain as u64);
+    assert_eq!(counted([codes[0], codes[1]], [true, true]), (plain + updates[0] + updates[1]) as u64);
+    assert_eq!(counted([codes[0], dense], [false, true]), (plain + updates[1]) as u64);
+}
+
 /// An adapter that has only begun to learn: what it adds is far below the rounding of a product, and is not lost before that.
 #[test]
 fn an_update_is_added_before_the_rounding() {
@@ -247,14 +271,14 @@ fn an_odd_rank_trains_on_few_rows() {
     }
 }
 
-/// Heads that turn whole, in part, by packs and not, and by neighbours; sequences whose cache forgot some of their rows.
+/// Heads that turn whole, in part, by packs and not, by neighbours, and in more packs than a block has threads; sequences whose cache forgot some of their rows.
 #[test]
 fn queries_and_keys_turn_on_their_way_to_the_cache() {
     let Some(device) = gpu().map(Device::Cuda) else { return };
     let positions = Layout::resumed(&[(2, 30, 0), (1, 5, 0), (3, 0, 0)]).unwrap();
     let cache = Layout::resumed(&[(2, 10, 0), (1, 5, 20), (3, 0, 40)]).unwrap();
     for dtype in FLOATS {
-        for (channels, dim) in [(16, 16), (6, 6), (8, 13), (16, 32), (128, 128), (32, 80)] {
+        for (channels, dim) in [(16, 16), (6, 6), (8, 13), (16, 32), (128, 128), (32, 80), (256, 256)] {
             for pairs in [Pairs::Halves, Pairs::Neighbours] {
                 if pairs == Pairs::Neighbours && dim % 2 == 1 {
                     continue;

@@ -6,6 +6,10 @@ use crate::{
     attention::attention_with_room,
     frozen_linear::test_support::{Plain, with_gradient},
     gated::gated_with_room,
+    gpu_product::{
+        Operand, Window,
+        cuda::{Aside, product, put_with},
+    },
     lora_linear::room,
     lora_linears,
     place::on_gpu,
@@ -15,7 +19,10 @@ use crate::{
 };
 use halfbyte_autograd::{GradientPlace, Param, Tape, Var};
 use halfbyte_tensor::{DType, Device, Tensor};
-use halfbyte_testkit::{cuda::gpu, noise, noise_in};
+use halfbyte_testkit::{
+    cuda::{fresh_gpu, gpu},
+    noise, noise_in,
+};
 
 const SIXTEEN: [DType; 2] = [DType::Bf16, DType::F16];
 
@@ -162,6 +169,87 @@ fn thin_products_of_every_shape() {
             });
         }
     }
+}
+
+/// An update is summed with its base before anything is rounded: in 16 bits always, in f32 where copying the input costs no more than a
+/// pass over the output.
+#[test]
+fn an_update_and_its_base_are_one_product() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let device = Device::Cuda(gpu.clone());
+    for (dtype, [wider, narrower]) in [(DType::Bf16, [2, 2]), (DType::F16, [2, 2]), (DType::F32, [2, 3])] {
+        for (inner, out, expected) in [(24, 40, wider), (40, 40, wider), (40, 24, narrower)] {
+            let there = |shape: &[usize], dtype| Var::constant(noise(shape, dtype, 1).to_device(&device).unwrap());
+            let (w, x) = (weights(out, inner, &device)[1].0, there(&[20, inner], dtype));
+            let (a, b) = (there(&[8, inner], DType::F32), there(&[out, 8], DType::F32));
+            let lora = LowRank { a: &a, b: &b, scaling: 0.5, dropout: crate::Dropout::default() };
+            let before = gpu.counters();
+            lora_linears(&Tape::disabled(), &x, [Layer { w, bias: None, lora: Some(lora), onto: None }]).unwrap();
+            assert_eq!(gpu.counters().since(&before).products, expected, "{inner} -> {out} in {dtype}");
+        }
+    }
+}
+
+/// A factor that trains beside one that does not: its gradient, and the input's where there is one, are as on a CPU.
+#[test]
+fn one_factor_trains_without_the_other() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    let (there, here) = weights(40, 24, &device).remove(1);
+    let plain = Plain::leaked(here);
+    // In 16 bits by the kernel of thin products, in f32 by the library.
+    for dtype in [DType::Bf16, DType::F16, DType::F32] {
+        let small = |shape: [usize; 2], dtype, seed| noise_in(&shape, dtype, seed, -0.3, 0.3);
+        let (x, a) = (small([20, 24], dtype, 1), small([8, 24], DType::F32, 2));
+        let b = small([40, 8], DType::F32, 3);
+        let layer = |tape: &Tape<'static>, [x, a, b]: [&Var; 3]| {
+            let w: &'static dyn FrozenMatrix = if on_gpu(x.value()) { there } else { plain };
+            let lora = LowRank { a, b, scaling: 0.5, dropout: crate::Dropout::default() };
+            lora_linears(tape, x, [Layer { w, bias: None, lora: Some(lora), onto: None }]).map(|[y]| y)
+        };
+        let beside = |other: &Tensor, it: &Var| Var::constant(other.to_device(&it.value().device()).unwrap());
+        compare_within("A alone", &[x.clone(), a.clone()], 2.0, |tape, p| {
+            layer(tape, [&p[0], &p[1], &beside(&b, &p[0])])
+        });
+        compare_within("B and the input", &[x.clone(), b.clone()], 2.0, |tape, p| {
+            layer(tape, [&p[0], &beside(&a, &p[0]), &p[1]])
+        });
+        let (y, dy) = (small([20, 24], dtype, 1), noise(&[20, 40], dtype, 4));
+        let alone = |device: &Device| {
+            let on = |t: &Tensor| t.to_device(device).unwrap();
+            let (tape, param) = (Tape::recording(), Param::new("b", on(&b)));
+            let b = tape.param(&param);
+            let y = layer(&tape, [&Var::constant(on(&y)), &Var::constant(on(&a)), &b]).unwrap();
+            let loss = with_gradient(&tape, &y, &on(&dy));
+            drop((b, y));
+            tape.backward(loss).unwrap().get(&param).unwrap().to_device(&Device::Cpu).unwrap()
+        };
+        near("B alone", &alone(&device), &alone(&Device::Cpu), 8.0 * tolerance(dtype));
+    }
+}
+
+/// As many numbers as go into a window; and a product of no rows, of which nobody asks the library.
+#[test]
+fn what_is_put_aside_leaves_the_window_its_own() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let device = Device::Cuda(gpu.clone());
+    let there = |t: Tensor| t.to_device(&device).unwrap();
+    let [x, right, from] = [24, 8, 8].map(|cols| there(noise(&[5, cols], DType::Bf16, cols as u64)));
+    let w = Var::constant(there(noise(&[24], DType::F32, 2)));
+    let x = rms_norm_with_room(&Tape::disabled(), (&Var::constant(x), &w), RmsNorm::from(1e-5), 8).unwrap();
+    let x = x.into_value();
+    let mut out = from.scratch_like(&[5, 8], DType::Bf16);
+    put_with(1.0, &from, 0, Window::whole(&mut out), Some(Aside::new(&x, &right))).unwrap();
+    assert_eq!(out.to_f32_vec(), from.to_f32_vec());
+    let one = |i: usize| if i.is_multiple_of(33) { 1.0 } else { 0.0 };
+    let eye = there(Tensor::from_vec(&[32, 32], (0..32 * 32).map(one).collect()).to_dtype(DType::Bf16));
+    let all = product(1.0, Operand::with_room(&x, 8), Operand::new(&eye), DType::F32).unwrap().to_f32_vec();
+    let [left, right] = [x, right].map(|it| it.to_f32_vec());
+    let expected: Vec<f32> = left.chunks(24).zip(right.chunks(8)).flat_map(|(l, r)| [l, r].concat()).collect();
+    assert_eq!(all, expected);
+
+    let (none, before) = (Tensor::zeros_on(&device, &[0, 32], DType::Bf16), gpu.counters().products);
+    let y = product(1.0, Operand::new(&none), Operand::new(&eye), DType::F32).unwrap();
+    assert_eq!((y.shape(), gpu.counters().products), (&[0, 32][..], before));
 }
 
 #[test]

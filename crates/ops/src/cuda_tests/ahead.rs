@@ -1,0 +1,91 @@
+//! Matrices that are decoded before they are asked for: a guess that is wrong changes nothing, and one that is right saves the wait.
+
+use super::*;
+use crate::frozen::{FEW_ROWS, decoded_beside};
+use halfbyte_testkit::cuda::fresh_gpu;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A matrix that says how often it was decoded.
+#[derive(Debug)]
+struct Counted(Arc<Counting>);
+
+#[derive(Debug)]
+struct Counting {
+    weight: Tensor,
+    times: AtomicUsize,
+}
+
+impl Decoder for Counting {
+    fn decode(&self, into: Window<'_>) -> halfbyte_tensor::Result<()> {
+        self.times.fetch_add(1, Ordering::Relaxed);
+        crate::gpu_product::put(1.0, &self.weight, 0, into)
+    }
+}
+
+impl Coded for Counted {
+    fn place(&self) -> Place<'_> {
+        self.0.weight.place()
+    }
+    fn decoder(&self) -> Arc<dyn Decoder> {
+        self.0.clone()
+    }
+}
+
+impl FrozenMatrix for Counted {
+    fn dims(&self) -> (usize, usize) {
+        (self.0.weight.rows(), self.0.weight.cols())
+    }
+    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
+        unreachable!("a product on a GPU reads what lies there")
+    }
+    fn bytes(&self) -> usize {
+        0
+    }
+    fn format(&self) -> String {
+        "test".into()
+    }
+    fn on_device(&self) -> Option<OnDevice<'_>> {
+        Some(OnDevice::Coded(self))
+    }
+}
+
+/// Three matrices of as many rows and columns.
+fn matrices(device: &Device) -> [Counted; 3] {
+    [1, 2, 3].map(|seed| {
+        let weight = noise(&[16, 24], DType::Bf16, seed).to_device(device).unwrap();
+        Counted(Arc::new(Counting { weight, times: AtomicUsize::new(0) }))
+    })
+}
+
+/// Asks for them in an order, each for an input of so many rows, and says of each whether it was decoded no more by then. What comes is
+/// that which was asked for.
+fn foreseen(device: &Device, order: &[usize], rows: usize) -> Vec<bool> {
+    let all = matrices(device);
+    let x = Tensor::zeros_on(device, &[rows, 24], DType::Bf16);
+    let ask = |at: &usize| {
+        let it = &all[*at].0;
+        let before = it.times.load(Ordering::Relaxed);
+        let got = decoded_beside(&all[*at], &x, (0, 0)).unwrap();
+        assert_eq!(got.to_f32_vec(), it.weight.to_f32_vec(), "{at} of {order:?}");
+        it.times.load(Ordering::Relaxed) == before
+    };
+    order.iter().map(ask).collect()
+}
+
+#[test]
+fn a_matrix_that_nobody_foresaw_is_itself() {
+    let Some(device) = fresh_gpu().map(Device::Cuda) else { return };
+    let order = [0, 1, 0, 1, 0, 2, 0, 1, 2, 2, 1, 0, 0, 2, 1];
+    let all = foreseen(&device, &order, FEW_ROWS + 1);
+    assert!(!all[5], "the second came the last time");
+}
+
+#[test]
+fn steps_that_repeat_find_their_matrices_decoded() {
+    let Some(gpu) = fresh_gpu().filter(|it| it.works_ahead()) else { return };
+    let (device, order) = (Device::Cuda(gpu), [0, 1, 2].repeat(4));
+    let many = foreseen(&device, &order, FEW_ROWS + 1);
+    assert!(!many[..3].contains(&true) && !many[6..].contains(&false), "{many:?}");
+    // A token's few rows are through before the next matrix is decoded.
+    assert!(!foreseen(&device, &order, FEW_ROWS).contains(&true));
+}
