@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -181,6 +182,22 @@ fn several_files_are_one_after_the_other() {
         let config = DataConfig { rows: Some(range.clone()), ..config(64) };
         let error = Dataset::load_all(&files, &tokenizer(), &config).unwrap_err().to_string();
         assert!(error.contains("900 rows"), "{range:?}: {error}");
+    }
+}
+
+#[test]
+fn tables_are_counted_across_their_borders() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = |name: &str, rows: Range<usize>| {
+        let text: String = rows.map(|it| format!("of row {it}\n")).collect();
+        written(folder.path(), name, format!("text\n{text}").as_bytes())
+    };
+    let (both, one) = ([table("a.csv", 0..5), table("b.csv", 5..9)], table("all.csv", 0..9));
+    let files = DataFiles::find(&both, Part::Train).unwrap();
+    for range in [0..9, 3..7, 5..6, 6..9, 6..usize::MAX] {
+        let config = DataConfig { rows: Some(range.clone()), ..config(64) };
+        let whole = Dataset::load(&one, &tokenizer(), &config).unwrap();
+        assert_eq!(Dataset::load_all(&files, &tokenizer(), &config).unwrap(), whole, "{range:?}");
     }
 }
 

@@ -142,6 +142,14 @@ fn columns_are_listed_with_their_types() {
     write_parquet(&path, &[("review", &texts(3))], 8);
     let listed: Vec<_> = columns(&path).unwrap().into_iter().map(|c| (c.name, c.kind)).collect();
     assert_eq!(listed, [("label".into(), "Int64".into()), ("review".to_owned(), "Utf8".to_owned())]);
+    let listed = |name: &str, text: &str| -> Vec<String> {
+        std::fs::write(file(&folder, name), text).unwrap();
+        columns(&file(&folder, name)).unwrap().into_iter().map(|it| format!("{}: {}", it.name, it.kind)).collect()
+    };
+    assert_eq!(listed("a.csv", "text,n\nx,1\n"), ["text: string", "n: string"]);
+    // The first value that is something.
+    let lines = "{\"a\": null, \"b\": null}\n{\"a\": \"x\", \"c\": 1}\n{\"a\": 2}\n";
+    assert_eq!(listed("a.jsonl", lines), ["a: string", "b: null", "c: number"]);
 }
 
 #[test]

@@ -38,6 +38,8 @@ fn what_is_not_a_data_file_is_said_plainly() {
     expect(&written(&folder, "page.parquet", b"<html>not found</html>"), "does not begin with the bytes PAR1");
     expect(&written(&folder, "a.bin", b"text,label\n"), "unknown format");
     expect(&written(&folder, "a.jsonl.bz2", b"BZh91AY&SY"), "compressed by bzip2");
+    expect(&written(&folder, "a.jsonl.xz", b"\xfd7zXZ\0\0\x04"), "compressed by xz");
+    expect(&written(&folder, "a.zip", b"PK\x03\x04\x14\0"), "compressed by zip");
     expect(&written(&folder, "a.txt", b"\xff\xfet\0"), "UTF-16");
     expect(&written(&folder, "lfs.parquet", b"version https://git-lfs.github.com/spec/v1\n"), "PAR1");
     expect(&written(&folder, "lfs.jsonl", b"version https://git-lfs.github.com/spec/v1\n"), "not JSON");
@@ -52,6 +54,7 @@ fn what_is_not_a_data_file_is_said_plainly() {
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"}] 7"), "after the end of the array");
     expect(&written(&folder, "a.json", b"[{\"text\": \"x\"},\n{\"text\": tru}]"), "line 2: not JSON");
     expect(&written(&folder, "a.json", b"{\"text\":\n \"x\"\n}\n{\"text\":\n 7}"), "line 4");
+    expect(&written(&folder, "a.json", b"{\"text\":\n \"x\"\n}\n{\"text\":\n tru}"), "line 5");
     expect(&written(&folder, "a.arrow", b"ARROW1\0\0rubbish"), "corrupt Arrow");
     expect(&written(&folder, "a.arrow", b"\xff\xff\xff\xff\x10\0\0\0rubbish"), "corrupt Arrow");
     expect(&written(&folder, "blank.jsonl", b"\n \n"), "no usable rows");

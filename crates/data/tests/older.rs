@@ -70,7 +70,14 @@ fn what_cannot_be_made_a_tokenizer_is_refused_in_a_sentence() {
         let said = refused("sentencepiece", &|dir: &Path| fs::write(dir.join("tokenizer.model"), bytes).unwrap());
         assert!(said.contains("no model of SentencePiece"), "{said}");
     }
+    let half = refused("gpt2", &|dir: &Path| fs::remove_file(dir.join("merges.txt")).unwrap());
+    assert!(half.contains("tokenizer.json") && !half.contains("cannot read"), "{half}");
     let whole = fs::read(fixtures().join("sentencepiece/tokenizer.model")).unwrap();
+    // A field that nobody asks for, of fixed width.
+    let (plain, more) = (folder("sentencepiece", &none), folder("sentencepiece", &none));
+    fs::write(more.path().join("tokenizer.model"), [&[0x79, 1, 2, 3, 4, 5, 6, 7, 8], &whole[..]].concat()).unwrap();
+    let [plain, more] = [plain, more].map(|it| Tokenizer::load(it.path()).unwrap().encode("the cat sat").unwrap());
+    assert_eq!(plain, more);
     for end in (0..whole.len()).step_by(97) {
         let dir = folder("sentencepiece", &none);
         fs::write(dir.path().join("tokenizer.model"), &whole[..end]).unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use halfbyte_data::{Error, SpecialTokens, Tokenizer};
+use halfbyte_data::{Continuation, Error, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -86,6 +86,10 @@ fn tokens_that_only_the_files_beside_know_are_found_whole() {
         vec![by_map],
         vec![("tokenizer_config.json", json!({ "additional_special_tokens": listed }))],
         vec![("special_tokens_map.json", json!({ "additional_special_tokens": listed }))],
+        vec![
+            ("tokenizer_config.json", json!({ "additional_special_tokens": ["<|a|>"] })),
+            ("special_tokens_map.json", json!({ "additional_special_tokens": ["<|a|>", "<|b|>"] })),
+        ],
         vec![("tokenizer_config.json", json!({ "extra_special_tokens": listed }))],
         vec![("tokenizer_config.json", json!({ "extra_special_tokens": {"a": "<|a|>", "b": "<|b|>"} }))],
         vec![("tokenizer_config.json", json!({ "mask_token": "<|b|>", "sep_token": "<|a|>" }))],
@@ -104,6 +108,30 @@ fn tokens_that_only_the_files_beside_know_are_found_whole() {
     };
     let error = apart(next + 7).unwrap_err().to_string();
     assert!(error.contains("added_tokens.json") && error.contains(&(next + 7).to_string()), "{error}");
+}
+
+#[test]
+fn words_of_other_settings_are_no_tokens() {
+    let config = json!({ "model_input_names": ["the"], "auto_map": {"a": "the"}, "tokenizer_class": "the" });
+    let tokenizer = load(&[("tokenizer_config.json", config)]);
+    assert_eq!(tokenizer.vocab_size() as u32, free());
+    assert_eq!(tokenizer.encode_plain("the").unwrap(), self::tokenizer().encode_plain("the").unwrap());
+}
+
+#[test]
+fn a_token_is_normalised_as_text_is_unless_it_is_special() {
+    let found = |special: bool| {
+        let mut json = tokenizer_json();
+        json["normalizer"] = json!({ "type": "Lowercase" });
+        let decoder = json!({free().to_string(): {"content": "<|A|>", "special": special}});
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(file(&folder, "tokenizer.json"), json.to_string()).unwrap();
+        let config = json!({ "added_tokens_decoder": decoder });
+        std::fs::write(file(&folder, "tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        ["<|A|>", "<|a|>"].map(|text| tokenizer.encode_plain(text).unwrap() == [free()])
+    };
+    assert_eq!([found(false), found(true)], [[true, true], [true, false]]);
 }
 
 #[test]
@@ -144,6 +172,27 @@ fn keys_that_nobody_knows_are_named_and_those_without_effect_are_not() {
         assert!(notes.contains(part), "{part}: {notes}");
     }
     assert_eq!(notes.lines().count(), 5, "{notes}");
+    for nothing in [json!(null), json!(false), json!([]), json!({})] {
+        let silent = load(&[("tokenizer_config.json", json!({ "auto_map": nothing }))]);
+        assert_eq!(silent.notes(), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn what_is_asked_of_a_continuation_is_read_and_what_nobody_does_is_named() {
+    let asked = |file: Value| load(&[("generation_config.json", file)]).continuation_asked().clone();
+    let plain = Continuation::default();
+    assert_eq!(load(&[]).continuation_asked(), &plain);
+    let greedy = asked(json!({"temperature": 0.5, "top_k": 3, "repetition_penalty": 1.25}));
+    assert_eq!(greedy, Continuation { repetition_penalty: 1.25, ..plain.clone() });
+    let drawn = asked(json!({"do_sample": true, "temperature": 0.5, "top_p": 0.75}));
+    assert_eq!(drawn, Continuation { temperature: 0.5, top_k: 50, top_p: 0.75, ..plain.clone() });
+    let more = json!({
+        "num_beams": 4, "num_return_sequences": 1, "penalty_alpha": 0.0, "dola_layers": false, "use_cache": true,
+        "watermarking_config": {"bias": 2}, "exponential_decay_length_penalty": []
+    });
+    let others = vec!["num_beams 4".to_owned(), "watermarking_config {\"bias\":2}".to_owned()];
+    assert_eq!(asked(more), Continuation { others, ..plain });
 }
 
 #[test]
@@ -239,6 +288,20 @@ fn a_character_is_never_shown_in_halves() {
         assert_eq!(cut.push(id).unwrap(), "");
     }
     assert_eq!(cut.finish().unwrap(), "\u{fffd}");
+    // However long the piece before was.
+    let mut stream = tokenizer.stream(true);
+    assert!([BOS; 50].iter().all(|id| stream.push(*id).unwrap().is_empty()));
+    let pieces: Vec<String> = tokenizer.encode("aé").unwrap().into_iter().map(|id| stream.push(id).unwrap()).collect();
+    assert_eq!(pieces, ["a", "", "é"]);
+}
+
+#[test]
+fn what_is_no_character_after_many_bytes_is_shown() {
+    let tokenizer = with_byte_fallback();
+    let mut stream = tokenizer.stream(true);
+    let pieces: Vec<String> = [3; 65].iter().map(|id| stream.push(*id).unwrap()).collect();
+    assert!(pieces[..63].iter().all(String::is_empty) && pieces[64].is_empty());
+    assert_eq!(pieces[63], "\u{fffd}".repeat(64));
 }
 
 #[test]

@@ -102,4 +102,16 @@ mod tests {
         }
         assert_eq!(BufReader::new(Patient(Interrupted(0))).fill_buf().unwrap(), b"x");
     }
+
+    #[test]
+    fn what_fails_otherwise_is_told() {
+        struct Broken(bool);
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                if std::mem::replace(&mut self.0, true) { Ok(0) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+            }
+        }
+        let error = BufReader::new(Patient(Broken(false))).fill_buf().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
 }
