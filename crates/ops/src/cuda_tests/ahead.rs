@@ -89,3 +89,18 @@ fn steps_that_repeat_find_their_matrices_decoded() {
     // A token's few rows are through before the next matrix is decoded.
     assert!(!foreseen(&device, &order, FEW_ROWS).contains(&true));
 }
+
+#[test]
+fn a_matrix_that_is_gone_is_not_decoded() {
+    let Some(device) = fresh_gpu().map(Device::Cuda) else { return };
+    let [first, second, _] = matrices(&device);
+    let x = Tensor::zeros_on(&device, &[FEW_ROWS + 1, 24], DType::Bf16);
+    let ask = |it: &Counted| decoded_beside(it, &x, (0, 0)).unwrap().to_f32_vec();
+    for _ in 0..2 {
+        ask(&first);
+        ask(&second);
+    }
+    // It would be the next.
+    drop(second);
+    assert_eq!(ask(&first), first.0.weight.to_f32_vec());
+}

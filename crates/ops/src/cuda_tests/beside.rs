@@ -122,12 +122,12 @@ fn gates_are_as_on_a_cpu() {
                 let [gate, up] = layers.forward(tape, p, None)?;
                 gated(tape, &gate, &up, Gate::Silu)
             });
-            // Where one of them is asked of twice, only the other one's gradient lies in its place.
-            for twice in [0, 1] {
-                compare_within("a gate and a reader", &params, 3.0, |tape, p| {
-                    let pair: [Var; 2] = layers.forward(tape, p, None)?;
-                    let y = gated(tape, &pair[0], &pair[1], Gate::Silu)?;
-                    crate::add_scaled(tape, &y, &pair[twice], 0.5)
+            // Where one of them is another tensor's, its gradient lies by itself, and the other one's in its place.
+            for other in [0, 1] {
+                compare_within("a gate of something else", &params, 3.0, |tape, p| {
+                    let mut pair: [Var; 2] = layers.forward(tape, p, None)?;
+                    pair[other] = scale(tape, &pair[other], 0.5)?;
+                    gated(tape, &pair[0], &pair[1], Gate::Silu)
                 });
             }
         }
