@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use common::*;
 use halfbyte_data::{DataConfig, Dataset, Error, Tokenizer, columns};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::{
+    metadata::ParquetMetaDataWriter,
+    reader::{FileReader, SerializedFileReader},
+};
 
 fn fails(path: &Path, config: &DataConfig) -> Error {
     Dataset::load(path, &tokenizer(), config).expect_err("this file cannot be loaded")
@@ -140,6 +143,22 @@ fn a_damaged_page_names_its_row_group() {
     let untouched = DataConfig { rows: Some(0..200), ..config(16) };
     let path = file(&folder, "page.parquet");
     assert!(Dataset::load(&path, &tokenizer(), &untouched).is_ok(), "row groups that are not asked for are not read");
+}
+
+#[test]
+fn a_footer_that_promises_more_rows_than_there_are_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sample(&folder);
+    let reader = SerializedFileReader::new(std::fs::File::open(file(&folder, "sample.parquet")).unwrap()).unwrap();
+    let mut groups = reader.metadata().row_groups().to_vec();
+    groups[2] = groups[2].clone().into_builder().set_num_rows(110).build().unwrap();
+    let promised = reader.metadata().clone().into_builder().set_row_groups(groups).build();
+    let mut footer = Vec::new();
+    ParquetMetaDataWriter::new(&mut footer, &promised).finish().unwrap();
+    let old = 8 + u32::from_le_bytes(bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap()) as usize;
+    let path = written(&folder, "short.parquet", &[&bytes[..bytes.len() - old], &footer].concat());
+    let error = fails(&path, &config(16)).to_string();
+    assert!(error.contains("row group 2") && error.contains("10 rows fewer than the footer says"), "{error}");
 }
 
 #[test]
