@@ -151,3 +151,13 @@ fn templates_are_told_apart_by_their_texts_and_variables() {
     assert!(with_tools.same_text(&load("tools")) && !with_tools.same_text(&load("others")));
     assert!(!with_tools.same_text(&one));
 }
+
+#[test]
+fn values_are_written_as_python_writes_them() {
+    let text = |value: &str| {
+        let source = format!("{{% for m in messages %}}{{{{ m.content }}}} {{{{ {value} }}}}{{% endfor %}}");
+        learned(&[says("assistant", "äbcab")], &source).0
+    };
+    assert_eq!(text("[true, none, {'a': 1e16, 'b': [false]}]"), "äbcab [True, None, {'a': 1e+16, 'b': [False]}]");
+    assert_eq!([text("m.content.rfind('b')"), text("m.content.rfind('d')")], ["äbcab 4", "äbcab -1"]);
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use halfbyte_data::{Continuation, Error, SpecialTokens, Tokenizer};
+use halfbyte_data::{Continuation, Dataset, Error, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -65,6 +65,19 @@ fn a_flag_that_contradicts_tokenizer_json_is_told_and_changes_nothing() {
     assert_eq!(bare.encode("ab").unwrap(), plain);
     assert!(bare.notes()[0].contains("no beginning-of-text") && bare.notes()[1].contains("--append-eos"));
     assert_eq!(folder(Value::Null, json!({"add_eos_token": false})).notes(), [] as [&str; 0]);
+}
+
+/// Also where nobody says which token ends a text.
+#[test]
+fn what_stands_around_a_text_stands_around_a_row() {
+    let mut json = tokenizer_json();
+    json["post_processor"] = surrounding();
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), SpecialTokens::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(file(&folder, "a.txt"), "ab\n").unwrap();
+    let rows = Dataset::load(&file(&folder, "a.txt"), &tokenizer, &config(64)).unwrap().0;
+    let plain = tokenizer.encode_plain("ab").unwrap();
+    assert_eq!(rows.row(0).ids, [&[BOS], &plain[..], &[EOS]].concat());
 }
 
 /// The first id that `tokenizer_json` leaves free.
@@ -262,6 +275,18 @@ fn the_token_of_a_stored_padding_is_found_whole() {
     };
     assert_eq!(with(json!({})), 1);
     assert!(with(json!({"pad_token": null})) > 1, "the settings say that there is none");
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "tokenizer.json");
+    assert!(matches!(Tokenizer::load(folder.path()), Err(Error::Missing { .. })));
+    std::fs::write(&path, tokenizer_json().to_string()).unwrap();
+    assert!(matches!(Tokenizer::load(&path), Err(Error::Read { .. })), "there are no files in a file");
+    std::fs::create_dir(file(&folder, "tokenizer_config.json")).unwrap();
+    let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json") && error.contains("it is no file"), "{error}");
 }
 
 #[test]
