@@ -3,7 +3,7 @@ use halfbyte_autograd::{Param, Result, Tape, Var};
 use halfbyte_ops::{
     FrozenMatrix,
     add::add,
-    frozen::{self, FEW_ROWS},
+    frozen,
     frozen_linear::frozen_linear,
     linear::linear,
     lora_linear::{Layer, last_lora_linears, lora_linears, room},
@@ -259,7 +259,7 @@ impl Linear {
         let mut ranks = Vec::new();
         for layer in layers {
             let Base::Frozen(w) = &layer.base else { return 0 };
-            if w.multiplies_itself() || x.rows() <= FEW_ROWS || ctx.split(&layer.paths()).is_some() {
+            if w.multiplies_itself() || frozen::has_few_rows(x, w.as_ref()) || ctx.split(&layer.paths()).is_some() {
                 return 0;
             }
             let Some(update) = ctx.update(layer.module()) else { continue };

@@ -124,7 +124,7 @@ fn products_with_codes() {
         {
             for (shift, double) in [(5, false), (6, true), (6, false), (8, true)] {
                 let w = Codes::random((out, inner), (shift, double), &device);
-                for rows in [1, 2 + at % 3, 5 + at % 3, FEW_ROWS] {
+                for rows in [1, 2 + at % 3, 5 + at % 3, FEW_ROWS, 9 + 7 * (at % 2), 20 + at, 32] {
                     let params = [noise(&[rows, inner], dtype, 1), noise(&[out], DType::F32, 2)];
                     let what = format!("{rows} of {out} x {inner}, blocks of 2^{shift}, {dtype}");
                     // Sums over a long row differ in f32 by their order.
@@ -144,10 +144,10 @@ fn products_with_codes_and_what_is_added() {
     let Some(device) = gpu().map(Device::Cuda) else { return };
     for dtype in FLOATS {
         for (at, ranks) in [[1, 8], [12, 16], [64, 3], [65, 2]].into_iter().enumerate() {
-            for inner in [128, 40] {
+            let many = [[1, 4, 7, 8][at], [9, 16, 23, 32][at]];
+            for (inner, rows) in [128, 40].into_iter().flat_map(|it| many.map(|rows| (it, rows))) {
                 let ws = [20, 33, 16].map(|out| Codes::random((out, inner), (6, at % 2 == 0), &device));
                 let factor = |shape: &[usize], seed| noise_in(shape, DType::F32, seed, -0.3, 0.3);
-                let rows = [1, 4, 7, 8][at];
                 let params = [
                     noise(&[rows, inner], dtype, 1),
                     factor(&[ranks[0], inner], 2),
@@ -158,19 +158,24 @@ fn products_with_codes_and_what_is_added() {
                     noise(&[rows, 20], dtype, 7),
                     noise(&[rows, 16], dtype, 8),
                 ];
-                compare_within(&format!("ranks {ranks:?} of {inner} in {dtype}"), &params, 4.0, |tape, p| {
-                    let low_rank = |i: usize, scaling| {
-                        Some(LowRank { a: &p[2 * i + 1], b: &p[2 * i + 2], scaling, dropout: Dropout::default() })
-                    };
-                    let layer = |i: usize, lora| Layer { w: picked(&p[0], &ws[i]), bias: None, lora, onto: None };
-                    let first = Layer { bias: Some(&p[5]), onto: Some(&p[6]), ..layer(0, low_rank(0, 0.5)) };
-                    let third = Layer { onto: Some(&p[7]), ..layer(2, None) };
-                    let [a, b, c, d] =
-                        lora_linears(tape, &p[0], [first, layer(1, low_rank(1, 1.5)), third, layer(0, None)])?;
-                    let a = add_scaled(tape, &a, &d, 0.5)?;
-                    let narrow = |it: &Var| crate::split(tape, it, [crate::Columns::one(0, 16)]).map(|[it]| it);
-                    add_scaled(tape, &add_scaled(tape, &narrow(&a)?, &narrow(&b)?, -0.7)?, &c, 0.3)
-                });
+                compare_within(
+                    &format!("{rows} rows, ranks {ranks:?} of {inner} in {dtype}"),
+                    &params,
+                    4.0,
+                    |tape, p| {
+                        let low_rank = |i: usize, scaling| {
+                            Some(LowRank { a: &p[2 * i + 1], b: &p[2 * i + 2], scaling, dropout: Dropout::default() })
+                        };
+                        let layer = |i: usize, lora| Layer { w: picked(&p[0], &ws[i]), bias: None, lora, onto: None };
+                        let first = Layer { bias: Some(&p[5]), onto: Some(&p[6]), ..layer(0, low_rank(0, 0.5)) };
+                        let third = Layer { onto: Some(&p[7]), ..layer(2, None) };
+                        let [a, b, c, d] =
+                            lora_linears(tape, &p[0], [first, layer(1, low_rank(1, 1.5)), third, layer(0, None)])?;
+                        let a = add_scaled(tape, &a, &d, 0.5)?;
+                        let narrow = |it: &Var| crate::split(tape, it, [crate::Columns::one(0, 16)]).map(|[it]| it);
+                        add_scaled(tape, &add_scaled(tape, &narrow(&a)?, &narrow(&b)?, -0.7)?, &c, 0.3)
+                    },
+                );
             }
         }
     }
@@ -183,10 +188,12 @@ fn layers_of_one_input_take_two_launches() {
     let device = Device::Cuda(gpu.clone());
     let ws = [16, 32, 48].map(|out| Codes::random((out, 128), (6, true), &device).0);
     let there = |shape: &[usize], dtype| Var::constant(noise(shape, dtype, 1).to_device(&device).unwrap());
-    for dtype in FLOATS {
-        let (x, a) = (there(&[1, 128], dtype), there(&[8, 128], DType::F32));
+    for (dtype, rows) in
+        FLOATS.into_iter().flat_map(|it| [1, if it == DType::F32 { 8 } else { 32 }].map(|rows| (it, rows)))
+    {
+        let (x, a) = (there(&[rows, 128], dtype), there(&[8, 128], DType::F32));
         let bs = [16, 32, 48].map(|out| there(&[out, 8], DType::F32));
-        let onto = [16, 32, 48].map(|out| there(&[1, out], dtype));
+        let onto = [16, 32, 48].map(|out| there(&[rows, out], dtype));
         for updated in [false, true] {
             let layer = |i: usize| {
                 let lora = LowRank { a: &a, b: &bs[i], scaling: 2.0, dropout: Dropout::default() };

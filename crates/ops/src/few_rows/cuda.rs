@@ -3,11 +3,12 @@ use crate::{
     frozen::{FEW_ROWS, FourBit},
     place::on_device,
 };
-use halfbyte_cuda::{Any, Kind, Launch, T, Three, Version, kernels};
+use halfbyte_cuda::{Any, Kind, Launch, Source, T, Three, Version, kernels};
 use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 
 kernels! {
     const SOURCE = "few_rows", "kernel.cu", over Tensor;
+    const MORE = "few_rows_more", "more.cuh" "kernel.cu", over Tensor;
     multiply as Multiply {
         x: *const T, codes: Three<Option<*const u8>>, tables: Three<Option<*const f32>>, absmax: Three<Option<*const f32>>,
         scale_codes: Three<Option<*const u8>>, nested: Three<Option<*const f32>>, offset: Three<f32>, shift: Three<i32>,
@@ -24,13 +25,25 @@ kernels! {
     }
 }
 
-/// Rows of a matrix that a block multiplies, its warps, and elements of a row that these multiply at once: as in the kernel.
-const TILE: usize = 16;
+/// Rows of the input that the kernel takes in 16 bits, by whichever of two modules: the second is compiled when it is first met.
+pub(super) const MOST_ROWS: usize = 32;
+
+/// The module for so many rows of the input, and rows of a matrix that a block of it multiplies.
+fn module(rows: usize) -> (&'static Source, usize) {
+    if rows <= FEW_ROWS { (&SOURCE, 16) } else { (&MORE, 32) }
+}
+
+/// Warps of a block, and elements of a row that these multiply at once: as in the kernel.
 const WARPS: usize = 8;
 const UNIT: usize = 64;
 /// Elements that a thread takes of a row of `A`, and how many threads a row has at most.
 const AT_ONCE: usize = 8;
 const MOST_THREADS: usize = 512;
+
+/// Whether it takes so many rows.
+pub(super) fn takes(x: &Tensor) -> bool {
+    x.rows() <= if x.dtype() == DType::F32 { FEW_ROWS } else { MOST_ROWS }
+}
 
 /// Whether the kernel multiplies such a matrix with an input of this dtype: those of 16 bits go to tensor cores, by whole units.
 pub(super) fn fit(w: &FourBit<'_>, x: &Tensor) -> bool {
@@ -38,14 +51,14 @@ pub(super) fn fit(w: &FourBit<'_>, x: &Tensor) -> bool {
     x.dtype() == DType::F32 || (w.dims.1.is_multiple_of(UNIT) && has_tensor_cores())
 }
 
-/// The products of an input of at most [`FEW_ROWS`] rows with at most [`TOGETHER`] matrices.
+/// The products of an input of at most [`FEW_ROWS`] rows, or [`MOST_ROWS`] in 16 bits, with at most [`TOGETHER`] matrices.
 pub(super) fn multiply(x: &Tensor, all: &[(FourBit<'_>, &Addends<'_>)]) -> Result<Vec<Tensor>> {
     let (m, k) = (x.rows(), x.cols());
-    assert!(m <= FEW_ROWS && all.len() <= TOGETHER, "{m} rows and {} matrices in a launch", all.len());
+    assert!(takes(x) && all.len() <= TOGETHER, "{m} rows and {} matrices in a launch", all.len());
     let new = |i: usize| all.get(i).map(|it| x.scratch_like(&[m, it.0.dims.0], x.dtype()));
     let mut ys = [new(0), new(1), new(2)];
     let n = [0, 1, 2].map(|i| all.get(i).map_or(0, |it| it.0.dims.0));
-    let blocks: usize = n.iter().map(|it| it.div_ceil(TILE)).sum();
+    let blocks: usize = n.iter().map(|it| it.div_ceil(module(m).1)).sum();
     if m * blocks > 0 {
         start(x, all, (ys.each_mut().map(Option::as_mut), n), blocks)?;
         if let Some(gpu) = x.gpu() {
@@ -100,17 +113,19 @@ fn start(
         };
         // SAFETY: the codes fill the matrices, with a scale for every block of them, and a block has a tile of one; what is added has a
         // row for each of a matrix or of `x`.
-        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(blocks, 32 * WARPS as u32)) }
+        unsafe {
+            kernel.launch_from(module(x.rows()).0, gpu, number(x.dtype()), Launch::rows(blocks, 32 * WARPS as u32))
+        }
     })
 }
 
-/// `x [A ; A' ; A'']ᵀ`, `(rows, width)` in the dtype of `x`, of at most [`TOGETHER`] factors `(rank, in_features)` and rows; zeros behind
+/// `x [A ; A' ; A'']ᵀ`, `(rows, width)` in the dtype of `x`, of at most [`TOGETHER`] factors `(rank, in_features)`; zeros behind
 /// their columns.
 ///
 /// Fails if the GPU does.
 pub(crate) fn project(x: &Tensor, factors: &[&Tensor], width: usize) -> Result<Tensor> {
     let (m, k) = (x.rows(), x.cols());
-    assert!(m <= FEW_ROWS && factors.len() <= TOGETHER, "{m} rows and {} factors in a launch", factors.len());
+    assert!(takes(x) && factors.len() <= TOGETHER, "{m} rows and {} factors in a launch", factors.len());
     let mut h = x.scratch_like(&[m, width], x.dtype());
     let mut ranks = 0;
     let end = [0, 1, 2].map(|i| {
@@ -126,8 +141,16 @@ pub(crate) fn project(x: &Tensor, factors: &[&Tensor], width: usize) -> Result<T
     let threads = k.div_ceil(AT_ONCE).next_multiple_of(32).clamp(32, MOST_THREADS);
     on_device(x, |gpu| {
         let kernel = Project { x, a, kind, end, h: &mut h, m, k, width };
-        // SAFETY: a block a column, each with a row of a factor or none.
-        unsafe { kernel.launch(gpu, number(x.dtype()), Launch::rows(width, threads as u32)) }?;
+        let grid = (width as u32, m.div_ceil(FEW_ROWS) as u32, 1);
+        // SAFETY: a block a column and eight rows, each with a row of a factor or none.
+        unsafe {
+            kernel.launch_from(
+                &SOURCE,
+                gpu,
+                number(x.dtype()),
+                Launch { grid, block: (threads as u32, 1, 1), shared: 0 },
+            )
+        }?;
         gpu.count_operations((2 * m * k * ranks) as u64);
         Ok(())
     })?;
@@ -163,7 +186,7 @@ pub(super) fn add_up(base: &Tensor, addends: &Addends<'_>, dtype: DType) -> Resu
             n,
         };
         // SAFETY: what is added has a row for each of the matrix or of the input.
-        unsafe { kernel.launch(gpu, number(dtype), Launch::elements(m * n)) }?;
+        unsafe { kernel.launch_from(&SOURCE, gpu, number(dtype), Launch::elements(m * n)) }?;
         gpu.count_operations((2 * m * n * b.map_or(0, Tensor::cols)) as u64);
         Ok(())
     })?;

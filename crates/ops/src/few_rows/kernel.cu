@@ -5,8 +5,13 @@
 // holds the 16 values and, where scales are doubly quantised, 256 values of their codes. An output is
 // y = x Wᵀ + scaling h Bᵀ + bias + onto, summed in f32 and rounded once; the factor B, times its scaling, is rounded to T before, h is T.
 
-#define FEW 8     // rows of x at most
-#define TILE 16   // rows of a matrix that a block multiplies
+// A block has STRIPS times 16 rows of a matrix, for EIGHTS times eight rows of x at most.
+#if defined(MORE_ROWS) && T_KIND > 0
+constexpr int EIGHTS = 4, STRIPS = 2;
+#else
+constexpr int EIGHTS = 1, STRIPS = 1;
+#endif
+constexpr int FEW = 8 * EIGHTS, TILE = 16 * STRIPS;
 #define WARPS 8   // of a block
 #define RANK 64   // of an update, at most
 
@@ -40,13 +45,23 @@ struct Matrix {
 
 // What a block keeps for the end, when the products of its rows are known.
 struct Kept {
-    float parts[WARPS][TILE * FEW];
-    // Rows of each lie an odd number of elements apart, so that all are read at once.
-    float b[TILE * (RANK + 1)], h[FEW * (RANK + 1)], there[TILE * FEW];
+    // Rows of each lie an odd number of elements apart, so that all are read at once. There is no room for projections of more than eight
+    // rows, which the first cache has.
+    float b[TILE * (RANK + 1)], h[EIGHTS > 1 ? 1 : FEW * (RANK + 1)], there[TILE * FEW];
 };
 
-// Where the part of output i of row r lies: both the lanes that hold a fragment and those with an output each name 32 banks.
-__device__ __forceinline__ int part_of(int r, int i) { return i % 2 * 64 + r * 4 + (i / 2 ^ (r / 8 * 2 + i % 2)); }
+// Where a warp's part of output i of row r lies: both the lanes that hold a fragment and those with an output each name 32 banks.
+__device__ __forceinline__ int part_of(int r, int i) {
+    int eight = r / 16 * EIGHTS + i / 8;
+    r %= 16, i %= 8;
+    return eight * 128 + i % 2 * 64 + r * 4 + (i / 2 ^ (r / 8 * 2 + i % 2));
+}
+
+// Which row of the block's and which of x output o of a block is: a warp's are 16 by two, as `part_of` wants it.
+struct Output {
+    int r, i;
+    __device__ __forceinline__ Output(int o, int m) : r(o / (16 * m) * 16 + o % 16), i(o % (16 * m) / 16) {}
+};
 
 // What is added to the products.
 struct Addends {
@@ -59,12 +74,14 @@ struct Addends {
     // this and x; weights were there long before.
     __device__ __forceinline__ void fetch(Kept& kept, int row, int m, int n) const {
         after_the_one_before();
-        int i = threadIdx.x / TILE, r = threadIdx.x % TILE;
-        if (i < m && row + r < n) kept.there[threadIdx.x] = there(i, row + r, n);
+        for (int o = threadIdx.x; o < m * TILE; o += blockDim.x) {
+            const Output it(o, m);
+            if (row + it.r < n) kept.there[o] = there(it.i, row + it.r, n);
+        }
         if (!b) return;
         for (int e = threadIdx.x; e < TILE * rank; e += blockDim.x)
             if (row + e / rank < n) kept.b[e / rank * (rank | 1) + e % rank] = rounded<T>(scaling * load_any(b, b_kind, (size_t)row * rank + e));
-        for (int e = threadIdx.x; e < m * rank; e += blockDim.x)
+        for (int e = threadIdx.x; EIGHTS == 1 && e < m * rank; e += blockDim.x)
             kept.h[e / rank * (rank | 1) + e % rank] = to_f32(h[(size_t)(e / rank) * width + first + e % rank]);
     }
     // What is there of element `row` of row i already.
@@ -75,13 +92,16 @@ struct Addends {
     __device__ __forceinline__ float update(const Kept& kept, int i, int r) const {
         float sum = 0.0f;
         if (b)
-            for (int j = 0; j < rank; j++) sum += kept.h[i * (rank | 1) + j] * kept.b[r * (rank | 1) + j];
+            for (int j = 0; j < rank; j++) {
+                float projected = EIGHTS == 1 ? kept.h[i * (rank | 1) + j] : to_f32(h[(size_t)i * width + first + j]);
+                sum += projected * kept.b[r * (rank | 1) + j];
+            }
         return sum;
     }
 };
 
 #if T_KIND > 0
-// On tensor cores, to which all eight rows are as good as one: 16 rows of the matrix on the left, rows of x as columns on the right. The
+// On tensor cores, to which eight rows are as good as one: 16 rows of the matrix on the left, rows of x as columns on the right. The
 // order in which a product's elements are summed is ours, so a lane takes what lies together: of every block of a scale so many bytes of
 // codes, and as many elements of x. Every byte is two elements of a fragment. They come from a table that each lane has of its own, where
 // no two lanes are in each other's way.
@@ -89,11 +109,15 @@ struct Addends {
 #define AHEAD 4 // units that are on their way together
 
 struct alignas(16) Multiplier {
-    unsigned table[256 * 32];
+    union {
+        unsigned table[256 * 32];
+        // When all is multiplied.
+        float parts[WARPS][TILE * FEW];
+    };
     float map[256];
 };
 
-// Of rows g and g + 8 a lane's codes. BLOCKS is 1 where all elements of a unit have one scale, 2 where its halves have one each.
+// Of rows g and g + 8 of a strip a lane's codes. BLOCKS is 1 where all elements of a unit have one scale, 2 where its halves have one each.
 template <int BLOCKS> struct Ahead {
     uint2 low[AHEAD], high[AHEAD];
     Matrix::Scale scale[BLOCKS][2]; // of the two rows, in the unit whose number is the lane's
@@ -102,8 +126,8 @@ template <int BLOCKS> struct Ahead {
         if (BLOCKS == 1) return *(const uint2*)of;
         return {*(const unsigned*)of, *(const unsigned*)(of + UNIT / 4)};
     }
-    __device__ __forceinline__ void load(const Matrix& w, int unit, int end, int k) {
-        int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+    __device__ __forceinline__ void load(const Matrix& w, int strip, int unit, int end, int k) {
+        int lane = threadIdx.x & 31, g = 16 * strip + lane / 4, t = lane % 4;
         // The rows behind the last are the last once more.
         size_t one = (size_t)min(w.row + g, w.n - 1) * k, two = (size_t)min(w.row + g + 8, w.n - 1) * k;
 #pragma unroll
@@ -130,42 +154,55 @@ __device__ __forceinline__ unsigned two_of(const unsigned* table, const uint2& c
 }
 
 template <int BLOCKS>
-__device__ __forceinline__ void multiply_units(float (&sums)[4], const Multiplier& with, const Ahead<BLOCKS>& now, const Matrix& w,
-                                               const T* x, int unit, int end, int m, int k) {
+__device__ __forceinline__ void multiply_units(float (&sums)[STRIPS][EIGHTS][4], const Multiplier& with, const Ahead<BLOCKS> (&now)[STRIPS],
+                                               const Matrix& w, const T* x, int unit, int end, int m, int k) {
     int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
-    float scale[BLOCKS][2];
+    float scale[STRIPS][BLOCKS][2];
 #pragma unroll
-    for (int b = 0; b < BLOCKS; b++)
+    for (int s = 0; s < STRIPS; s++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) scale[b][r] = unit + t < end ? w.value(now.scale[b][r], with.map) : 0.0f;
+        for (int b = 0; b < BLOCKS; b++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) scale[s][b][r] = unit + t < end ? w.value(now[s].scale[b][r], with.map) : 0.0f;
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) {
         if (unit + j >= end) break;
-        uint4 xs[2] = {};
-        if (g < m) {
-            const T* from = x + (size_t)g * k + (unit + j) * UNIT + UNIT / BLOCKS / 4 * t;
-            xs[0] = *(const uint4*)from, xs[1] = *(const uint4*)(from + (BLOCKS == 1 ? 8 : UNIT / 2));
+        unsigned right[EIGHTS][8];
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            uint4 xs[2] = {};
+            if (8 * e + g < m) {
+                const T* from = x + (size_t)(8 * e + g) * k + (unit + j) * UNIT + UNIT / BLOCKS / 4 * t;
+                xs[0] = *(const uint4*)from, xs[1] = *(const uint4*)(from + (BLOCKS == 1 ? 8 : UNIT / 2));
+            }
+            const unsigned all[8] = {xs[0].x, xs[0].y, xs[0].z, xs[0].w, xs[1].x, xs[1].y, xs[1].z, xs[1].w};
+#pragma unroll
+            for (int i = 0; i < 8; i++) right[e][i] = all[i];
         }
-        unsigned right[8] = {xs[0].x, xs[0].y, xs[0].z, xs[0].w, xs[1].x, xs[1].y, xs[1].z, xs[1].w};
 #pragma unroll
-        for (int b = 0; b < BLOCKS; b++) {
-            float c[4] = {};
+        for (int s = 0; s < STRIPS; s++)
 #pragma unroll
-            for (int i = 4 / BLOCKS * b; i < 4 / BLOCKS * (b + 1); i++) {
-                unsigned left[4];
+            for (int b = 0; b < BLOCKS; b++) {
+                float c[EIGHTS][4] = {};
 #pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    left[2 * half] = two_of(with.table, now.low[j], 2 * i + half, 4 * lane);
-                    left[2 * half + 1] = two_of(with.table, now.high[j], 2 * i + half, 4 * lane);
+                for (int i = 4 / BLOCKS * b; i < 4 / BLOCKS * (b + 1); i++) {
+                    unsigned left[4];
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        left[2 * half] = two_of(with.table, now[s].low[j], 2 * i + half, 4 * lane);
+                        left[2 * half + 1] = two_of(with.table, now[s].high[j], 2 * i + half, 4 * lane);
+                    }
+#pragma unroll
+                    for (int e = 0; e < EIGHTS; e++)
+                        if (EIGHTS == 1 || 8 * e < m) mma(c[e], left, right[e] + 2 * i);
                 }
-                mma(c, left, right + 2 * i);
-            }
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float by = __shfl_sync(0xffffffffu, scale[b][r], (lane & ~3) + j);
-                sums[2 * r] += by * c[2 * r], sums[2 * r + 1] += by * c[2 * r + 1];
+                for (int r = 0; r < 2; r++) {
+                    float by = __shfl_sync(0xffffffffu, scale[s][b][r], (lane & ~3) + j);
+#pragma unroll
+                    for (int e = 0; e < EIGHTS; e++) sums[s][e][2 * r] += by * c[e][2 * r], sums[s][e][2 * r + 1] += by * c[e][2 * r + 1];
+                }
             }
-        }
     }
 }
 
@@ -174,8 +211,9 @@ template <int BLOCKS>
 __device__ __forceinline__ void products_of(Multiplier& with, Kept& kept, const Matrix& w, const Addends& more, const T* x, int m, int k) {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, units = k / UNIT;
     int unit = warp * units / WARPS, end = (warp + 1) * units / WARPS;
-    Ahead<BLOCKS> now, next;
-    now.load(w, unit, end, k);
+    Ahead<BLOCKS> now[STRIPS], next[STRIPS];
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++) now[s].load(w, s, unit, end, k);
     // A thread a byte: its two values, 32 times.
     if (threadIdx.x < 256) {
         unsigned two = pack(w.tables[threadIdx.x >> 4], w.tables[threadIdx.x & 15]);
@@ -185,15 +223,22 @@ __device__ __forceinline__ void products_of(Multiplier& with, Kept& kept, const 
     }
     more.fetch(kept, w.row, m, w.n);
     __syncthreads();
-    float sums[4] = {};
+    float sums[STRIPS][EIGHTS][4] = {};
     for (; unit < end; unit += AHEAD) {
-        next.load(w, unit + AHEAD, end, k);
-        multiply_units<BLOCKS>(sums, with, now, w, x, unit, end, m, k);
-        now = next;
-    }
-    float* to = kept.parts[warp];
 #pragma unroll
-    for (int i = 0; i < 4; i++) to[part_of(lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)] = sums[i];
+        for (int s = 0; s < STRIPS; s++) next[s].load(w, s, unit + AHEAD, end, k);
+        multiply_units<BLOCKS>(sums, with, now, w, x, unit, end, m, k);
+#pragma unroll
+        for (int s = 0; s < STRIPS; s++) now[s] = next[s];
+    }
+    __syncthreads();
+    float* to = with.parts[warp];
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++)
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) to[part_of(16 * s + lane / 4 + i / 2 * 8, 8 * e + lane % 4 * 2 + i % 2)] = sums[s][e][i];
 }
 
 // The products of the block's rows, a part of the elements each warp's: how many parts.
@@ -209,13 +254,14 @@ __device__ __forceinline__ int products(Multiplier& with, Kept& kept, const Matr
 struct alignas(16) Multiplier {
     float values[16], map[256];
     float x[FEW * PIECE];
+    float parts[1][TILE * FEW];
 };
 
 // Where element c of a piece of x lies: four elements together, and what the lanes read at the same time side by side.
 __device__ __forceinline__ int place(int c) { return (c / 4 % 8 * 32 + c / 32) * 4 + c % 4; }
 
 template <int M>
-__device__ __forceinline__ void dots(Multiplier& with, Kept& kept, const Matrix& w, const T* x, int m, int k) {
+__device__ __forceinline__ void dots(Multiplier& with, const Matrix& w, const T* x, int m, int k) {
     int lane = threadIdx.x & 31, own = (threadIdx.x >> 5) * OWN;
     float sums[OWN][M] = {};
     for (int from = 0; from < k; from += PIECE) {
@@ -241,7 +287,7 @@ __device__ __forceinline__ void dots(Multiplier& with, Kept& kept, const Matrix&
 #pragma unroll
         for (int i = 0; i < M; i++) {
             float sum = warp_sum(sums[r][i]);
-            if (lane == 0) kept.parts[0][part_of(own + r, i)] = sum;
+            if (lane == 0) with.parts[0][part_of(own + r, i)] = sum;
         }
 }
 
@@ -249,14 +295,14 @@ __device__ __forceinline__ int products(Multiplier& with, Kept& kept, const Matr
     if (threadIdx.x < 16) with.values[threadIdx.x] = w.tables[threadIdx.x];
     if (w.scale_codes && threadIdx.x < 256) with.map[threadIdx.x] = w.tables[16 + threadIdx.x];
     more.fetch(kept, w.row, m, w.n);
-    if (m == 1) dots<1>(with, kept, w, x, m, k);
-    else if (m <= 4) dots<4>(with, kept, w, x, m, k);
-    else dots<8>(with, kept, w, x, m, k);
+    if (m == 1) dots<1>(with, w, x, m, k);
+    else if (m <= 4) dots<4>(with, w, x, m, k);
+    else dots<8>(with, w, x, m, k);
     return 1;
 }
 #endif
 
-// y (m, n) of up to three matrices (n, k), whose rows the blocks share, 16 each; m is at most 8. Where T has 16 bits, k is a multiple
+// y (m, n) of up to three matrices (n, k), whose rows the blocks share, TILE each; m is at most FEW. Where T has 16 bits, k is a multiple
 // of 64. WARPS warps.
 KERNEL multiply(const T* x, Three<const unsigned char*> codes, Three<const float*> tables, Three<const float*> absmax,
                 Three<const unsigned char*> scale_codes, Three<const float*> nested, Three<float> offset, Three<int> shift,
@@ -271,21 +317,21 @@ KERNEL multiply(const T* x, Three<const unsigned char*> codes, Three<const float
                       pick(nested, which), pick(offset, which), pick(shift, which),  pick(n, which), block * TILE};
     const Addends more = {pick(b, which),    pick(bias, which), h,    pick(onto, which), pick(b_kind, which), pick(bias_kind, which),
                           pick(rank, which), pick(first, which), width, pick(scaling, which)};
-    // A thread an output.
-    int i = threadIdx.x / TILE, r = threadIdx.x % TILE;
-    bool own = i < m && w.row + r < w.n;
     int parts = products(with, kept, w, more, x, m, k);
     __syncthreads();
-    if (!own) return;
-    float product = 0.0f;
-    for (int p = 0; p < parts; p++) product += kept.parts[p][part_of(r, i)];
-    pick(y, which)[(size_t)i * w.n + w.row + r] = Round<T>::of(product + more.update(kept, i, r) + kept.there[threadIdx.x]);
+    for (int o = threadIdx.x; o < m * TILE; o += blockDim.x) {
+        const Output it(o, m);
+        if (w.row + it.r >= w.n) continue;
+        float product = 0.0f;
+        for (int p = 0; p < parts; p++) product += with.parts[p][part_of(it.r, it.i)];
+        pick(y, which)[(size_t)it.i * w.n + w.row + it.r] = Round<T>::of(product + more.update(kept, it.i, it.r) + kept.there[o]);
+    }
 }
 
 #define AT_ONCE 8 // elements of a row of A that a thread takes
 
 template <int M>
-__device__ __forceinline__ void project_column(float (*scratch)[FEW], const T* x, const void* a, int kind, size_t row, T* h, int m, int k,
+__device__ __forceinline__ void project_column(float (*scratch)[8], const T* x, const void* a, int kind, size_t row, T* h, int m, int k,
                                                int width) {
     float sums[M] = {};
     bool together = k % AT_ONCE == 0 && on_16(x) && on_16(a);
@@ -326,10 +372,11 @@ __device__ __forceinline__ void project_column(float (*scratch)[FEW], const T* x
     h[(size_t)threadIdx.x * width + blockIdx.x] = Round<T>::of(sum);
 }
 
-// h (m, width) = x [A ; A' ; A'']ᵀ, each with the rows up to its end and rounded to T; zeros behind them. A block a column, of at most
-// 1024 threads; m is at most 8.
+// h (m, width) = x [A ; A' ; A'']ᵀ, each with the rows up to its end and rounded to T; zeros behind them. A block a column and eight rows
+// of x, of at most 1024 threads.
 KERNEL project(const T* x, Three<const void*> a, Three<int> kind, Three<int> end, T* h, int m, int k, int width) {
-    __shared__ float scratch[32][FEW];
+    __shared__ float scratch[32][8];
+    x += (size_t)8 * blockIdx.y * k, h += (size_t)8 * blockIdx.y * width, m = min(m - 8 * (int)blockIdx.y, 8);
     int column = blockIdx.x, which = column < end.of[0] ? 0 : column < end.of[1] ? 1 : 2;
     if (column >= end.of[2]) {
         if (threadIdx.x < m) h[(size_t)threadIdx.x * width + column] = Round<T>::of(0.0f);

@@ -53,9 +53,11 @@ pub(crate) struct Update<'a> {
     pub(crate) first: usize,
 }
 
-/// Whether this is the way for an input.
-pub(crate) fn fit(x: &Tensor) -> bool {
-    on_gpu(x) && x.rows() <= FEW_ROWS
+/// Whether this is the way for an input and what it is multiplied with: more than [`FEW_ROWS`] rows go it where all that is 4-bit codes.
+pub(crate) fn fit<'a>(x: &Tensor, mut all: impl Iterator<Item = &'a dyn FrozenMatrix>) -> bool {
+    on_gpu(x)
+        && (x.rows() <= FEW_ROWS
+            || (cuda::takes(x) && x.is_dense() && all.all(|w| w.on_device().is_some_and(|it| codes(it, x).is_some()))))
 }
 
 /// The products of one input, each in its dtype.
@@ -107,8 +109,12 @@ fn alone(x: &Tensor, it: &Product<'_>, four_bit: Option<FourBit<'_>>) -> Result<
 
 /// The codes of a matrix that the kernel multiplies, if they are of four bits and it takes them.
 fn four_bit<'a>(w: &'a dyn FrozenMatrix, x: &Tensor) -> Result<Option<FourBit<'a>>> {
-    Ok(match frozen::there(w)? {
+    Ok(codes(frozen::there(w)?, x))
+}
+
+fn codes<'a>(w: OnDevice<'a>, x: &Tensor) -> Option<FourBit<'a>> {
+    match w {
         OnDevice::Coded(it) => it.four_bit().filter(|it| cuda::fit(it, x)),
         OnDevice::Dense(_) => None,
-    })
+    }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Epilogue<'a> {
 /// Fails if the weight lies elsewhere than `x`, or the device fails.
 pub(crate) fn multiply(x: &Left<'_>, w: &dyn FrozenMatrix, side: Side, epilogue: Epilogue<'_>) -> Result<Tensor> {
     let Epilogue { bias, dtype } = epilogue;
-    if side == Side::Forward && dtype == x.tensor().dtype() && few_rows::fit(x.tensor()) {
+    if side == Side::Forward && dtype == x.tensor().dtype() && few_rows::fit(x.tensor(), [w].into_iter()) {
         let addends = Addends { bias, ..Addends::default() };
         let mut ys = few_rows::multiply(x.tensor(), &[Product { w, addends }])?;
         return Ok(ys.pop().expect("as many results as matrices"));

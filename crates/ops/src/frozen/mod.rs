@@ -10,7 +10,7 @@ mod door;
 
 pub(crate) use door::{Epilogue, Side, decoded, decoded_below, decoded_beside, is_coded, multiply, there};
 
-use crate::gpu_product::Window;
+use crate::{few_rows, gpu_product::Window};
 use halfbyte_autograd::Result;
 use halfbyte_matmul::Source;
 use halfbyte_tensor::{DType, Device, Place, Tensor};
@@ -77,7 +77,7 @@ pub trait Coded {
     /// Who decodes it, always the same one.
     fn decoder(&self) -> Arc<dyn Decoder>;
 
-    /// The parts of a matrix of 4-bit codes, which a product of at most [`FEW_ROWS`] rows reads as they are; `None` for any other.
+    /// The parts of a matrix of 4-bit codes, which a product of few rows ([`has_few_rows`]) reads as they are; `None` for any other.
     fn four_bit(&self) -> Option<FourBit<'_>> {
         None
     }
@@ -116,6 +116,12 @@ pub struct FourBit<'a> {
 
 /// Up to so many rows, as in generation, a product is mostly the reading of its weight.
 pub const FEW_ROWS: usize = 8;
+
+/// Whether `x` has so few rows for a product with `w`: up to [`FEW_ROWS`] anywhere, more where a GPU multiplies codes as they are. Such a
+/// product has no use for room beside the rows of `x`.
+pub fn has_few_rows(x: &Tensor, w: &dyn FrozenMatrix) -> bool {
+    x.rows() <= FEW_ROWS || few_rows::fit(x, [w].into_iter())
+}
 
 impl OnDevice<'_> {
     /// The device.

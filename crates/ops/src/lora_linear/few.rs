@@ -10,7 +10,7 @@ use halfbyte_tensor::Tensor;
 pub(super) fn fit(x: &Tensor, layers: &[Layer<'_, '_>]) -> bool {
     let updates = || layers.iter().filter_map(|it| it.lora);
     let taken = updates().all(|it| it.dropout.is_off() && (1..=MAX_RANK).contains(&it.a.value().rows()));
-    few_rows::fit(x) && taken && updates().count() <= TOGETHER
+    few_rows::fit(x, layers.iter().map(|it| it.w)) && taken && updates().count() <= TOGETHER
 }
 
 /// The outputs of all layers, and their projections.
