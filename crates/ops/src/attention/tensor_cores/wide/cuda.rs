@@ -177,7 +177,8 @@ mod tests {
         let seconds = |major: u32, head_dim: usize| {
             let compute_capability = Version { major, minor: 0 };
             let info = DeviceInfo { ordinal: 0, name: "planned".into(), compute_capability, memory_bytes: 1 << 34 };
-            let gpu = Gpu::dry_at(info, 163 << 10, Rates { kernels: 1e9, ..Rates::ENDLESS });
+            let shared_memory = if major == 9 { 227 << 10 } else { 163 << 10 };
+            let gpu = Gpu::dry_at(info, shared_memory, Rates { kernels: 1e9, ..Rates::ENDLESS });
             let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim, scale: 0.2, window: None, cap: Some(2.0) };
             let layout = Layout::new(&[64, 32]).unwrap();
             let of = |heads: usize| {
@@ -202,11 +203,20 @@ mod tests {
         near(seconds(8, 256), 2.0 + 5.0 * 8.0 / 7.0);
         near(seconds(9, 256), 2.0 * (2.0 + 5.0 * 8.0 / 7.0));
         near(seconds(8, 160), 1.6 * (2.0 + 5.0 * 8.0 / 7.0));
+        // Others by one pass, of five products, whose blocks wait for each other.
+        near(seconds(9, 64), 2.0 + 5.0 * 5.0 / 7.0 * 1.06);
     }
 
     #[test]
     fn small_tiles_fit_the_smallest_cards() {
         let limit = 99 << 10;
         assert!(OF_32.shared(2) <= limit && OF_64.shared(2) > limit && OF_64.shared(2) <= 163 << 10);
+        let rows = |shared_memory: u32| {
+            let compute_capability = Version { major: 8, minor: 0 };
+            let info = DeviceInfo { ordinal: 0, name: "planned".into(), compute_capability, memory_bytes: 1 << 34 };
+            Tiles::of(&Gpu::dry_at(info, shared_memory, Rates::ENDLESS)).rows
+        };
+        let least = OF_64.shared(2) as u32;
+        assert_eq!([rows(99 << 10), rows(least - 1), rows(least), rows(163 << 10)], [32, 32, 64, 64]);
     }
 }
