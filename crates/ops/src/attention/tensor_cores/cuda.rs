@@ -118,6 +118,7 @@ pub(in crate::attention) fn backward(
 #[cfg(test)]
 pub(in crate::attention) mod tests {
     use super::*;
+    use halfbyte_cuda::{DeviceInfo, Rates, Version};
     use halfbyte_tensor::Device;
     use halfbyte_testkit::{
         cuda::{fresh_gpu, gpu},
@@ -199,6 +200,24 @@ pub(in crate::attention) mod tests {
             assert_eq!(by_wgmma, of(HOPPER), "{shape:?}");
             assert_near(&of(Blocks { sums: HOPPER.sums, ..OTHERS }), &two_passes, &shape);
         }
+    }
+
+    /// The sums of as many heads as go together are there at a time.
+    #[test]
+    fn sums_have_room() {
+        let layout = Layout::new(&[1030, 40, 3]).unwrap();
+        let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 64, scale: 0.2, window: None, cap: None };
+        // 8 whole tiles of 128 rows, and one for each sequence; two query heads for one of keys and values.
+        let a_head = 4 * (8 + 3) * 2 * 128 * 64;
+        let [one, three] = [1, 3].map(|heads| {
+            let compute_capability = Version { major: 9, minor: 0 };
+            let info = DeviceInfo { ordinal: 0, name: "planned".into(), compute_capability, memory_bytes: 1 << 34 };
+            let gpu = Gpu::dry_at(info, 227 << 10, Rates::ENDLESS);
+            run(Blocks { sums: heads * a_head, ..HOPPER }, &gpu, (&shape, &layout));
+            gpu.stats().peak
+        });
+        // A block of the pool may be somewhat larger than what was asked for.
+        assert!(three > one + a_head, "{three} bytes with three heads, {one} with one");
     }
 
     /// Where memory has no room for the sums of all, one head of keys and values after the other gives the same bits, and two passes the rest.
