@@ -38,6 +38,21 @@ __device__ __forceinline__ bool sees(const Shape& s, int position, int key) {
     return key <= position && key >= first_key(s, position);
 }
 
+// Hides what a row of scores does not see: rows from `row` on are queries or, where OF_KEYS, keys, and columns from `column` on the others.
+template <bool OF_KEYS, int N>
+__device__ __forceinline__ void hide(const Shape& s, float (&p)[1][N][4], int row, int column) {
+    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
+    int query = OF_KEYS ? column : row, queries = OF_KEYS ? 8 * N : 16, key = OF_KEYS ? row : column, keys = OF_KEYS ? 16 : 8 * N;
+    if (query >= key + keys - 1 && key >= first_key(s, query + queries - 1)) return;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int r = row + 8 * (j / 2) + g, c = column + 8 * n + 2 * t + j % 2;
+            if (!(OF_KEYS ? sees(s, c, r) : sees(s, r, c))) p[0][n][j] = -INF;
+        }
+}
+
 // Over the four lanes that share a row.
 __device__ __forceinline__ float row_sum(float v) {
     v += __shfl_xor_sync(0xffffffffu, v, 1);

@@ -218,13 +218,7 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* q, const T* k, 
         if (seen) {
             wait_for<1>(p);
             bend(p);
-            bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
-            if (!all_seen)
-#pragma unroll
-                for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        if (!sees(s, tile + 8 * n + 2 * t + j % 2, lowest + 8 * (j / 2) + g)) p[0][n][j] = -INF;
+            hide<true>(s, p, lowest, tile);
             if (!Bend::BENDS) to_probabilities();
         }
         if (i > 0) take_turn(before_now), add_queries(before_now);

@@ -104,12 +104,12 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
     if (BY_WGMMA) turns = 3;
     T *keys = shared, *values = keys + ROWS * DIM, *tiles = values + ROWS * DIM;
     float* numbers = (float*)(tiles + turns * 2 * QUERIES * DIM);
-    int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
+    int lane = threadIdx.x & 31, t = lane & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
     int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
     int length = of.count, first = blockIdx.y * ROWS;
     if (first >= length) return;
     int last = s.window > 0 ? min(first + ROWS - 1 + s.window, length) : length;
-    int tiles_a_head = (last - first + QUERIES - 1) / QUERIES, lowest = first + own, highest = lowest + 15;
+    int tiles_a_head = (last - first + QUERIES - 1) / QUERIES, lowest = first + own;
     int group_first = first + group_start<1, BY_WGMMA>(), group_last = group_first + group_rows<1, BY_WGMMA>() - 1;
     auto load = [&](int i) {
         int head = kv_head * group + i / tiles_a_head, tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
@@ -149,13 +149,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
             end_products();
             wait_for<1>(p);
             bend(p);
-            bool all_seen = tile >= highest && lowest >= first_key(s, tile + QUERIES - 1);
-            if (!all_seen)
-#pragma unroll
-                for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        if (!sees(s, tile + 8 * n + 2 * t + j % 2, lowest + 8 * (j / 2) + g)) p[0][n][j] = -INF;
+            hide<true>(s, p, lowest, tile);
             if (Bend::BENDS) {
                 // How scores changed is gone when they are probabilities, and there are no registers to keep it in.
                 wait_for<0>(slope);
