@@ -375,7 +375,7 @@ inline void wait_for_copies() {
 UNCOUNTED inline void wait_until(const unsigned* word, unsigned least) {
     for (int rounds = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) < least; std::this_thread::yield()) {
         if (block->halts) halt(block->halts);
-        if (++rounds > 10000000) fail("a block waits for another that never comes");
+        if (++rounds > 1000000000) fail("a block waits for another that never comes");
     }
 }
 UNCOUNTED inline void publish(unsigned* word, unsigned value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
