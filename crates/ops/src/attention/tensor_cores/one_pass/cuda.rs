@@ -42,6 +42,11 @@ fn tiles(shape: &AttentionShape, layout: &Layout) -> usize {
     layout.tokens() / queries(shape) + layout.sequences()
 }
 
+/// Words by which the warps of blocks tell each other how many have added to a tile of a head.
+fn words(shape: &AttentionShape, layout: &Layout) -> usize {
+    tiles(shape, layout) * shape.heads * WARPS
+}
+
 /// Shared memory of a block: its rows twice, tiles of queries and of their gradients with two numbers a row, and slopes twice.
 fn shared(blocks: Blocks, shape: &AttentionShape) -> usize {
     let (row, queries) = (DType::Bf16.size() * padded(shape), queries(shape));
@@ -85,7 +90,7 @@ pub(in super::super) fn backward(
     let counted = shape.flops(layout, 5) as f64;
     gpu.takes_longer_by((counted * (5.0 / 7.0 * WAITING - 1.0)) as i64);
     let mut d = q.scratch_like(lse.shape(), DType::F32);
-    let mut added = q.scratch_like(&[tiles(shape, layout) * heads * WARPS], DType::U32);
+    let mut added = q.scratch_like(&[words(shape, layout)], DType::U32);
     let kernel =
         Along { dy, y: saved.y, y_stride: saved.y.stride(), segments, d: &mut d, added: &mut added, heads, dim };
     // SAFETY: a block for every `ROWS` rows and head of every sequence, and words for all tiles.
@@ -130,4 +135,31 @@ pub(in super::super) fn backward(
         unsafe { kernel.launch_from(source, gpu, element, launch) }?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the tiles that the kernel numbers, the last one's last word and the last of its sums, of short sequences and long ones, in every order.
+    #[test]
+    fn every_tile_has_words_and_sums() {
+        for head_dim in [64, 128] {
+            let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim, scale: 1.0, window: None, cap: None };
+            let queries = queries(&shape);
+            for lengths in [vec![1], vec![128], vec![129, 1, 1], vec![1, 1, 300], vec![127; 5], vec![64, 65, 63, 128]] {
+                let layout = Layout::new(&lengths).unwrap();
+                let numbers = layout.segments().iter().enumerate().map(|(sequence, it)| {
+                    let of = |tile: usize| it.first / queries + sequence + tile;
+                    (of(0), of(it.count.div_ceil(queries)))
+                });
+                let numbers: Vec<_> = numbers.collect();
+                assert!(numbers.windows(2).all(|it| it[0].1 <= it[1].0), "{lengths:?}: tiles have a number each");
+                let end = numbers.last().unwrap().1;
+                assert!(words(&shape, &layout) >= end * 6 * 8, "{lengths:?}");
+                assert!(sums(&shape, tiles(&shape, &layout)) >= end * 2 * queries * head_dim, "{lengths:?}");
+                assert!(tiles(&shape, &layout) <= end + layout.sequences(), "{lengths:?}: no more than is needed");
+            }
+        }
+    }
 }
