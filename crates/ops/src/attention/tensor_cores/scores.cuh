@@ -53,6 +53,47 @@ __device__ __forceinline__ void hide(const Shape& s, float (&p)[1][N][4], int ro
         }
 }
 
+// Of kernels whose rows are keys and whose columns are the queries of a tile, each with two numbers: scores to probabilities by `measure`, which
+// has lse, and gradients of probabilities to those of scores by `along`, which has D.
+template <int N> __device__ __forceinline__ void to_probabilities(float (&p)[1][N][4], float unit, const float* measure) {
+    int t = threadIdx.x & 3;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) p[0][n][j] = two_to(p[0][n][j] * unit - measure[8 * n + 2 * t + j % 2] * LOG2_E);
+}
+// Before those, where scores are bent: how they changed is gone when they are probabilities, and there are no registers to keep it in.
+template <int N>
+__device__ __forceinline__ void bend_slopes(float (&slope)[1][N][4], const float (&bent)[1][N][4], const Bend& bend, const float* along) {
+    int t = threadIdx.x & 3;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            slope[0][n][j] = (slope[0][n][j] - along[8 * n + 2 * t + j % 2]) * bend.change(bent[0][n][j]);
+}
+template <int N> __device__ __forceinline__ void to_slopes(float (&slope)[1][N][4], const float (&p)[1][N][4], const float* along) {
+    int t = threadIdx.x & 3;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            slope[0][n][j] = p[0][n][j] * (Bend::BENDS ? slope[0][n][j] : slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
+}
+
+// A tile of a head's queries and, behind it, of the gradients of their results; and lse and D of each to `numbers`. By 256 threads. A query that
+// is not there has zeros for everything, and adds nothing.
+template <int DIM, int COUNT>
+__device__ __forceinline__ void load_queries(T* to, float* numbers, const T* q, const T* dy, const float* lse, const float* d, const Segment& of,
+                                             int head, int tile, const Shape& s) {
+    int length = of.count, stride = s.heads * s.dim, row = tile + threadIdx.x % COUNT;
+    load_rows<DIM, COUNT, 256>(to, q + head * s.dim, of.first, tile, length, stride, s.dim);
+    load_rows<DIM, COUNT, 256>(to + COUNT * DIM, dy + head * s.dim, of.first, tile, length, stride, s.dim);
+    const float* from = threadIdx.x < COUNT ? lse : d;
+    size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
+    if (threadIdx.x < 2 * COUNT) copy_later<4>(numbers + threadIdx.x, row < length ? from + at : from, row < length);
+}
+
 // Over the four lanes that share a row.
 __device__ __forceinline__ float row_sum(float v) {
     v += __shfl_xor_sync(0xffffffffu, v, 1);

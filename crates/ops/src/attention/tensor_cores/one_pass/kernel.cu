@@ -122,7 +122,7 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* q, const T* k, 
     T *keys = shared, *values = keys + ROWS * DIM, *tiles = values + ROWS * DIM, *slope_tiles = tiles + TURNS * 2 * TILE;
     float* numbers = (float*)(slope_tiles + 2 * ROWS * QUERIES);
     int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3, warp = threadIdx.x / 32, own = warp * 16, part = part_of_warp();
-    int kv_head = first_kv_head + blockIdx.x, group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    int kv_head = first_kv_head + blockIdx.x, group = s.heads / s.kv_heads, kv_stride = s.kv_heads * s.dim;
     // The last keys first: whoever adds before this block has a lower number.
     int length = of.count, first = (gridDim.y - 1 - blockIdx.y) * ROWS;
     if (first >= length) return;
@@ -135,16 +135,7 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* q, const T* k, 
     };
     auto following = [&](Round it) { return it.tile + QUERIES < last ? Round{it.head, it.tile + QUERIES} : Round{it.head + 1, first}; };
     auto load = [&](Round it, int turn) {
-        int head = it.head, tile = it.tile;
-        T* to = tiles + turn * 2 * TILE;
-        load_rows<DIM, QUERIES, BLOCK>(to, q + head * s.dim, of.first, tile, length, q_stride, s.dim);
-        load_rows<DIM, QUERIES, BLOCK>(to + TILE, dy + head * s.dim, of.first, tile, length, q_stride, s.dim);
-        // A query that is not there has zeros for everything, and adds nothing.
-        int row = tile + threadIdx.x % QUERIES;
-        const float* from = threadIdx.x < QUERIES ? lse : d;
-        size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
-        if (threadIdx.x < 2 * QUERIES)
-            copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, row < length ? from + at : from, row < length);
+        load_queries<DIM, QUERIES>(tiles + turn * 2 * TILE, numbers + turn * 2 * QUERIES, q, dy, lse, d, of, it.head, it.tile, s);
     };
     // The block's place among those that add to its tile, whether it is the last, where the sums and the word of the warp are.
     auto place_of = [&](Round it) { return it.tile / ROWS - first / ROWS; };
@@ -208,18 +199,11 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* q, const T* k, 
         end_products();
         if (i > 0) multiply_columns<DIM, BY_WGMMA>(c, slope_tiles + (i + 1) % 2 * ROWS * QUERIES, keys, part);
         end_products();
-        auto to_probabilities = [&] {
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    p[0][n][j] = two_to(p[0][n][j] * unit - measure[8 * n + 2 * t + j % 2] * LOG2_E);
-        };
         if (seen) {
             wait_for<1>(p);
             bend(p);
             hide<true>(s, p, lowest, tile);
-            if (!Bend::BENDS) to_probabilities();
+            if (!Bend::BENDS) to_probabilities(p, unit, measure);
         }
         if (i > 0) take_turn(before_now), add_queries(before_now);
         T* slope_tile = slope_tiles + i % 2 * ROWS * QUERIES;
@@ -228,25 +212,16 @@ __device__ __forceinline__ void gradients_of(T* shared, const T* q, const T* k, 
             multiply_rows<DIM, ROWS, BY_WGMMA>(slope, values, own, grads);
             end_products();
             if (Bend::BENDS) {
-                // How scores changed is gone when they are probabilities, and there are no registers to keep it in.
                 wait_for<0>(slope);
-#pragma unroll
-                for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        slope[0][n][j] = (slope[0][n][j] - along[8 * n + 2 * t + j % 2]) * bend.change(p[0][n][j]);
-                to_probabilities();
+                bend_slopes(slope, p, bend, along);
+                to_probabilities(p, unit, measure);
             }
             as_left(weights, p);
             begin_products();
             add_weighted<DIM, BY_WGMMA>(value_acc, weights, grads);
             end_products();
             wait_for<1>(slope);
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    slope[0][n][j] = p[0][n][j] * (Bend::BENDS ? slope[0][n][j] : slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
+            to_slopes(slope, p, along);
             as_left(slopes, slope);
             begin_products();
             add_weighted<DIM, BY_WGMMA>(key_acc, slopes, queries);

@@ -104,8 +104,8 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
     if (BY_WGMMA) turns = 3;
     T *keys = shared, *values = keys + ROWS * DIM, *tiles = values + ROWS * DIM;
     float* numbers = (float*)(tiles + turns * 2 * QUERIES * DIM);
-    int lane = threadIdx.x & 31, t = lane & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
-    int group = s.heads / s.kv_heads, q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim;
+    int own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
+    int group = s.heads / s.kv_heads, kv_stride = s.kv_heads * s.dim;
     int length = of.count, first = blockIdx.y * ROWS;
     if (first >= length) return;
     int last = s.window > 0 ? min(first + ROWS - 1 + s.window, length) : length;
@@ -113,15 +113,7 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
     int group_first = first + group_start<1, BY_WGMMA>(), group_last = group_first + group_rows<1, BY_WGMMA>() - 1;
     auto load = [&](int i) {
         int head = kv_head * group + i / tiles_a_head, tile = first + i % tiles_a_head * QUERIES, turn = i % turns;
-        T* to = tiles + turn * 2 * QUERIES * DIM;
-        load_rows<DIM, QUERIES, 256>(to, q + head * s.dim, of.first, tile, length, q_stride, s.dim);
-        load_rows<DIM, QUERIES, 256>(to + QUERIES * DIM, dy + head * s.dim, of.first, tile, length, q_stride, s.dim);
-        // A query that is not there has zeros for everything, and adds nothing.
-        int row = tile + threadIdx.x % QUERIES;
-        const float* from = threadIdx.x < QUERIES ? lse : d;
-        size_t at = (size_t)s.heads * of.first + (size_t)head * length + row;
-        if (threadIdx.x < 2 * QUERIES)
-            copy_later<4>(numbers + turn * 2 * QUERIES + threadIdx.x, row < length ? from + at : from, row < length);
+        load_queries<DIM, QUERIES>(tiles + turn * 2 * QUERIES * DIM, numbers + turn * 2 * QUERIES, q, dy, lse, d, of, head, tile, s);
     };
     const float unit = s.scale * LOG2_E;
     const Bend bend(s);
@@ -151,29 +143,16 @@ __device__ __forceinline__ void key_value_gradient_of(T* shared, const T* q, con
             bend(p);
             hide<true>(s, p, lowest, tile);
             if (Bend::BENDS) {
-                // How scores changed is gone when they are probabilities, and there are no registers to keep it in.
                 wait_for<0>(slope);
-#pragma unroll
-                for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        slope[0][n][j] = (slope[0][n][j] - along[8 * n + 2 * t + j % 2]) * bend.change(p[0][n][j]);
+                bend_slopes(slope, p, bend, along);
             }
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    p[0][n][j] = two_to(p[0][n][j] * unit - measure[8 * n + 2 * t + j % 2] * LOG2_E);
+            to_probabilities(p, unit, measure);
             as_left(weights, p);
             begin_products();
             add_weighted<DIM, BY_WGMMA>(value_acc, weights, grads);
             end_products();
             wait_for<1>(slope);
-#pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    slope[0][n][j] = p[0][n][j] * (Bend::BENDS ? slope[0][n][j] : slope[0][n][j] - along[8 * n + 2 * t + j % 2]);
+            to_slopes(slope, p, along);
             as_left(slopes, slope);
             begin_products();
             add_weighted<DIM, BY_WGMMA>(key_acc, slopes, queries);

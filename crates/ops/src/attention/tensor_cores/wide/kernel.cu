@@ -229,7 +229,7 @@ KERNEL value_gradient(const T* q, const T* k, const T* dy, const float* lse, con
     SHARED_ARRAY(T, shared);
     T *keys = shared, *queries = keys + ROWS * DIM, *grads = queries + TILE * DIM;
     float* measure = (float*)(grads + TILE * DIM);
-    int t = threadIdx.x & 3, own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
+    int own = threadIdx.x / 32 * 16, kv_head = blockIdx.x;
     int q_stride = s.heads * s.dim, kv_stride = s.kv_heads * s.dim, length = of.count, first = blockIdx.y * ROWS;
     if (first >= length) return;
     const Queries all(s, of, kv_head, first, ROWS);
@@ -256,10 +256,7 @@ KERNEL value_gradient(const T* q, const T* k, const T* dy, const float* lse, con
             multiply_rows<DIM>(p, keys, own, queries);
             bend(p);
             hide<true>(s, p, lowest, tile);
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) p[0][n][j] = two_to(p[0][n][j] * unit - measure[8 * n + 2 * t + j % 2] * LOG2_E);
+            to_probabilities(p, unit, measure);
             as_left(weights, p);
         }
         meet();
