@@ -208,7 +208,7 @@ fn rotations_and_embeddings() {
 #[derive(Debug)]
 struct Stored {
     weight: Tensor,
-    decoder: Option<Arc<few_rows::Copied>>,
+    decoder: Option<Arc<dyn Decoder>>,
 }
 
 impl FrozenMatrix for Stored {
@@ -243,7 +243,7 @@ fn weights(out: usize, inner: usize, device: &Device) -> Vec<(&'static Stored, T
     let of = |(coded, dtype): (bool, DType)| {
         let values = noise(&[out, inner], dtype, 4);
         let weight = values.to_device(device).unwrap();
-        let decoder = coded.then(|| Arc::new(few_rows::Copied(weight.clone())));
+        let decoder = coded.then(|| -> Arc<dyn Decoder> { Arc::new(few_rows::Copied(weight.clone())) });
         (&*Box::leak(Box::new(Stored { weight, decoder })), values.to_dtype(DType::F32))
     };
     [(false, DType::Bf16), (true, DType::F32)].map(of).into()

@@ -5,10 +5,7 @@ use crate::frozen::{FEW_ROWS, decoded_beside};
 use halfbyte_testkit::cuda::fresh_gpu;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A matrix that says how often it was decoded.
-#[derive(Debug)]
-struct Counted(Arc<Counting>);
-
+/// What decodes a matrix and says how often it did.
 #[derive(Debug)]
 struct Counting {
     weight: Tensor,
@@ -22,38 +19,12 @@ impl Decoder for Counting {
     }
 }
 
-impl Coded for Counted {
-    fn place(&self) -> Place<'_> {
-        self.0.weight.place()
-    }
-    fn decoder(&self) -> Arc<dyn Decoder> {
-        self.0.clone()
-    }
-}
-
-impl FrozenMatrix for Counted {
-    fn dims(&self) -> (usize, usize) {
-        (self.0.weight.rows(), self.0.weight.cols())
-    }
-    fn source<'a>(&'a self) -> Box<dyn Source + 'a> {
-        unreachable!("a product on a GPU reads what lies there")
-    }
-    fn bytes(&self) -> usize {
-        0
-    }
-    fn format(&self) -> String {
-        "test".into()
-    }
-    fn on_device(&self) -> Option<OnDevice<'_>> {
-        Some(OnDevice::Coded(self))
-    }
-}
-
-/// Three matrices of as many rows and columns.
-fn matrices(device: &Device) -> [Counted; 3] {
+/// Three matrices of as many rows and columns, with who decodes them.
+fn matrices(device: &Device) -> [(Stored, Arc<Counting>); 3] {
     [1, 2, 3].map(|seed| {
         let weight = noise(&[16, 24], DType::Bf16, seed).to_device(device).unwrap();
-        Counted(Arc::new(Counting { weight, times: AtomicUsize::new(0) }))
+        let counting = Arc::new(Counting { weight: weight.clone(), times: AtomicUsize::new(0) });
+        (Stored { weight, decoder: Some(counting.clone()) }, counting)
     })
 }
 
@@ -63,9 +34,9 @@ fn foreseen(device: &Device, order: &[usize], rows: usize) -> Vec<bool> {
     let all = matrices(device);
     let x = Tensor::zeros_on(device, &[rows, 24], DType::Bf16);
     let ask = |at: &usize| {
-        let it = &all[*at].0;
+        let (w, it) = &all[*at];
         let before = it.times.load(Ordering::Relaxed);
-        let got = decoded_beside(&all[*at], &x, (0, 0)).unwrap();
+        let got = decoded_beside(w, &x, (0, 0)).unwrap();
         assert_eq!(got.to_f32_vec(), it.weight.to_f32_vec(), "{at} of {order:?}");
         it.times.load(Ordering::Relaxed) == before
     };
@@ -95,12 +66,12 @@ fn a_matrix_that_is_gone_is_not_decoded() {
     let Some(device) = fresh_gpu().map(Device::Cuda) else { return };
     let [first, second, _] = matrices(&device);
     let x = Tensor::zeros_on(&device, &[FEW_ROWS + 1, 24], DType::Bf16);
-    let ask = |it: &Counted| decoded_beside(it, &x, (0, 0)).unwrap().to_f32_vec();
+    let ask = |it: &(Stored, Arc<Counting>)| decoded_beside(&it.0, &x, (0, 0)).unwrap().to_f32_vec();
     for _ in 0..2 {
         ask(&first);
         ask(&second);
     }
     // It would be the next.
     drop(second);
-    assert_eq!(ask(&first), first.0.weight.to_f32_vec());
+    assert_eq!(ask(&first), first.1.weight.to_f32_vec());
 }
