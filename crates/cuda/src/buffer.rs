@@ -160,6 +160,9 @@ impl Buffer {
             return Ok(());
         }
         let (to, from) = (self.ptr() + at as u64, from.ptr() + from_at as u64);
+        if !self.gpu.says(("copy", to, from, bytes))? {
+            return Ok(());
+        }
         // SAFETY: both ranges lie in live buffers, which are used in the order of this stream.
         call("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute) })
     }
@@ -175,6 +178,9 @@ impl Buffer {
         self.gpu.bind()?;
         if let Some(dry) = &self.gpu.dry {
             dry.pass_bytes(Which::Compute, self.bytes as u64);
+            return Ok(());
+        }
+        if !self.gpu.says(("zero", self.ptr(), self.bytes))? {
             return Ok(());
         }
         // SAFETY: the range is the buffer.
@@ -212,6 +218,7 @@ impl Gpu {
     /// If a length differs from its buffer's.
     pub fn download(&self, copies: &mut [(&Buffer, &mut [u8])]) -> Result<(), Error> {
         self.bind()?;
+        self.says_once("a download")?;
         for (from, into) in copies.iter_mut() {
             assert_eq!(into.len(), from.bytes, "a download takes the whole buffer");
             if into.is_empty() {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counters {
     /// Kernels started.
     pub launches: u64,
+    /// Passes started as a whole ([`crate::Gpu::repeated`]): their kernels and products are not counted again.
+    pub graphs: u64,
     /// Matrix products started.
     pub products: u64,
     /// Shapes of products for which the library's algorithms were tried out.
@@ -36,6 +38,7 @@ impl Counters {
     pub fn since(&self, earlier: &Counters) -> Counters {
         Counters {
             launches: self.launches - earlier.launches,
+            graphs: self.graphs - earlier.graphs,
             products: self.products - earlier.products,
             searches: self.searches - earlier.searches,
             operations: self.operations - earlier.operations,
@@ -54,6 +57,7 @@ impl Counters {
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) launches: AtomicU64,
+    pub(crate) graphs: AtomicU64,
     pub(crate) products: AtomicU64,
     pub(crate) searches: AtomicU64,
     pub(crate) operations: AtomicU64,
@@ -71,6 +75,7 @@ impl Tally {
         let of = |it: &AtomicU64| it.load(Ordering::Relaxed);
         Counters {
             launches: of(&self.launches),
+            graphs: of(&self.graphs),
             products: of(&self.products),
             searches: of(&self.searches),
             operations: of(&self.operations),

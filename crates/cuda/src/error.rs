@@ -125,6 +125,13 @@ pub enum Error {
         limit: u32,
     },
 
+    /// A pass that was started as a whole asked for something else than before. It is run again by itself, so nobody sees this.
+    #[error("a pass that was started as one CUDA graph asked for {what}; HALFBYTE_CUDA_GRAPH=off starts none so")]
+    Strayed {
+        /// What.
+        what: &'static str,
+    },
+
     /// A kernel was not started.
     #[error("the kernel {kernel} was not launched: {name} ({code})")]
     Launch {

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
@@ -16,7 +16,9 @@ use crate::error::Error;
 use crate::launch::Modules;
 use crate::matmul::Blas;
 use crate::pool::{Block, MemoryStats, Pool};
+use crate::repeat::Repeats;
 use crate::ring::Ring;
+use crate::script::Script;
 use crate::stowed::Shelf;
 use crate::{DeviceInfo, probe};
 
@@ -46,6 +48,12 @@ pub struct Gpu {
     pub(crate) blas: Mutex<Option<Blas>>,
     pub(crate) measuring: Mutex<Measuring>,
     fault: Mutex<Option<Error>>,
+    /// Whether passes that come again may be started as a whole.
+    pub(crate) repeats: bool,
+    pub(crate) repeating: Mutex<Repeats>,
+    /// The pass under way, and whether there is one.
+    pub(crate) script: Mutex<Option<Script>>,
+    pub(crate) scripted: AtomicBool,
     /// What a crate above keeps for the device.
     attached: Mutex<Option<Box<dyn Any + Send>>>,
     /// There is no device behind it.
@@ -112,6 +120,10 @@ impl Gpu {
     ) -> Arc<Gpu> {
         Arc::new(Gpu {
             overlaps: dry.is_none() && overlaps(&info),
+            repeats: dry.is_none() && repeats(),
+            repeating: Mutex::default(),
+            script: Mutex::new(None),
+            scripted: AtomicBool::new(false),
             info,
             context,
             compute,
@@ -287,6 +299,7 @@ impl Gpu {
             return Ok(dry.segment(size));
         }
         self.bind()?;
+        self.says_once("new memory")?;
         // SAFETY: the stream is alive, and the memory is used in its order.
         call("cuMemAllocAsync", unsafe { result::malloc_async(self.compute, size) })
     }
@@ -303,6 +316,7 @@ impl Gpu {
             return Ok(());
         }
         self.bind()?;
+        self.says_once("memory given back")?;
         // SAFETY: nobody holds a part of it, and what used it comes before in the stream.
         call("cuMemFreeAsync", unsafe { result::free_async(base, self.compute) })
     }
@@ -328,6 +342,7 @@ impl Gpu {
         if self.is_dry() {
             return Ok(());
         }
+        self.says_once("an upload")?;
         let mut guard = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
             *guard = Some(Ring::new(self)?);
@@ -354,7 +369,7 @@ impl Gpu {
         call("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool> {
+    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -368,6 +383,12 @@ impl fmt::Debug for Gpu {
 /// From compute capability 9.0 on, with a driver that knows it; unless `HALFBYTE_CUDA_OVERLAP=off`, to see what it saves.
 fn overlaps(info: &DeviceInfo) -> bool {
     info.compute_capability.major >= 9 && is_on("HALFBYTE_CUDA_OVERLAP") && crate::symbols::has_overlapping_launches()
+}
+
+/// Whether passes that come again are started as a whole: with a driver that knows graphs, and buffers that come to lie where they did
+/// before; unless `HALFBYTE_CUDA_GRAPH=off`, to see what it saves.
+fn repeats() -> bool {
+    is_on("HALFBYTE_CUDA_GRAPH") && keeps_memory() && crate::symbols::has_graphs()
 }
 
 /// Whether buffers come from a pool, as they do unless `HALFBYTE_CUDA_POOL=off` asks for each to be the driver's own, so that a

@@ -23,6 +23,7 @@ mod driver;
 mod dry;
 mod error;
 mod gpu;
+mod graph;
 mod kernels;
 mod launch;
 mod library;
@@ -30,7 +31,9 @@ mod matmul;
 mod pinned;
 mod pool;
 mod probe;
+mod repeat;
 mod ring;
+mod script;
 mod search;
 #[doc(hidden)]
 pub mod signature;

@@ -35,6 +35,7 @@ impl Pinned {
             assert!(!ptr.is_null(), "there is no address space left for {bytes} bytes");
             return Ok(Pinned { ptr, bytes, dry: true });
         }
+        gpu.says_once("page-locked memory")?;
         // SAFETY: flags 0 mean ordinary cached memory.
         let ptr = call("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?.cast::<u8>();
         // SAFETY: the driver gave so many bytes.

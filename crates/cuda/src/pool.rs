@@ -6,6 +6,7 @@
 //! calls, never on addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::error::Error;
 
@@ -32,7 +33,7 @@ pub struct MemoryStats {
 }
 
 /// A piece of a segment that a buffer has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Block {
     /// Its address.
     pub ptr: u64,
@@ -63,6 +64,10 @@ pub struct Pool {
     free: [BTreeSet<(usize, u32, usize)>; 2],
     stats: MemoryStats,
     keeps: bool,
+    /// A sum over the blocks in use.
+    signature: u64,
+    /// How often segments were given up.
+    trims: u64,
 }
 
 impl Default for Pool {
@@ -75,7 +80,21 @@ impl Pool {
     /// An empty pool. One that keeps nothing takes each buffer from the driver and gives it straight back, so that a memory checker
     /// sees where each ends.
     pub fn new(keeps: bool) -> Pool {
-        Pool { segments: BTreeMap::new(), made: 0, free: Default::default(), stats: MemoryStats::default(), keeps }
+        Pool {
+            segments: BTreeMap::new(),
+            made: 0,
+            free: Default::default(),
+            stats: MemoryStats::default(),
+            keeps,
+            signature: 0,
+            trims: 0,
+        }
+    }
+
+    /// A number for the memory that is in use and that which is not: the same buffers asked for from here on come to lie where they did when
+    /// it was the same before.
+    pub fn signature(&self) -> u64 {
+        self.signature.wrapping_add(hash(&(self.trims, self.made)))
     }
 
     /// Bytes in use, kept and taken.
@@ -106,7 +125,9 @@ impl Pool {
         self.stats.live += size;
         self.stats.peak = self.stats.peak.max(self.stats.live);
         self.stats.cached = self.stats.reserved - self.stats.live;
-        Ok(Block { ptr: self.segments[&segment].base + offset as u64, size, segment, offset })
+        let block = Block { ptr: self.segments[&segment].base + offset as u64, size, segment, offset };
+        self.signature = self.signature.wrapping_add(hash(&block));
+        Ok(block)
     }
 
     /// A segment that holds so many bytes.
@@ -144,6 +165,7 @@ impl Pool {
 
     /// Takes a block back. Gives the address of its segment if that is to be given back to the driver now.
     pub fn free(&mut self, block: Block) -> Option<u64> {
+        self.signature = self.signature.wrapping_sub(hash(&block));
         let id = block.segment;
         let segment = self.segments.get_mut(&id).expect("the segment of a block is there");
         let class = segment.class;
@@ -170,6 +192,7 @@ impl Pool {
     /// Gives up every segment that no buffer has a part of, and names their addresses for the driver.
     pub fn trim(&mut self) -> Vec<u64> {
         let mut given_up = Vec::new();
+        self.trims += 1;
         for class in 0..2 {
             let whole: Vec<_> =
                 self.free[class].iter().copied().filter(|(size, id, _)| self.segments[id].size == *size).collect();
@@ -183,6 +206,12 @@ impl Pool {
         self.stats.cached = self.stats.reserved - self.stats.live;
         given_up
     }
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -293,6 +322,29 @@ mod tests {
         let segments = pool.segments.len();
         assert_eq!(pool.trim().len(), segments, "every segment is whole again");
         places
+    }
+
+    #[test]
+    fn the_same_memory_in_use_has_the_same_signature() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        let kept = pool.alloc(3 * MIB, fresh(&mut base)).unwrap();
+        pool.alloc(5 * MIB, fresh(&mut base)).map(|it| pool.free(it)).unwrap();
+        let before = pool.signature();
+        let [a, b] = [MIB, 4 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        assert_ne!(pool.signature(), before);
+        pool.free(b);
+        pool.free(a);
+        assert_ne!(pool.signature(), before, "there is a segment more, which a buffer may get");
+        let before = pool.signature();
+        let again = [MIB, 4 * MIB].map(|it| pool.alloc(it, no_more).unwrap());
+        assert_eq!(again, [a, b], "the same memory");
+        again.into_iter().for_each(|it| assert_eq!(pool.free(it), None));
+        assert_eq!(pool.signature(), before);
+        pool.free(kept);
+        let other = pool.alloc(3 * MIB, no_more).unwrap();
+        assert_eq!((pool.signature() == before, other == kept), (true, true), "who holds it does not matter");
+        pool.trim();
+        assert_ne!(pool.signature(), before, "what was given up may come back elsewhere");
     }
 
     #[test]

@@ -75,6 +75,7 @@ impl Gpu {
         if self.is_dry() {
             return Ok(true);
         }
+        self.says_once("whether it is done")?;
         // SAFETY: the event is alive.
         match unsafe { result::event::query(event.raw) } {
             Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
@@ -92,6 +93,7 @@ impl Gpu {
         if self.is_dry() {
             return Ok(());
         }
+        self.says_once("a wait")?;
         // SAFETY: the event is alive.
         call("cuEventSynchronize", unsafe { result::event::synchronize(event.raw) })
     }
@@ -153,7 +155,7 @@ impl Gpu {
 }
 
 /// Which of the streams of a device.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Which {
     Compute,
     Copy,
@@ -186,6 +188,9 @@ impl Stream<'_> {
             event.of_copies.store(self.which == Which::Copy, Ordering::Relaxed);
             return Ok(());
         }
+        if !self.says("record")? {
+            return Ok(());
+        }
         // SAFETY: event and stream are alive.
         call("cuEventRecord", unsafe { result::event::record(event.raw, self.raw) })
     }
@@ -201,6 +206,9 @@ impl Stream<'_> {
             if self.which == Which::Compute && event.of_copies.load(Ordering::Relaxed) {
                 self.gpu.tally.waited.fetch_add(waited, Ordering::Relaxed);
             }
+            return Ok(());
+        }
+        if !self.says("wait")? {
             return Ok(());
         }
         let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -224,6 +232,15 @@ impl Stream<'_> {
         self.gpu.compute_stream().follow(*self)
     }
 
+    /// Says what is about to be asked of this stream, and hears whether it still is to be. Which event it is about shows in what follows.
+    fn says(&self, word: &'static str) -> Result<bool, Error> {
+        if self.which == Which::Copy {
+            // Page-locked memory of the host is its callers', and not always the same.
+            self.gpu.says_once("copies beside it")?;
+        }
+        self.gpu.says((word, self.which))
+    }
+
     fn follow(&self, first: Stream<'_>) -> Result<(), Error> {
         let event = Event::untimed(self.gpu)?;
         first.record(&event)?;
@@ -244,6 +261,7 @@ impl Stream<'_> {
         if self.gpu.is_dry() {
             return Ok(());
         }
+        self.gpu.says_once("an upload")?;
         // SAFETY: the range lies in the buffer, and the caller keeps the source.
         call("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to.ptr() + at as u64, from, self.raw) })
     }
@@ -262,6 +280,7 @@ impl Stream<'_> {
         if self.gpu.is_dry() {
             return Ok(());
         }
+        self.gpu.says_once("a download")?;
         // SAFETY: the range lies in the buffer, and the caller keeps the target.
         call("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(into, from.ptr() + at as u64, self.raw) })
     }
@@ -287,6 +306,9 @@ impl Stream<'_> {
         if self.gpu.is_dry() {
             return Ok(());
         }
+        if !self.gpu.says(("zero", self.which, buffer.ptr() + at as u64, bytes))? {
+            return Ok(());
+        }
         // SAFETY: the range lies in the buffer.
         call("cuMemsetD8Async", unsafe { result::memset_d8_async(buffer.ptr() + at as u64, 0, bytes, self.raw) })
     }
@@ -301,6 +323,7 @@ impl Stream<'_> {
         if self.gpu.is_dry() {
             return Ok(());
         }
+        self.gpu.says_once("a wait")?;
         // SAFETY: the stream is alive.
         call("cuStreamSynchronize", unsafe { result::stream::synchronize(self.raw) })
     }

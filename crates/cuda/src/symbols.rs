@@ -81,6 +81,20 @@ pub(crate) fn has_overlapping_launches() -> bool {
     unsafe { driver::sys::culib().get::<unsafe extern "C" fn()>(b"cuLaunchKernelEx").is_ok() }
 }
 
+/// Whether the driver can keep calls as a graph (since CUDA 11.4, the oldest that is supported). The driver must have been found.
+pub(crate) fn has_graphs() -> bool {
+    let names: [&[u8]; 6] = [
+        b"cuStreamBeginCapture_v2",
+        b"cuStreamEndCapture",
+        b"cuGraphInstantiateWithFlags",
+        b"cuGraphLaunch",
+        b"cuGraphDestroy",
+        b"cuGraphExecDestroy",
+    ];
+    // SAFETY: as above.
+    names.iter().all(|it| unsafe { driver::sys::culib().get::<unsafe extern "C" fn()>(*it).is_ok() })
+}
+
 fn has(library: &str, names: &[&'static str], is_there: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
     match names.iter().find(|it| !is_there(it.as_bytes())) {
         None => Ok(()),

@@ -2,7 +2,7 @@
 
 use crate::place::on_gpu;
 use halfbyte_cuda::Gpu;
-use halfbyte_tensor::{Result, Tensor, cuda};
+use halfbyte_tensor::{Device, Result, Tensor, cuda};
 use std::sync::{Arc, OnceLock};
 
 /// The target of a position that does not count.
@@ -83,6 +83,17 @@ impl Ids {
         self.0.ids.iter().copied().enumerate().find(|it| it.1 as usize >= vocab)
     }
 
+    /// Sends them to a device now, not when they are first needed there.
+    ///
+    /// # Errors
+    /// If a GPU reports one.
+    pub fn send(&self, device: &Device) -> Result<()> {
+        if let Device::Cuda(gpu) = device {
+            self.on(gpu)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn on(&self, gpu: &Arc<Gpu>) -> Result<&Tensor> {
         once(&self.0.on_gpu, || cuda::upload_u32(gpu, &self.0.ids))
     }
@@ -157,6 +168,17 @@ impl Targets {
     /// The targets of [`Targets::rows`].
     pub fn ids(&self) -> &[u32] {
         &self.0.ids
+    }
+
+    /// Sends the rows that count and their targets to a device now, not when they are first needed there.
+    ///
+    /// # Errors
+    /// If a GPU reports one.
+    pub fn send(&self, device: &Device) -> Result<()> {
+        if let Device::Cuda(gpu) = device {
+            self.on(gpu)?;
+        }
+        Ok(())
     }
 
     /// [`Targets::rows`] and [`Targets::ids`] on a GPU, u32.

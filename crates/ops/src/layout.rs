@@ -4,7 +4,7 @@
 //! one row (packing), a batch of unequal texts, the prompts of many users and the next tokens of many texts are all of this form.
 
 use halfbyte_cuda::Gpu;
-use halfbyte_tensor::{Error, Result, Tensor, cuda};
+use halfbyte_tensor::{Device, Error, Result, Tensor, cuda};
 use std::sync::{Arc, OnceLock};
 
 /// One sequence: rows of the batch, and the keys they meet.
@@ -121,6 +121,17 @@ impl Layout {
     pub fn visible_pairs(&self, window: Option<usize>) -> usize {
         let seen = |position: usize| window.map_or(position + 1, |it| it.min(position + 1));
         self.0.positions.iter().map(|it| seen(*it as usize)).sum()
+    }
+
+    /// Sends it to a device now, not when it is first needed there.
+    ///
+    /// # Errors
+    /// If a GPU reports one.
+    pub fn send(&self, device: &Device) -> Result<()> {
+        if let Device::Cuda(gpu) = device {
+            self.on(gpu)?;
+        }
+        Ok(())
     }
 
     /// The positions on a GPU, `(tokens)` u32.

@@ -9,6 +9,8 @@
 //   CUDA_ON_CPU_HOST_MEMORY=BYTES  page-locked memory that the host gives; without a limit if it is not set
 //   CUDA_ON_CPU_FAIL_ALLOC=N       the Nth allocation finds no memory, and none after it
 //   CUDA_ON_CPU_FAIL_LAUNCH=N      the Nth launch fails when it runs, and everything after it
+//   CUDA_ON_CPU_GRAPHS=none        no graphs are made
+//   CUDA_ON_CPU_GRAPHS=torn        graphs lack the last thing that was asked for
 //   CUDA_ON_CPU_FAIL_COPY=N        the Nth copy or memset fails when it runs, and everything after it
 #pragma once
 
@@ -19,6 +21,7 @@
 #include <mutex>
 #include <set>
 
+#include "graph.hpp"
 #include "runtime.hpp"
 
 namespace device {
@@ -27,7 +30,9 @@ using Result = int;
 using Pointer = unsigned long long;
 constexpr Result OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101,
                  INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
-                 ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, LAUNCH_FAILED = 719;
+                 ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801,
+                 CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURE_UNJOINED = 904, CAPTURE_ISOLATION = 905,
+                 CAPTURED_EVENT = 907;
 
 // As the driver gives memory out.
 constexpr size_t GRAIN = 512;
@@ -53,12 +58,18 @@ struct Stream {
     // Lower is first.
     int priority;
     std::deque<std::function<void()>> queue;
+    // What is asked of it is kept there, on that lane, and not done.
+    std::shared_ptr<Capture> capture;
+    size_t lane = 0;
 };
 // What an event stands for since it was last recorded.
 struct Record {
     Stream* stream;
     bool done = false;
     std::chrono::steady_clock::time_point at{};
+    // Which mark it is of what is being kept.
+    std::shared_ptr<Capture> capture;
+    size_t mark = 0;
 };
 struct Event {
     Device* device;
@@ -92,6 +103,7 @@ inline std::map<Pointer, Allocation> allocations;
 // What lies there, until the stream has come to where it was freed.
 inline std::map<Pointer, size_t> memory;
 inline std::map<const char*, size_t> pinned;
+inline std::set<const Graph*> graphs;
 inline size_t launches = 0, copies = 0, allocated = 0;
 
 inline std::deque<Device>& all() {
@@ -124,10 +136,23 @@ inline void finish(const Record& record) {
 
 // Puts work at the end of a stream. Where that is asked for, a stream that is not among the first does it at once: what it waits for is
 // done, and nothing that it does not wait for.
-inline void push(Stream* stream, std::function<void()> task) {
-    stream->queue.push_back(std::move(task));
+inline bool is_early() {
     const char* when = getenv("CUDA_ON_CPU_STREAMS");
-    if (when && !strcmp(when, "early") && stream->priority >= 0) finish(stream);
+    return when && !strcmp(when, "early");
+}
+inline void push(Stream* stream, std::function<void()> task) {
+    if (stream->capture) {
+        stream->capture->graph.lanes[stream->lane].push_back({std::move(task), false, false, 0});
+        return;
+    }
+    stream->queue.push_back(std::move(task));
+    if (is_early() && stream->priority >= 0) finish(stream);
+}
+
+// Whether the stream's calls are being kept, and this is none that can be.
+inline bool cannot_be_kept(Stream* stream) {
+    if (!stream->capture) return false;
+    return stream->capture->spoilt = true;
 }
 
 // Whether the stream is one of the current context.

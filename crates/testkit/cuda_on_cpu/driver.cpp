@@ -77,13 +77,30 @@ API cuStreamDestroy_v2(Stream* stream) {
 }
 API cuStreamSynchronize(Stream* stream) {
     READY;
-    return is_here(stream) ? finish(stream) : INVALID_HANDLE;
+    if (!is_here(stream)) return INVALID_HANDLE;
+    return cannot_be_kept(stream) ? CAPTURE_UNSUPPORTED : finish(stream);
 }
 API cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     READY;
     if (!is_here(stream) || !events.count(event)) return INVALID_HANDLE;
     // The event may be recorded again or destroyed before the wait runs; what counts is the record made so far.
-    if (auto record = event->record) push(stream, [record] { finish(*record); });
+    auto record = event->record;
+    if (!record) return OK;
+    if (record->capture && !stream->capture) {
+        // It goes along from here on.
+        stream->capture = record->capture;
+        stream->lane = stream->capture->graph.lanes.size();
+        stream->capture->graph.lanes.emplace_back();
+    }
+    if (stream->capture) {
+        if (record->capture != stream->capture) {
+            stream->capture->spoilt = true;
+            return CAPTURE_ISOLATION;
+        }
+        stream->capture->graph.lanes[stream->lane].push_back({nullptr, false, true, record->mark});
+        return OK;
+    }
+    push(stream, [record] { finish(*record); });
     return OK;
 }
 API cuEventCreate(Event** event, unsigned flags) {
@@ -103,6 +120,13 @@ API cuEventRecord(Event* event, Stream* stream) {
     if (!is_here(stream) || !events.count(event) || event->device != current) return INVALID_HANDLE;
     auto record = std::make_shared<Record>(Record{stream});
     event->record = record;
+    if (auto capture = stream->capture) {
+        record->capture = capture;
+        record->mark = capture->graph.marks.size();
+        capture->graph.marks.push_back(stream->lane);
+        capture->graph.lanes[stream->lane].push_back({nullptr, true, false, record->mark});
+        return OK;
+    }
     push(stream, [record] {
         record->done = true;
         record->at = std::chrono::steady_clock::now();
@@ -112,12 +136,14 @@ API cuEventRecord(Event* event, Stream* stream) {
 API cuEventSynchronize(Event* event) {
     READY;
     if (!events.count(event)) return INVALID_HANDLE;
+    if (event->record && event->record->capture) return CAPTURED_EVENT;
     if (event->record) finish(*event->record);
     return current->broken;
 }
 API cuEventQuery(Event* event) {
     READY;
     if (!events.count(event)) return INVALID_HANDLE;
+    if (event->record && event->record->capture) return CAPTURED_EVENT;
     return !event->record || event->record->done ? OK : NOT_READY;
 }
 API cuEventElapsedTime(float* milliseconds, Event* from, Event* to) {
@@ -129,10 +155,62 @@ API cuEventElapsedTime(float* milliseconds, Event* from, Event* to) {
     return OK;
 }
 
+API cuStreamBeginCapture_v2(Stream* stream, int) {
+    READY;
+    if (!is_here(stream)) return INVALID_HANDLE;
+    const char* graphs = getenv("CUDA_ON_CPU_GRAPHS");
+    if (graphs && !strcmp(graphs, "none")) return NOT_SUPPORTED;
+    if (stream->capture) return INVALID_VALUE;
+    stream->capture = std::make_shared<Capture>();
+    stream->lane = 0;
+    return OK;
+}
+API cuStreamEndCapture(Stream* stream, const Graph** graph) {
+    READY;
+    if (!is_here(stream)) return INVALID_HANDLE;
+    auto capture = stream->capture;
+    if (!capture || stream->lane != 0) return INVALID_VALUE;
+    for (auto it : streams)
+        if (it->capture == capture) it->capture = nullptr;
+    *graph = nullptr;
+    if (capture->spoilt) return CAPTURE_INVALIDATED;
+    if (!capture->graph.run(false, false)) return CAPTURE_UNJOINED;
+    const char* how = getenv("CUDA_ON_CPU_GRAPHS");
+    auto& first = capture->graph.lanes[0];
+    if (how && !strcmp(how, "torn") && !first.empty()) first.pop_back();
+    graphs.insert(*graph = new Graph(capture->graph));
+    return OK;
+}
+API cuGraphInstantiateWithFlags(const Graph** made, const Graph* graph, unsigned long long flags) {
+    READY;
+    if (flags || !graphs.count(graph)) return INVALID_VALUE;
+    graphs.insert(*made = new Graph(*graph));
+    return OK;
+}
+API cuGraphLaunch(const Graph* graph, Stream* stream) {
+    READY;
+    if (!graphs.count(graph) || !is_here(stream)) return INVALID_HANDLE;
+    if (cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
+    // It may be destroyed before it runs.
+    auto kept = std::make_shared<Graph>(*graph);
+    push(stream, [kept, stream] {
+        if (!stream->device->broken) kept->run(true, is_early());
+    });
+    return OK;
+}
+API cuGraphDestroy(const Graph* graph) {
+    LOCK;
+    if (!graphs.erase(graph)) return INVALID_VALUE;
+    delete graph;
+    return OK;
+}
+API cuGraphExecDestroy(const Graph* graph) { return cuGraphDestroy(graph); }
+
 API cuMemAllocAsync(Pointer* at, size_t bytes, Stream* stream) {
     READY;
     if (bytes == 0) return INVALID_VALUE;
     if (!is_here(stream)) return INVALID_HANDLE;
+    if (cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     size_t fails = environment("CUDA_ON_CPU_FAIL_ALLOC", 0);
     if (current->used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
     auto fresh = static_cast<char*>(aligned_alloc(GRAIN, (bytes + GRAIN - 1) / GRAIN * GRAIN));
@@ -149,6 +227,7 @@ API cuMemFreeAsync(Pointer at, Stream* stream) {
     READY;
     auto it = allocations.find(at);
     if (it == allocations.end() || it->second.device != current || !is_here(stream)) return INVALID_VALUE;
+    if (cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     current->used -= it->second.bytes;
     allocations.erase(it);
     push(stream, [at] {
@@ -193,6 +272,7 @@ API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, Stream* str
     READY;
     if (!is_here(stream) || !inside(to, bytes)) return INVALID_VALUE;
     auto target = reinterpret_cast<void*>(to);
+    if (!is_pinned(from, bytes) && cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     if (is_pinned(from, bytes)) {
         enqueue(stream, [=] { memcpy(target, from, bytes); });
     } else {
@@ -206,6 +286,7 @@ API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, Stream* str
 API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, Stream* stream) {
     READY;
     if (!is_here(stream) || !inside(from, bytes)) return INVALID_VALUE;
+    if (!is_pinned(to, bytes) && cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     auto source = reinterpret_cast<const void*>(from);
     enqueue(stream, [=] { memcpy(to, source, bytes); });
     // To ordinary memory the call returns when the copy is done.
@@ -325,6 +406,12 @@ API cuGetErrorName(int code, const char** name) {
         case ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
         case MISALIGNED_ADDRESS: *name = "CUDA_ERROR_MISALIGNED_ADDRESS"; break;
         case LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+        case NOT_SUPPORTED: *name = "CUDA_ERROR_NOT_SUPPORTED"; break;
+        case CAPTURE_UNSUPPORTED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+        case CAPTURE_INVALIDATED: *name = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
+        case CAPTURE_UNJOINED: *name = "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"; break;
+        case CAPTURE_ISOLATION: *name = "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"; break;
+        case CAPTURED_EVENT: *name = "CUDA_ERROR_CAPTURED_EVENT"; break;
         default: *name = "CUDA_ERROR_UNKNOWN";
     }
     return OK;

@@ -152,7 +152,9 @@ pub(crate) fn build(purpose: Purpose) -> io::Result<PathBuf> {
     // The texts' hashes stand for the files, what precedes them included.
     let texts = texts(&files, purpose);
     (&objects, &texts, &compiler.flags, purpose.flags()).hash(&mut hasher);
-    for name in ["device.hpp", "driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "counts.cpp", "counts_interface.hpp"] {
+    for name in
+        ["device.hpp", "graph.hpp", "driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "counts.cpp", "counts_interface.hpp"]
+    {
         compiler.source(name)?.hash(&mut hasher);
     }
     let done = all.join(format!("{:016x}", hasher.finish()));

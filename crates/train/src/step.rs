@@ -8,7 +8,9 @@ use halfbyte_autograd::{
 use halfbyte_data::Batch;
 use halfbyte_lora::{Context, Routing};
 use halfbyte_models::Model;
-use halfbyte_tensor::{DType, Tensor, philox};
+use halfbyte_ops::repeated;
+use halfbyte_tensor::{DType, Device, Tensor, philox};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// How a step is computed.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,8 @@ pub struct StepConfig {
     pub max_grad_norm: f32,
     /// Seed of dropout.
     pub seed: u64,
+    /// Whether steps that ask for the same as one before are started on a GPU as a whole. Nobody else may use that GPU meanwhile.
+    pub repeating: bool,
 }
 
 impl Default for StepConfig {
@@ -36,6 +40,7 @@ impl Default for StepConfig {
             keeps_cheap: false,
             max_grad_norm: 1.0,
             seed: 42,
+            repeating: false,
         }
     }
 }
@@ -84,14 +89,33 @@ impl Step<'_> {
         if counts == 0 {
             return Err(Error::NothingCounts);
         }
-        let (mut loss, mut grads) = (None::<Tensor>, Grads::default());
+        let device = params.first().map_or(Device::Cpu, |it| it.value().device());
         let mine = batches.iter().enumerate().skip(self.ranks.rank()).step_by(self.ranks.world());
-        for (micro, batch) in mine.filter(|it| self.objective.counts(it.1) > 0) {
+        let micros = mine.filter(|it| self.objective.counts(it.1) > 0).map(|(micro, batch)| {
             let ctx = Context::training(self.routing.clone(), dropout_seed(self.config.seed, at, micro));
-            let StepConfig { compute, checkpointing, offloading, keeps_cheap, .. } = self.config;
+            let StepConfig { compute, checkpointing, .. } = self.config;
             let micro = Micro::new(batch, How { denominator: counts as f32, compute, checkpointing, ctx })?;
+            micro.send(&device)?;
+            Ok(micro)
+        });
+        let micros = micros.collect::<Result<Vec<Micro<'_>>>>()?;
+        let mut pass = || self.pass(params, &micros, scale);
+        let mut all = match self.config.repeating && self.ranks.world() == 1 {
+            true => repeated(&device, self.key(&micros, scale), &|it: &Vec<Tensor>| digest(it), &mut pass)?,
+            false => pass()?,
+        };
+        self.ranks.all_reduce(&mut all)?;
+        let loss = all.pop().unwrap_or_else(|| unreachable!("the loss was put last"));
+        Ok((loss, all))
+    }
+
+    /// The gradients of this rank's micro-batches, in the order of the parameters, and the loss.
+    fn pass(&self, params: &[Param], micros: &[Micro<'_>], scale: f32) -> Result<Vec<Tensor>> {
+        let (mut loss, mut grads) = (None::<Tensor>, Grads::default());
+        for micro in micros {
+            let StepConfig { offloading, keeps_cheap, .. } = self.config;
             let tape = Tape::recording().keeping_cheap(keeps_cheap).offloading(offloading);
-            let y = self.objective.loss(&tape, self.model, &micro)?;
+            let y = self.objective.loss(&tape, self.model, micro)?;
             match &mut loss {
                 Some(sum) => sum.add_assign(y.value()),
                 sum => *sum = Some(y.value().clone()),
@@ -105,9 +129,17 @@ impl Step<'_> {
         };
         let nothing = || params.first().map_or_else(|| Tensor::scalar(0.0), |it| zeros(it, &[1]));
         all.push(loss.unwrap_or_else(nothing));
-        self.ranks.all_reduce(&mut all)?;
-        let loss = all.pop().unwrap_or_else(|| unreachable!("the loss was put last"));
-        Ok((loss, all))
+        Ok(all)
+    }
+
+    /// A number for what decides which kernels the micro-batches take.
+    fn key(&self, micros: &[Micro<'_>], scale: f32) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for it in micros {
+            let shape = (&it.batch.lengths, it.targets.rows().len(), it.how.denominator.to_bits());
+            (shape, it.how.checkpointing, it.how.compute, scale.to_bits()).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Takes one step.
@@ -128,6 +160,18 @@ impl Step<'_> {
         let tokens = batches.iter().map(|it| it.tokens).sum();
         Ok(StepResult { loss: seen.loss, grad_norm: seen.norm, tokens, nonzero: seen.nonzero })
     }
+}
+
+/// A number for loss and gradients: of the loss, and of as many gradients as are soon looked through.
+fn digest(all: &[Tensor]) -> Result<u64> {
+    const BYTES: usize = 64 << 20;
+    let mut hasher = DefaultHasher::new();
+    let mut room = BYTES;
+    for it in all.iter().rev().take_while(|it| room.checked_sub(it.bytes()).map(|rest| room = rest).is_some()) {
+        let numbers = it.to_device(&Device::Cpu)?;
+        numbers.data::<f32>().iter().for_each(|it| it.to_bits().hash(&mut hasher));
+    }
+    Ok(hasher.finish())
 }
 
 fn in_order(params: &[Param], mut grads: Grads) -> Result<Vec<Tensor>> {

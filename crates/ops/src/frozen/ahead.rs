@@ -100,6 +100,20 @@ pub(super) fn decoded(gpu: &Arc<Gpu>, asked: Asked) -> Result<Tensor> {
     })
 }
 
+/// Has the compute stream wait for whatever is being decoded, and forgets it.
+pub(crate) fn settle(gpu: &Gpu) -> Result<()> {
+    gpu.attached(|ahead: &mut Ahead| match (ahead.under_way.take(), &ahead.events) {
+        (Some(_under_way), Some(events)) => Ok(gpu.compute_stream().wait_for(&events.decoded)?),
+        _ => Ok(()),
+    })
+}
+
+/// The same after something failed: what was recorded before that is waited for no more.
+pub(crate) fn forget(gpu: &Gpu) {
+    let _ = settle(gpu);
+    gpu.attached(|ahead: &mut Ahead| ahead.events = None);
+}
+
 /// What is kept for a device.
 #[derive(Default)]
 struct Ahead {

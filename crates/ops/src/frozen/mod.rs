@@ -5,7 +5,7 @@
 //! beside the product before, and multiplies that; for few rows 4-bit codes are multiplied as they are. A format
 //! whose product is not that of its decoded values (LLM.int8) multiplies by itself.
 
-mod ahead;
+pub(crate) mod ahead;
 mod door;
 
 pub(crate) use door::{Epilogue, Side, decoded, decoded_below, decoded_beside, is_coded, multiply, there};

@@ -11,7 +11,7 @@ use halfbyte_data::Batch;
 use halfbyte_lora::Context;
 use halfbyte_models::{Model, Pass};
 use halfbyte_ops::{Ids, Layout, Targets, experts::Balance};
-use halfbyte_tensor::DType;
+use halfbyte_tensor::{DType, Device};
 use std::sync::Arc;
 
 /// A loss that is a sum over a step's rows or tokens, over how many of them count.
@@ -63,6 +63,16 @@ impl<'a> Micro<'a> {
     pub fn new(batch: &'a Batch, how: How) -> Result<Micro<'a>> {
         let (ids, targets) = (Ids::new(batch.ids.clone()), Targets::new(batch.targets.clone()));
         Ok(Micro { batch, ids, targets, layout: Layout::new(&batch.lengths)?, how })
+    }
+
+    /// Sends what it is of to a device now, not when it is first needed there.
+    ///
+    /// # Errors
+    /// If a GPU reports one.
+    pub fn send(&self, device: &Device) -> Result<()> {
+        self.ids.send(device)?;
+        self.targets.send(device)?;
+        Ok(self.layout.send(device)?)
     }
 
     /// The model's normalised hidden states, one row for each target.

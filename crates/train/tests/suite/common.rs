@@ -1,12 +1,14 @@
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_data::{Batch, Dataset, Example};
+use halfbyte_frozen::Format;
+use halfbyte_lora::{Adapter, LoraConfig, attach};
 use halfbyte_models::{Loading, Model, ModelFolder};
 use halfbyte_tensor::{DType, Device, Tensor};
 use halfbyte_train::{
     BoxError, Checkpoints, Micro, Objective, Optim, OptimConfig, Result, RunConfig, RunState, StepConfig,
     objective::CausalLm, parameters,
 };
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// A LLaMA of one block, all of whose weights train.
 pub(crate) fn model() -> Box<dyn Model> {
@@ -16,6 +18,29 @@ pub(crate) fn model() -> Box<dyn Model> {
 pub(crate) fn model_on(device: &Device) -> Box<dyn Model> {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/llama-default");
     ModelFolder::open(&fixture).unwrap().load(Loading::Trainable, device, &mut |_| ()).unwrap()
+}
+
+#[cfg(target_os = "linux")]
+/// A model that trains in full, or one in a format with an adapter of a rank and a dropout.
+pub(crate) fn adapted(
+    fixture: &str,
+    format: Option<&'static Format>,
+    (rank, lora_dropout): (usize, f32),
+    device: &Device,
+) -> (Box<dyn Model>, Option<Arc<Adapter>>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(fixture);
+    let loading = match format {
+        Some(format) => Loading::Frozen { format, prepare: None },
+        None => Loading::Trainable,
+    };
+    let mut model = ModelFolder::open(&folder).unwrap().load(loading, device, &mut |_| ()).unwrap();
+    if format.is_none() {
+        return (model, None);
+    }
+    let config = LoraConfig { rank, lora_dropout, ..LoraConfig::default() };
+    let (adapter, _) = attach(&model.modules(), &config, "mine", 1).unwrap();
+    adapter.to_device(device).unwrap();
+    (model, Some(Arc::new(adapter)))
 }
 
 /// So many rows of two to seven tokens, all of which train.

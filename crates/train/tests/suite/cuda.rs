@@ -1,16 +1,15 @@
 //! A step on a GPU, or on the CPU in the guise of one.
 
-use crate::common::{Spoiled, assert_near, config, model_on, one_by_one, rows};
+use crate::common::{Spoiled, adapted, assert_near, config, model_on, one_by_one, rows};
 use halfbyte_cuda::Gpu;
 use halfbyte_frozen::{Format, Quant};
-use halfbyte_lora::{Adapter, LoraConfig, Routing, attach};
-use halfbyte_models::{Loading, Model, ModelFolder};
+use halfbyte_lora::Routing;
+use halfbyte_models::Model;
 use halfbyte_tensor::{DType, Device};
 use halfbyte_testkit::cuda::gpu;
 use halfbyte_train::{
     Alone, LossScale, Objective, Optim, OptimConfig, Step, StepConfig, StepResult, objective::CausalLm, parameters,
 };
-use std::{path::Path, sync::Arc};
 
 fn step<'m>(model: &'m dyn Model, objective: &'m dyn Objective) -> Step<'m> {
     Step { model, routing: &Routing::Base, objective, ranks: &Alone, config: config().step }
@@ -131,26 +130,4 @@ fn a_step_of_a_4_bit_model_starts_so_many_kernels() {
         [[58, 16, 7, 1, 1], [59, 20, 7, 1, 1], [83, 30, 7, 1, 1]],
         "launches, products, uploads, downloads, waits"
     );
-}
-
-/// A model that trains in full, or one in a format with an adapter of a rank and a dropout.
-fn adapted(
-    fixture: &str,
-    format: Option<&'static Format>,
-    (rank, lora_dropout): (usize, f32),
-    device: &Device,
-) -> (Box<dyn Model>, Option<Arc<Adapter>>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(fixture);
-    let loading = match format {
-        Some(format) => Loading::Frozen { format, prepare: None },
-        None => Loading::Trainable,
-    };
-    let mut model = ModelFolder::open(&folder).unwrap().load(loading, device, &mut |_| ()).unwrap();
-    if format.is_none() {
-        return (model, None);
-    }
-    let config = LoraConfig { rank, lora_dropout, ..LoraConfig::default() };
-    let (adapter, _) = attach(&model.modules(), &config, "mine", 1).unwrap();
-    adapter.to_device(device).unwrap();
-    (model, Some(Arc::new(adapter)))
 }

@@ -11,6 +11,8 @@ mod generation;
 mod preference;
 mod ranks;
 mod recipe;
+#[cfg(target_os = "linux")]
+mod repeated;
 mod run;
 mod step;
 mod torture;

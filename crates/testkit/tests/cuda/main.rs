@@ -1,13 +1,15 @@
 //! What a GPU refuses and does, real or not: the limits that a launch has to keep.
 #![cfg(target_os = "linux")]
 
+mod repeated;
+
 use halfbyte_cuda::{Buffer, Error, Event, Gemm, Gpu, Launch, Matrix, Number, Pinned, Slice, kernels};
 use halfbyte_testkit::cuda::fresh_gpu;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 kernels! {
-    const SOURCE = "testkit", "../src/kernel.cu", over Slice;
+    const SOURCE = "testkit", "../../src/kernel.cu", over Slice;
     fill as Fill { x: *mut f32, value: f32, n: usize }
     sum_in_shared as SumInShared { sum: *mut f32, value: f32, n: i32 }
 }
