@@ -54,7 +54,7 @@ pub use layer_norm::layer_norm;
 pub use layout::{Layout, Segment};
 pub use linear::linear;
 pub use lora_linear::{Layer, LowRank, lora_linear, lora_linears};
-pub use repeat::repeated;
+pub use repeat::{repeated, settle};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope::{RopeScaling, RopeSpec, RopeTable, rope};
 pub use rows::{RowGroups, deal_rows, gather_rows};

@@ -3,8 +3,17 @@
 use crate::frozen::ahead;
 use halfbyte_tensor::{Device, Error};
 
+/// Ends what goes on beside a device's work, and frees its memory: before that of a pass's inputs is taken, so that it is the same each
+/// time.
+///
+/// # Errors
+/// If a GPU reports one.
+pub fn settle(device: &Device) -> Result<(), Error> {
+    if let Device::Cuda(gpu) = device { ahead::settle(gpu) } else { Ok(()) }
+}
+
 /// Runs a pass over a device, which may come again: [`Gpu::repeated`](halfbyte_cuda::Gpu::repeated), which says what `key` and `digest` are,
-/// and what is asked of a pass. On a CPU it is run as it is.
+/// and what is asked of a pass. On a CPU it is run as it is. What goes on beside is to have been [settled](settle).
 ///
 /// # Errors
 /// What the pass and `digest` report.
@@ -15,10 +24,5 @@ pub fn repeated<R, E: From<Error>>(
     pass: &mut dyn FnMut() -> Result<R, E>,
 ) -> Result<R, E> {
     let Device::Cuda(gpu) = device else { return pass() };
-    // What is decoded ahead is the pass's own: each begins and ends without.
-    ahead::settle(gpu)?;
-    gpu.repeated(key, digest, &mut || {
-        let done = pass().and_then(|it| Ok(ahead::settle(gpu).map(|()| it)?));
-        done.inspect_err(|_| ahead::forget(gpu))
-    })
+    gpu.repeated(key, digest, &mut || ahead::within(gpu, key, pass))
 }

@@ -10,7 +10,7 @@
 //   CUDA_ON_CPU_FAIL_ALLOC=N       the Nth allocation finds no memory, and none after it
 //   CUDA_ON_CPU_FAIL_LAUNCH=N      the Nth launch fails when it runs, and everything after it
 //   CUDA_ON_CPU_GRAPHS=none        no graphs are made
-//   CUDA_ON_CPU_GRAPHS=torn        graphs lack the last thing that was asked for
+//   CUDA_ON_CPU_GRAPHS=torn        graphs lack the last thing that was asked of the stream where they began
 //   CUDA_ON_CPU_FAIL_COPY=N        the Nth copy or memset fails when it runs, and everything after it
 #pragma once
 

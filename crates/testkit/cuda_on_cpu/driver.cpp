@@ -176,8 +176,7 @@ API cuStreamEndCapture(Stream* stream, const Graph** graph) {
     if (capture->spoilt) return CAPTURE_INVALIDATED;
     if (!capture->graph.run(false, false)) return CAPTURE_UNJOINED;
     const char* how = getenv("CUDA_ON_CPU_GRAPHS");
-    auto& first = capture->graph.lanes[0];
-    if (how && !strcmp(how, "torn") && !first.empty()) first.pop_back();
+    if (how && !strcmp(how, "torn")) capture->graph.tear();
     graphs.insert(*graph = new Graph(capture->graph));
     return OK;
 }

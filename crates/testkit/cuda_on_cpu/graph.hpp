@@ -2,6 +2,7 @@
 // one of them passes and others wait for.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -45,6 +46,13 @@ struct Graph {
         for (size_t lane = 0; lane < lanes.size(); lane++)
             if (at[lane] < lanes[lane].size()) return false;
         return true;
+    }
+
+    // Leaves out the last thing that is done on the first lane.
+    void tear() {
+        auto& first = lanes[0];
+        auto last = std::find_if(first.rbegin(), first.rend(), [](const Kept& it) { return bool(it.work); });
+        if (last != first.rend()) last->work = nullptr;
     }
 };
 

@@ -8,7 +8,7 @@ use halfbyte_autograd::{
 use halfbyte_data::Batch;
 use halfbyte_lora::{Context, Routing};
 use halfbyte_models::Model;
-use halfbyte_ops::repeated;
+use halfbyte_ops::{repeated, settle};
 use halfbyte_tensor::{DType, Device, Tensor, philox};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -90,6 +90,10 @@ impl Step<'_> {
             return Err(Error::NothingCounts);
         }
         let device = params.first().map_or(Device::Cpu, |it| it.value().device());
+        let repeating = self.config.repeating && self.ranks.world() == 1;
+        if repeating {
+            settle(&device)?;
+        }
         let mine = batches.iter().enumerate().skip(self.ranks.rank()).step_by(self.ranks.world());
         let micros = mine.filter(|it| self.objective.counts(it.1) > 0).map(|(micro, batch)| {
             let ctx = Context::training(self.routing.clone(), dropout_seed(self.config.seed, at, micro));
@@ -100,7 +104,7 @@ impl Step<'_> {
         });
         let micros = micros.collect::<Result<Vec<Micro<'_>>>>()?;
         let mut pass = || self.pass(params, &micros, scale);
-        let mut all = match self.config.repeating && self.ranks.world() == 1 {
+        let mut all = match repeating {
             true => repeated(&device, self.key(&micros, scale), &|it: &Vec<Tensor>| digest(it), &mut pass)?,
             false => pass()?,
         };

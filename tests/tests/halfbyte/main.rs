@@ -45,6 +45,7 @@ mod plan;
 mod prompts;
 mod python_stack;
 mod quantize;
+mod repeated;
 mod resume;
 mod same_bits;
 mod sizes;

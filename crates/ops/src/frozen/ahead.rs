@@ -6,11 +6,14 @@
 //! Two orders meet at two events. The side stream may write a workspace when all that the compute stream was asked for before is done,
 //! since the pool hands out memory that is still being read there; and whatever is asked of the compute stream after a workspace was taken
 //! waits until it is decoded, also where nobody uses it, so that the pool may have it back.
+//!
+//! A pass that may come again as a whole ([`crate::repeated`]) has guesses of its own, which hang on the pass of its kind before it and on
+//! nothing else: passes that are alike have to ask for the same.
 
 use super::Decoder;
 use crate::gpu_product::Window;
 use halfbyte_cuda::{Event, Gpu};
-use halfbyte_tensor::{DType, Device, Result, Tensor, cuda};
+use halfbyte_tensor::{DType, Device, Error, Result, Tensor, cuda};
 use std::{
     collections::VecDeque,
     sync::{Arc, Weak},
@@ -102,22 +105,37 @@ pub(super) fn decoded(gpu: &Arc<Gpu>, asked: Asked) -> Result<Tensor> {
 
 /// Has the compute stream wait for whatever is being decoded, and forgets it.
 pub(crate) fn settle(gpu: &Gpu) -> Result<()> {
-    gpu.attached(|ahead: &mut Ahead| match (ahead.under_way.take(), &ahead.events) {
-        (Some(_under_way), Some(events)) => Ok(gpu.compute_stream().wait_for(&events.decoded)?),
-        _ => Ok(()),
-    })
+    gpu.attached(|ahead: &mut Ahead| ahead.settle(gpu))
 }
 
-/// The same after something failed: what was recorded before that is waited for no more.
-pub(crate) fn forget(gpu: &Gpu) {
-    let _ = settle(gpu);
-    gpu.attached(|ahead: &mut Ahead| ahead.events = None);
+/// Runs a pass of a kind, which neither finds nor leaves anything under way.
+pub(crate) fn within<R, E: From<Error>>(
+    gpu: &Gpu,
+    kind: u64,
+    pass: &mut dyn FnMut() -> std::result::Result<R, E>,
+) -> std::result::Result<R, E> {
+    gpu.attached(|ahead: &mut Ahead| ahead.enter(kind));
+    let done = pass();
+    gpu.attached(|ahead: &mut Ahead| {
+        let settled = ahead.settle(gpu);
+        if done.is_err() || settled.is_err() {
+            // What was recorded before that is waited for no more.
+            ahead.events = None;
+        }
+        ahead.leave(kind);
+        settled
+    })?;
+    done
 }
 
 /// What is kept for a device.
 #[derive(Default)]
 struct Ahead {
     order: Order<Asked>,
+    /// The order outside the pass under way, if there is one.
+    outside: Option<Order<Asked>>,
+    /// Those of kinds of passes, the latest last.
+    kinds: Vec<(u64, Order<Asked>)>,
     under_way: Option<UnderWay>,
     events: Option<Events>,
     /// There was no memory for a second workspace.
@@ -138,7 +156,32 @@ struct Events {
     decoded: Event,
 }
 
+/// Kinds of passes whose orders are remembered.
+const KINDS: usize = 64;
+
 impl Ahead {
+    fn enter(&mut self, kind: u64) {
+        let known = self.kinds.iter().position(|it| it.0 == kind);
+        let mut order = known.map(|it| self.kinds.remove(it).1).unwrap_or_default();
+        order.begin_again();
+        self.outside.get_or_insert(std::mem::replace(&mut self.order, order));
+    }
+
+    fn leave(&mut self, kind: u64) {
+        let Some(outside) = self.outside.take() else { return };
+        self.kinds.push((kind, std::mem::replace(&mut self.order, outside)));
+        if self.kinds.len() > KINDS {
+            self.kinds.remove(0);
+        }
+    }
+
+    fn settle(&mut self, gpu: &Gpu) -> Result<()> {
+        match (self.under_way.take(), &self.events) {
+            (Some(_under_way), Some(events)) => Ok(gpu.compute_stream().wait_for(&events.decoded)?),
+            _ => Ok(()),
+        }
+    }
+
     /// What is under way, if it is this. Kernels that follow find it decoded.
     fn take(&mut self, gpu: &Gpu, asked: &Asked) -> Result<Option<Tensor>> {
         let (Some(it), Some(events)) = (self.under_way.take(), &self.events) else { return Ok(None) };
@@ -172,11 +215,13 @@ struct Order<A> {
     past: VecDeque<A>,
     /// Where in the past that is expected which is asked for next.
     expected: Option<usize>,
+    /// Where the pass at hand begins, behind another one; 0 where there was none.
+    begun: usize,
 }
 
 impl<A> Default for Order<A> {
     fn default() -> Order<A> {
-        Order { past: VecDeque::new(), expected: None }
+        Order { past: VecDeque::new(), expected: None, begun: 0 }
     }
 }
 
@@ -196,10 +241,19 @@ impl<A: PartialEq + Clone> Order<A> {
         if self.past.len() > REMEMBERED {
             self.past.pop_front();
             self.expected = self.expected.and_then(|it| it.checked_sub(1));
+            self.begun = self.begun.saturating_sub(1);
         }
-        // Behind the last there is nothing to know.
-        let expected = self.expected.filter(|it| it + 1 < self.past.len())?;
+        // Behind the last there is nothing to know, and nothing to be done behind the last of a pass.
+        let ends = |it: usize| it + 1 >= self.past.len() || it > 0 && it == self.begun;
+        let expected = self.expected.filter(|it| !ends(*it))?;
         Some(self.past[expected].clone())
+    }
+
+    /// Begins a pass of which is expected what the one before asked for, the only one that is remembered.
+    fn begin_again(&mut self) {
+        self.past.drain(..self.begun);
+        self.begun = self.past.len();
+        self.expected = (self.begun > 0).then_some(0);
     }
 
     /// Where this was asked for after most of what it is asked for after now; the last such place.
@@ -241,6 +295,22 @@ mod tests {
         assert_eq!(misses("abBAabBA", 3)[1..], [0, 0]);
         // Of a matrix that is the only one nothing comes after.
         assert_eq!(misses("a", 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn passes_of_a_kind_are_foreseen_by_the_one_before_from_their_first_to_their_last() {
+        let mut order = Order::default();
+        let mut pass = |asked: &str| {
+            order.begin_again();
+            asked.chars().map(|it| order.follow(it).unwrap_or('-')).collect::<String>()
+        };
+        pass("abcabd");
+        assert_eq!(pass("abcabd"), "bcabd-");
+        assert_eq!(pass("abcabd"), "bcabd-");
+        // Another one, and what it leaves.
+        assert_eq!(pass("abxxabd")[..2], *"bc");
+        let third = pass("abxxabd");
+        assert_eq!((third.as_str(), pass("abxxabd").as_str()), ("bxxabd-", "bxxabd-"));
     }
 
     #[test]

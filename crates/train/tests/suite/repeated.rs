@@ -75,8 +75,11 @@ fn from_the_fourth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
                 assert_eq!((it.synchronisations, it.operations), (1, alone.asked[6].operations), "{what}");
             }
             assert!(alone.asked.iter().all(|it| it.graphs == 0));
-            let peaks = [&whole, &alone].map(|it| it.gpu.stats()).map(|it| (it.peak, it.peak_reserved));
-            assert_eq!(peaks[0], peaks[1], "{what}: as much memory as without");
+            let [here, there] = [&whole, &alone].map(|it| it.gpu.stats());
+            assert!(
+                here.peak <= there.peak && here.peak_reserved == there.peak_reserved,
+                "{what}: {here:?}, {there:?}"
+            );
             assert_eq!(whole.gpu.why_not_repeated(), None);
         }
     }

@@ -33,6 +33,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             compute: args.base.compute(),
             checkpointing: args.gradient_checkpointing || args.offload_activations,
             offloading: args.offload_activations,
+            repeating: true,
             ..StepConfig::default()
         },
         optim: OptimConfig::default(),

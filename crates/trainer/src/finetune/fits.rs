@@ -177,6 +177,7 @@ impl Question<'_> {
                 keeps_cheap: way.kept.keeps_cheap(),
                 max_grad_norm: settings.max_grad_norm,
                 seed: settings.seed,
+                repeating: settings.repeating(),
             },
             optim: OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), ..OptimConfig::default() },
             lengths: data.largest(&config, settings.max_length)?,

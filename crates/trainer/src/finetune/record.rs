@@ -88,6 +88,8 @@ pub(crate) struct Summary {
     pub(crate) peak_rss_mib: Option<f64>,
     /// On the GPU, if one computed.
     pub(crate) peak_gpu_mib: Option<f64>,
+    /// Steps that were started on it as one CUDA graph.
+    pub(crate) gpu_graphs: Option<u64>,
     /// What tensors held during training, with what their pool kept for reuse.
     pub(crate) peak_tensors_mib: f64,
     pub(crate) planned_bytes: usize,

@@ -26,6 +26,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use halfbyte_autograd::Param;
+use halfbyte_cuda::Gpu;
 use halfbyte_data::ChatTemplate;
 use halfbyte_files::write_atomic;
 use halfbyte_lora::{Adapter, Context, save_adapter};
@@ -101,6 +102,11 @@ pub fn run(args: FinetuneArgs, begun: Instant) -> anyhow::Result<()> {
     halfbyte_tensor::pool::reset_peak();
     let totals = run.train(state, &mut log)?;
     data.conclude();
+    if let Some(why) = gpu(&device).and_then(Gpu::why_not_repeated) {
+        warn(&format!(
+            "{why}; from then on each kernel was started by itself, and no result is affected. HALFBYTE_CUDA_GRAPH=off does so from the beginning"
+        ));
+    }
     if settings.args.profile {
         profile::conclude(&folder.file("profile.json"), &device)?;
     }
@@ -234,10 +240,13 @@ fn save_result(
     Ok(save_adapter(folder.path(), adapter)?)
 }
 
+fn gpu(device: &Device) -> Option<&Gpu> {
+    if let Device::Cuda(gpu) = device { Some(gpu) } else { None }
+}
+
 /// The most that was taken from the GPU's driver.
 fn gpu_peak(device: &Device) -> Option<f64> {
-    let Device::Cuda(gpu) = device else { return None };
-    Some(gpu.stats().peak_reserved as f64 / f64::from(1 << 20))
+    Some(gpu(device)?.stats().peak_reserved as f64 / f64::from(1 << 20))
 }
 
 fn summary(
@@ -260,6 +269,7 @@ fn summary(
         tokens_per_second: totals.tokens_per_second(),
         peak_rss_mib: memory::peak_rss().map(|it| it as f64 / f64::from(1 << 20)),
         peak_gpu_mib: gpu_peak(device),
+        gpu_graphs: gpu(device).map(|it| it.counters().graphs),
         peak_tensors_mib: gpu_peak(device)
             .unwrap_or(halfbyte_tensor::pool::stats().footprint as f64 / f64::from(1 << 20)),
         planned_bytes: plan.total(),

@@ -113,6 +113,7 @@ fn config(settings: &Settings, rhythm: Rhythm, kept: Kept) -> RunConfig {
             keeps_cheap: kept.keeps_cheap(),
             max_grad_norm: settings.max_grad_norm,
             seed: settings.seed,
+            repeating: settings.repeating(),
         },
     }
 }
