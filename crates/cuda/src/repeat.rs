@@ -1,10 +1,10 @@
 //! Passes that ask for the same again, started as a whole.
 //!
 //! A step of training asks for thousands of kernels, one after the other, and the next one of the same shape for the same kernels with the
-//! same arguments. Where two passes did, a third is started by one call, from a graph; then the host goes through it as ever, but what it
-//! asks for is compared, word by word, with what was started, and not asked of the device. So nothing has to be known of a pass: what it
-//! depends on (a seed, a length, an address) shows in its words. If they are others than those that were started, the pass is run again,
-//! by itself: all that the graph wrote is memory that was free when the pass began, or that the pass writes anyway. That it is
+//! same arguments. Where three passes did, a fourth is started by one call, from a graph; meanwhile the host goes through it as ever, but
+//! what it asks for is compared, word by word, with what was started, and not asked of the device. So nothing has to be known of a pass:
+//! what it depends on (a seed, a length, an address) shows in its words. If they are others than those that were started, the pass is run
+//! again, by itself: all that the graph wrote is memory that was free when the pass began, or that the pass writes anyway. That it is
 //! free is compared first.
 
 use std::sync::atomic::Ordering;
@@ -17,6 +17,9 @@ use crate::script::Role;
 
 /// Passes that are remembered; each takes eight bytes a call.
 const REMEMBERED: usize = 64;
+/// So many passes have to ask for the same before a graph is made, since that takes as long as another pass: a shape that comes twice, or
+/// a run of three steps, is not worth it.
+const WATCHED: usize = 3;
 /// Graphs that are kept; each takes some megabytes of the device.
 const KEPT: usize = 8;
 /// So many passes may have been started in vain before none is any more.
@@ -43,8 +46,8 @@ struct Known {
 }
 
 enum State {
-    /// It came once.
-    Seen,
+    /// It came so often.
+    Seen(usize),
     Kept(Graph),
     /// The driver makes no graph of it.
     Refused,
@@ -71,7 +74,7 @@ impl Repeats {
 }
 
 impl Gpu {
-    /// Runs a pass over the device, which may come again: then, from the third time on, it is started as a whole. The results have the
+    /// Runs a pass over the device, which may come again: from the fourth time on it is then started as a whole. The results have the
     /// same bits.
     ///
     /// `key` says which pass it is, as far as the caller knows: passes of one key should ask for the same, and if they do not, nothing is
@@ -111,18 +114,20 @@ impl Gpu {
             },
             seen => {
                 let (done, words) = self.watch(pass)?;
-                match (words, seen) {
-                    (None, _) => Ok(done),
-                    (Some(words), Some(seen)) if words[..] == seen.words[..] => {
-                        let expected = digest(&done)?;
-                        drop(done);
-                        self.keep((key, begin, seen.words), (expected, digest), pass)
+                let Some(words) = words else { return Ok(done) };
+                let times = match seen {
+                    Some(Known { state: State::Seen(times), words: before, .. }) if before[..] == words[..] => {
+                        times + 1
                     }
-                    (Some(words), _) => {
-                        self.remember(key, begin, words.into(), State::Seen);
-                        Ok(done)
-                    }
+                    _ => 1,
+                };
+                if times < WATCHED {
+                    self.remember(key, begin, words.into(), State::Seen(times));
+                    return Ok(done);
                 }
+                let expected = digest(&done)?;
+                drop(done);
+                self.keep((key, begin, words.into()), (expected, digest), pass)
             }
         }
     }

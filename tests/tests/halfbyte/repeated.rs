@@ -45,7 +45,7 @@ fn a_run_of_graphs_has_the_bits_of_one_without() {
         ] {
             let other = alone.clone().output(&work.path(&format!("{name}-{way}")));
             on(&other, &work, settings).unwrap().success();
-            assert!(graphs(&other) >= 4, "{name}, {way}: {} graphs", graphs(&other));
+            assert!(graphs(&other) >= 3, "{name}, {way}: {} graphs", graphs(&other));
             assert_eq!(other.losses(), alone.losses(), "{name}, {way}");
             assert!(other.adapter_bytes() == alone.adapter_bytes(), "{name}, {way}: the adapters differ");
             let (planned, peak) = (other.summary()["planned_bytes"].clone(), other.summary()["peak_gpu_mib"].clone());

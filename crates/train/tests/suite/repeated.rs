@@ -53,7 +53,7 @@ fn alike(count: usize) -> Vec<Vec<Batch>> {
 }
 
 #[test]
-fn from_the_fourth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
+fn from_the_fifth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
     if gpu().is_none() {
         return;
     }
@@ -61,18 +61,18 @@ fn from_the_fourth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
     for format in [&Format::QLORA, &INT8, &Format::DENSE].map(Some) {
         for checkpointing in [false, true] {
             let step = |repeating| StepConfig { checkpointing, ..step(repeating) };
-            let [alone, whole] = [false, true].map(|it| train(format, 0.0, step(it), &alike(7)));
+            let [alone, whole] = [false, true].map(|it| train(format, 0.0, step(it), &alike(8)));
             let what = format!("{format:?}, recomputed: {checkpointing}");
             assert_eq!(whole.losses, alone.losses, "{what}");
             assert_eq!(whole.parameters, alone.parameters, "{what}");
             let graphs: Vec<u64> = whole.asked.iter().map(|it| it.graphs).collect();
             // The first leaves more memory in use than it found: the moments of the parameters.
-            assert_eq!((graphs[0], &graphs[3..]), (0, &[1; 4][..]), "{what}");
-            // Before, a pass was run by itself, and kept, and compared with that.
+            // The first guesses nothing of what comes next; three after it ask for the same.
+            assert_eq!(graphs, [0, 0, 0, 1, 1, 1, 1, 1], "{what}");
             for it in &whole.asked[4..] {
                 // The optimizer's.
                 assert_eq!((it.launches, it.products), (2, 0), "{what}: {it:?}");
-                assert_eq!((it.synchronisations, it.operations), (1, alone.asked[6].operations), "{what}");
+                assert_eq!((it.synchronisations, it.operations), (1, alone.asked[7].operations), "{what}");
             }
             assert!(alone.asked.iter().all(|it| it.graphs == 0));
             let [here, there] = [&whole, &alone].map(|it| it.gpu.stats());
@@ -92,13 +92,13 @@ fn micro_batches_of_different_shapes_are_part_of_a_step_s_shape() {
     }
     let data = rows(6);
     let [short, long] = [&[0, 1, 2][..], &[3, 4, 5]].map(|it| data.collate(it));
-    let steps: Vec<Vec<Batch>> = (0..10)
+    let steps: Vec<Vec<Batch>> = (0..12)
         .map(|at| if at % 2 == 0 { vec![short.clone(), long.clone()] } else { vec![long.clone(), long.clone()] })
         .collect();
     let [alone, whole] = [false, true].map(|it| train(Some(&Format::QLORA), 0.0, step(it), &steps));
     assert_eq!((whole.losses, whole.parameters), (alone.losses, alone.parameters));
     let graphs: Vec<u64> = whole.asked.iter().map(|it| it.graphs).collect();
-    assert_eq!(graphs[6..], [1; 4], "{graphs:?}");
+    assert_eq!(graphs[8..], [1; 4], "{graphs:?}");
 }
 
 /// A step whose dropout has another seed asks for other kernels, and one of other lengths has another shape.
@@ -123,11 +123,11 @@ fn a_shape_that_comes_again_after_others_is_still_known() {
     if gpu().is_none() {
         return;
     }
-    let mut steps = alike(5);
+    let mut steps = alike(6);
     steps.push(vec![rows(5).collate(&[4, 2])]);
     steps.extend(alike(3));
     let [alone, whole] = [false, true].map(|it| train(Some(&Format::QLORA), 0.0, step(it), &steps));
     assert_eq!((whole.losses, whole.parameters), (alone.losses, alone.parameters));
     let graphs: Vec<u64> = whole.asked.iter().map(|it| it.graphs).collect();
-    assert_eq!(graphs[3..], [1, 1, 0, 1, 1, 1], "{graphs:?}");
+    assert_eq!(graphs[4..], [1, 1, 0, 1, 1, 1], "{graphs:?}");
 }
