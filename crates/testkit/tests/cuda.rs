@@ -1,6 +1,7 @@
 //! What a GPU refuses and does, real or not: the limits that a launch has to keep.
 #![cfg(target_os = "linux")]
 
+#[path = "cuda/repeated.rs"]
 mod repeated;
 
 use halfbyte_cuda::{Buffer, Error, Event, Gemm, Gpu, Launch, Matrix, Number, Pinned, Slice, kernels};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 kernels! {
-    const SOURCE = "testkit", "../../src/kernel.cu", over Slice;
+    const SOURCE = "testkit", "../src/kernel.cu", over Slice;
     fill as Fill { x: *mut f32, value: f32, n: usize }
     sum_in_shared as SumInShared { sum: *mut f32, value: f32, n: i32 }
 }
