@@ -92,11 +92,11 @@ impl Gpu {
         digest: &Digest<'_, R, E>,
         pass: &mut dyn FnMut() -> Result<R, E>,
     ) -> Result<R, E> {
-        if !self.repeats || self.has_script() || self.repeats().given_up.is_some() {
+        if !self.repeats || self.has_script() || self.repeating().given_up.is_some() {
             return pass();
         }
         let begin = self.pool().signature();
-        let known = self.repeats().take(key).filter(|it| it.begin == begin);
+        let known = self.repeating().take(key).filter(|it| it.begin == begin);
         match known {
             Some(Known { state: State::Refused, .. }) => {
                 self.remember(key, begin, Arc::from([]), State::Refused);
@@ -132,9 +132,15 @@ impl Gpu {
         }
     }
 
+    /// Whether passes that come again may be started as a whole on this device: it is there, its buffers come from a pool, the driver makes
+    /// graphs, and `HALFBYTE_CUDA_GRAPH` is not off.
+    pub fn repeats(&self) -> bool {
+        self.repeats
+    }
+
     /// Why passes are not started as a whole any more, if something went wrong with that.
     pub fn why_not_repeated(&self) -> Option<String> {
-        self.repeats().given_up.clone()
+        self.repeating().given_up.clone()
     }
 
     /// Runs a pass, and gives its words if a graph may be made of them.
@@ -180,7 +186,7 @@ impl Gpu {
         if digest(&done)? != expected {
             drop(done);
             let why = "a pass that was started as one CUDA graph gave another result than by itself";
-            self.repeats().given_up = Some(why.into());
+            self.repeating().given_up = Some(why.into());
             return pass();
         }
         self.remember(key, begin, words, State::Kept(graph));
@@ -211,7 +217,7 @@ impl Gpu {
     }
 
     fn remember(&self, key: u64, begin: u64, words: Arc<[u64]>, state: State) {
-        self.repeats().put(Known { key, begin, words, state });
+        self.repeating().put(Known { key, begin, words, state });
     }
 
     /// Forgets the fault that a pass was not the one that was expected.
@@ -223,7 +229,7 @@ impl Gpu {
     }
 
     fn count_stray(&self) {
-        let mut repeats = self.repeats();
+        let mut repeats = self.repeating();
         repeats.strays += 1;
         if repeats.strays >= MOST_STRAYS {
             let why =
@@ -232,7 +238,7 @@ impl Gpu {
         }
     }
 
-    fn repeats(&self) -> MutexGuard<'_, Repeats> {
+    fn repeating(&self) -> MutexGuard<'_, Repeats> {
         self.repeating.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

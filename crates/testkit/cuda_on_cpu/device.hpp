@@ -36,6 +36,8 @@ constexpr Result OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED =
 
 // As the driver gives memory out.
 constexpr size_t GRAIN = 512;
+// What is taken for so many bytes: with some behind them that nobody may write.
+constexpr size_t guarded(size_t bytes) { return (bytes + GRAIN - 1) / GRAIN * GRAIN + 4 * GRAIN; }
 // Dynamic shared memory that a launch may ask for without leave, and with it.
 constexpr unsigned SHARED_WITHOUT_LEAVE = 48u << 10, SHARED_WITH_LEAVE = 227u << 10;
 constexpr unsigned MAX_THREADS = 1024, MAX_BLOCK_Z = 64, MAX_GRID_YZ = 65535, MAX_GRID_X = 0x7fffffffu;

@@ -212,10 +212,10 @@ API cuMemAllocAsync(Pointer* at, size_t bytes, Stream* stream) {
     if (cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     size_t fails = environment("CUDA_ON_CPU_FAIL_ALLOC", 0);
     if (current->used + bytes > total() || (fails && ++allocated >= fails)) return OUT_OF_MEMORY;
-    auto fresh = static_cast<char*>(aligned_alloc(GRAIN, (bytes + GRAIN - 1) / GRAIN * GRAIN));
+    auto fresh = static_cast<char*>(aligned_alloc(GRAIN, guarded(bytes)));
     if (!fresh) return OUT_OF_MEMORY;
-    // Fresh memory holds anything: a NaN in every float type.
-    memset(fresh, 0xFF, bytes);
+    // Fresh memory holds anything: a NaN in every float type. So does what lies behind it.
+    memset(fresh, 0xFF, guarded(bytes));
     *at = reinterpret_cast<Pointer>(fresh);
     allocations[*at] = {bytes, current};
     memory[*at] = bytes;
@@ -229,7 +229,13 @@ API cuMemFreeAsync(Pointer at, Stream* stream) {
     if (cannot_be_kept(stream)) return CAPTURE_UNSUPPORTED;
     current->used -= it->second.bytes;
     allocations.erase(it);
-    push(stream, [at] {
+    push(stream, [at, device = current] {
+        size_t bytes = memory[at];
+        auto from = reinterpret_cast<const unsigned char*>(at);
+        if (!std::all_of(from + bytes, from + guarded(bytes), [](unsigned char it) { return it == 0xFF; })) {
+            fprintf(stderr, "cuda on cpu: something was written behind the end of %zu bytes\n", bytes);
+            device->broken = ILLEGAL_ADDRESS;
+        }
         memory.erase(at);
         free(reinterpret_cast<void*>(at));
     });

@@ -218,12 +218,34 @@ fn memory_goes_back_to_the_driver_before_there_is_too_little() {
     assert_eq!(gpu.stats().reserved, 0, "all was given back first");
 }
 
-/// Runs a test of this file in a process of its own, with more devices than one.
+/// On the stand-in, where each buffer is the driver's own.
+#[test]
+fn what_writes_behind_the_end_of_a_buffer_is_found_when_the_buffer_goes() {
+    if std::env::var_os("HALFBYTE_CUDA_POOL").is_none() {
+        return with(
+            ("HALFBYTE_CUDA_POOL", "off"),
+            "what_writes_behind_the_end_of_a_buffer_is_found_when_the_buffer_goes",
+        );
+    }
+    let gpu = Gpu::open(0).unwrap();
+    if gpu.info().name != "CUDA on the CPU" {
+        // On a card that is for compute-sanitizer to find.
+        return;
+    }
+    for (n, is_found) in [(1000, false), (1001, true)] {
+        let x = gpu.alloc(4 * 1000).unwrap();
+        fill(&gpu, &x, (1.0, n), Launch::elements(n)).unwrap();
+        drop(x);
+        assert_eq!(gpu.synchronize().is_err(), is_found, "{n} numbers");
+    }
+}
+
+/// Runs a test of this file in a process of its own, with a setting.
 #[track_caller]
-fn with_two_devices(test: &str) {
+fn with((name, value): (&str, &str), test: &str) {
     let Some(libraries) = halfbyte_testkit::cuda::libraries() else { return };
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", test, "--nocapture"]).env("CUDA_ON_CPU_DEVICES", "2").env("LD_LIBRARY_PATH", libraries);
+    child.args(["--exact", test, "--nocapture"]).env(name, value).env("LD_LIBRARY_PATH", libraries);
     let out = child.env_remove("CUDA_VISIBLE_DEVICES").output().unwrap();
     assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
 }
@@ -231,7 +253,7 @@ fn with_two_devices(test: &str) {
 #[test]
 fn each_device_has_memory_and_an_order_of_its_own() {
     if std::env::var_os("CUDA_ON_CPU_DEVICES").is_none() {
-        return with_two_devices("each_device_has_memory_and_an_order_of_its_own");
+        return with(("CUDA_ON_CPU_DEVICES", "2"), "each_device_has_memory_and_an_order_of_its_own");
     }
     let first = Gpu::open(0).unwrap();
     if first.info().name != "CUDA on the CPU" {

@@ -1,7 +1,7 @@
 //! Passes over a GPU that come again, and are started as a whole.
 
 use halfbyte_cuda::{Buffer, Error, Event, Gpu, Launch};
-use halfbyte_testkit::cuda::{fresh_gpu, libraries};
+use halfbyte_testkit::cuda::fresh_gpu;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -187,19 +187,6 @@ fn a_failure_within_is_the_pass_s_own() {
     assert_eq!(gpu.clear_fault(), None);
 }
 
-/// Runs a test of this file in a process of its own, with a setting.
-#[track_caller]
-fn with(setting: (&str, &str), test: &str) {
-    let Some(libraries) = libraries() else { return };
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    child
-        .args(["--exact", &format!("repeated::{test}"), "--nocapture"])
-        .env(setting.0, setting.1)
-        .env("LD_LIBRARY_PATH", libraries);
-    let out = child.env_remove("CUDA_VISIBLE_DEVICES").output().unwrap();
-    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-}
-
 /// What five passes asked for that gave what they should, and why they were not started as a whole.
 fn five_passes() -> Option<((u64, u64), Option<String>)> {
     let (gpu, input) = device()?;
@@ -215,9 +202,9 @@ fn five_passes() -> Option<((u64, u64), Option<String>)> {
 #[test]
 fn a_graph_that_does_something_else_is_found_out_before_its_result_is_used() {
     if std::env::var_os("CUDA_ON_CPU_GRAPHS").is_none() {
-        return with(
+        return super::with(
             ("CUDA_ON_CPU_GRAPHS", "torn"),
-            "a_graph_that_does_something_else_is_found_out_before_its_result_is_used",
+            "repeated::a_graph_that_does_something_else_is_found_out_before_its_result_is_used",
         );
     }
     let Some((asked, why)) = five_passes() else { return };
@@ -228,7 +215,7 @@ fn a_graph_that_does_something_else_is_found_out_before_its_result_is_used() {
 #[test]
 fn a_driver_that_makes_no_graphs_is_asked_once() {
     if std::env::var_os("CUDA_ON_CPU_GRAPHS").is_none() {
-        return with(("CUDA_ON_CPU_GRAPHS", "none"), "a_driver_that_makes_no_graphs_is_asked_once");
+        return super::with(("CUDA_ON_CPU_GRAPHS", "none"), "repeated::a_driver_that_makes_no_graphs_is_asked_once");
     }
     let Some(it) = five_passes() else { return };
     assert_eq!(it, ((0, 7), None), "the third pass is run again once the driver has refused");
@@ -237,7 +224,7 @@ fn a_driver_that_makes_no_graphs_is_asked_once() {
 #[test]
 fn graphs_can_be_done_without() {
     if std::env::var_os("HALFBYTE_CUDA_GRAPH").is_none() {
-        return with(("HALFBYTE_CUDA_GRAPH", "off"), "graphs_can_be_done_without");
+        return super::with(("HALFBYTE_CUDA_GRAPH", "off"), "repeated::graphs_can_be_done_without");
     }
     let Some(it) = five_passes() else { return };
     assert_eq!(it, ((0, 6), None));

@@ -54,7 +54,7 @@ fn alike(count: usize) -> Vec<Vec<Batch>> {
 
 #[test]
 fn from_the_fifth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
-    if gpu().is_none() {
+    if !gpu().is_some_and(|it| it.repeats()) {
         return;
     }
     const INT8: Format = Format { quant: Quant::Int8, ..Format::DENSE };
@@ -87,7 +87,7 @@ fn from_the_fifth_step_of_a_shape_on_it_is_one_launch_with_the_same_bits() {
 
 #[test]
 fn micro_batches_of_different_shapes_are_part_of_a_step_s_shape() {
-    if gpu().is_none() {
+    if !gpu().is_some_and(|it| it.repeats()) {
         return;
     }
     let data = rows(6);
@@ -104,7 +104,7 @@ fn micro_batches_of_different_shapes_are_part_of_a_step_s_shape() {
 /// A step whose dropout has another seed asks for other kernels, and one of other lengths has another shape.
 #[test]
 fn what_never_comes_again_is_run_by_itself() {
-    if gpu().is_none() {
+    if !gpu().is_some_and(|it| it.repeats()) {
         return;
     }
     let data = rows(12);
@@ -120,7 +120,7 @@ fn what_never_comes_again_is_run_by_itself() {
 /// What goes on beside the steps does not end it: an evaluation, or a step of another shape, in between.
 #[test]
 fn a_shape_that_comes_again_after_others_is_still_known() {
-    if gpu().is_none() {
+    if !gpu().is_some_and(|it| it.repeats()) {
         return;
     }
     let mut steps = alike(6);
