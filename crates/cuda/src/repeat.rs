@@ -54,8 +54,8 @@ enum State {
 }
 
 impl Repeats {
-    fn take(&mut self, key: u64) -> Option<Known> {
-        let at = self.known.iter().position(|it| it.key == key)?;
+    fn take(&mut self, key: u64, begin: u64) -> Option<Known> {
+        let at = self.known.iter().position(|it| (it.key, it.begin) == (key, begin))?;
         Some(self.known.remove(at))
     }
 
@@ -96,7 +96,7 @@ impl Gpu {
             return pass();
         }
         let begin = self.pool().signature();
-        let known = self.repeating().take(key).filter(|it| it.begin == begin);
+        let known = self.repeating().take(key, begin);
         match known {
             Some(Known { state: State::Refused, .. }) => {
                 self.remember(key, begin, Arc::from([]), State::Refused);

@@ -83,6 +83,11 @@ fn passes_of_two_keys_and_of_memory_that_lies_elsewhere_are_told_apart() {
     [1, 2].into_iter().for_each(pass);
     assert_eq!(floats(&held).unwrap(), [1.0; N]);
     assert_eq!(asked(&gpu), (graphs, launches + 3), "by themselves");
+    // Both places are known from then on.
+    (0..4).for_each(|_| pass(1));
+    drop(held);
+    [1, 2].into_iter().for_each(pass);
+    assert_eq!(asked(&gpu).0, graphs + 3 + 2);
     assert_eq!(gpu.why_not_repeated(), None);
 }
 
