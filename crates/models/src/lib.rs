@@ -17,6 +17,7 @@ mod kept;
 mod mlp;
 mod model;
 mod names;
+mod page_tables;
 mod registry;
 mod rehearse;
 mod sampling;

@@ -18,8 +18,8 @@ pub struct Rehearsed {
     pub next: Vec<usize>,
 }
 
-/// Goes through the passes that continue texts, with a model on a dry device: those of the prompts, one at each length at which a cache
-/// grows, and those in which others come in beside what is held then. What they hold stands in the device's books then.
+/// Goes through the passes that continue texts, with a model on a dry device: those of the prompts, the last one, before which a cache has
+/// grown as it would, and those in which others come in beside what is held then. What they hold stands in the device's books then.
 ///
 /// # Errors
 /// What a pass reports.
@@ -30,7 +30,7 @@ pub fn rehearse(model: &dyn Model, texts: &Rehearsed, (compute, ctx): (DType, &C
     read(model, &mut cache, prompts, ctx)?;
     // What comes last is never seen by another pass.
     let last = cache.lengths()[0] + new.saturating_sub(1);
-    while cache.lengths()[0] < last {
+    if cache.lengths()[0] < last {
         cache.skip(last - 1 - cache.lengths()[0]);
         let ones = vec![1; prompts.len()];
         pass(model, &mut cache, &ones, ctx)?;

@@ -6,7 +6,10 @@ use crate::{
     embedding, frozen_linear,
     frozen_linear::test_support::{FLOATS, FourBit, Plain, with_gradient},
     gated, gather_rows, gelu,
-    kv_rows::{Move, append_rows, move_rows},
+    kv_pages::{
+        append_rows,
+        tests::{held, paged},
+    },
     layer_norm, linear, logits, lora_linears, rms_norm, rope, row_norms, scale, split,
 };
 use crate::{
@@ -182,7 +185,7 @@ fn rotation() -> RopeSpec {
 fn rotations_and_embeddings() {
     let spec = rotation();
     let table = RopeTable::new(&spec, 64).unwrap();
-    let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, 0)).collect::<Vec<_>>()).unwrap();
+    let layout = Layout::resumed(&(0..11).map(|it| (1, it * 5, &[][..])).collect::<Vec<_>>()).unwrap();
     let ids = Ids::new(vec![3, 0, 3, 6, 1, 3, 0]);
     for dtype in FLOATS {
         compare("rope", &[noise(&[11, 24], dtype, 1)], |tape, p| rope(tape, &p[0], &table, &layout, 8));
@@ -441,18 +444,26 @@ fn layers_that_train_and_rescaled_ones() {
 fn rows_of_a_cache() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu);
-    for dtype in FLOATS {
-        let layout = Layout::resumed(&[(3, 2, 0), (1, 0, 8), (2, 60, 16)]).unwrap();
-        let [k, v] = [noise(&[6, 130], dtype, 1), noise(&[6, 130], dtype, 2)];
+    for (dtype, channels) in FLOATS.into_iter().flat_map(|dtype| [(dtype, 130), (dtype, 64), (dtype, 3)]) {
+        let sequences = [(3, 62, 0), (1, 0, 8), (2, 60, 16)];
+        let new = [1, 2].map(|seed| noise(&[6, channels], dtype, seed));
         let run = |device: &Device| {
             let there = |t: &Tensor| t.to_device(device).unwrap();
-            let empty = || Tensor::zeros_on(device, &[80, 130], dtype);
-            let (mut keys, mut values, mut moved) = (empty(), empty(), empty());
-            append_rows([&mut keys, &mut values], [&there(&k), &there(&v)], &layout).unwrap();
-            move_rows(&mut moved, &keys, &[Move { from: 2..5, to: 77 }, Move { from: 76..78, to: 0 }]).unwrap();
-            [keys, values, moved].map(|it| it.to_device(&Device::Cpu).unwrap().to_f32_vec())
+            let past = there(&noise(&[80, channels], dtype, 3));
+            let ((mut pages, layer), layout) = paged([&past, &past], &sequences, None);
+            append_rows((&mut pages, layer), new.each_ref().map(there).each_ref(), &layout).unwrap();
+            // The second sequence goes on in a copy.
+            let own = layout.pages().unwrap()[2];
+            pages.grow_on(5);
+            pages.copy(own, 4).unwrap();
+            let copied = Layout::resumed(&[(1, 0, &[4])]).unwrap();
+            [held(&pages, layer, &layout), held(&pages, layer, &copied)]
+                .concat()
+                .iter()
+                .map(Tensor::to_f32_vec)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(run(&device), run(&Device::Cpu), "{dtype}");
+        assert_eq!(run(&device), run(&Device::Cpu), "{channels} channels in {dtype}");
     }
 }
 

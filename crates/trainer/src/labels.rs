@@ -64,7 +64,7 @@ fn log_probabilities(
         extend(model, &Ids::new(prefixes.concat()), &layout, &mut cache, ctx)?;
     }
     let of: Vec<usize> = questions.iter().enumerate().flat_map(|(i, it)| vec![i; it.wholes.len()]).collect();
-    let mut cache = cache.fork(&of)?;
+    let mut cache = cache.fork(&of);
     // The last token of each predicts nothing more.
     let wholes =
         questions.iter().zip(&prefixes).flat_map(|(it, prefix)| it.wholes.iter().map(|whole| (whole, prefix.len())));

@@ -6,6 +6,7 @@
 
 use super::AttentionShape;
 use crate::{
+    kv_pages::{Half, KvPages},
     layout::{Layout, Segment},
     product,
 };
@@ -26,12 +27,21 @@ impl<T: Float + Element> Activation for T {}
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a, T> {
     pub(super) q: &'a [T],
-    pub(super) k: &'a [T],
-    pub(super) v: &'a [T],
+    pub(super) k: Rows<'a, T>,
+    pub(super) v: Rows<'a, T>,
     pub(super) shape: &'a AttentionShape,
     pub(super) layout: &'a Layout,
     /// A score a head that joins every softmax.
     pub(super) sinks: Option<&'a [f32]>,
+}
+
+/// The keys, or the values.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a, T> {
+    /// A row for each of the batch.
+    Batch(&'a [T]),
+    /// Of a layer of a cache.
+    Pages(&'a KvPages, (usize, Half)),
 }
 
 /// A sequence and one of its key/value heads.
@@ -43,7 +53,18 @@ pub(super) struct Piece {
 
 impl<'a, T: Float> Inputs<'a, T> {
     pub(super) fn new([q, k, v]: [&'a Tensor; 3], shape: &'a AttentionShape, layout: &'a Layout) -> Self {
-        Inputs { q: q.data(), k: k.data(), v: v.data(), shape, layout, sinks: None }
+        Inputs { q: q.data(), k: Rows::Batch(k.data()), v: Rows::Batch(v.data()), shape, layout, sinks: None }
+    }
+
+    /// Queries that meet the keys and values in a layer of a cache.
+    pub(super) fn cached(
+        q: &'a Tensor,
+        (pages, layer): (&'a KvPages, usize),
+        shape: &'a AttentionShape,
+        layout: &'a Layout,
+    ) -> Self {
+        let [k, v] = [Half::Keys, Half::Values].map(|half| Rows::Pages(pages, (layer, half)));
+        Inputs { q: q.data(), k, v, shape, layout, sinks: None }
     }
 
     pub(super) fn with_sinks(self, sinks: Option<&'a Tensor>) -> Self {
@@ -59,13 +80,41 @@ impl<'a, T: Float> Inputs<'a, T> {
         self.shape.group() * self.shape.head_dim
     }
 
-    /// The keys or values (whichever `x` holds) of a piece, up to those of its last query: `(past + count, head_dim)`.
-    pub(super) fn keys(&self, x: &[T], piece: Piece) -> Vec<T> {
-        let AttentionShape { kv_heads, head_dim: d, .. } = *self.shape;
-        let Segment { first_key, past, count, .. } = piece.segment;
-        let mut rows = vec![T::default(); (past + count) * d];
-        gather(x, (kv_heads * d, piece.head * d), first_key..first_key + past + count, (d, &mut rows));
+    /// The keys or values (whichever `x` holds) of a piece, up to those of its last query: `(past + count, head_dim)`. Where none of its
+    /// queries sees some at the beginning, these are zero.
+    pub(super) fn keys(&self, x: Rows<'_, T>, piece: Piece) -> Vec<T> {
+        let AttentionShape { kv_heads, head_dim: d, window, .. } = *self.shape;
+        let end = piece.segment.past + piece.segment.count;
+        let mut rows = vec![T::default(); end * d];
+        for (first, run) in self.runs(x, piece.segment, piece.visible(0, window).start..end) {
+            let count = run.len() / (kv_heads * d);
+            gather(run, (kv_heads * d, piece.head * d), 0..count, (d, &mut rows[first * d..][..count * d]));
+        }
         rows
+    }
+
+    /// Rows of some keys or values of a sequence, as far as they lie one behind the other: each time the number of the first and the rows.
+    #[inline(always)]
+    pub(super) fn runs<'x>(
+        &self,
+        x: Rows<'x, T>,
+        segment: Segment,
+        all: Range<usize>,
+    ) -> impl Iterator<Item = (usize, &'x [T])> + use<'x, 'a, T> {
+        let (stride, layout) = (self.shape.kv_heads * self.shape.head_dim, self.layout);
+        let mut next = all.start;
+        std::iter::from_fn(move || {
+            if next >= all.end {
+                return None;
+            }
+            let first = next;
+            let run = match x {
+                Rows::Batch(x) => &x[(segment.first_key + first) * stride..][..(all.end - first) * stride],
+                Rows::Pages(pages, of) => pages.run((layout, &segment), of, first..all.end),
+            };
+            next += run.len() / stride;
+            Some((first, run))
+        })
     }
 
     /// A block of rows of `x` (shaped as the queries) for all query heads of a piece, stacked `(group * block, d)`.

@@ -11,7 +11,7 @@ use halfbyte_tensor::{DType, Error, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "attention", "shape.cuh" "kernel.cu", over Tensor;
+    const SOURCE = "attention", "shape.cuh" "forward.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
@@ -35,7 +35,10 @@ const THREADS: u32 = 128;
 const MAX_HEAD_DIM: usize = 256;
 
 /// How a kernel is started that takes so many heads and keeps two tiles and so many tensors of its block's rows.
-fn launch((shape, layout): (&AttentionShape, &Layout), (heads, rows_kept): (usize, usize)) -> Result<Launch> {
+pub(super) fn launch(
+    (shape, layout): (&AttentionShape, &Layout),
+    (heads, rows_kept): (usize, usize),
+) -> Result<Launch> {
     if shape.head_dim > MAX_HEAD_DIM {
         let message = format!("heads of {} channels; at most {MAX_HEAD_DIM} fit on a GPU", shape.head_dim);
         return Err(Error::invalid("attention", message));

@@ -35,17 +35,18 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, (segment, i): (Segment, usize), head
     let (d, stride) = (inputs.shape.head_dim, inputs.shape.kv_heads * inputs.shape.head_dim);
     let end = segment.past + i + 1;
     let first = inputs.shape.window.map_or(0, |it| end.saturating_sub(it));
-    let visible = segment.first_key + first..segment.first_key + end;
-    let count = visible.len();
+    let count = end - first;
     let mut q = vec![0.0; y.len()];
     load_f32(&inputs.q[(segment.first + i) * inputs.shape.heads * d + head * y.len()..][..y.len()], &mut q);
     q.iter_mut().for_each(|it| *it *= inputs.shape.scale);
     let mut scores = vec![0.0; count * y.len() / d];
     let mut row = vec![0.0; d];
-    for (j, key) in visible.clone().enumerate() {
-        load_f32(&inputs.k[key * stride + head * d..][..d], &mut row);
-        for (scores, q) in scores.chunks_mut(count).zip(q.chunks(d)) {
-            scores[j] = dot(q, &row);
+    for (from, run) in inputs.runs(inputs.k, segment, first..end) {
+        for (j, key) in run.chunks(stride).enumerate() {
+            load_f32(&key[head * d..][..d], &mut row);
+            for (scores, q) in scores.chunks_mut(count).zip(q.chunks(d)) {
+                scores[from - first + j] = dot(q, &row);
+            }
         }
     }
     for (h, scores) in scores.chunks_mut(count).enumerate() {
@@ -57,10 +58,12 @@ fn attend<T: Float>(inputs: &Inputs<'_, T>, (segment, i): (Segment, usize), head
         scores.iter_mut().for_each(|it| *it *= inverse);
     }
     let mut sums = vec![0.0; y.len()];
-    for (j, key) in visible.enumerate() {
-        load_f32(&inputs.v[key * stride + head * d..][..d], &mut row);
-        for (sums, scores) in sums.chunks_mut(d).zip(scores.chunks(count)) {
-            axpy(sums, scores[j], &row);
+    for (from, run) in inputs.runs(inputs.v, segment, first..end) {
+        for (j, value) in run.chunks(stride).enumerate() {
+            load_f32(&value[head * d..][..d], &mut row);
+            for (sums, scores) in sums.chunks_mut(d).zip(scores.chunks(count)) {
+                axpy(sums, scores[from - first + j], &row);
+            }
         }
     }
     store_f32(&sums, y);

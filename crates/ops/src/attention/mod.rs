@@ -12,6 +12,7 @@ mod decode;
 mod few_queries {
     pub(super) mod cuda;
 }
+mod paged;
 mod tensor_cores {
     pub(super) mod cuda;
     mod one_pass {
@@ -29,6 +30,7 @@ mod tests;
 
 use crate::{
     exp::tanh,
+    kv_pages::KvPages,
     layout::Layout,
     place::{Cost, fill},
 };
@@ -188,41 +190,36 @@ fn gradients(
     fill(q, cost, grads, host, |gpu, grads| cuda::backward(gpu, saved, (shape, layout), grads))
 }
 
-/// Attention of new queries over a cache: `q (tokens, heads * head_dim)` at the layout's positions, against the rows of `k` and
-/// `v (rows, kv_heads * head_dim)` that the layout names, which hold the keys and values of the new rows already.
+/// Attention of new queries over a cache: `q (tokens, heads * head_dim)` at the layout's positions, against the keys and values in a layer of
+/// `pages`, with `kv_heads * head_dim` channels, which hold those of the new rows already. Perhaps with sinks, as
+/// [`attention_with_sinks`] has them.
 ///
-/// Returns `y` in the shape and dtype of `q`. Fails if the operands do not fit the layout.
-pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape, layout: &Layout) -> Result<Tensor> {
-    attend_cached_with_sinks(q, [k, v], (shape, None), layout)
-}
-
-/// [`attend_cached`] with sinks, as [`attention_with_sinks`] has them.
-pub fn attend_cached_with_sinks(
+/// Returns `y` in the shape and dtype of `q`. Fails if the operands do not fit the layout, or the layout does not fit the pages.
+pub fn attend_cached(
     q: &Tensor,
-    [k, v]: [&Tensor; 2],
+    (pages, layer): (&KvPages, usize),
     (shape, sinks): (AttentionShape, Option<&Tensor>),
     layout: &Layout,
 ) -> Result<Tensor> {
-    shape.check("attend_cached")?;
-    check_sinks("attend_cached", sinks, &shape)?;
-    check_operand("attend_cached", q, (q, "queries"), shape.heads * shape.head_dim)?;
-    check_operand("attend_cached", q, (k, "keys"), shape.kv_heads * shape.head_dim)?;
-    check_operand("attend_cached", q, (v, "values"), shape.kv_heads * shape.head_dim)?;
-    let (tokens, total) = (layout.tokens(), layout.key_rows());
-    if q.rows() != tokens || k.rows() < total || v.rows() < total {
+    const OP: &str = "attend_cached";
+    shape.check(OP)?;
+    check_sinks(OP, sinks, &shape)?;
+    check_operand(OP, q, (q, "queries"), shape.heads * shape.head_dim)?;
+    let (tokens, channels) = (layout.tokens(), shape.kv_heads * shape.head_dim);
+    if q.rows() != tokens || pages.channels() != channels {
         let message = format!(
-            "expected {tokens} queries and at least {total} cached rows, got {} queries, {} keys, {} values",
+            "expected {tokens} queries and pages of {channels} channels, got {} queries and {} channels",
             q.rows(),
-            k.rows(),
-            v.rows()
+            pages.channels()
         );
-        return Err(Error::invalid("attend_cached", message).into());
+        return Err(Error::invalid(OP, message).into());
     }
+    pages.check(OP, q, layer, (layout, shape.window))?;
     let out = [q.scratch_like(q.shape(), q.dtype()), q.scratch_like(&[shape.heads * tokens], DType::F32)];
     let cost = Cost::of(0, &[q, &out[0]]).flops(shape.flops(layout, 2));
     let host = |[y, lse]: &mut [Tensor; 2]| {
         with_float!(q.dtype(), T, {
-            let inputs = Inputs::<T>::new([q, k, v], &shape, layout).with_sinks(sinks);
+            let inputs = Inputs::<T>::cached(q, (pages, layer), &shape, layout).with_sinks(sinks);
             if layout.longest() <= decode::MAX_QUERIES {
                 decode::forward(&inputs, y.data_mut());
             } else {
@@ -232,8 +229,8 @@ pub fn attend_cached_with_sinks(
         Ok(())
     };
     let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| match few_queries::cuda::fit(&shape, layout) {
-        true => few_queries::cuda::forward(gpu, [q, k, v], (&shape, layout, sinks), y),
-        false => cuda::forward(gpu, [q, k, v], (&shape, layout, sinks), (y, lse)),
+        true => few_queries::cuda::forward(gpu, (q, pages, layer), (&shape, layout, sinks), y),
+        false => paged::forward(gpu, (q, pages, layer), (&shape, layout, sinks), (y, lse)),
     })?;
     Ok(y)
 }
@@ -248,7 +245,7 @@ fn check(shape: &AttentionShape, [q, k, v]: [&Tensor; 3], layout: &Layout) -> Re
             return Err(Error::shape("attention", expected, t.shape()).into());
         }
     }
-    if layout.key_rows() > layout.tokens() {
+    if layout.pages().is_some() {
         let message =
             "expected a layout whose sequences meet their own keys; attend_cached takes one that goes on from a cache";
         return Err(Error::invalid("attention", message).into());

@@ -1,5 +1,5 @@
-use super::{AttentionShape, attend_cached, attend_cached_with_sinks, attention, attention_with_sinks};
-use crate::{Layout, frozen_linear::test_support::*};
+use super::{AttentionShape, attend_cached, attention, attention_with_sinks};
+use crate::{Layout, frozen_linear::test_support::*, kv_pages::tests::paged};
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_tensor::{DType, Tensor};
 use halfbyte_testkit::{Gradcheck, assert_close, noise};
@@ -187,8 +187,8 @@ fn a_sink_takes_its_share_of_every_softmax() {
     let [q, k, v] = [0, 1, 2].map(|i| p[i].value());
     for count in [1, 6] {
         let new = Tensor::from_vec(&[count, 8], q.to_f32_vec()[(time - count) * 8..].to_vec());
-        let later = Layout::resumed(&[(count, time - count, 0)]).unwrap();
-        let got = attend_cached_with_sinks(&new, [&k, &v], (s, Some(&sinks)), &later).unwrap().to_f32_vec();
+        let ((pages, layer), later) = paged([&k, &v], &[(count, time - count, 0)], s.window);
+        let got = attend_cached(&new, (&pages, layer), (s, Some(&sinks)), &later).unwrap().to_f32_vec();
         let expected = &y[(time - count) * 8..];
         assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}, expected {expected:?}");
     }
@@ -282,7 +282,8 @@ fn the_cache_gives_the_same_rows_however_they_come() {
         for time in [70, 1, 1, 4, 5, 66, 1, 1, 1] {
             let rows = q.to_f32_vec()[start * 96..(start + time) * 96].to_vec();
             let new = Tensor::from_vec(&[time, 96], rows).to_dtype(dtype);
-            let y = attend_cached(&new, &k, &v, s, &Layout::resumed(&[(time, start, 0)]).unwrap()).unwrap();
+            let ((pages, layer), layout) = paged([&k, &v], &[(time, start, 0)], s.window);
+            let y = attend_cached(&new, (&pages, layer), (s, None), &layout).unwrap();
             assert_eq!((y.shape(), y.dtype()), (&[time, 96][..], dtype));
             assert_close("y", &y.to_f32_vec(), &whole[start * 96..(start + time) * 96], tolerance(dtype, 16));
             start += time;
@@ -298,13 +299,14 @@ fn a_cache_of_several_sequences_serves_each_as_if_alone() {
         let s = AttentionShape { window, ..shape((6, 2), 16) };
         let [_, k, v] = params(&s, 192, dtype).map(|it| it.value());
         for all in [vec![(1, 63, 0), (1, 0, 64), (3, 20, 128)], vec![(7, 33, 128), (1, 40, 0)]] {
-            let together = Layout::resumed(&all).unwrap();
+            let ((pages, layer), together) = paged([&k, &v], &all, window);
             let q = noise(&[together.tokens(), 96], dtype, 9);
-            let y = attend_cached(&q, &k, &v, s, &together).unwrap().to_f32_vec();
+            let y = attend_cached(&q, (&pages, layer), (s, None), &together).unwrap().to_f32_vec();
             for (segment, one) in together.segments().iter().zip(&all) {
                 let rows = q.to_f32_vec()[segment.first * 96..][..segment.count * 96].to_vec();
                 let alone = Tensor::from_vec(&[segment.count, 96], rows).to_dtype(dtype);
-                let alone = attend_cached(&alone, &k, &v, s, &Layout::resumed(&[*one]).unwrap()).unwrap();
+                let ((pages, layer), layout) = paged([&k, &v], &[*one], window);
+                let alone = attend_cached(&alone, (&pages, layer), (s, None), &layout).unwrap();
                 let alone: Vec<f64> = alone.to_f32_vec().into_iter().map(f64::from).collect();
                 assert_close("y", &y[segment.first * 96..][..alone.len()], &alone, tolerance(dtype, 16));
             }
@@ -329,7 +331,7 @@ fn operands_that_do_not_fit_are_refused() {
         refused(&k, s, &layout(&[3, 4])),
         "attention: expected queries of 7 rows, one a token of the layout, got shape [6, 32]"
     );
-    assert!(refused(&k, s, &Layout::resumed(&[(6, 2, 0)]).unwrap()).contains("attend_cached takes one that goes on"));
+    assert!(refused(&k, s, &Layout::resumed(&[(6, 2, &[])]).unwrap()).contains("attend_cached takes one that goes on"));
     assert_eq!(
         refused(&k, AttentionShape { kv_heads: 3, ..s }, &two),
         "attention: heads (4) must be a multiple of kv_heads (3)"
@@ -338,19 +340,26 @@ fn operands_that_do_not_fit_are_refused() {
         refused(&k, AttentionShape { window: Some(0), ..s }, &two),
         "attention: a window must be at least 1, got 0"
     );
-    let error = attend_cached(q.value(), k.value(), k.value(), s, &Layout::resumed(&[(6, 1, 0)]).unwrap());
-    assert_eq!(
-        error.unwrap_err().to_string(),
-        "attend_cached: expected 6 queries and at least 7 cached rows, got 6 queries, 6 keys, 6 values"
-    );
-    // Each of the three by itself.
-    let seven = of(7, 16, DType::F32);
-    let cached = |q: &Var, k: &Var, v: &Var| {
-        attend_cached(q.value(), k.value(), v.value(), s, &Layout::resumed(&[(6, 1, 0)]).unwrap()).is_ok()
+    let seven = noise(&[7, 16], DType::F32, 1);
+    let cached = |q: &Tensor, k: &Tensor, s: AttentionShape| {
+        let ((pages, layer), layout) = paged([k, k], &[(6, 1, 0)], None);
+        attend_cached(q, (&pages, layer), (s, None), &layout).map(drop).map_err(|e| e.to_string())
     };
-    assert!(cached(&q, &seven, &seven));
-    assert!(!cached(&of(5, 32, DType::F32), &seven, &seven));
-    assert!(!cached(&q, &k, &seven) && !cached(&q, &seven, &k));
+    assert_eq!(cached(q.value(), &seven, s), Ok(()));
+    let expected = "attend_cached: expected 6 queries and pages of 16 channels, got 5 queries and 16 channels";
+    assert_eq!(cached(of(5, 32, DType::F32).value(), &seven, s), Err(expected.into()));
+    assert!(cached(q.value(), &noise(&[7, 8], DType::F32, 1), s).unwrap_err().contains("8 channels"));
+    assert!(cached(q.value(), &seven.to_dtype(DType::F16), s).unwrap_err().contains("in f32 as they"));
+    // A page that a window hides, and no window.
+    let long = noise(&[200, 16], DType::F32, 1);
+    let ((pages, layer), layout) = paged([&long, &long], &[(1, 199, 0)], Some(8));
+    let one = noise(&[1, 32], DType::F32, 1);
+    let asked = |window| {
+        let shape = AttentionShape { window, ..s };
+        attend_cached(&one, (&pages, layer), (shape, None), &layout).map(drop).map_err(|e| e.to_string())
+    };
+    assert_eq!(asked(Some(8)), Ok(()));
+    assert!(asked(None).unwrap_err().contains("a page was forgotten"));
 }
 
 #[test]

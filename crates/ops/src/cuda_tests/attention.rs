@@ -3,12 +3,13 @@
 use super::{compare, near, tolerance};
 use crate::{
     AttentionShape, Layout, attend_cached, attention,
-    attention::{attend_cached_with_sinks, attention_with_sinks},
+    attention::attention_with_sinks,
     frozen_linear::test_support::{FLOATS, with_gradient},
+    kv_pages::tests::paged,
 };
 use halfbyte_autograd::{Param, Tape, Var};
 use halfbyte_cuda::Gpu;
-use halfbyte_tensor::{DType, Device, Tensor};
+use halfbyte_tensor::{DType, Device};
 use halfbyte_testkit::{cuda::gpu, noise, noise_in};
 use std::sync::Arc;
 
@@ -165,8 +166,9 @@ fn attention_over_a_cache() {
             (vec![(1, 20, 0), (1, 3, 64), (1, 63, 128)], None),
             (vec![(33, 0, 64), (2, 60, 0), (40, 9, 128)], Some(12)),
             (vec![(140, 50, 2)], None),
+            // Tiles whose first page no query sees any more.
+            (vec![(40, 130, 0), (150, 42, 0)], Some(9)),
         ] {
-            let layout = Layout::resumed(&sequences).unwrap();
             let cap = window.map(|it| it as f32 / 9.0);
             // Whole pieces of channels, fewer than a warp has lanes for or more, and none.
             for head_dim in [16, 160, 12] {
@@ -178,17 +180,7 @@ fn attention_over_a_cache() {
                     window,
                     cap,
                 };
-                let q = noise(&[layout.tokens(), 4 * head_dim], dtype, 1);
-                let [k, v] = [2, 3].map(|seed| noise(&[192, 2 * head_dim], dtype, seed));
-                let there = |t: &Tensor| t.to_device(&device).unwrap();
-                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
-                near("attend_cached", &got, &attend_cached(&q, &k, &v, shape, &layout).unwrap(), tolerance(dtype));
-                let sinks = noise(&[4], DType::F32, 5);
-                let on = |sinks: &Tensor, [q, k, v]: [&Tensor; 3]| {
-                    attend_cached_with_sinks(q, [k, v], (shape, Some(sinks)), &layout).unwrap()
-                };
-                let got = on(&there(&sinks), [&there(&q), &there(&k), &there(&v)]);
-                near("attend_cached with sinks", &got, &on(&sinks, [&q, &k, &v]), tolerance(dtype));
+                over_pages(&device, dtype, shape, &sequences);
             }
         }
     }
@@ -204,21 +196,27 @@ fn few_queries_over_a_long_cache() {
         {
             // One part of the keys or several, and a sequence that has fewer than the others.
             for sequences in [vec![(1, 255, 0)], vec![(1, 700, 3), (4, 0, 710), (2, 255, 720)]] {
-                let layout = Layout::resumed(&sequences).unwrap();
                 let cap = window.map(|_| 1.5);
                 let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.25, window, cap };
-                let q = noise(&[layout.tokens(), heads * head_dim], dtype, 1);
-                let [k, v] = [2, 3].map(|seed| noise(&[980, kv_heads * head_dim], dtype, seed));
-                let there = |t: &Tensor| t.to_device(&device).unwrap();
-                let got = attend_cached(&there(&q), &there(&k), &there(&v), shape, &layout).unwrap();
-                let expected = attend_cached(&q, &k, &v, shape, &layout).unwrap();
-                near(&format!("{shape:?} in {dtype}"), &got, &expected, tolerance(dtype));
-                let sinks = noise(&[heads], DType::F32, 5);
-                let (on_gpu, q_there) = (there(&sinks), there(&q));
-                let got = attend_cached_with_sinks(&q_there, [&there(&k), &there(&v)], (shape, Some(&on_gpu)), &layout);
-                let expected = attend_cached_with_sinks(&q, [&k, &v], (shape, Some(&sinks)), &layout).unwrap();
-                near(&format!("{shape:?} in {dtype} with sinks"), &got.unwrap(), &expected, tolerance(dtype));
+                over_pages(&device, dtype, shape, &sequences);
             }
         }
+    }
+}
+
+/// On a GPU as here, with sinks and without, from pages of the sequences' new rows, rows before, and first rows.
+fn over_pages(device: &Device, dtype: DType, shape: AttentionShape, sequences: &[(usize, usize, usize)]) {
+    let AttentionShape { heads, kv_heads, head_dim, window, .. } = shape;
+    let rows = sequences.iter().map(|it| it.0 + it.1 + it.2).max().unwrap_or(0);
+    let q = noise(&[sequences.iter().map(|it| it.0).sum(), heads * head_dim], dtype, 1);
+    let [k, v] = [2, 3].map(|seed| noise(&[rows, kv_heads * head_dim], dtype, seed));
+    let sinks = noise(&[heads], DType::F32, 5);
+    let on = |device: &Device| {
+        let [q, k, v, sinks] = [&q, &k, &v, &sinks].map(|it| it.to_device(device).unwrap());
+        let ((pages, layer), layout) = paged([&k, &v], sequences, window);
+        [None, Some(&sinks)].map(|it| attend_cached(&q, (&pages, layer), (shape, it), &layout).unwrap())
+    };
+    for (got, wanted) in on(device).iter().zip(&on(&Device::Cpu)) {
+        near(&format!("{shape:?} in {dtype} of {sequences:?}"), got, wanted, tolerance(dtype));
     }
 }

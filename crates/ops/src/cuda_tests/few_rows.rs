@@ -7,6 +7,7 @@ use crate::{
     frozen_linear,
     frozen_linear::test_support::{FLOATS, Plain, with_gradient},
     gpu_product::{Window, put},
+    kv_pages::tests::{held, paged},
     lora_linears,
     place::on_gpu,
     rope::{Pairs, rope_into_cache},
@@ -278,12 +279,12 @@ fn an_odd_rank_trains_on_few_rows() {
     }
 }
 
-/// Heads that turn whole, in part, by packs and not, by neighbours, and in more packs than a block has threads; sequences whose cache forgot some of their rows.
+/// Heads that turn whole, in part, by packs and not, by neighbours, and in more packs than a block has threads; into pages that lie anywhere.
 #[test]
 fn queries_and_keys_turn_on_their_way_to_the_cache() {
     let Some(device) = gpu().map(Device::Cuda) else { return };
-    let positions = Layout::resumed(&[(2, 30, 0), (1, 5, 0), (3, 0, 0)]).unwrap();
-    let cache = Layout::resumed(&[(2, 10, 0), (1, 5, 20), (3, 0, 40)]).unwrap();
+    let sequences = [(2, 63, 0), (1, 5, 20), (3, 0, 40)];
+    let positions = Layout::resumed(&sequences.map(|it| (it.0, it.1, &[][..]))).unwrap();
     for dtype in FLOATS {
         for (channels, dim) in [(16, 16), (6, 6), (8, 13), (16, 32), (128, 128), (32, 80), (256, 256)] {
             for pairs in [Pairs::Halves, Pairs::Neighbours] {
@@ -291,15 +292,17 @@ fn queries_and_keys_turn_on_their_way_to_the_cache() {
                     continue;
                 }
                 let spec = RopeSpec { theta: 10000.0, channels, max_position: 64, scaling: RopeScaling::None, pairs };
-                let table = RopeTable::new(&spec, 64).unwrap();
+                let table = RopeTable::new(&spec, 70).unwrap();
                 let new = [3, 2, 2].map(|heads| noise(&[6, heads * dim], dtype, heads as u64));
                 let run = |device: &Device| {
                     let there = |t: &Tensor| t.to_device(device).unwrap();
-                    let [mut keys, mut values] = [0, 1].map(|_| Tensor::zeros_on(device, &[64, 2 * dim], dtype));
                     let [q, k, v] = new.each_ref().map(there);
-                    let into = [&mut keys, &mut values];
+                    let past = there(&noise(&[70, 2 * dim], dtype, 5));
+                    let ((mut pages, layer), cache) = paged([&past, &past], &sequences, None);
+                    let into = (&mut pages, layer);
                     let q = rope_into_cache(into, [&q, &k, &v], (&table, dim), (&positions, &cache)).unwrap();
-                    [q, keys, values].map(|it| it.to_device(&Device::Cpu).unwrap())
+                    let [keys, values] = held(&pages, layer, &cache);
+                    [q.to_device(&Device::Cpu).unwrap(), keys, values]
                 };
                 for (got, wanted) in run(&device).iter().zip(&run(&Device::Cpu)) {
                     near(&format!("{channels} of {dim} by {pairs:?} in {dtype}"), got, wanted, tolerance(dtype));

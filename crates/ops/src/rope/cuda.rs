@@ -1,11 +1,11 @@
 use super::{Pairs, RopeTable};
-use crate::layout::Layout;
+use crate::{kv_pages::KvPages, layout::Layout};
 use halfbyte_cuda::{Gpu, InRows, Launch, T, kernels};
 use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "rope", "kernel.cu", over Tensor;
+    const SOURCE = "rope", "../kv_pages/pages.cuh" "kernel.cu", over Tensor;
     rotate as Rotate {
         x: InRows<*const T>, x_stride: i32, table: *const f32, positions: *const u32, y: InRows<*mut T>, stride: i32, heads: i32, dim: i32,
         half: i32, length: i32, direction: f32, pairs: usize,
@@ -19,8 +19,8 @@ kernels! {
         direction: f32, n: usize,
     }
     rotate_into as RotateInto {
-        q: *const T, k: *const T, v: *const T, table: *const f32, positions: *const u32, segments: *const u32, y: *mut T, keys: *mut T,
-        values: *mut T, heads: i32, kv_heads: i32, dim: i32, half: i32, length: i32,
+        q: *const T, k: *const T, v: *const T, table: *const f32, positions: *const u32, segments: *const u32, keys: usize, y: *mut T,
+        heads: i32, kv_heads: i32, dim: i32, half: i32, length: i32,
     }
 }
 
@@ -73,22 +73,24 @@ pub(super) fn rotate_in_place(
     unsafe { kernel.launch(gpu, element, Launch::packs(pairs.div_ceil(TOGETHER), element)) }
 }
 
-/// Queries to `y`, keys and values to the buffers of a cache, whose layout is the second.
+/// Queries to `y`, keys and values to a layer's pages of a cache, whose layout is the second.
 pub(super) fn rotate_into(
     gpu: &Arc<Gpu>,
     [q, k, v]: [&Tensor; 3],
-    [y, keys, values]: [&mut Tensor; 3],
+    (y, pages, layer): (&mut Tensor, &mut KvPages, usize),
     (table, dim): (&RopeTable, usize),
     (layout, cache): (&Layout, &Layout),
 ) -> Result<()> {
     const THREADS: usize = 256;
-    let (on_gpu, positions, segments) = (table.on(gpu)?, layout.positions_on(gpu)?, cache.segments_on(gpu)?);
+    let (on_gpu, positions) = (table.on(gpu)?, layout.positions_on(gpu)?);
+    let segments = cache.segments_and_pages_on(gpu, pages)?;
     let (heads, kv_heads, half, length) = (q.cols() / dim, k.cols() / dim, table.half, table.length);
     let pack = 16 / q.dtype().size();
     let items =
         (heads + kv_heads) * (half.div_ceil(pack) + (dim - 2 * half).div_ceil(pack)) + kv_heads * dim.div_ceil(pack);
     let grid = (items.div_ceil(THREADS) as u32, cache.longest() as u32, cache.sequences() as u32);
     let launch = Launch { grid, block: (THREADS as u32, 1, 1), shared: 0 };
+    gpu.next_moves(2 * (q.bytes() + k.bytes() + v.bytes()) + on_gpu.bytes() + positions.bytes() + segments.bytes());
     let kernel = RotateInto {
         q,
         k,
@@ -96,16 +98,15 @@ pub(super) fn rotate_into(
         table: &on_gpu,
         positions,
         segments,
+        keys: pages.offset(layer),
         y,
-        keys,
-        values,
         heads,
         kv_heads,
         dim,
         half,
         length,
     };
-    // SAFETY: blocks for each new row of a sequence; the caller checked rows and buffers against both layouts, and the positions lie in
-    // the table.
+    // SAFETY: blocks for each new row of a sequence, whose pages are there and nobody else's; the caller checked rows and pages against both
+    // layouts, and the positions lie in the table.
     unsafe { kernel.launch(gpu, number(q.dtype()), launch) }
 }

@@ -92,18 +92,18 @@ KERNEL rotate_neighbours(const T* x, const float* table, const unsigned* positio
     }
 }
 
-// Queries and keys of new tokens as `rotate` turns them, forwards: the queries to y, the keys with the values to the buffers of a cache.
-// grid: (blocks of a row, rows of the longest sequence, sequences); `segments` holds first row, rows, first key and past of every
-// sequence, as the cache has it. A thread turns a pack of both halves of a head, or copies a pack of a head's values or of what does not
+// Queries and keys of new tokens as `rotate` turns them, forwards: the queries to y, the keys with the values to the pages of a cache,
+// `keys` elements behind a page's beginning and the values behind all its keys. grid: (blocks of a row, rows of the longest sequence,
+// sequences); `segments` are those of the cache. A thread turns a pack of both halves of a head, or copies a pack of a head's values or of what does not
 // turn, which lies at its end.
-KERNEL rotate_into(const T* q, const T* k, const T* v, const float* table, const unsigned* positions, const unsigned* segments, T* y,
-                   T* keys, T* values, int heads, int kv_heads, int dim, int half, int length) {
+KERNEL rotate_into(const T* q, const T* k, const T* v, const float* table, const unsigned* positions, const unsigned* segments,
+                   unsigned long long keys, T* y, int heads, int kv_heads, int dim, int half, int length) {
     const int N = Pack<T>::N;
     const unsigned* of = segments + 4 * blockIdx.z;
     if (blockIdx.y >= of[1]) return;
-    size_t row = of[0] + blockIdx.y, to = of[2] + of[3] + blockIdx.y;
-    bool together = half % N == 0 && dim % N == 0 && on_16(q) && on_16(k) && on_16(v) && on_16(y) && on_16(keys) && on_16(values) &&
-                    on_16(table);
+    size_t row = of[0] + blockIdx.y;
+    T* to = Pages(segments, gridDim.z, of[2]).row(of[3] + blockIdx.y, keys, kv_heads * dim);
+    bool together = half % N == 0 && dim % N == 0 && on_16(q) && on_16(k) && on_16(v) && on_16(y) && on_16(to) && on_16(table);
     int packs = (half + N - 1) / N, kept = dim - 2 * half, ends = (kept + N - 1) / N, whole = (dim + N - 1) / N;
     int turned = (heads + kv_heads) * packs, tails = (heads + kv_heads) * ends, all = turned + tails + kv_heads * whole;
     for (int item = blockIdx.x * blockDim.x + threadIdx.x; item < all; item += gridDim.x * blockDim.x) {
@@ -114,7 +114,7 @@ KERNEL rotate_into(const T* q, const T* k, const T* v, const float* table, const
         bool query = !copies && head < heads;
         if (!copies && !query) head -= heads;
         const T* from = query ? q + (row * heads + head) * dim : (copies ? v : k) + (row * kv_heads + head) * dim;
-        T* out = query ? y + (row * heads + head) * dim : (copies ? values : keys) + (to * kv_heads + head) * dim;
+        T* out = query ? y + (row * heads + head) * dim : to + (copies ? (size_t)PAGE * kv_heads * dim : 0) + head * dim;
         if (turns) {
             Pack<T> a = load_pack(from, i, half, together), b = load_pack(from + half, i, half, together);
             float c[N], s[N];

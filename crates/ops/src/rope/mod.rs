@@ -10,7 +10,7 @@ mod tests;
 pub use spec::{Pairs, RopeScaling, RopeSpec};
 
 use crate::{
-    kv_rows::{append_rows, check_rows},
+    kv_pages::{KvPages, append_rows, check_rows},
     layout::Layout,
     place::{Cost, fill},
 };
@@ -125,12 +125,12 @@ fn turned_back(
 }
 
 /// Queries, keys and values of new tokens on their way to attention over a cache: gives the queries `q (tokens, heads * head_dim)` as
-/// [`rope`] turns them, and writes the keys turned, and the values, `(tokens, kv_heads * head_dim)`, into the buffers `into`, as
-/// [`append_rows`] does. `layouts` are the tokens' positions and the rows of the cache.
+/// [`rope`] turns them, and writes the keys turned, and the values, `(tokens, kv_heads * head_dim)`, into a layer's pages, as
+/// [`append_rows`] does. The layouts are those of the tokens' positions and of the pages.
 ///
 /// Fails where either of the two does.
 pub fn rope_into_cache(
-    into: [&mut Tensor; 2],
+    (pages, layer): (&mut KvPages, usize),
     [q, k, v]: [&Tensor; 3],
     (table, head_dim): (&RopeTable, usize),
     (positions, cache): (&Layout, &Layout),
@@ -138,18 +138,17 @@ pub fn rope_into_cache(
     for it in [q, k] {
         check(it, table, positions, head_dim)?;
     }
-    check_rows(into.each_ref().map(|it| &**it), [k, v], cache)?;
+    check_rows((pages, layer), [k, v], cache)?;
     let gpu = match q.place() {
         Place::Gpu(gpu) if table.pairs == Pairs::Halves && q.dtype() == k.dtype() => gpu,
         _ => {
             let [q, k] = [q, k].map(|it| rotated((it, head_dim), table, positions, (1.0, &GradientPlace::default())));
-            append_rows(into, [&k?, v], cache)?;
+            append_rows((pages, layer), [&k?, v], cache)?;
             return q;
         }
     };
     let mut y = q.scratch_like(q.shape(), q.dtype());
-    let [keys, values] = into;
-    cuda::rotate_into(gpu, [q, k, v], [&mut y, keys, values], (table, head_dim), (positions, cache))?;
+    cuda::rotate_into(gpu, [q, k, v], (&mut y, pages, layer), (table, head_dim), (positions, cache))?;
     gpu.count_operations(3 * (q.len() + k.len()) as u64);
     Ok(y)
 }

@@ -66,7 +66,7 @@ fn longrope_divides_by_other_numbers_beyond_the_original_length() {
 #[test]
 fn a_part_of_every_head_is_rotated_and_the_rest_stays() {
     for dtype in FLOATS {
-        let (layout, x) = (Layout::resumed(&[(3, 2, 0), (2, 5, 8)]).unwrap(), noise(&[5, 24], dtype, 1));
+        let (layout, x) = (Layout::resumed(&[(3, 2, &[]), (2, 5, &[])]).unwrap(), noise(&[5, 24], dtype, 1));
         let table = RopeTable::new(&spec(8, RopeScaling::None), 16).unwrap();
         let part = |of: &Tensor, head: usize, range: std::ops::Range<usize>| -> Vec<f32> {
             of.to_f32_vec().chunks(24).flat_map(|row| row[head * 12..][range.clone()].to_vec()).collect()
@@ -99,7 +99,7 @@ fn neighbours_turn_as_halves_do_that_are_dealt_out() {
             .collect()
     };
     for dtype in FLOATS {
-        let (layout, x) = (Layout::resumed(&[(3, 2, 0), (2, 5, 8)]).unwrap(), noise(&[5, 24], dtype, 1));
+        let (layout, x) = (Layout::resumed(&[(3, 2, &[]), (2, 5, &[])]).unwrap(), noise(&[5, 24], dtype, 1));
         let run = |x: &Tensor, pairs| {
             let table = RopeTable::new(&RopeSpec { pairs, ..spec(8, RopeScaling::None) }, 16).unwrap();
             rope(&Tape::disabled(), &Var::constant(x.clone()), &table, &layout, 12).unwrap().value().to_f32_vec()
@@ -179,7 +179,7 @@ fn yarn_takes_its_attention_factor_from_mscale_ratios() {
 
 /// A row at each position.
 fn at(positions: &[u32]) -> Layout {
-    Layout::resumed(&positions.iter().map(|it| (1, *it as usize, 0)).collect::<Vec<_>>()).unwrap()
+    Layout::resumed(&positions.iter().map(|it| (1, *it as usize, &[][..])).collect::<Vec<_>>()).unwrap()
 }
 
 /// The rotation in f64 from the table's own spec without scaling.

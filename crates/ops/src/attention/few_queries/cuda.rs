@@ -1,15 +1,15 @@
 //! Launches of the kernels for few queries.
 
 use super::super::AttentionShape;
-use crate::layout::Layout;
+use crate::{kv_pages::KvPages, layout::Layout};
 use halfbyte_cuda::{Gpu, Launch, T, kernels};
 use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "few_queries", "../shape.cuh" "kernel.cu", over Tensor;
+    const SOURCE = "few_queries", "../shape.cuh" "../../kv_pages/pages.cuh" "kernel.cu", over Tensor;
     attend_parts as AttendParts {
-        q: *const T, k: *const T, v: *const T, segments: *const u32, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
+        q: *const T, segments: *const u32, keys: usize, parts: *mut f32, y: *mut T, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32, cap: f32, keys_a_part: i32, number: i32, lanes: i32, sinks: Option<*const f32>,
     }
     join_parts as JoinParts { parts: *const f32, y: *mut T, heads: i32, dim: i32, number: i32, sinks: Option<*const f32> }
@@ -43,7 +43,7 @@ fn keys_a_part(keys: usize, kv_heads: usize) -> usize {
 /// Writes `y`, of the new rows of each sequence over all its keys.
 pub(in crate::attention) fn forward(
     gpu: &Arc<Gpu>,
-    [q, k, v]: [&Tensor; 3],
+    (q, pages, layer): (&Tensor, &KvPages, usize),
     (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
     y: &mut Tensor,
 ) -> Result<()> {
@@ -61,12 +61,14 @@ pub(in crate::attention) fn forward(
         block: (32 * WARPS as u32, 1, 1),
         shared: (at_a_time * (dim + 2) * DType::F32.size()) as u32,
     };
-    let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
+    let segments = layout.segments_and_pages_on(gpu, pages)?;
+    let moved = 2 * q.bytes() + pages.bytes_of(layout.visible_keys(window)) + segments.bytes();
+    gpu.next_moves(moved + if count > 1 { parts.bytes() } else { 0 });
+    let (window, cap) = (window.unwrap_or(0), cap.unwrap_or(0.0));
     let kernel = AttendParts {
         q,
-        k,
-        v,
         segments,
+        keys: pages.offset(layer),
         parts: &mut parts,
         y: &mut *y,
         heads,
@@ -80,7 +82,7 @@ pub(in crate::attention) fn forward(
         lanes,
         sinks,
     };
-    // SAFETY: the caller checked the operands against the layout, whose keys the parts reach over.
+    // SAFETY: the caller checked operands and pages against the layout, whose keys the parts reach over.
     unsafe { kernel.launch(gpu, element, launch) }?;
     if count > 1 {
         let block = dim.next_multiple_of(32).min(256) as u32;

@@ -1,6 +1,6 @@
 // Attention of few queries over many keys, as in generation: what it costs is reading the keys and values, so each is read once for all
 // query heads that share it, by blocks that have a part of the keys each. Their results, relative to their own largest score, are put
-// together in the order of the parts.
+// together in the order of the parts. Keys and values lie in the pages of a cache.
 //
 // A lane has eight channels of a key; LANES lanes, a power of two, have them all.
 
@@ -35,11 +35,12 @@ template <int HEADS> __device__ __forceinline__ void join_lanes(Part<HEADS>& par
     }
 }
 
-// Keys first, first + step, ... before `end`, for HEADS query heads from q on; `count` of them, some beyond `end`, at most. So many
-// that are AT_ONCE are on their way together. All lanes of a warp come along, for the exchanges.
+// Keys first, first + step, ... before `end`, for HEADS query heads from q on, a head's channels `offset` elements behind the beginnings of
+// pages, and the values behind all keys of a page; `count` of them, some beyond `end`, at most. So many that are AT_ONCE are on their way
+// together. All lanes of a warp come along, for the exchanges.
 template <int HEADS, int AT_ONCE>
-__device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k, const T* v, int first, int end, int step, int count,
-                                       int heads, int lanes, const Shape& s) {
+__device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const Pages& pages, size_t offset, int first, int end, int step,
+                                       int count, int heads, int lanes, const Shape& s) {
     int channel = threadIdx.x % lanes * 8, stride = s.kv_heads * s.dim;
     bool there = channel < s.dim;
     float query[HEADS][8];
@@ -58,8 +59,9 @@ __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             if (!there || key + j * step >= end) continue;
-            keys[j] = *(const Eight*)(k + (size_t)(key + j * step) * stride + channel);
-            values[j] = *(const Eight*)(v + (size_t)(key + j * step) * stride + channel);
+            const T* row = pages.row(key + j * step, offset, stride) + channel;
+            keys[j] = *(const Eight*)row;
+            values[j] = *(const Eight*)(row + (size_t)PAGE * stride);
         }
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
@@ -97,20 +99,18 @@ __device__ __forceinline__ void attend(Part<HEADS>& part, const T* q, const T* k
 }
 
 template <int HEADS, int AT_ONCE>
-__device__ __forceinline__ void few_queries(float* shared, const T* q, const T* k, const T* v, const Segment& of, float* parts, T* y,
-                                            int keys_a_part, int number, int lanes, const float* sinks, const Shape& s) {
+__device__ __forceinline__ void few_queries(float* shared, const T* q, const Pages& pages, size_t keys, const Segment& of, float* parts,
+                                            T* y, int keys_a_part, int number, int lanes, const float* sinks, const Shape& s) {
     int group = s.heads / s.kv_heads, kv_head = blockIdx.x / number, which = blockIdx.x % number;
     int position = of.past + blockIdx.y, row = of.first + blockIdx.y;
     int begin = max(first_key(s, position), which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
     int at_a_time = blockDim.x / lanes, count = end > begin ? (end - begin + at_a_time - 1) / at_a_time : 0;
     int warps = blockDim.x / 32, warp = threadIdx.x / 32;
-    const T* keys = k + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
-    const T* values = v + (size_t)of.first_key * s.kv_heads * s.dim + kv_head * s.dim;
     for (int done = 0; done < group; done += HEADS) {
         int head = kv_head * group + done, heads = min(HEADS, group - done), own = threadIdx.x / lanes;
         Part<HEADS> part;
-        attend<HEADS, AT_ONCE>(part, q + ((size_t)row * s.heads + head) * s.dim, keys, values, begin + own, end, at_a_time, count, heads,
-                               lanes, s);
+        attend<HEADS, AT_ONCE>(part, q + ((size_t)row * s.heads + head) * s.dim, pages, keys + kv_head * s.dim, begin + own, end,
+                               at_a_time, count, heads, lanes, s);
         // A warp's one after the other in shared memory: for each head all sums of channels, then the largest score and the sum of
         // weights.
         __syncthreads();
@@ -157,14 +157,15 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const T* 
 // grid: (kv_heads * number, longest, sequences), of any number of warps. `number` parts of keys_a_part keys reach over every sequence;
 // with one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each warp, four times
 // that where heads share their keys.
-KERNEL attend_parts(const T* q, const T* k, const T* v, const unsigned* segments, float* parts, T* y, int heads, int kv_heads, int dim,
+KERNEL attend_parts(const T* q, const unsigned* segments, unsigned long long keys, float* parts, T* y, int heads, int kv_heads, int dim,
                     int window, float scale, float cap, int keys_a_part, int number, int lanes, const float* sinks) {
     const Shape s = AS_SHAPE;
     const Segment of = ((const Segment*)segments)[blockIdx.z];
     if (blockIdx.y >= of.count) return;
     SHARED_ARRAY(float, shared);
-    if (heads == kv_heads) few_queries<1, 8 / sizeof(T)>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
-    else few_queries<4, 4 / sizeof(T)>(shared, q, k, v, of, parts, y, keys_a_part, number, lanes, sinks, s);
+    const Pages pages(segments, gridDim.z, of.first_key);
+    if (heads == kv_heads) few_queries<1, 8 / sizeof(T)>(shared, q, pages, keys, of, parts, y, keys_a_part, number, lanes, sinks, s);
+    else few_queries<4, 4 / sizeof(T)>(shared, q, pages, keys, of, parts, y, keys_a_part, number, lanes, sinks, s);
 }
 
 // grid: (heads, rows), a thread a channel.

@@ -1,4 +1,4 @@
-// How blocks of attention on tensor cores divide the work: of `forward.cu` and `two_passes.cu`, behind `scores.cuh`.
+// How blocks of attention on tensor cores divide the work: of `forward.cuh` and `two_passes`, behind `scores.cuh`.
 // Heads are padded with zeros to DIM channels, 64 or 128, and are a multiple of 16. In f32 the kernels are empty: nobody calls them.
 
 // Keys a tile, forward and for the gradient of queries.

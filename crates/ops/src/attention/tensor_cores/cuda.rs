@@ -11,8 +11,8 @@ use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "kernel.cu", over Tensor;
-    const CAPPED = "tensor_cores_capped", "capped.cuh" "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "kernel.cu", over Tensor;
+    const SOURCE = "tensor_cores", "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "forward.cuh" "kernel.cu", over Tensor;
+    const CAPPED = "tensor_cores_capped", "capped.cuh" "../shape.cuh" "products.cuh" "scores.cuh" "blocks.cuh" "forward.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: InRows<*mut T>, y_stride: i32, lse: *mut f32,
         heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32,
@@ -84,6 +84,16 @@ pub(super) fn launch(layout: &Layout, heads: usize, threads: u32, shared: usize)
     Launch { grid, block: (threads, 1, 1), shared: shared as u32 }
 }
 
+/// How the forward pass is started.
+pub(in crate::attention) fn launch_forward(
+    blocks: Blocks,
+    (shape, layout): (&AttentionShape, &Layout),
+    dtype: DType,
+) -> Launch {
+    let shared = dtype.size() * padded(shape) * (ROWS + 4 * blocks.keys);
+    launch(layout, shape.heads, blocks.threads, shared)
+}
+
 /// As [`super::super::cuda::forward`].
 pub(in crate::attention) fn forward(
     (gpu, blocks): (&Arc<Gpu>, Blocks),
@@ -91,13 +101,13 @@ pub(in crate::attention) fn forward(
     (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
     (y, lse): (&mut Tensor, &mut Tensor),
 ) -> Result<()> {
-    let shared = q.dtype().size() * padded(shape) * (ROWS + 4 * blocks.keys);
+    let launch = launch_forward(blocks, (shape, layout), q.dtype());
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
     let y_stride = y.stride();
     let kernel = Forward { q, k, v, segments, y, y_stride, lse, heads, kv_heads, dim, window, scale, cap, sinks };
     // SAFETY: the caller checked the operands against the layout.
-    unsafe { kernel.launch_from(source(shape), gpu, number(q.dtype()), launch(layout, heads, blocks.threads, shared)) }
+    unsafe { kernel.launch_from(source(shape), gpu, number(q.dtype()), launch) }
 }
 
 /// As [`super::super::cuda::backward`].

@@ -66,6 +66,17 @@ __device__ __forceinline__ void load_rows(T* tile, const T* x, size_t base, int 
         copy_later<16>(to + j * STEP * 64, j * STEP < rows ? from : x, j * STEP < rows);
 }
 
+// Keys or values of a sequence, in rows from `first` on.
+struct InRows {
+    const T* x;
+    size_t first;
+};
+// As `load_rows`, COUNT of them from key `first` on: of each the channels from column `column` on.
+template <int DIM, int COUNT, int THREADS>
+__device__ __forceinline__ void load_keys(T* tile, const InRows& x, int column, int first, int limit, int stride, int dim) {
+    load_rows<DIM, COUNT, THREADS>(tile, x.x + column, x.first, first, limit, stride, dim);
+}
+
 // N eights of columns, for the 64 rows of four warps: c += a b, or c = a b where `more` is 0. `of_rows`: both operands are tiles whose
 // rows are the result's; `of_columns`: what is summed over goes from row to row of the right one; `of_both_columns`: of both.
 #if defined(HOPPER)

@@ -7,10 +7,10 @@ use halfbyte_tensor::{DType, Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const LARGE = "tensor_cores_wide", "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
-    const LARGE_CAPPED = "tensor_cores_wide_capped", "../capped.cuh" "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
-    const SMALL = "tensor_cores_wide_small", "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
-    const SMALL_CAPPED = "tensor_cores_wide_small_capped", "../capped.cuh" "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "kernel.cu", over Tensor;
+    const LARGE = "tensor_cores_wide", "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "tiles.cuh" "forward.cuh" "kernel.cu", over Tensor;
+    const LARGE_CAPPED = "tensor_cores_wide_capped", "../capped.cuh" "tiles_of_64.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "tiles.cuh" "forward.cuh" "kernel.cu", over Tensor;
+    const SMALL = "tensor_cores_wide_small", "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "tiles.cuh" "forward.cuh" "kernel.cu", over Tensor;
+    const SMALL_CAPPED = "tensor_cores_wide_small_capped", "../capped.cuh" "tiles_of_32.cuh" "../../shape.cuh" "wide.cuh" "../products.cuh" "../scores.cuh" "tiles.cuh" "forward.cuh" "kernel.cu", over Tensor;
     forward as Forward {
         q: *const T, k: *const T, v: *const T, segments: *const u32, y: InRows<*mut T>, y_stride: i32, lse: *mut f32,
         heads: i32, kv_heads: i32, dim: i32, window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
@@ -54,6 +54,11 @@ impl Tiles {
         if OF_64.fit(gpu) { OF_64 } else { OF_32 }
     }
 
+    /// Whether a block has room for the larger ones.
+    pub(in crate::attention) fn are_large(self) -> bool {
+        self.rows == OF_64.rows
+    }
+
     fn fit(self, gpu: &Gpu) -> bool {
         self.shared(2) <= gpu.shared_memory_limit() as usize
     }
@@ -82,6 +87,15 @@ fn expect(gpu: &Gpu, shape: &AttentionShape, counted: usize, backward: f64) {
     gpu.takes_longer_by((counted as f64 * (times - 1.0)) as i64);
 }
 
+/// How the forward pass is started, of which a plan is told as well.
+pub(in crate::attention) fn launch_forward(
+    (gpu, tiles): (&Gpu, Tiles),
+    (shape, layout): (&AttentionShape, &Layout),
+) -> Launch {
+    expect(gpu, shape, shape.flops(layout, 2), 1.0);
+    tiles.launch(layout, shape.heads, ROWS, 0)
+}
+
 /// As [`super::super::super::cuda::forward`].
 pub(in crate::attention) fn forward(
     (gpu, tiles): (&Arc<Gpu>, Tiles),
@@ -92,10 +106,10 @@ pub(in crate::attention) fn forward(
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let (segments, window, cap) = (layout.segments_on(gpu)?, window.unwrap_or(0), cap.unwrap_or(0.0));
     let y_stride = y.stride();
-    expect(gpu, shape, shape.flops(layout, 2), 1.0);
+    let launch = launch_forward((gpu, tiles), (shape, layout));
     let kernel = Forward { q, k, v, segments, y, y_stride, lse, heads, kv_heads, dim, window, scale, cap, sinks };
     // SAFETY: the caller checked the operands against the layout.
-    unsafe { kernel.launch_from(tiles.source(shape), gpu, number(q.dtype()), tiles.launch(layout, heads, ROWS, 0)) }
+    unsafe { kernel.launch_from(tiles.source(shape), gpu, number(q.dtype()), launch) }
 }
 
 /// As [`super::super::super::cuda::backward`].
