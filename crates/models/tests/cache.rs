@@ -187,19 +187,83 @@ fn sequences_of_one_cache_do_not_see_each_other() {
     }
 }
 
+/// Tokens that a cache has room for in every layer, of two with 16 channels of keys and of values.
+fn room(cache: &KvCache) -> usize {
+    cache.bytes() / (2 * 2 * 16 * 4)
+}
+
 #[test]
-fn a_window_bounds_what_is_held() {
-    let held = |config: &Value| {
+fn a_text_holds_the_pages_that_it_needs_and_a_window_bounds_them() {
+    let held = |config: &Value, step: usize| {
         let model = model(config);
         let mut cache = KvCache::new(model.config(), DType::F32, 1);
-        for id in text(600, 1).chunks(1) {
-            next(model.as_ref(), &mut cache, &[id]);
-        }
-        // Two layers of keys and values, 16 channels.
-        cache.bytes() / (2 * 2 * 16 * 4)
+        text(600, 1).chunks(step).for_each(|it| drop(next(model.as_ref(), &mut cache, &[it])));
+        room(&cache)
     };
-    assert_eq!(held(&configs()[0]), 1024);
-    assert!(held(&configs()[1]) <= 20 + 64, "{}", held(&configs()[1]));
+    let [all, window] = [0, 1].map(|it| configs()[it].clone());
+    assert_eq!([1, 50].map(|step| held(&all, step)), [640; 2], "ten pages of 64 tokens");
+    // Of 20 tokens, which lie in two pages at most; of a part of the prompt with them, in three.
+    assert_eq!([1, 50].map(|step| held(&window, step)), [2 * 64, 3 * 64]);
+    // In one of two layers.
+    assert_eq!(held(&configs()[2], 1), (640 + 2 * 64) / 2);
+}
+
+#[test]
+fn a_text_that_comes_takes_the_pages_of_one_that_went() {
+    let model = model(&configs()[0]);
+    let mut cache = KvCache::new(model.config(), DType::F32, 3);
+    let texts = [1, 2, 3].map(|it| text(100 + it as usize, it));
+    next(model.as_ref(), &mut cache, &[&texts[0], &texts[1], &texts[2]]);
+    assert_eq!(room(&cache), 6 * 64);
+    for round in 4..20 {
+        // The first goes, another comes, and those that stay do not notice.
+        let coming = text(90 + 2 * round as usize, round);
+        cache.retain(&[false, true, true]);
+        cache.admit();
+        let hidden = next(model.as_ref(), &mut cache, &[&[], &[], &coming]);
+        close("who came", &hidden, &whole(model.as_ref(), &coming));
+        assert_eq!(room(&cache), 6 * 64, "round {round}");
+        assert!(cache.truncate(100));
+    }
+    // What goes back of a text is for others as well.
+    cache.retain(&[false, true, true]);
+    assert!(cache.truncate(60));
+    cache.admit();
+    next(model.as_ref(), &mut cache, &[&[], &[], &text(4 * 64, 1)]);
+    assert_eq!(room(&cache), 6 * 64);
+}
+
+/// Bits, not closeness: what is shared is the same memory, and what is not is a copy.
+#[test]
+fn those_that_begin_alike_share_pages_and_go_on_as_if_alone() {
+    for config in configs() {
+        let model = model(&config);
+        let (beginning, ends) = (text(150, 1), [2, 3, 4].map(|it| text(30, it)));
+        let mut shared = KvCache::new(model.config(), DType::F32, 1);
+        next(model.as_ref(), &mut shared, &[&beginning]);
+        let before = shared.bytes();
+        let mut shared = shared.fork(&[0, 0, 0]);
+        assert_eq!(shared.bytes(), before);
+        let mut alone = KvCache::new(model.config(), DType::F32, 3);
+        next(model.as_ref(), &mut alone, &[&beginning, &beginning, &beginning]);
+        for at in 0..30 {
+            let step = ends.each_ref().map(|it| &it[at..=at]);
+            let [got, expected] = [&mut shared, &mut alone].map(|it| next(model.as_ref(), it, &step));
+            assert_eq!(got, expected, "{config}, token {at}");
+        }
+        // Of three pages the last is each one's own.
+        assert!(shared.bytes() <= before / 3 * 5, "{} bytes, of one {before}", shared.bytes());
+        // Forked again in the middle of a page that is shared still, and cut back into one.
+        let mut again = shared.fork(&[2, 2]);
+        if again.truncate(140) {
+            let parts = [&ends[0][..5], &ends[1][..5]];
+            let hidden = next(model.as_ref(), &mut again, &parts);
+            for (hidden, part) in hidden.chunks(5 * 32).zip(parts) {
+                let all = whole(model.as_ref(), &[&beginning[..140], part].concat());
+                close(&config.to_string(), hidden, &all[140 * 32..]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -161,3 +161,51 @@ fn tokens_have_the_hidden_states_of_the_cpu() {
         }
     }
 }
+
+/// Texts of several pages, in layers with a window and without, by tiles, by few queries and without tensor cores; that fork, are cut back, and
+/// go while others come.
+#[test]
+fn texts_over_several_pages_have_the_hidden_states_of_the_cpu() {
+    let Some(device) = gpu().map(Device::Cuda) else { return };
+    let config = |head_dim: usize| {
+        let config = format!(
+            r#"{{"architectures": ["Qwen2ForCausalLM"], "vocab_size": 50, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 400,
+            "head_dim": {head_dim}, "use_sliding_window": true, "sliding_window": 40, "max_window_layers": 1}}"#
+        );
+        ModelConfig::parse(Path::new("config.json"), &config).unwrap()
+    };
+    let ids = |count: usize, seed: u32| -> Vec<u32> { (0..count as u32).map(|it| (it * 7 + seed) % 50).collect() };
+    for (head_dim, compute) in
+        [(32, DType::F32), (32, DType::Bf16), (32, DType::F16), (12, DType::Bf16), (144, DType::Bf16)]
+    {
+        let on = |device: &Device| {
+            let model = build(&config(head_dim), &mut Noise { format: &Format::DENSE, device, made: 0 }).unwrap();
+            let mut all = Vec::new();
+            let mut pass = |cache: &mut KvCache, new: &[usize]| {
+                let layout = cache.begin(new).unwrap();
+                let ids = Ids::new(ids(new.iter().sum(), new.len() as u32));
+                let hidden = extend(model.as_ref(), &ids, &layout, cache, &Context::default()).unwrap();
+                all.push(hidden.to_device(&Device::Cpu).unwrap().to_f32_vec());
+            };
+            let mut cache = KvCache::new(model.config(), compute, 2);
+            pass(&mut cache, &[150, 5]);
+            pass(&mut cache, &[40, 1]);
+            let mut cache = cache.fork(&[0, 1, 0]);
+            pass(&mut cache, &[1, 2, 1]);
+            assert!(cache.truncate(191));
+            cache.retain(&[true, false, true]);
+            cache.admit();
+            pass(&mut cache, &[1, 36, 150]);
+            pass(&mut cache, &[1, 1, 1]);
+            all
+        };
+        for (pass, (there, here)) in on(&device).iter().zip(&on(&Device::Cpu)).enumerate() {
+            let largest = here.iter().fold(0.0f32, |m, it| m.max(it.abs()));
+            let off = [1e-5, 6e-2, 1.5e-2][compute as usize] * largest;
+            for (got, wanted) in there.iter().zip(here) {
+                assert!((got - wanted).abs() <= off, "{head_dim} {compute}, pass {pass}: {got}, on the CPU {wanted}");
+            }
+        }
+    }
+}
