@@ -230,7 +230,7 @@ pub fn attend_cached(
     };
     let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| match few_queries::cuda::fit(&shape, layout) {
         true => few_queries::cuda::forward(gpu, (q, pages, layer), (&shape, layout, sinks), y),
-        false => paged::forward(gpu, (q, pages, layer), (&shape, layout, sinks), (y, lse)),
+        false => paged::forward((gpu, paged::Kinds::of(gpu)), (q, pages, layer), (&shape, layout, sinks), (y, lse)),
     })?;
     Ok(y)
 }

@@ -43,8 +43,10 @@ pub(in crate::attention) struct Blocks {
 }
 
 /// Products run on while the next tiles are loaded, so that a third has to be there.
-const HOPPER: Blocks = Blocks { threads: 256, keys: 128, few_keys: 64, key_turns: 3, turns: 3, sums: 192 << 20 };
-const OTHERS: Blocks = Blocks { threads: 128, keys: 32, few_keys: 32, key_turns: 2, turns: 2, sums: 0 };
+pub(in crate::attention) const HOPPER: Blocks =
+    Blocks { threads: 256, keys: 128, few_keys: 64, key_turns: 3, turns: 3, sums: 192 << 20 };
+pub(in crate::attention) const OTHERS: Blocks =
+    Blocks { threads: 128, keys: 32, few_keys: 32, key_turns: 2, turns: 2, sums: 0 };
 
 impl Blocks {
     pub(in crate::attention) fn of(gpu: &Gpu) -> Blocks {

@@ -46,8 +46,8 @@ pub(in crate::attention) struct Tiles {
     capped: &'static Source,
 }
 
-const OF_64: Tiles = Tiles { rows: 64, plain: &LARGE, capped: &LARGE_CAPPED };
-const OF_32: Tiles = Tiles { rows: 32, plain: &SMALL, capped: &SMALL_CAPPED };
+pub(in crate::attention) const OF_64: Tiles = Tiles { rows: 64, plain: &LARGE, capped: &LARGE_CAPPED };
+pub(in crate::attention) const OF_32: Tiles = Tiles { rows: 32, plain: &SMALL, capped: &SMALL_CAPPED };
 
 impl Tiles {
     pub(in crate::attention) fn of(gpu: &Gpu) -> Tiles {
