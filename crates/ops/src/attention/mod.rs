@@ -12,7 +12,9 @@ mod decode;
 mod few_queries {
     pub(super) mod cuda;
 }
-mod paged;
+mod paged {
+    pub(super) mod cuda;
+}
 mod tensor_cores {
     pub(super) mod cuda;
     mod one_pass {
@@ -230,7 +232,12 @@ pub fn attend_cached(
     };
     let [y, _] = fill(q, cost, out, host, |gpu, [y, lse]| match few_queries::cuda::fit(&shape, layout) {
         true => few_queries::cuda::forward(gpu, (q, pages, layer), (&shape, layout, sinks), y),
-        false => paged::forward((gpu, paged::Kinds::of(gpu)), (q, pages, layer), (&shape, layout, sinks), (y, lse)),
+        false => paged::cuda::forward(
+            (gpu, paged::cuda::Kinds::of(gpu)),
+            (q, pages, layer),
+            (&shape, layout, sinks),
+            (y, lse),
+        ),
     })?;
     Ok(y)
 }

@@ -1,7 +1,7 @@
 //! Launches of the kernels that read keys and values from the pages of a cache, for as many queries as blocks are worth while: the same blocks
 //! as over rows, in modules of their own, which training does not need.
 
-use super::{
+use super::super::{
     AttentionShape, cuda,
     tensor_cores::{
         cuda::{self as tensor_cores, Blocks},
@@ -14,7 +14,7 @@ use halfbyte_tensor::{Result, Tensor, cuda::number};
 use std::sync::Arc;
 
 kernels! {
-    const SOURCE = "attention_paged", "shape.cuh" "../kv_pages/pages.cuh" "forward.cuh" "paged.cu", over Tensor;
+    const SOURCE = "attention_paged", "../shape.cuh" "../../kv_pages/pages.cuh" "../forward.cuh" "kernel.cu", over Tensor;
     forward_paged as Forward {
         q: *const T, segments: *const u32, keys: usize, y: *mut T, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
@@ -22,12 +22,12 @@ kernels! {
 }
 
 kernels! {
-    const NARROW = "tensor_cores_paged", "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/blocks.cuh" "tensor_cores/forward.cuh" "tensor_cores/paged.cu", over Tensor;
-    const NARROW_CAPPED = "tensor_cores_paged_capped", "tensor_cores/capped.cuh" "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/blocks.cuh" "tensor_cores/forward.cuh" "tensor_cores/paged.cu", over Tensor;
-    const WIDE = "tensor_cores_wide_paged", "tensor_cores/wide/tiles_of_64.cuh" "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/wide/wide.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/wide/tiles.cuh" "tensor_cores/wide/forward.cuh" "tensor_cores/wide/paged.cu", over Tensor;
-    const WIDE_CAPPED = "tensor_cores_wide_paged_capped", "tensor_cores/capped.cuh" "tensor_cores/wide/tiles_of_64.cuh" "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/wide/wide.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/wide/tiles.cuh" "tensor_cores/wide/forward.cuh" "tensor_cores/wide/paged.cu", over Tensor;
-    const SMALL = "tensor_cores_wide_small_paged", "tensor_cores/wide/tiles_of_32.cuh" "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/wide/wide.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/wide/tiles.cuh" "tensor_cores/wide/forward.cuh" "tensor_cores/wide/paged.cu", over Tensor;
-    const SMALL_CAPPED = "tensor_cores_wide_small_paged_capped", "tensor_cores/capped.cuh" "tensor_cores/wide/tiles_of_32.cuh" "shape.cuh" "../kv_pages/pages.cuh" "tensor_cores/wide/wide.cuh" "tensor_cores/products.cuh" "tensor_cores/paged.cuh" "tensor_cores/scores.cuh" "tensor_cores/wide/tiles.cuh" "tensor_cores/wide/forward.cuh" "tensor_cores/wide/paged.cu", over Tensor;
+    const NARROW = "tensor_cores_paged", "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/blocks.cuh" "../tensor_cores/forward.cuh" "tensor_cores.cu", over Tensor;
+    const NARROW_CAPPED = "tensor_cores_paged_capped", "../tensor_cores/capped.cuh" "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/blocks.cuh" "../tensor_cores/forward.cuh" "tensor_cores.cu", over Tensor;
+    const WIDE = "tensor_cores_wide_paged", "../tensor_cores/wide/tiles_of_64.cuh" "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/wide/wide.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/wide/tiles.cuh" "../tensor_cores/wide/forward.cuh" "wide.cu", over Tensor;
+    const WIDE_CAPPED = "tensor_cores_wide_paged_capped", "../tensor_cores/capped.cuh" "../tensor_cores/wide/tiles_of_64.cuh" "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/wide/wide.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/wide/tiles.cuh" "../tensor_cores/wide/forward.cuh" "wide.cu", over Tensor;
+    const SMALL = "tensor_cores_wide_small_paged", "../tensor_cores/wide/tiles_of_32.cuh" "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/wide/wide.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/wide/tiles.cuh" "../tensor_cores/wide/forward.cuh" "wide.cu", over Tensor;
+    const SMALL_CAPPED = "tensor_cores_wide_small_paged_capped", "../tensor_cores/capped.cuh" "../tensor_cores/wide/tiles_of_32.cuh" "../shape.cuh" "../../kv_pages/pages.cuh" "../tensor_cores/wide/wide.cuh" "../tensor_cores/products.cuh" "tiles.cuh" "../tensor_cores/scores.cuh" "../tensor_cores/wide/tiles.cuh" "../tensor_cores/wide/forward.cuh" "wide.cu", over Tensor;
     forward_paged as ForwardOnTensorCores {
         q: *const T, segments: *const u32, keys: usize, y: InRows<*mut T>, y_stride: i32, lse: *mut f32, heads: i32, kv_heads: i32, dim: i32,
         window: i32, scale: f32, cap: f32, sinks: Option<*const f32>,
@@ -36,19 +36,19 @@ kernels! {
 
 /// How tensor cores divide the work, for heads of up to 128 channels and for wider ones.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kinds {
+pub(in crate::attention) struct Kinds {
     blocks: Blocks,
     tiles: Tiles,
 }
 
 impl Kinds {
-    pub(super) fn of(gpu: &Gpu) -> Kinds {
+    pub(in crate::attention) fn of(gpu: &Gpu) -> Kinds {
         Kinds { blocks: Blocks::of(gpu), tiles: Tiles::of(gpu) }
     }
 }
 
 /// Writes `y`, and the logarithm of every row's sum.
-pub(super) fn forward(
+pub(in crate::attention) fn forward(
     (gpu, kinds): (&Arc<Gpu>, Kinds),
     (q, pages, layer): (&Tensor, &KvPages, usize),
     (shape, layout, sinks): (&AttentionShape, &Layout, Option<&Tensor>),
