@@ -41,8 +41,12 @@ impl PageTables {
     /// first one comes into a page that others have as well, that page is to be copied, before anything is written: from the first to the
     /// second.
     pub(crate) fn begin(&mut self, sequence: usize, length: usize, new: usize) -> Option<(u32, u32)> {
-        for at in 0..self.first_seen(length) / PAGE {
+        // Those before one that is forgotten are, too.
+        for at in (0..self.first_seen(length) / PAGE).rev() {
             let page = std::mem::replace(&mut self.tables[sequence][at], FORGOTTEN);
+            if page == FORGOTTEN {
+                break;
+            }
             self.release(page);
         }
         let mut copied = None;

@@ -80,15 +80,15 @@ impl<'a, T: Float> Inputs<'a, T> {
         self.shape.group() * self.shape.head_dim
     }
 
-    /// The keys or values (whichever `x` holds) of a piece, up to those of its last query: `(past + count, head_dim)`. Where none of its
-    /// queries sees some at the beginning, these are zero.
+    /// The keys or values (whichever `x` holds) of a piece, from the first block that a query sees up to those of the last query:
+    /// `(rows, head_dim)`. What no query sees of that block is zero.
     pub(super) fn keys(&self, x: Rows<'_, T>, piece: Piece) -> Vec<T> {
         let AttentionShape { kv_heads, head_dim: d, window, .. } = *self.shape;
-        let end = piece.segment.past + piece.segment.count;
-        let mut rows = vec![T::default(); end * d];
+        let (begin, end) = (piece.first_block(window), piece.segment.past + piece.segment.count);
+        let mut rows = vec![T::default(); (end - begin) * d];
         for (first, run) in self.runs(x, piece.segment, piece.visible(0, window).start..end) {
             let count = run.len() / (kv_heads * d);
-            gather(run, (kv_heads * d, piece.head * d), 0..count, (d, &mut rows[first * d..][..count * d]));
+            gather(run, (kv_heads * d, piece.head * d), 0..count, (d, &mut rows[(first - begin) * d..][..count * d]));
         }
         rows
     }
@@ -131,6 +131,11 @@ impl<'a, T: Float> Inputs<'a, T> {
 }
 
 impl Piece {
+    /// Where the first block of keys begins that a query sees.
+    pub(super) fn first_block(&self, window: Option<usize>) -> usize {
+        self.visible(0, window).start / KEYS * KEYS
+    }
+
     /// The blocks of keys that any query of a block sees.
     pub(super) fn key_blocks(
         &self,

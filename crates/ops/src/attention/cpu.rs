@@ -19,6 +19,7 @@ pub(super) fn forward<T: Activation>(inputs: &Inputs<'_, T>, y: &mut [T], lse: &
 fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, (y, lse): (&mut [&mut [T]], &mut [f32])) {
     let (d, window, length) = (inputs.shape.head_dim, inputs.shape.window, piece.segment.count);
     let (k, v) = (inputs.keys(inputs.k, piece), inputs.keys(inputs.v, piece));
+    let before = piece.first_block(window);
     let (mut q, mut scores, mut state) = (Vec::new(), Vec::new(), Softmax::default());
     for block in blocks(length, QUERIES) {
         inputs.queries(inputs.q, piece, block.clone(), &mut q);
@@ -30,7 +31,7 @@ fn attend<T: Activation>(inputs: &Inputs<'_, T>, piece: Piece, (y, lse): (&mut [
         }
         for keys in piece.key_blocks(&block, window) {
             scores.resize(rows * keys.len(), 0.0);
-            let some = keys.start * d..keys.end * d;
+            let some = (keys.start - before) * d..(keys.end - before) * d;
             let scale = (inputs.shape.scale, false);
             multiply::<T, _, _>((Matrix::new(&q, d), Matrix::new(&k[some.clone()], d).t()), scale, &mut scores);
             vectorised!({

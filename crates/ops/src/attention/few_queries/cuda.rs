@@ -34,13 +34,13 @@ pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool
     layout.longest() <= MAX_QUERIES && shape.head_dim.is_multiple_of(CHANNELS) && (1..=32).contains(&pieces)
 }
 
-/// How many keys a block takes of a sequence.
+/// How many keys a block takes of those that a query sees.
 fn keys_a_part(keys: usize, kv_heads: usize) -> usize {
     let fewest = if kv_heads < MANY_HEADS { FEWEST_KEYS } else { 2 * FEWEST_KEYS };
     (keys * kv_heads).div_ceil(BLOCKS).next_multiple_of(64).max(fewest)
 }
 
-/// Writes `y`, of the new rows of each sequence over all its keys.
+/// Writes `y`, of the new rows of each sequence over all keys that they see.
 pub(in crate::attention) fn forward(
     gpu: &Arc<Gpu>,
     (q, pages, layer): (&Tensor, &KvPages, usize),
@@ -48,7 +48,7 @@ pub(in crate::attention) fn forward(
     y: &mut Tensor,
 ) -> Result<()> {
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
-    let keys = layout.segments().iter().map(|it| it.past + it.count).max().unwrap_or(0);
+    let keys = layout.furthest().min(window.unwrap_or(usize::MAX));
     let keys_a_part = keys_a_part(keys, kv_heads);
     let count = keys.div_ceil(keys_a_part);
     let (lanes, element) = ((dim / CHANNELS).next_power_of_two(), number(q.dtype()));

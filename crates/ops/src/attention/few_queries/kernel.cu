@@ -103,7 +103,8 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const Pag
                                             T* y, int keys_a_part, int number, int lanes, const float* sinks, const Shape& s) {
     int group = s.heads / s.kv_heads, kv_head = blockIdx.x / number, which = blockIdx.x % number;
     int position = of.past + blockIdx.y, row = of.first + blockIdx.y;
-    int begin = max(first_key(s, position), which * keys_a_part), end = min(position + 1, (which + 1) * keys_a_part);
+    // The first part begins with the first key that is seen.
+    int begin = first_key(s, position) + which * keys_a_part, end = min(position + 1, begin + keys_a_part);
     int at_a_time = blockDim.x / lanes, count = end > begin ? (end - begin + at_a_time - 1) / at_a_time : 0;
     int warps = blockDim.x / 32, warp = threadIdx.x / 32;
     for (int done = 0; done < group; done += HEADS) {
@@ -154,7 +155,7 @@ __device__ __forceinline__ void few_queries(float* shared, const T* q, const Pag
     }
 }
 
-// grid: (kv_heads * number, longest, sequences), of any number of warps. `number` parts of keys_a_part keys reach over every sequence;
+// grid: (kv_heads * number, longest, sequences), of any number of warps. `number` parts of keys_a_part keys reach over all that a query sees;
 // with one part `y` is written, else `parts`, (rows, heads, number, dim + 2). Shared memory holds dim + 2 floats for each warp, four times
 // that where heads share their keys.
 KERNEL attend_parts(const T* q, const unsigned* segments, unsigned long long keys, float* parts, T* y, int heads, int kv_heads, int dim,
