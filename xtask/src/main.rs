@@ -148,6 +148,8 @@ mod flags {
                 optional --recomputed
                 /// With blocks recomputed from inputs in host memory.
                 optional --offloaded
+                /// MiB of optimizer state on the card; all when left out.
+                optional --resident n: usize
                 /// A card by its name, h100 when left out; a wrong one lists them.
                 optional --card name: String
             }

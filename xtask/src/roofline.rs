@@ -29,5 +29,8 @@ pub(crate) fn run(asked: &flags::Roofline) -> Result<()> {
     cmd.args(["--roofline", asked.card.as_deref().unwrap_or("h100")]);
     cmd.args(asked.recomputed.then_some("--gradient-checkpointing"));
     cmd.args(asked.offloaded.then_some("--offload-activations"));
+    if let Some(mib) = asked.resident {
+        cmd.args(["--optim-resident-mib", &mib.to_string()]);
+    }
     check(&mut cmd)
 }

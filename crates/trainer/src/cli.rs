@@ -182,6 +182,9 @@ pub struct InspectArgs {
     /// Plan for recomputing them from inputs that wait in page-locked host memory.
     #[arg(long)]
     pub offload_activations: bool,
+    /// Plan for so many MiB of optimizer state in memory, and the rest paged.
+    #[arg(long, value_name = "MIB")]
+    pub optim_resident_mib: Option<u32>,
     /// Also find the longest row that a card has room for, in each way to keep activations; no GPU is needed.
     #[arg(long, value_name = "CARD", num_args = 0..=1, default_missing_value = "h100", value_parser = Card::ALL.map(|it| it.name))]
     pub longest_row: Option<String>,

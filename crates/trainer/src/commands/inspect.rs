@@ -8,7 +8,7 @@ use crate::{
 use halfbyte_lora::{Adapter, Linear, LoraConfig, TargetModules};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
-use halfbyte_train::{OptimConfig, StepConfig, parameters};
+use halfbyte_train::{OptimConfig, StateConfig, StepConfig, parameters};
 use serde_json::json;
 use std::io::Write;
 
@@ -36,7 +36,10 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
             repeating: true,
             ..StepConfig::default()
         },
-        optim: OptimConfig::default(),
+        optim: OptimConfig {
+            state: StateConfig { resident: args.optim_resident_mib.map(|it| (it as usize) << 20), in_8_bits: false },
+            ..OptimConfig::default()
+        },
         lengths: vec![tokens; args.per_device_train_batch_size],
         accumulates: false,
     };
@@ -97,6 +100,10 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(roofline) = roofline {
+        writeln!(out, "\nmemory plan for the same on {}:", roofline.card)?;
+        for line in roofline.plan.lines() {
+            writeln!(out, "{line}")?;
+        }
         writeln!(out)?;
         for line in roofline.table() {
             writeln!(out, "{line}")?;

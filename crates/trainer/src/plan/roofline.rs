@@ -1,7 +1,7 @@
 //! `inspect --roofline`: what each op of a step costs on a card, by its operations, its bytes and its launches.
 
 use super::{
-    Card, Rehearsal,
+    Card, Plan, Rehearsal,
     card::LAUNCH_SECONDS,
     rehearsal::{SETTLED, Stage},
 };
@@ -33,6 +33,8 @@ pub(crate) struct Line {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Roofline {
     pub(crate) card: &'static str,
+    /// What the run holds there.
+    pub(crate) plan: Plan,
     pub(crate) tokens: usize,
     pub(crate) synchronisations: u64,
     /// Bytes that go to host memory and come back.
@@ -52,8 +54,10 @@ impl Roofline {
         let stage = Stage::Card(gpu.clone());
         let step = StepConfig { keeps_cheap: true, ..rehearsal.step };
         let roomy = Rehearsal { step, ..rehearsal.clone() };
-        let fits = roomy.plan(&Stage::Card(card.dry()))?.total() as u64 <= gpu.info().memory_bytes / 10 * 9;
+        let planned = roomy.plan(&Stage::Card(card.dry()))?;
+        let fits = planned.total() as u64 <= gpu.info().memory_bytes / 10 * 9;
         let rehearsal = if fits { &roomy } else { rehearsal };
+        let plan = if fits { planned } else { rehearsal.plan(&Stage::Card(card.dry()))? };
         let cast = rehearsal.cast(&stage)?;
         let trained = parameters(cast.model.as_ref(), cast.adapter.as_deref());
         let mut optim = Optim::new(&stage.device(), &trained, &rehearsal.optim)?;
@@ -72,7 +76,7 @@ impl Roofline {
             costs.iter().map(|((op, phase), cost)| Line::of((op, *phase), cost, &card)).collect();
         lines.sort_by(|a, b| b.expected_seconds.total_cmp(&a.expected_seconds).then(a.op.cmp(b.op)));
         let (card, tokens) = (card.name, rehearsal.lengths.iter().sum());
-        Ok(Roofline { card, tokens, synchronisations, copied, copy_seconds, waited_seconds, lines })
+        Ok(Roofline { card, plan, tokens, synchronisations, copied, copy_seconds, waited_seconds, lines })
     }
 
     /// The sum of all lines, in seconds.
