@@ -15,7 +15,7 @@ use crate::dry::{Booked, Dry, Rates};
 use crate::error::Error;
 use crate::launch::Modules;
 use crate::matmul::Blas;
-use crate::pool::{Block, MemoryStats, Pool};
+use crate::pool::{Block, MemoryStats, Pool, Purpose};
 use crate::repeat::Repeats;
 use crate::ring::Ring;
 use crate::script::Script;
@@ -244,6 +244,14 @@ impl Gpu {
     /// # Errors
     /// [`Error::OutOfMemory`] if the device has no such piece left, also after giving back what is kept for reuse.
     pub fn alloc(self: &Arc<Gpu>, bytes: usize) -> Result<Buffer, Error> {
+        self.alloc_for(Purpose::Data, bytes)
+    }
+
+    /// [`Gpu::alloc`] of a buffer for a purpose.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn alloc_for(self: &Arc<Gpu>, purpose: Purpose, bytes: usize) -> Result<Buffer, Error> {
         let limit = *self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pool = self.pool();
         let live = pool.stats().live;
@@ -251,12 +259,15 @@ impl Gpu {
         if limit.is_some_and(|limit| live + Pool::rounded(bytes) > limit) {
             return Err(out_of_memory);
         }
+        if purpose == Purpose::Workspace {
+            pool.outgrown(bytes).into_iter().try_for_each(|base| self.release(base))?;
+        }
         // Work is in stream order, so a block may be handed out again while what used it is still running.
-        let block = match pool.alloc(bytes, |size| self.fresh(size)) {
+        let block = match pool.alloc((bytes, purpose), |size| self.fresh(size)) {
             Ok(block) => block,
             Err(_) => {
                 self.trim(&mut pool)?;
-                pool.alloc(bytes, |size| self.fresh(size)).map_err(|_| out_of_memory)?
+                pool.alloc((bytes, purpose), |size| self.fresh(size)).map_err(|_| out_of_memory)?
             }
         };
         drop(pool);

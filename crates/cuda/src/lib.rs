@@ -54,7 +54,7 @@ pub use launch::{Arg, Launch};
 pub use library::Library;
 pub use matmul::{Gemm, Matrix, Number};
 pub use pinned::Pinned;
-pub use pool::{Block, MemoryStats, Pool};
+pub use pool::{Block, MemoryStats, Pool, Purpose};
 pub use probe::{DeviceInfo, DriverInfo, Probe, Version, probe};
 pub use stowed::{Coming, Stowed};
 pub use stream::{Event, Stream};

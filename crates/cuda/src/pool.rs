@@ -2,8 +2,9 @@
 //!
 //! The driver gives segments. A buffer gets the smallest free piece that holds it; the rest of the piece stays free where it is large
 //! enough to be of use, and what comes back is joined with its free neighbours. Small and large buffers have segments of their own,
-//! so that a small one that stays does not keep a large piece from being whole again. Choices depend on sizes and on the order of
-//! calls, never on addresses.
+//! so that a small one that stays does not keep a large piece from being whole again; and so have workspaces, which come and go with every
+//! product and are the largest: what is cut out of the place of one and stays would have the next one take another. Choices depend on sizes and
+//! on the order of calls, never on addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,10 +13,37 @@ use crate::error::Error;
 
 /// Sizes are rounded up to this, which is also how the driver aligns.
 const GRAIN: usize = 512;
-/// The largest buffer that shares a segment with other small ones.
-const SMALL: usize = 1 << 20;
+/// The largest buffer that shares segments with other small ones.
+const SMALL: usize = 8 << 20;
+/// A rest of a piece for large ones that is no larger stays with it.
+const OF_NO_USE: usize = 1 << 20;
 /// Segments are a multiple of this.
 const SEGMENT: usize = 2 << 20;
+/// A segment for small buffers is as large as this part of what they have already, up to a limit: few ends that fit nothing, and little that
+/// nobody needs.
+const GROWTH: usize = 16;
+const MOST_SHARED: usize = 32 << 20;
+
+/// What a buffer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Anything.
+    Data,
+    /// An operand of one product, of which there are two at a time.
+    Workspace,
+}
+
+/// Classes of segments: for small buffers, for large ones, for workspaces.
+const CLASSES: usize = 3;
+
+impl Purpose {
+    fn class(self, size: usize) -> usize {
+        match self {
+            Purpose::Workspace => 2,
+            Purpose::Data => usize::from(size > SMALL),
+        }
+    }
+}
 
 /// Bytes on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,13 +88,15 @@ struct Segment {
 pub struct Pool {
     segments: BTreeMap<u32, Segment>,
     made: u32,
-    /// Free pieces, by class: of segments for small buffers, and for large ones. Size, segment, offset.
-    free: [BTreeSet<(usize, u32, usize)>; 2],
+    /// Free pieces, by class. Size, segment, offset.
+    free: [BTreeSet<(usize, u32, usize)>; CLASSES],
+    /// Bytes of the segments of each class.
+    taken: [usize; CLASSES],
     stats: MemoryStats,
     keeps: bool,
     /// A sum over the blocks in use.
     signature: u64,
-    /// How often segments were given up.
+    /// How many segments were given up.
     trims: u64,
 }
 
@@ -84,6 +114,7 @@ impl Pool {
             segments: BTreeMap::new(),
             made: 0,
             free: Default::default(),
+            taken: Default::default(),
             stats: MemoryStats::default(),
             keeps,
             signature: 0,
@@ -107,14 +138,19 @@ impl Pool {
         bytes.max(1).next_multiple_of(GRAIN)
     }
 
-    /// Memory for a buffer. `fresh` takes a segment of a size from the driver, and is asked only if no free piece is large enough.
+    /// Memory for a buffer. `fresh` takes a segment of a size from the driver, and is asked only if no free piece is large enough: for a smaller
+    /// one once more, if it has not as much as would be of use.
     ///
     /// # Errors
     /// What `fresh` returns.
-    pub fn alloc(&mut self, bytes: usize, fresh: impl FnOnce(usize) -> Result<u64, Error>) -> Result<Block, Error> {
+    pub fn alloc(
+        &mut self,
+        (bytes, purpose): (usize, Purpose),
+        fresh: impl FnMut(usize) -> Result<u64, Error>,
+    ) -> Result<Block, Error> {
         // What is its driver's own ends where it ends.
         let size = if self.keeps { Pool::rounded(bytes) } else { bytes.max(1) };
-        let class = usize::from(size > SMALL);
+        let class = purpose.class(size);
         let (segment, offset) = match self.free[class].range((size, 0, 0)..).next().copied() {
             Some((whole, segment, offset)) => {
                 self.free[class].remove(&(whole, segment, offset));
@@ -136,14 +172,21 @@ impl Pool {
         &mut self,
         class: usize,
         bytes: usize,
-        fresh: impl FnOnce(usize) -> Result<u64, Error>,
+        mut fresh: impl FnMut(usize) -> Result<u64, Error>,
     ) -> Result<u32, Error> {
-        let size = if self.keeps { bytes.next_multiple_of(SEGMENT) } else { bytes };
-        let base = fresh(size)?;
+        let shared = if class == 0 { (self.taken[0] / GROWTH).min(MOST_SHARED) } else { 0 };
+        let needed = if self.keeps { bytes.next_multiple_of(SEGMENT) } else { bytes };
+        let wanted = if self.keeps { needed.max(shared.next_multiple_of(SEGMENT)) } else { needed };
+        // What would be of use later is not insisted on.
+        let (base, size) = match fresh(wanted) {
+            Err(_) if wanted > needed => (fresh(needed)?, needed),
+            found => (found?, wanted),
+        };
         let id = self.made;
         self.made += 1;
         let pieces = BTreeMap::from([(0, Piece { size, free: true })]);
         self.segments.insert(id, Segment { base, size, class, pieces });
+        self.taken[class] += size;
         self.stats.reserved += size;
         self.stats.peak_reserved = self.stats.peak_reserved.max(self.stats.reserved);
         Ok(id)
@@ -155,7 +198,7 @@ impl Pool {
         let piece = segment.pieces.get_mut(&offset).expect("a free piece is there");
         piece.free = false;
         let rest = piece.size - size;
-        if rest <= if class == 0 { 0 } else { SMALL } {
+        if rest <= if class == 0 { 0 } else { OF_NO_USE } {
             return piece.size;
         }
         piece.size = size;
@@ -192,18 +235,28 @@ impl Pool {
 
     /// Gives up every segment that no buffer has a part of, and names their addresses for the driver.
     pub fn trim(&mut self) -> Vec<u64> {
+        (0..CLASSES).flat_map(|class| self.trim_class(class)).collect()
+    }
+
+    /// Gives up segments that were for smaller workspaces than this, if it has to have a new one, and names their addresses for the driver.
+    pub fn outgrown(&mut self, bytes: usize) -> Vec<u64> {
+        let class = Purpose::Workspace.class(bytes);
+        let fits = self.free[class].last().is_some_and(|it| it.0 >= Pool::rounded(bytes));
+        if fits { Vec::new() } else { self.trim_class(class) }
+    }
+
+    fn trim_class(&mut self, class: usize) -> Vec<u64> {
+        let whole = |it: &(usize, u32, usize)| self.segments[&it.1].size == it.0;
+        let whole: Vec<_> = self.free[class].iter().copied().filter(whole).collect();
         let mut given_up = Vec::new();
-        self.trims += 1;
-        for class in 0..2 {
-            let whole: Vec<_> =
-                self.free[class].iter().copied().filter(|(size, id, _)| self.segments[id].size == *size).collect();
-            for key in whole {
-                self.free[class].remove(&key);
-                let segment = self.segments.remove(&key.1).expect("the segment of a free piece is there");
-                self.stats.reserved -= segment.size;
-                given_up.push(segment.base);
-            }
+        for key in whole {
+            self.free[class].remove(&key);
+            let segment = self.segments.remove(&key.1).expect("the segment of a free piece is there");
+            self.taken[class] -= segment.size;
+            self.stats.reserved -= segment.size;
+            given_up.push(segment.base);
         }
+        self.trims += given_up.len() as u64;
         self.stats.cached = self.stats.reserved - self.stats.live;
         given_up
     }
@@ -222,7 +275,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     /// A driver that gives address after address, with gaps.
-    fn fresh(base: &mut u64) -> impl FnOnce(usize) -> Result<u64, Error> + '_ {
+    fn fresh(base: &mut u64) -> impl FnMut(usize) -> Result<u64, Error> + '_ {
         |size| {
             *base += size as u64 + 4096;
             Ok(*base - size as u64)
@@ -233,61 +286,127 @@ mod tests {
         Err(Error::NoDevice)
     }
 
+    fn data(bytes: usize) -> (usize, Purpose) {
+        (bytes, Purpose::Data)
+    }
+
     #[test]
     fn the_smallest_piece_that_fits_is_split_and_joined_again() {
         let (mut pool, mut base) = (Pool::default(), 1 << 30);
-        let [large, middle] = [20 * MIB, 8 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        let [large, middle] = [90 * MIB, 40 * MIB].map(|it| pool.alloc(data(it), fresh(&mut base)).unwrap());
         pool.free(large);
         pool.free(middle);
-        let first = pool.alloc(3 * MIB, no_more).unwrap();
+        let first = pool.alloc(data(15 * MIB), no_more).unwrap();
         assert_eq!(first.ptr, middle.ptr, "the best fit");
-        let second = pool.alloc(5 * MIB, no_more).unwrap();
-        assert_eq!(second.ptr, middle.ptr + 3 * MIB as u64, "its rest");
-        let third = pool.alloc(5 * MIB, no_more).unwrap();
+        let second = pool.alloc(data(25 * MIB), no_more).unwrap();
+        assert_eq!(second.ptr, middle.ptr + 15 * MIB as u64, "its rest");
+        let third = pool.alloc(data(25 * MIB), no_more).unwrap();
         assert_eq!(third.ptr, large.ptr);
         for it in [first, third, second] {
             pool.free(it);
         }
         // Both are whole again.
-        assert_eq!(pool.alloc(20 * MIB, no_more).unwrap().ptr, large.ptr);
-        assert_eq!(pool.alloc(8 * MIB, no_more).unwrap().ptr, middle.ptr);
+        assert_eq!(pool.alloc(data(90 * MIB), no_more).unwrap().ptr, large.ptr);
+        assert_eq!(pool.alloc(data(40 * MIB), no_more).unwrap().ptr, middle.ptr);
         let stats = pool.stats();
-        assert_eq!((stats.live, stats.cached, stats.reserved), (28 * MIB, 0, 28 * MIB));
-        assert_eq!((stats.peak, stats.peak_reserved), (28 * MIB, 28 * MIB));
+        assert_eq!((stats.live, stats.cached, stats.reserved), (130 * MIB, 0, 130 * MIB));
+        assert_eq!((stats.peak, stats.peak_reserved), (130 * MIB, 130 * MIB));
     }
 
     #[test]
     fn a_rest_of_no_use_stays_with_the_block_and_small_buffers_stay_among_themselves() {
         let (mut pool, mut base) = (Pool::default(), 1 << 30);
-        let odd = pool.alloc(6 * MIB - 1000, fresh(&mut base)).unwrap();
-        assert_eq!(odd.size, 6 * MIB, "a rest of one grain is not kept");
+        let odd = pool.alloc(data(36 * MIB - 1000), fresh(&mut base)).unwrap();
+        assert_eq!(odd.size, 36 * MIB, "a rest of one grain is not kept");
         pool.free(odd);
-        let small = pool.alloc(100, fresh(&mut base)).unwrap();
+        let small = pool.alloc(data(100), fresh(&mut base)).unwrap();
         assert_eq!(small.size, GRAIN);
-        assert_eq!(pool.stats().reserved, 8 * MIB, "the large piece was not broken for it");
-        assert_eq!(pool.alloc(6 * MIB, no_more).unwrap().ptr, odd.ptr);
-        assert_eq!(pool.alloc(SMALL, no_more).unwrap().ptr, small.ptr + GRAIN as u64);
+        assert_eq!(pool.stats().reserved, 38 * MIB, "the large piece was not broken for it");
+        assert_eq!(pool.alloc(data(36 * MIB), no_more).unwrap().ptr, odd.ptr);
+        assert_eq!(pool.alloc(data(MIB), no_more).unwrap().ptr, small.ptr + GRAIN as u64);
+    }
+
+    #[test]
+    fn buffers_of_a_few_mib_share_segments_that_grow_with_what_they_have() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        // The scales of a matrix of 22016 x 8192 elements, of which there are many, and a factor of rank 16.
+        let [scales, factor] = [22016 * 8192 / 64, 22016 * 16 * 4];
+        for _ in 0..240 {
+            for bytes in [scales, factor] {
+                pool.alloc(data(bytes), fresh(&mut base)).unwrap();
+            }
+        }
+        let stats = pool.stats();
+        assert!(
+            stats.cached <= stats.live / GROWTH + MOST_SHARED && stats.live == 240 * (scales + factor),
+            "{stats:?}"
+        );
+    }
+
+    #[test]
+    fn a_driver_that_has_not_as_much_as_would_be_of_use_is_asked_for_what_is_needed() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        for _ in 0..40 {
+            pool.alloc(data(8 * MIB), fresh(&mut base)).unwrap();
+        }
+        let asked = std::cell::RefCell::new(Vec::new());
+        let at_most_8 = |size: usize| {
+            asked.borrow_mut().push(size);
+            if size > 8 * MIB { Err(Error::NoDevice) } else { Ok(1 << 20) }
+        };
+        while pool.alloc(data(8 * MIB), no_more).is_ok() {}
+        let reserved = pool.stats().reserved;
+        assert_eq!(pool.alloc(data(8 * MIB), at_most_8).unwrap().ptr, 1 << 20);
+        assert_eq!(*asked.borrow(), [(reserved / GROWTH).next_multiple_of(SEGMENT), 8 * MIB]);
+        assert_eq!(pool.stats().reserved, reserved + 8 * MIB);
+    }
+
+    #[test]
+    fn workspaces_have_segments_that_nothing_else_is_cut_out_of() {
+        let (mut pool, mut base) = (Pool::default(), 1 << 30);
+        let workspace = |pool: &mut Pool, bytes: usize, base: &mut u64| {
+            let given_up = pool.outgrown(bytes);
+            (pool.alloc((bytes, Purpose::Workspace), fresh(base)).unwrap(), given_up)
+        };
+        let (first, _) = workspace(&mut pool, 130 * MIB, &mut base);
+        let (second, _) = workspace(&mut pool, 130 * MIB, &mut base);
+        pool.free(first);
+        let data = pool.alloc(data(32 * MIB), fresh(&mut base)).unwrap();
+        assert!(![first.ptr, second.ptr].contains(&data.ptr));
+        // A larger one takes the place of what was outgrown.
+        let (third, given_up) = workspace(&mut pool, 344 * MIB, &mut base);
+        assert_eq!(given_up, [first.ptr]);
+        pool.free(second);
+        let (fourth, given_up) = workspace(&mut pool, 345 * MIB, &mut base);
+        assert_eq!(given_up, [second.ptr]);
+        assert_eq!(pool.stats().reserved, (32 + 344 + 346) * MIB);
+        pool.free(third);
+        // A smaller one leaves all as it is.
+        assert_eq!(workspace(&mut pool, 130 * MIB, &mut base), (Block { size: 130 * MIB, ..third }, vec![]));
+        pool.free(fourth);
+        assert_eq!(workspace(&mut pool, 345 * MIB, &mut base).0.ptr, fourth.ptr);
+        assert_eq!(pool.stats().reserved, (32 + 344 + 346) * MIB);
     }
 
     #[test]
     fn only_segments_without_buffers_go_back() {
         let (mut pool, mut base) = (Pool::default(), 1 << 30);
-        let [kept, other] = [2 * MIB, 4 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        let [kept, other] = [20 * MIB, 40 * MIB].map(|it| pool.alloc(data(it), fresh(&mut base)).unwrap());
         pool.free(other);
         assert_eq!(pool.trim(), [other.ptr]);
-        assert_eq!(pool.stats().reserved, 2 * MIB);
-        assert!(pool.alloc(4 * MIB, no_more).is_err());
-        assert_eq!(pool.stats().live, 2 * MIB, "a failure changes nothing");
+        assert_eq!(pool.stats().reserved, 20 * MIB);
+        assert!(pool.alloc(data(40 * MIB), no_more).is_err());
+        assert_eq!(pool.stats().live, 20 * MIB, "a failure changes nothing");
         pool.free(kept);
         assert_eq!(pool.trim(), [kept.ptr]);
-        assert_eq!(pool.stats().peak_reserved, 6 * MIB);
+        assert_eq!(pool.stats().peak_reserved, 60 * MIB);
         assert_eq!(pool.stats().reserved, 0);
     }
 
     #[test]
     fn a_pool_that_keeps_nothing_gives_each_buffer_a_segment_of_its_size() {
         let (mut pool, mut base) = (Pool::new(false), 1 << 30);
-        let [a, b] = [700, 3 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        let [a, b] = [700, 3 * MIB].map(|it| pool.alloc(data(it), fresh(&mut base)).unwrap());
         assert_eq!(pool.stats().reserved, 700 + 3 * MIB);
         assert_eq!(pool.free(a), Some(a.ptr));
         assert_eq!(pool.free(b), Some(b.ptr));
@@ -309,7 +428,8 @@ mod tests {
             } else {
                 let most = 1 << next(25);
                 let bytes = 1 + next(most);
-                let it = pool.alloc(bytes, fresh(&mut base)).unwrap();
+                let purpose = if next(4) == 0 { Purpose::Workspace } else { Purpose::Data };
+                let it = pool.alloc((bytes, purpose), fresh(&mut base)).unwrap();
                 let overlaps = |o: &Block| it.ptr < o.ptr + o.size as u64 && o.ptr < it.ptr + it.size as u64;
                 assert!(it.size >= bytes && !live.iter().any(overlaps), "{it:?}");
                 places.push((it.segment, it.offset, it.size));
@@ -328,21 +448,21 @@ mod tests {
     #[test]
     fn the_same_memory_in_use_has_the_same_signature() {
         let (mut pool, mut base) = (Pool::default(), 1 << 30);
-        let kept = pool.alloc(3 * MIB, fresh(&mut base)).unwrap();
-        pool.alloc(5 * MIB, fresh(&mut base)).map(|it| pool.free(it)).unwrap();
+        let kept = pool.alloc(data(30 * MIB), fresh(&mut base)).unwrap();
+        pool.alloc(data(60 * MIB), fresh(&mut base)).map(|it| pool.free(it)).unwrap();
         let before = pool.signature();
-        let [a, b] = [MIB, 4 * MIB].map(|it| pool.alloc(it, fresh(&mut base)).unwrap());
+        let [a, b] = [MIB, 45 * MIB].map(|it| pool.alloc(data(it), fresh(&mut base)).unwrap());
         assert_ne!(pool.signature(), before);
         pool.free(b);
         pool.free(a);
         assert_ne!(pool.signature(), before, "there is a segment more, which a buffer may get");
         let before = pool.signature();
-        let again = [MIB, 4 * MIB].map(|it| pool.alloc(it, no_more).unwrap());
+        let again = [MIB, 45 * MIB].map(|it| pool.alloc(data(it), no_more).unwrap());
         assert_eq!(again, [a, b], "the same memory");
         again.into_iter().for_each(|it| assert_eq!(pool.free(it), None));
         assert_eq!(pool.signature(), before);
         pool.free(kept);
-        let other = pool.alloc(3 * MIB, no_more).unwrap();
+        let other = pool.alloc(data(30 * MIB), no_more).unwrap();
         assert_eq!((pool.signature() == before, other == kept), (true, true), "who holds it does not matter");
         pool.trim();
         assert_ne!(pool.signature(), before, "what was given up may come back elsewhere");

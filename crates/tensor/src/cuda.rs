@@ -1,7 +1,7 @@
 //! Tensors on a GPU: making, moving and converting them, and what kernels may be given. Ops have kernels of their own.
 
 use crate::{DType, Result, Tensor};
-use halfbyte_cuda::{Any, Gpu, Holds, InRows, Kind, Launch, Memory, Number, Share, T, kernels};
+use halfbyte_cuda::{Any, Gpu, Holds, InRows, Kind, Launch, Memory, Number, Purpose, Share, T, kernels};
 use std::sync::Arc;
 
 kernels! {
@@ -90,10 +90,13 @@ pub fn upload_f32(gpu: &Arc<Gpu>, shape: &[usize], values: &[f32]) -> Result<Ten
     to_gpu(&Tensor::from_vec(shape, values.to_vec()), gpu)
 }
 
-/// A tensor of unspecified contents, if the device has memory for it.
-pub fn scratch_if_there(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Option<Tensor> {
+/// A tensor of unspecified contents for one product.
+///
+/// # Errors
+/// If the device has no memory for it.
+pub fn workspace(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Result<Tensor> {
     let bytes = shape.iter().product::<usize>() * dtype.size();
-    Some(Tensor::from_cuda(shape, dtype, gpu.alloc(bytes).ok()?))
+    Ok(Tensor::from_cuda(shape, dtype, gpu.alloc_for(Purpose::Workspace, bytes)?))
 }
 
 pub(crate) fn scratch(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Tensor {

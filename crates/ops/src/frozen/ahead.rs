@@ -13,7 +13,7 @@
 use super::Decoder;
 use crate::gpu_product::Window;
 use halfbyte_cuda::{Event, Gpu};
-use halfbyte_tensor::{DType, Device, Error, Result, Tensor, cuda};
+use halfbyte_tensor::{DType, Error, Result, Tensor, cuda};
 use std::{
     collections::VecDeque,
     sync::{Arc, Weak},
@@ -91,7 +91,7 @@ pub(super) fn decoded(gpu: &Arc<Gpu>, asked: Asked) -> Result<Tensor> {
         let workspace = match ahead.take(gpu, &asked)? {
             Some(workspace) => workspace,
             None => {
-                let mut workspace = Tensor::scratch_on(&Device::Cuda(gpu.clone()), &asked.shape(), asked.dtype);
+                let mut workspace = cuda::workspace(gpu, &asked.shape(), asked.dtype)?;
                 asked.decode(&mut workspace)?;
                 workspace
             }
@@ -192,7 +192,7 @@ impl Ahead {
     /// Has the side stream decode matrices, if they are still there and there is memory for them.
     fn begin(&mut self, gpu: &Arc<Gpu>, asked: Asked) -> Result<()> {
         let Some(matrices) = asked.held().filter(|_| !self.is_short) else { return Ok(()) };
-        let Some(mut workspace) = cuda::scratch_if_there(gpu, &asked.shape(), asked.dtype) else {
+        let Ok(mut workspace) = cuda::workspace(gpu, &asked.shape(), asked.dtype) else {
             self.is_short = true;
             return Ok(());
         };

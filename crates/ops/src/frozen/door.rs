@@ -12,7 +12,7 @@ use crate::{
     product::{self, Left, Right},
 };
 use halfbyte_autograd::Result;
-use halfbyte_tensor::{DType, Device, Error, Place, Tensor};
+use halfbyte_tensor::{DType, Device, Error, Place, Tensor, cuda::workspace};
 
 /// Which of the products with a weight `W (out_features, in_features)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,10 @@ fn asked_for(asked: Asked, x: &Tensor) -> Result<Tensor> {
 
 /// Decoded when it is asked for.
 fn on_the_spot(asked: &Asked, device: &Device) -> Result<Tensor> {
-    let mut out = Tensor::scratch_on(device, &asked.shape(), asked.dtype());
+    let mut out = match device {
+        Device::Cuda(gpu) => workspace(gpu, &asked.shape(), asked.dtype())?,
+        Device::Cpu | Device::Dry(_) => Tensor::scratch_on(device, &asked.shape(), asked.dtype()),
+    };
     asked.decode(&mut out)?;
     Ok(out)
 }
