@@ -36,6 +36,13 @@ struct State {
     made: Option<Vec<Option<Tensor>>>,
 }
 
+impl State {
+    /// Whether one of them is written by nobody who said so, or by several.
+    fn stand_alone(&self) -> bool {
+        self.claims.iter().any(|it| *it != 1)
+    }
+}
+
 impl Siblings {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,20 +90,32 @@ impl GradientPlace {
         GradientPlace { among, ..self.clone() }
     }
 
+    /// Whether a tensor in the place has memory of its own, and is beside no other.
+    pub fn stands_alone(&self) -> bool {
+        self.among.as_ref().is_none_or(|it| it.all.state().stand_alone())
+    }
+
     /// A tensor of unspecified contents in the place, of the shape, the dtype and the device of `like`.
     pub fn scratch(&self, like: &Tensor) -> Tensor {
-        let own = || like.scratch_with_room(like.shape(), like.dtype(), self.room);
+        self.scratch_of(like, like.shape())
+    }
+
+    /// [`scratch`](Self::scratch) of another shape than that of `like`.
+    pub fn scratch_of(&self, like: &Tensor, shape: &[usize]) -> Tensor {
+        let own = || like.scratch_with_room(shape, like.dtype(), self.room);
         let Some(Among { all, number, .. }) = &self.among else { return own() };
         let mut state = all.state();
-        if state.claims.iter().any(|it| *it != 1) {
+        if state.stand_alone() {
             return own();
         }
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().product::<usize>() / cols.max(1);
         let made = state.made.get_or_insert_with(|| {
-            let made = like.scratch_side_by_side((like.rows(), &all.columns), like.dtype(), all.room);
+            let made = like.scratch_side_by_side((rows, &all.columns), like.dtype(), all.room);
             made.into_iter().map(Some).collect()
         });
-        let fits = |it: &mut Tensor| (it.rows(), it.cols(), it.dtype()) == (like.rows(), like.cols(), like.dtype());
-        match made[*number].take_if(fits).map(|it| it.reshape(like.shape())) {
+        let fits = |it: &mut Tensor| (it.rows(), it.cols(), it.dtype()) == (rows, cols, like.dtype());
+        match made[*number].take_if(fits).map(|it| it.reshape(shape)) {
             Some(Ok(place)) => place,
             _ => own(),
         }

@@ -279,3 +279,62 @@ fn what_is_done_to_a_tensor_as_a_whole_leaves_its_room_out() {
         tolerance(DType::Bf16),
     );
 }
+
+/// An MLP's gradients lie over what they are made of, and its inner result is let go of before its gradient is made: no more is held in the
+/// backward pass than in the forward pass, or one more where gradients lie beside each other.
+#[test]
+fn gradients_of_an_mlp_take_no_more_memory_than_its_results() {
+    const ROWS: usize = 512;
+    const INNER: usize = 1024;
+    for (coded, results) in [(false, 3), (true, 4)] {
+        let Some(gpu) = fresh_gpu() else { return };
+        let device = Device::Cuda(gpu.clone());
+        let of =
+            |out: usize, inner: usize| -> &'static Stored { weights(out, inner, &device).remove(usize::from(coded)).0 };
+        let (gate, up, down) = (of(INNER, 64), of(INNER, 64), of(64, INNER));
+        let factor = |rows: usize, cols: usize, seed| noise_in(&[rows, cols], DType::F32, seed, -0.1, 0.1);
+        let params: Vec<Param> = [
+            factor(8, 64, 2),
+            factor(INNER, 8, 3),
+            factor(8, 64, 4),
+            factor(INNER, 8, 5),
+            factor(8, INNER, 6),
+            factor(64, 8, 7),
+        ]
+        .into_iter()
+        .map(|it| Param::new("p", it.to_device(&device).unwrap()))
+        .collect();
+        let held = |keeps: bool, rows: usize| {
+            let x = Param::new("x", noise_in(&[rows, 64], DType::Bf16, 1, -0.2, 0.2).to_device(&device).unwrap());
+            let tape = Tape::recording().keeping_cheap(keeps);
+            let x = tape.param(&x);
+            let p: Vec<Var> = params.iter().map(|it| tape.param(it)).collect();
+            let layer = |w: &'static Stored, i: usize| {
+                let lora = LowRank { a: &p[i], b: &p[i + 1], scaling: 0.5, dropout: crate::Dropout::default() };
+                Layer { w, bias: None, lora: Some(lora), onto: None }
+            };
+            let [g, u] = lora_linears(&tape, &x, [layer(gate, 0), layer(up, 2)]).unwrap();
+            let inside = gated_with_room(&tape, [&g, &u], Gate::Silu, room([8].into_iter(), g.value())).unwrap();
+            drop((g, u));
+            let [y] = lora_linears(&tape, &inside, [layer(down, 4)]).unwrap();
+            drop(inside);
+            let dy = noise(&[rows, 64], DType::Bf16, 9).to_device(&device).unwrap();
+            let loss = with_gradient(&tape, &y, &dy);
+            drop((x, p, y));
+            tape.backward(loss).unwrap();
+            gpu.stats().peak
+        };
+        // What is held whatever the number of rows.
+        let always = held(false, 32);
+        // Operands of 64 columns and parts of thin sums are less than half of one.
+        let one = ROWS * INNER * 2;
+        for keeps in [false, true] {
+            let peak = held(keeps, ROWS) - always;
+            assert!(
+                peak < results * one + one / 2,
+                "{peak} bytes, {:.2} of {results} results",
+                peak as f64 / one as f64
+            );
+        }
+    }
+}

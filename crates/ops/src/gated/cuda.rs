@@ -15,6 +15,10 @@ kernels! {
         dy: *const T, gate: *const T, up: *const T, gelu: i32, alpha: f32, limit: f32, dg: InRows<*mut T>, dg_stride: i32,
         du: InRows<*mut T>, du_stride: i32, rows: i32, cols: i32,
     }
+    backward_over as BackwardOver {
+        gate: *const T, up: Option<*const T>, gelu: i32, alpha: f32, limit: f32, dg: InRows<*mut T>, dg_stride: i32,
+        du: InRows<*mut T>, du_stride: i32, rows: i32, cols: i32,
+    }
 }
 
 /// What the kernels know of a gate; a limit of 0 is none.
@@ -67,4 +71,20 @@ pub(super) fn backward(
             Launch::packs(n, number(gate.dtype())),
         )
     }
+}
+
+/// The gradients of gate and up: the one over that of the product, the other over `up`, where that is not given by itself. Rows are whole packs.
+pub(super) fn backward_over(
+    gpu: &Arc<Gpu>,
+    (gate, up): (&Tensor, Option<&Tensor>),
+    f: Gate,
+    [dg, du]: [&mut Tensor; 2],
+) -> Result<()> {
+    let ((gelu, alpha, limit), element) = (numbers(f), number(gate.dtype()));
+    let (rows, cols, dg_stride, du_stride) = (gate.rows(), gate.cols(), dg.stride(), du.stride());
+    gpu.next_moves(5 * gate.bytes());
+    let kernel = BackwardOver { gate, up, gelu, alpha, limit, dg, dg_stride, du, du_stride, rows, cols };
+    // SAFETY: rows of so many elements, of whole packs, and those of the gradients so far apart; a thread reads what it writes before it
+    // does, and nothing that another one writes.
+    unsafe { kernel.launch(gpu, element, sheet(rows, cols.div_ceil(16 / element.size()))) }
 }

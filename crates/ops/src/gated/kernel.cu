@@ -67,3 +67,25 @@ KERNEL backward_in_rows(const T* dy, const T* gate, const T* up, int gelu, float
             *(Pack<T>*)(du + (size_t)row * du_stride + p * N) = b;
         }
 }
+
+// The same over what dg holds, the gradient of the product, and over what du holds, which is up where that is not given.
+KERNEL backward_over(const T* gate, const T* up, int gelu, float alpha, float limit, T* dg, int dg_stride, T* du, int du_stride, int rows,
+                     int cols) {
+    const int N = Pack<T>::N;
+    int packs = cols / N, first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (int row = blockIdx.y; row < rows; row += gridDim.y)
+        for (int p = first; p < packs; p += step) {
+            size_t from = (size_t)row * packs + p;
+            Pack<T>* of_dg = (Pack<T>*)(dg + (size_t)row * dg_stride + p * N);
+            Pack<T>* of_du = (Pack<T>*)(du + (size_t)row * du_stride + p * N);
+            Pack<T> d = *of_dg, a = ((const Pack<T>*)gate)[from], b = up ? ((const Pack<T>*)up)[from] : *of_du;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float of_gate, of_up;
+                gradients(to_f32(d.v[j]), to_f32(a.v[j]), to_f32(b.v[j]), gelu, alpha, limit, of_gate, of_up);
+                a.v[j] = Round<T>::of(of_gate), b.v[j] = Round<T>::of(of_up);
+            }
+            *of_dg = a;
+            *of_du = b;
+        }
+}

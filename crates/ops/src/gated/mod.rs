@@ -12,7 +12,7 @@ use crate::{
     place::{Cost, fill},
 };
 use halfbyte_autograd::{GradientPlace, Result, Tape, Var};
-use halfbyte_tensor::{Tensor, with_float};
+use halfbyte_tensor::{Device, Tensor, with_float};
 
 /// The function of a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,10 +52,14 @@ pub fn gated_with_room(tape: &Tape<'_>, [gate, up]: [&Var; 2], f: Gate, room: us
         true => [gate, up].map(Var::claim_gradient_place),
         false => Default::default(),
     };
-    let y = tape.record("gated", [gate, up], y, move |dy, [gate, up]| {
-        let [dg, du] = backward(&dy, [&g, &u], (f, &places))?;
-        Ok([gate.then_some(dg), up.then_some(du)])
+    // What comes before the gradient of the gate is turned into it where it lies.
+    let before = places[0].passed_on();
+    let mut ys = tape.record_many_in_rows("gated", &[gate, up], vec![y], move |mut dys, needs| {
+        let Some(dy) = dys.pop().flatten() else { unreachable!("one output, which has a gradient") };
+        let [dg, du] = backward(dy, [g, u], (f, &places))?;
+        Ok(vec![needs[0].then_some(dg), needs[1].then_some(du)])
     });
+    let y = ys.pop().unwrap_or_else(|| unreachable!("one output, one variable")).wanting(before);
     Ok(tape.recomputed(y, again))
 }
 
@@ -69,8 +73,30 @@ fn forward([gate, up]: [&Tensor; 2], f: Gate, room: usize) -> Result<Tensor> {
     fill(gate, cost, y, host, |gpu, y| cuda::forward(gpu, [gate, up], f, y))
 }
 
-/// The gradients of gate and up, at their places.
-fn backward(dy: &Tensor, [gate, up]: [&Tensor; 2], (f, places): (Gate, &[GradientPlace; 2])) -> Result<[Tensor; 2]> {
+/// The gradients of gate and up, at their places. On a GPU that of the gate is written over `dy`, if that lies as is wanted and nobody else
+/// holds it; and the other over `up`, where it need not lie beside the first.
+fn backward(dy: Tensor, [gate, up]: [Tensor; 2], (f, places): (Gate, &[GradientPlace; 2])) -> Result<[Tensor; 2]> {
+    let whole = (gate.cols() * gate.dtype().size()).is_multiple_of(16);
+    let lies_there = !dy.is_dense() || places[0].room() == 0;
+    if let Device::Cuda(gpu) = gate.device()
+        && whole
+        && lies_there
+        && !dy.is_shared()
+    {
+        let over_up = places[1].stands_alone() && up.is_dense() && !up.is_shared();
+        let (up, mut du) = match over_up {
+            true => (None, up),
+            false => {
+                let du = places[1].scratch(&up);
+                (Some(up), du)
+            }
+        };
+        let mut dg = dy;
+        cuda::backward_over(&gpu, (&gate, up.as_ref()), f, [&mut dg, &mut du])?;
+        gpu.count_operations(12 * gate.len() as u64);
+        return Ok([dg, du]);
+    }
+    let (dy, gate, up) = (&dy.dense(), &gate, &up);
     let grads = [places[0].scratch(gate), places[1].scratch(up)];
     let cost = Cost::of(12, &[gate, up, dy, &grads[0], &grads[1]]);
     let host = |[dg, du]: &mut [Tensor; 2]| {

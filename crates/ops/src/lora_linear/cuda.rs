@@ -17,7 +17,7 @@ use crate::{
         cuda::{Aside, add_bias, multiply, multiply_into, product, product_onto, put, put_with, side_by_side},
     },
 };
-use halfbyte_autograd::{Result, Var};
+use halfbyte_autograd::{GradientPlace, Result, Var};
 use halfbyte_tensor::{DType, Place, Tensor};
 
 /// The outputs of all layers, and their projections.
@@ -176,9 +176,9 @@ fn scaled(t: &Tensor, scale: f32, dtype: DType) -> Result<Tensor> {
 /// The gradients of A and B of every layer, and that of the input if it is wanted.
 pub(super) fn backward(
     saved: &Saved<'_>,
-    x: Option<&Tensor>,
+    x: Option<Tensor>,
     dys: &[Option<Tensor>],
-    (wanted, k): (bool, usize),
+    wanted: Option<(&GradientPlace, usize)>,
 ) -> Result<Found> {
     let Projected::Together(h) = &saved.projected else { unreachable!("projected by this half") };
     let stack = Stack::of(&saved.layers);
@@ -194,11 +194,12 @@ pub(super) fn backward(
         let found = thin_products(some, &stack, dh.as_mut(), h.as_ref())?;
         some.iter().zip(found).for_each(|((i, ..), db)| thin[*i].db = db);
     }
+    // Nobody reads the input after that, so that the gradient that takes as much memory need not lie beside it.
     if let Some((x, dh)) = x.zip(dh.as_ref()) {
-        gradients_of_a(&stack, &updated, (x, dh), &mut thin)?;
+        gradients_of_a(&stack, &updated, (&x, dh), &mut thin)?;
     }
     let live: Vec<_> = live().collect();
-    let dx = wanted.then(|| input_gradient(&stack, &live, dh.as_ref(), k)).transpose()?;
+    let dx = wanted.map(|it| input_gradient(&stack, &live, dh.as_ref(), it)).transpose()?;
     Ok(Found { dx, thin })
 }
 
@@ -286,15 +287,20 @@ pub(super) fn take_gradients_as_one(x: &Var, layers: &[Layer<'_, '_>]) -> bool {
         && x.value().rows() <= MOST_ROWS
 }
 
-/// The sum over layers of `dy W + mask(dh A)`. What has no mask rides along with the narrowest layer's product, if that is no
+/// The sum over layers of `dy W + mask(dh A)`, of so many columns, at its place. What has no mask rides along with the narrowest layer's product, if that is no
 /// wider than the input.
 fn input_gradient(
     stack: &Stack,
     live: &[(usize, &SavedLayer<'_>, &Tensor)],
     dh: Option<&Tensor>,
-    k: usize,
+    (place, k): (&GradientPlace, usize),
 ) -> Result<Tensor> {
-    let dtype = live[0].2.dtype();
+    let (like, dtype) = (live[0].2, live[0].2.dtype());
+    let product = |left: Operand<'_>, right: Operand<'_>| -> Result<Tensor> {
+        let mut dx = place.scratch_of(like, &[like.rows(), k]);
+        multiply(1.0, left, right, 0.0, &mut dx)?;
+        Ok(dx)
+    };
     let mut factors: Vec<Option<&Tensor>> = Vec::new();
     let mut masked = Vec::new();
     for (i, layer, _) in live {
@@ -318,7 +324,7 @@ fn input_gradient(
             let rows = all.rows() - width;
             stack.put_rows(&factors, Window::whole(&mut all).rows(rows, width), Some(Aside::new(last, dh)))?;
         }
-        let dx = product(1.0, Operand::across(&dys, width), Operand::new(&all), dtype)?;
+        let dx = product(Operand::across(&dys, width), Operand::new(&all))?;
         return with_masked(dx, stack, &masked, dh);
     }
     // Where there is room nothing is copied; else the narrowest costs least.
@@ -329,7 +335,7 @@ fn input_gradient(
     let mut add = |left: Operand<'_>, right: &Tensor| -> Result<()> {
         match &mut dx {
             Some(sum) => multiply(1.0, left, Operand::new(right), 1.0, sum)?,
-            None => dx = Some(product(1.0, left, Operand::new(right), dtype)?),
+            None => dx = Some(product(left, Operand::new(right))?),
         }
         Ok(())
     };

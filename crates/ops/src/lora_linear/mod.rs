@@ -83,12 +83,12 @@ fn linears<'m, const N: usize>(tape: &Tape<'m>, x: &Var, layers: [Layer<'_, 'm>;
         (false, true) => cpu::unread(x.value(), &layers)?,
         (false, false) => on_host(x.value(), &layers)?,
     };
-    let saved = Saved::of(x, &layers, hs);
+    let (saved, place) = (Saved::of(x, &layers, hs), x.claim_gradient_place());
     recorded(tape, x, &layers, ys, move |x, dys, needs| {
         let Found { dx, thin } = if on_gpu {
-            cuda::backward(&saved, x, &dys, (needs[0], k))?
+            cuda::backward(&saved, x, &dys, needs[0].then_some((&place, k)))?
         } else {
-            cpu::backward(&saved, x, &dys, (needs[0], k, dtype))?
+            cpu::backward(&saved, x.as_ref(), &dys, (needs[0], k, dtype))?
         };
         let mut found = vec![dx.map(|it| it.reshape(&shape)).transpose()?];
         for ((thin, dy), needs) in thin.into_iter().zip(&dys).zip(needs[1..].chunks(PARENTS)) {
@@ -130,7 +130,7 @@ fn recorded<'m, const N: usize>(
     x: &Var,
     layers: &[Layer<'_, 'm>; N],
     ys: Vec<Tensor>,
-    backward: impl FnOnce(Option<&Tensor>, Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
+    backward: impl FnOnce(Option<Tensor>, Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + 'm,
 ) -> Result<[Var; N]> {
     let wanted_x = layers.iter().filter_map(|it| it.lora).any(|it| it.a.requires_grad()).then(|| x.keep());
     let none = no_bias();
@@ -145,7 +145,7 @@ fn recorded<'m, const N: usize>(
     let room = room(layers.iter().filter_map(|it| it.lora).map(|it| it.a.value().rows()), x.value());
     let ys = tape.record_many_in_rows(name, &parents, ys, move |dys, needs| {
         let x = wanted_x.map(Kept::value).transpose()?;
-        backward(x.as_ref(), dys, needs)
+        backward(x, dys, needs)
     });
     let places = match on_gpu(x.value()) && cuda::take_gradients_as_one(x, layers) {
         true => GradientPlace::side_by_side(&layers.each_ref().map(|it| it.w.dims().0), room),

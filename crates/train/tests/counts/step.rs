@@ -87,7 +87,7 @@ fn demanded() -> Vec<(&'static str, usize)> {
         // Three norms, two of them twice.
         ("rms_norm.bf16/forward", 5 * (2 * ACTIVATIONS + HIDDEN * 2 + ROWS)),
         ("gated.bf16/forward_in_rows", 2 * 3 * GATED),
-        ("gated.bf16/backward_in_rows", 5 * GATED),
+        ("gated.bf16/backward_over", 5 * GATED),
         // Queries and keys, there and back.
         ("rope.bf16/rotate", 2 * (2 * ACTIVATIONS + angles + ROWS)),
         ("rope.bf16/rotate_in_place", 2 * (2 * ACTIVATIONS + angles + ROWS)),
