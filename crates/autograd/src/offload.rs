@@ -5,7 +5,7 @@ use halfbyte_tensor::{Away, Returning, Tensor};
 use std::cell::RefCell;
 
 /// The inputs in the order of the forward pass. Of those that were sent away, the device holds two at the most: the last one that left,
-/// and in the backward pass the one that is worked with and the one before it, which is on its way back.
+/// and in the backward pass the one that is worked with and, from the middle of that work on, the one before it, which is on its way back.
 #[derive(Default)]
 pub(crate) struct Offload {
     inputs: RefCell<Vec<Input>>,
@@ -31,7 +31,7 @@ impl Offload {
         Ok(inputs.len() - 1)
     }
 
-    /// The input of this number, which nobody asks for again. The one before it starts on its way back.
+    /// The input of this number, which nobody asks for again.
     pub(crate) fn take(&self, number: usize) -> Result<Tensor> {
         let mut inputs = self.inputs.borrow_mut();
         let x = match std::mem::replace(&mut inputs[number], Input::Taken) {
@@ -43,13 +43,19 @@ impl Offload {
             Input::Returning(returning) => returning.arrive()?,
             Input::Taken => unreachable!("a checkpoint is run again once"),
         };
+        Ok(x)
+    }
+
+    /// The input before this number starts on its way back.
+    pub(crate) fn fetch_before(&self, number: usize) -> Result<()> {
+        let mut inputs = self.inputs.borrow_mut();
         if let Some(before) = number.checked_sub(1) {
             inputs[before] = match std::mem::replace(&mut inputs[before], Input::Taken) {
                 Input::Away(away) => Input::Returning(away.fetch()?),
                 other => other,
             };
         }
-        Ok(x)
+        Ok(())
     }
 
     /// Forgets an input that no backward pass will ask for.

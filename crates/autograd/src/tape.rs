@@ -1,5 +1,5 @@
 use crate::{
-    Error, Grads, Param, ParamId, Result, Var,
+    Error, GradientPlace, Grads, Param, ParamId, Result, Var,
     offload::Offload,
     profile::{self, Phase},
 };
@@ -86,6 +86,11 @@ impl<'m> Tape<'m> {
     #[must_use]
     pub fn offloading(self, offloads: bool) -> Tape<'m> {
         Tape { offload: offloads.then(Rc::default), ..self }
+    }
+
+    /// Whether there is memory for what the backward pass asks for soon: outputs of cheap ops are kept, and nothing is sent away.
+    pub fn has_room(&self) -> bool {
+        self.keeps_cheap && self.offload.is_none()
     }
 
     /// Whether a checkpoint is run again on this tape: nobody reads the value of what it gives, only its gradient's way.
@@ -254,7 +259,8 @@ impl<'m> Tape<'m> {
 
     /// Runs `f` without recording and runs it again, recorded, during backward: only `x` is kept in between.
     ///
-    /// Recorded if `x` or any parameter used inside needs a gradient.
+    /// Recorded if `x` or any parameter used inside needs a gradient. Room that the op behind the result wants beside the rows of its gradient
+    /// ([`GradientPlace`](crate::GradientPlace)) is wanted of whoever takes the result, in another checkpoint, too.
     pub fn checkpoint(&self, x: &Var, f: impl Fn(&Tape<'m>, &Var) -> Result<Var> + 'm) -> Result<Var> {
         if !self.recording.get() {
             return f(self, x);
@@ -273,28 +279,33 @@ impl<'m> Tape<'m> {
         }
         self.add_used(used);
         let kept = if away.is_some() { None } else { Some(x.value.clone()) };
-        let (x_slot, keeps_cheap) = (x.slot, self.keeps_cheap);
+        let (x_slot, keeps_cheap, room) = (x.slot, self.keeps_cheap, x.wanted_room());
+        let wanted_room = y.wanted_room();
         let replay = move |mut dys: Vec<Option<Tensor>>, sink: &mut Sink<'_>| {
             let Some(Some(dy)) = dys.pop() else { return Ok(()) };
-            let x_value = match (kept, away) {
+            let x_value = match (kept, &away) {
                 (Some(value), _) => value,
-                (None, Some((shelf, number))) => shelf.take(number)?,
+                (None, Some((shelf, number))) => shelf.take(*number)?,
                 (None, None) => unreachable!("an input is kept here or sent away"),
             };
             let inner = Tape::recording().keeping_cheap(keeps_cheap).replaying();
             let x = if x_slot.is_some() { inner.input(x_value) } else { Var::constant(x_value) };
+            let x = x.wanting(GradientPlace::with_room(room));
             let y = f(&inner, &x)?;
             // Its ops keep of the input what they need.
             let wanted = x.slot;
             drop(x);
-            let (grads, dx) = inner.run(y, dy, wanted)?;
+            // What a block holds most of, its MLP, is through halfway, and the rest takes as long as a copy.
+            let halfway = || away.map_or(Ok(()), |(shelf, number)| shelf.fetch_before(number));
+            let (grads, dx) = inner.run_with((y, dy), wanted, halfway)?;
             sink.merge(grads);
             if let (Some(slot), Some(dx)) = (x_slot, dx) {
                 sink.deliver(slot, dx);
             }
             Ok(())
         };
-        Ok(self.push_one("checkpoint", y.value, Box::new(replay)))
+        let y = self.push_one("checkpoint", y.value, Box::new(replay));
+        Ok(y.wanting(GradientPlace::with_room(wanted_room)))
     }
 
     /// The gradients of `loss` (shape `[1]`) with respect to every parameter used, consuming the tape.
@@ -322,6 +333,16 @@ impl<'m> Tape<'m> {
 
     /// Walks the nodes in reverse. `keep` is the slot of a gradient that is handed out instead of followed.
     pub(crate) fn run(self, y: Var, dy: Tensor, keep: Option<usize>) -> Result<(Grads, Option<Tensor>)> {
+        self.run_with((y, dy), keep, || Ok(()))
+    }
+
+    /// [`run`](Self::run), with something to do when half of the nodes are behind.
+    fn run_with(
+        self,
+        (y, dy): (Var, Tensor),
+        keep: Option<usize>,
+        halfway: impl FnOnce() -> Result<()>,
+    ) -> Result<(Grads, Option<Tensor>)> {
         let mut nodes = self.nodes.into_inner();
         let mut pending: Vec<Option<Tensor>> = vec![None; nodes.last().map_or(0, |it| it.slots.end)];
         let (mut grads, mut kept) = (Grads::default(), None);
@@ -329,7 +350,13 @@ impl<'m> Tape<'m> {
             pending[slot] = Some(dy);
         }
         drop(y);
+        let (half, mut halfway) = (nodes.len() / 2, Some(halfway));
         while let Some(node) = nodes.pop() {
+            if nodes.len() <= half
+                && let Some(halfway) = halfway.take()
+            {
+                halfway()?;
+            }
             let mut dys: Vec<Option<Tensor>> = pending[node.slots.clone()].iter_mut().map(Option::take).collect();
             if dys.iter().all(Option::is_none) {
                 continue;

@@ -39,6 +39,11 @@ impl Var {
         self.gradient_place.claim()
     }
 
+    /// The room beside the rows of its gradient that its op would like.
+    pub(crate) fn wanted_room(&self) -> usize {
+        self.gradient_place.room()
+    }
+
     /// The value.
     pub fn value(&self) -> &Tensor {
         &self.value

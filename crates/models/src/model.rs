@@ -78,7 +78,8 @@ impl<'a> Pass<'a> {
         announced.max(self.layout.furthest())
     }
 
-    /// Leads `x` through the blocks, each of which `block` computes; the last argument is the block's number.
+    /// Leads `x` through the blocks, each of which `block` computes; the last argument is the block's number. The last block would be run
+    /// again right after it was run: where the tape keeps what there is memory for, what it made is kept.
     pub(crate) fn blocks<'m, B>(
         &mut self,
         tape: &Tape<'m>,
@@ -88,8 +89,9 @@ impl<'a> Pass<'a> {
     ) -> Result<Var> {
         let block = Arc::new(block);
         for (i, it) in blocks.iter().enumerate() {
+            let is_kept = !self.checkpointing || (tape.has_room() && i + 1 == blocks.len());
             x = match &mut self.attend {
-                Attend::Segments if self.checkpointing => {
+                Attend::Segments if !is_kept => {
                     let block = block.clone();
                     tape.checkpoint(&x, move |tape, x| block(it, tape, x, &mut Attend::Segments, i))?
                 }

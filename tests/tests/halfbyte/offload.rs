@@ -70,7 +70,12 @@ fn auto_asks_host_memory_only_where_nothing_else_fits_and_the_plan_holds() {
     outcome.success();
     let away = deep(&work);
     let least = |run: &Finetune| run.summary()["planned_bytes"].as_u64().unwrap();
+    // Where there is less memory than for that, the outputs of cheap ops and of the last block are not kept.
     let (kept_bytes, limit) = (least(&kept), (least(&kept) - 1).to_string());
+    let lean = kept.clone().output(&work.path("lean"));
+    on(&lean, &work, ("CUDA_ON_CPU_MEMORY", &limit)).unwrap().success();
+    assert!(lean.adapter_bytes() == kept.adapter_bytes());
+    let limit = (least(&lean) - 1).to_string();
     let refused = deep(&work).flags("--offload-activations off").output(&work.path("refused"));
     let refused = on(&refused, &work, ("CUDA_ON_CPU_MEMORY", &limit)).unwrap();
     refused.user_error(&["--offload-activations on would need", "and fit"]);
