@@ -164,11 +164,12 @@ impl CudaAdamW {
         Ok(())
     }
 
-    /// All pages in order, the next on its way while the kernels of one run; all at once, where every page has its frame.
+    /// All pages in order, those that are there one after the other in one launch, and the next that is not on its way while the kernels of
+    /// the one before run.
     fn sweep(&mut self, c: &Coefficients, scale: f32, params: &mut [CudaParamStep<'_>]) -> Result<()> {
         let layout = self.layout.clone();
         let at_once = self.host.is_none();
-        let mut rows = [Vec::new(), Vec::new()];
+        let (mut waiting, mut rows) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for page in 0..layout.pages() {
             let moves = self.policy.touch(page, Access::Write);
             self.transfer(moves)?;
@@ -177,13 +178,18 @@ impl CudaAdamW {
                 let format = usize::from(span.format == StateFormat::Blockwise8);
                 rows[format].push(self.row(span, frame, &params[span.param]));
             }
-            if at_once && page + 1 < layout.pages() {
+            let next = page + 1;
+            if next < layout.pages() && (at_once || self.policy.is_resident(next)) {
+                waiting.iter_mut().zip(&mut rows).for_each(|(all, own)| all.append(own));
                 continue;
             }
             self.gpu.copy_stream().before_compute()?;
+            // Of pages that are there all but this one may leave for the next: their kernels have to be started before.
+            self.update(&waiting, c, scale)?;
+            waiting.iter_mut().for_each(Vec::clear);
             // Its eviction waits for kernels that were started before: those of this page come after.
-            if page + 1 < layout.pages()
-                && let Some(ahead) = self.policy.prefetch(page + 1, page..page + 1)
+            if next < layout.pages()
+                && let Some(ahead) = self.policy.prefetch(next, page..next)
             {
                 self.transfer(ahead)?;
             }

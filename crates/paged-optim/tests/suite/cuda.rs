@@ -70,7 +70,7 @@ fn paged_equals_unpaged_bit_for_bit_and_the_cpu_nearly() {
     let Some(gpu) = gpu() else { return };
     let whole = Run::new(&gpu, (None, 1 << 20)).steps(&gpu, 0..6);
     let state: usize = LENS.iter().sum::<usize>() * 8;
-    for frames in [1, 2, 5] {
+    for frames in [1, 2, 5, 15] {
         // What was never written is zeros, and nobody fetches those.
         let began = Run::new(&gpu, (Some(frames * 2048), 2048)).steps(&gpu, 0..1).adamw.stats();
         assert!(began.bytes_spilled > 0 && began.bytes_fetched == 0, "{began:?}");
@@ -167,6 +167,21 @@ fn a_gpu_without_memory_for_the_state_is_an_error() {
     let spec = ParamSpec { name: "huge".into(), len: 1 << 36, decay: true, state: StateFormat::F32 };
     let error = CudaAdamW::new(&gpu, AdamWConfig::default(), &[spec], (None, 1 << 20)).unwrap_err().to_string();
     assert!(error.contains("out of memory"), "{error}");
+}
+
+#[test]
+fn pages_that_are_there_are_one_launch() {
+    let Some(gpu) = fresh_gpu() else { return };
+    let mut run = Run::new(&gpu, (Some(15 * 2048), 2048)).steps(&gpu, 0..3);
+    let grads: Vec<Buffer> = grads(3).iter().map(|it| upload(&gpu, it)).collect();
+    let before = (gpu.counters(), run.adamw.stats());
+    let pairs = run.values.iter_mut().zip(&grads);
+    let mut params: Vec<_> = pairs.map(|(value, grad)| CudaParamStep { value, grad }).collect();
+    run.adamw.step(1e-2, 0.5, &mut params).unwrap();
+    let (asked, fetched) = (gpu.counters().since(&before.0), run.adamw.stats().bytes_fetched - before.1.bytes_fetched);
+    // 19 pages, of which 15 have a frame: the others come one after the other, and what is between them goes together.
+    let came = fetched.div_ceil(2048);
+    assert!((4..=5).contains(&came) && asked.launches <= 2 * came + 1, "{} launches, {came} pages", asked.launches);
 }
 
 #[test]
