@@ -179,7 +179,7 @@ impl CudaAdamW {
                 rows[format].push(self.row(span, frame, &params[span.param]));
             }
             let next = page + 1;
-            if next < layout.pages() && (at_once || self.policy.is_resident(next)) {
+            if next == layout.pages() || at_once || self.policy.is_resident(next) {
                 waiting.iter_mut().zip(&mut rows).for_each(|(all, own)| all.append(own));
                 continue;
             }
@@ -188,15 +188,14 @@ impl CudaAdamW {
             self.update(&waiting, c, scale)?;
             waiting.iter_mut().for_each(Vec::clear);
             // Its eviction waits for kernels that were started before: those of this page come after.
-            if next < layout.pages()
-                && let Some(ahead) = self.policy.prefetch(next, page..next)
-            {
+            if let Some(ahead) = self.policy.prefetch(next, page..next) {
                 self.transfer(ahead)?;
             }
             self.update(&rows, c, scale)?;
             rows.iter_mut().for_each(Vec::clear);
         }
-        Ok(())
+        self.gpu.copy_stream().before_compute()?;
+        self.update(&waiting, c, scale)
     }
 
     /// Where the kernels find a span, whose page's frame is at this address.
