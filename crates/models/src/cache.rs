@@ -6,7 +6,7 @@ use halfbyte_ops::{
     kv_pages::{KvPages, append_rows},
     rope::{RopeTable, rope_into_cache},
 };
-use halfbyte_tensor::{DType, Tensor};
+use halfbyte_tensor::{DType, Device, Tensor};
 
 /// Keys and values of the tokens that several sequences have seen so far, for generation.
 ///
@@ -20,8 +20,9 @@ pub struct KvCache {
     reaches: Vec<Reach>,
     /// Tokens of every sequence.
     lengths: Vec<usize>,
-    /// Tokens of every sequence that the pass under way adds.
+    /// Tokens of every sequence that the pass under way adds, and whether all layers have taken them in.
     new: Vec<usize>,
+    taken: bool,
     channels: usize,
     compute: DType,
     /// Tokens of the longest text under way.
@@ -58,7 +59,7 @@ impl KvCache {
         };
         let reaches = found.into_iter().map(reach).collect();
         let (lengths, new) = (vec![0; sequences], vec![0; sequences]);
-        KvCache { layers, reaches, lengths, new, channels, compute, longest: 0 }
+        KvCache { layers, reaches, lengths, new, taken: false, channels, compute, longest: 0 }
     }
 
     /// Says how long the longest text under way is, of which the next passes may bring a part only: rotations may depend on it.
@@ -95,8 +96,26 @@ impl KvCache {
         for reach in &mut self.reaches {
             reach.begin(&self.lengths, new)?;
         }
-        self.new = new.to_vec();
+        (self.new, self.taken) = (new.to_vec(), false);
         Ok(self.reaches[0].layout.clone().expect("it began above"))
+    }
+
+    /// Sends what a pass that has begun needs to know of its pages to a device now, not when it is first needed there; and tells whether
+    /// that could be done: the first pages come with the first keys.
+    pub(crate) fn send(&mut self, device: &Device) -> Result<bool> {
+        for Reach { tables, pages, layout } in &mut self.reaches {
+            let Some(layout) = layout.as_ref().filter(|_| !pages.is_empty()) else { return Ok(false) };
+            pages.grow_on(tables.count());
+            layout.send_with(device, pages, tables.window())?;
+        }
+        Ok(true)
+    }
+
+    /// Has the pass that has begun be gone through from its beginning, also where it was gone through before.
+    pub(crate) fn rewind(&mut self) {
+        if std::mem::take(&mut self.taken) {
+            self.lengths.iter_mut().zip(&self.new).for_each(|(it, new)| *it -= new);
+        }
     }
 
     /// Adds a sequence that has no token yet, behind the others.
@@ -178,8 +197,8 @@ impl KvCache {
 
     /// Counts the tokens that all layers have taken in.
     pub(crate) fn advance(&mut self) {
-        self.reaches.iter_mut().for_each(|it| it.layout = None);
-        self.lengths.iter_mut().zip(&mut self.new).for_each(|(it, new)| *it += std::mem::take(new));
+        self.lengths.iter_mut().zip(&self.new).for_each(|(it, new)| *it += new);
+        self.taken = true;
     }
 }
 

@@ -1,9 +1,12 @@
 use crate::{Attend, Error, KvCache, Model, Pass, Result, model::head_paths};
 use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Context, Routing};
-use halfbyte_ops::{Chosen, Ids, Layout, cross_entropy::logits, embedding, sample};
+use halfbyte_ops::{Chosen, Ids, Layout, cross_entropy::logits, embedding, repeated, sample, settle};
 use halfbyte_tensor::{DType, Device, Tensor};
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 /// How text is continued, by transformers' names.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +29,9 @@ pub struct GenerateConfig {
     pub eos_token_ids: Vec<u32>,
     /// Dtype of the activations.
     pub compute: DType,
+    /// Whether passes of a token that ask for the same as others before are started on a GPU as a whole. Nobody else may use that GPU
+    /// meanwhile.
+    pub repeating: bool,
 }
 
 impl Default for GenerateConfig {
@@ -40,6 +46,7 @@ impl Default for GenerateConfig {
             first_number: 0,
             eos_token_ids: Vec::new(),
             compute: DType::F32,
+            repeating: false,
         }
     }
 }
@@ -313,21 +320,59 @@ fn step(
     // Where much is being read, some prompts wait for a later pass.
     let taking: Vec<usize> = (0..live.len()).filter(|it| new[*it] > 0).collect();
     let all: Vec<usize> = taking.iter().map(|it| live[*it].number).collect();
-    let hidden = extend(model, &ids, &layout, cache, &narrowed(ctx, &all, &layout)?)?;
+    let wide = narrowed(ctx, &all, &layout)?;
     let last = layout.segments().iter().map(|it| (it.first + it.count - 1) as u32);
     let ready: Vec<(usize, u32)> =
         taking.into_iter().zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
-    if ready.is_empty() {
-        return Ok(Vec::new());
-    }
     let numbers: Vec<usize> = ready.iter().map(|it| live[it.0].number).collect();
-    let ctx = narrowed(ctx, &numbers, &Layout::new(&vec![1; ready.len()])?)?;
-    let logits = logits_after(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx)?;
+    let device = model.parts().1.first().map_or(Device::Cpu, |it| it.value().device());
+    let comes_again = config.repeating && ready.len() == ids.len() && prepare(&device, &ids, cache)?;
+    let mut pass = || {
+        cache.rewind();
+        let hidden = extend(model, &ids, &layout, cache, &wide)?;
+        if ready.is_empty() {
+            return Ok(None);
+        }
+        let ctx = narrowed(ctx, &numbers, &Layout::new(&vec![1; ready.len()])?)?;
+        logits_after(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx).map(Some)
+    };
+    let logits = match comes_again {
+        true => repeated(&device, key(&layout), &digest, &mut pass)?,
+        false => pass()?,
+    };
+    let Some(logits) = logits else { return Ok(Vec::new()) };
     let draws: Vec<_> = ready.iter().map(|it| config.draw(&live[it.0].ids, live[it.0].number)).collect();
     let chosen = sample(logits, model.config().vocab_size, &config.sampling(), &draws)?.ok_or(Error::NotFinite)?;
     let found = ready.into_iter().map(|it| it.0).zip(chosen.ids.iter().copied()).collect();
     *latest = Some(chosen);
     Ok(found)
+}
+
+/// Has a device know all that a pass needs of the host, and tells whether that could be done.
+fn prepare(device: &Device, ids: &Ids, cache: &mut KvCache) -> Result<bool> {
+    if !matches!(device, Device::Cuda(_)) {
+        return Ok(false);
+    }
+    settle(device)?;
+    ids.send(device)?;
+    cache.send(device)
+}
+
+/// A number for what decides which kernels a pass of one token of each sequence takes; how long the texts are does so by and by.
+fn key(layout: &Layout) -> u64 {
+    const KEYS: usize = 128;
+    let mut hasher = DefaultHasher::new();
+    (layout.sequences(), layout.furthest().div_ceil(KEYS)).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A number for logits.
+fn digest(logits: &Option<Tensor>) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    if let Some(logits) = logits {
+        logits.to_device(&Device::Cpu)?.data::<f32>().iter().for_each(|it| it.to_bits().hash(&mut hasher));
+    }
+    Ok(hasher.finish())
 }
 
 /// How much of what each sequence has not in the cache goes into the next pass: the one token of those that are read, and of the others

@@ -210,6 +210,19 @@ impl Layout {
         segments.iter().zip(ends).map(of).collect()
     }
 
+    /// Sends positions, segments and pages of a layout with pages to a device now, not when they are first needed there.
+    ///
+    /// # Errors
+    /// If a GPU reports one, or the layout does not fit the pages, within a window or without.
+    pub fn send_with(&self, device: &Device, pages: &KvPages, window: Option<usize>) -> Result<()> {
+        if let Device::Cuda(gpu) = device {
+            self.check_pages("layout", pages, window)?;
+            self.positions_on(gpu)?;
+            self.segments_and_pages_on(gpu, pages)?;
+        }
+        Ok(())
+    }
+
     /// The positions on a GPU, `(tokens)` u32.
     pub(crate) fn positions_on(&self, gpu: &Arc<Gpu>) -> Result<&Tensor> {
         crate::ids::once(&self.0.positions_on_gpu, || cuda::upload_u32(gpu, &self.0.positions))

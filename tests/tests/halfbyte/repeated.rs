@@ -3,6 +3,7 @@
 
 use crate::cuda::on_gpu;
 use e2e::{Finetune, Outcome, TinyModel, Work, write_jsonl};
+use std::ffi::OsString;
 
 /// Eight steps of one shape, since every row is longer than what is taken of it; held-out losses and checkpoints between them.
 fn run(work: &Work) -> Finetune {
@@ -78,4 +79,23 @@ fn a_profile_is_of_kernels_by_themselves() {
     let Some(outcome) = on(&profiled, &work, &[]) else { return };
     outcome.success();
     assert_eq!(graphs(&profiled), 0);
+}
+
+#[test]
+fn what_is_generated_by_graphs_is_what_is_generated_without() {
+    let work = Work::new();
+    let base = work.model(&TinyModel { layers: 2, ..TinyModel::llama() });
+    let text = |settings: &[(&str, &str)]| {
+        let mut args: Vec<OsString> =
+            ["generate", "--device", "cuda", "--quant", "nf4", "--max-new-tokens", "40", "--prompt", "the old cat"]
+                .map(OsString::from)
+                .to_vec();
+        args.extend(["--prompt".into(), "a".into(), "--model".into(), base.clone().into_os_string()]);
+        let mut command = on_gpu(args, &work.path("cache"))?;
+        Some(Outcome::of(command.envs(settings.iter().copied())).success().stdout)
+    };
+    let Some(alone) = text(&[("HALFBYTE_CUDA_GRAPH", "off")]) else { return };
+    for settings in [&[][..], &[("CUDA_ON_CPU_STREAMS", "early")], &[("CUDA_ON_CPU_GRAPHS", "torn")]] {
+        assert_eq!(text(settings).unwrap(), alone, "{settings:?}");
+    }
 }

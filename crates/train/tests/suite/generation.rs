@@ -51,9 +51,14 @@ impl Weights for Noise<'_> {
 }
 
 fn model(format: &Format, device: &Device) -> Box<dyn Model> {
+    model_of(format, device, 64)
+}
+
+/// With so many positions.
+fn model_of(format: &Format, device: &Device, positions: usize) -> Box<dyn Model> {
     let config = format!(
         r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 64, "intermediate_size": 192,
-        "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}}"#
+        "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": {positions}}}"#
     );
     let config = ModelConfig::parse(Path::new("config.json"), &config).unwrap();
     build(&config, &mut Noise { format, device, made: 0 }).unwrap()
@@ -124,6 +129,42 @@ fn a_token_starts_so_many_kernels() {
                 }
             }
         }
+    }
+}
+
+/// Texts that grow over several pages, one and several of them, chosen in any way: the same ids, however their passes are started.
+#[test]
+fn tokens_that_ask_for_the_same_are_started_as_a_whole() {
+    if !gpu().is_some_and(|it| it.repeats()) {
+        return;
+    }
+    let run = |repeating: bool, prompts: &[Vec<u32>], config: &GenerateConfig| {
+        let gpu = fresh_gpu().unwrap();
+        let device = Device::Cuda(gpu.clone());
+        let mut model = model_of(&Format::QLORA, &device, 400);
+        let ctx = Context::new(Some(adapter(model.as_mut(), 8, &device)));
+        let config = GenerateConfig { repeating, ..config.clone() };
+        let before = gpu.counters();
+        let done = generate(model.as_ref(), prompts, (&config, &ctx), &mut |_, _| true).unwrap();
+        assert_eq!(gpu.why_not_repeated(), None);
+        (done, gpu.counters().since(&before), gpu.stats().peak_reserved)
+    };
+    let of = |length: u32| (1..=length).collect::<Vec<u32>>();
+    let greedy = GenerateConfig { max_new_tokens: 150, compute: DType::Bf16, ..GenerateConfig::default() };
+    let drawn = GenerateConfig { temperature: 1.0, repetition_penalty: 1.1, compute: DType::F32, ..greedy.clone() };
+    for (prompts, config) in
+        [(vec![of(3)], &greedy), (vec![of(3), of(40), of(9)], &greedy), (vec![of(5), of(30)], &drawn)]
+    {
+        let [alone, whole] = [false, true].map(|it| run(it, &prompts, config));
+        assert_eq!(whole.0, alone.0);
+        assert_eq!(whole.2, alone.2, "as much memory as without");
+        let (graphs, launches) = (whole.1.graphs, whole.1.launches);
+        assert!(
+            graphs > 75 && launches < alone.1.launches / 2,
+            "{graphs} graphs, {launches} launches of {:?}",
+            alone.1
+        );
+        assert_eq!(alone.1.graphs, 0);
     }
 }
 

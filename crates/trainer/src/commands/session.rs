@@ -66,6 +66,7 @@ impl Opened {
             first_number: 0,
             eos_token_ids: opened.tokenizer.stop_ids().to_vec(),
             compute: base.compute(),
+            repeating: true,
         };
         let mut voices = Voice::all(&named, &opened);
         if !named.is_empty() {

@@ -34,10 +34,13 @@ pub(in crate::attention) fn fit(shape: &AttentionShape, layout: &Layout) -> bool
     layout.longest() <= MAX_QUERIES && shape.head_dim.is_multiple_of(CHANNELS) && (1..=32).contains(&pieces)
 }
 
-/// How many keys a block takes of those that a query sees.
-fn keys_a_part(keys: usize, kv_heads: usize) -> usize {
+/// How many keys a block takes of those that a query sees, and how many blocks take all of them. Both stay what they are for many
+/// tokens, so that these ask for the same.
+fn parts(keys: usize, kv_heads: usize) -> (usize, usize) {
     let fewest = if kv_heads < MANY_HEADS { FEWEST_KEYS } else { 2 * FEWEST_KEYS };
-    (keys * kv_heads).div_ceil(BLOCKS).next_multiple_of(64).max(fewest)
+    let keys = keys.next_multiple_of(fewest);
+    let keys_a_part = (keys * kv_heads).div_ceil(BLOCKS).next_multiple_of(64).max(fewest);
+    (keys_a_part, keys.div_ceil(keys_a_part))
 }
 
 /// Writes `y`, of the new rows of each sequence over all keys that they see.
@@ -49,8 +52,7 @@ pub(in crate::attention) fn forward(
 ) -> Result<()> {
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, cap } = *shape;
     let keys = layout.furthest().min(window.unwrap_or(usize::MAX));
-    let keys_a_part = keys_a_part(keys, kv_heads);
-    let count = keys.div_ceil(keys_a_part);
+    let (keys_a_part, count) = parts(keys, kv_heads);
     let (lanes, element) = ((dim / CHANNELS).next_power_of_two(), number(q.dtype()));
     // Where there is one part, nothing is written there.
     let kept = if count > 1 { q.rows() * heads * count * (dim + 2) } else { 1 };
