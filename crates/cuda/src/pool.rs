@@ -262,7 +262,7 @@ impl Pool {
     }
 }
 
-fn hash(of: &impl Hash) -> u64 {
+pub(crate) fn hash(of: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()

@@ -41,22 +41,22 @@ struct Known {
     key: u64,
     /// The memory in use when it began.
     begin: u64,
-    words: Arc<[u64]>,
     state: State,
 }
 
 enum State {
-    /// It came so often.
-    Seen(usize),
-    Kept(Graph),
+    /// It came so often, with these words.
+    Seen(usize, Vec<u64>),
+    /// Started by this, it asks for these words.
+    Kept(Graph, Arc<[u64]>),
     /// The driver makes no graph of it.
     Refused,
 }
 
 impl Repeats {
-    fn take(&mut self, key: u64, begin: u64) -> Option<Known> {
+    fn take(&mut self, key: u64, begin: u64) -> Option<State> {
         let at = self.known.iter().position(|it| (it.key, it.begin) == (key, begin))?;
-        Some(self.known.remove(at))
+        Some(self.known.remove(at).state)
     }
 
     fn put(&mut self, known: Known) {
@@ -64,7 +64,7 @@ impl Repeats {
         if self.known.len() > REMEMBERED {
             self.known.remove(0);
         }
-        let kept = |it: &Known| matches!(it.state, State::Kept(_));
+        let kept = |it: &Known| matches!(it.state, State::Kept(..));
         if self.known.iter().filter(|it| kept(it)).count() > KEPT
             && let Some(oldest) = self.known.iter().position(kept)
         {
@@ -96,40 +96,46 @@ impl Gpu {
             return pass();
         }
         let begin = self.pool().signature();
-        let known = self.repeating().take(key, begin);
-        match known {
-            Some(Known { state: State::Refused, .. }) => {
-                self.remember(key, begin, Arc::from([]), State::Refused);
-                pass()
+        let state = self.repeating().take(key, begin);
+        let remember = |state| self.repeating().put(Known { key, begin, state });
+        let (seen, before) = match state {
+            Some(State::Refused) => {
+                remember(State::Refused);
+                return pass();
             }
-            Some(Known { state: State::Kept(graph), words, .. }) => match self.follow(&graph, &words, pass)? {
-                Some(done) => {
-                    self.remember(key, begin, words, State::Kept(graph));
-                    Ok(done)
-                }
-                None => {
+            Some(State::Kept(graph, words)) => {
+                let Some(done) = self.follow(&graph, &words, pass)? else {
                     self.count_stray();
-                    pass()
-                }
-            },
-            seen => {
-                let (done, words) = self.watch(pass)?;
-                let Some(words) = words else { return Ok(done) };
-                let times = match seen {
-                    Some(Known { state: State::Seen(times), words: before, .. }) if before[..] == words[..] => {
-                        times + 1
-                    }
-                    _ => 1,
+                    return pass();
                 };
-                if times < WATCHED {
-                    self.remember(key, begin, words.into(), State::Seen(times));
-                    return Ok(done);
-                }
-                let expected = digest(&done)?;
-                drop(done);
-                self.keep((key, begin, words.into()), (expected, digest), pass)
+                remember(State::Kept(graph, words));
+                return Ok(done);
             }
+            Some(State::Seen(times, words)) => (times, words),
+            None => (0, Vec::new()),
+        };
+        let (done, words) = self.watch(pass)?;
+        let Some(words) = words else { return Ok(done) };
+        let times = if words == before { seen + 1 } else { 1 };
+        if times < WATCHED {
+            remember(State::Seen(times, words));
+            return Ok(done);
         }
+        let expected = digest(&done)?;
+        drop(done);
+        let words: Arc<[u64]> = words.into();
+        let kept = if self.pool().signature() == begin { self.capture(&words, pass) } else { None };
+        let Some((done, graph)) = kept.filter(|it| self.start(&it.1)) else {
+            remember(State::Refused);
+            return pass();
+        };
+        if digest(&done)? != expected {
+            drop(done);
+            self.give_up("a pass that was started as one CUDA graph gave another result than by itself".into());
+            return pass();
+        }
+        remember(State::Kept(graph, words));
+        Ok(done)
     }
 
     /// Whether passes that come again may be started as a whole on this device: it is there, its buffers come from a pool, the driver makes
@@ -171,28 +177,6 @@ impl Gpu {
         Ok(None)
     }
 
-    /// Makes a graph of a pass that has just been run, with this digest of what it gave, and runs it again by that.
-    fn keep<R, E>(
-        &self,
-        (key, begin, words): (u64, u64, Arc<[u64]>),
-        (expected, digest): (u64, &Digest<'_, R, E>),
-        pass: &mut dyn FnMut() -> Result<R, E>,
-    ) -> Result<R, E> {
-        let kept = if self.pool().signature() == begin { self.capture(&words, pass) } else { None };
-        let Some((done, graph)) = kept.filter(|it| self.start(&it.1)) else {
-            self.remember(key, begin, words, State::Refused);
-            return pass();
-        };
-        if digest(&done)? != expected {
-            drop(done);
-            let why = "a pass that was started as one CUDA graph gave another result than by itself";
-            self.repeating().given_up = Some(why.into());
-            return pass();
-        }
-        self.remember(key, begin, words, State::Kept(graph));
-        Ok(done)
-    }
-
     /// Goes through a pass, whose calls the driver keeps and does not make. What the pass gives is there when the graph was launched.
     fn capture<R, E>(&self, words: &Arc<[u64]>, pass: &mut dyn FnMut() -> Result<R, E>) -> Option<(R, Graph)> {
         self.bind().ok()?;
@@ -216,8 +200,8 @@ impl Gpu {
         started
     }
 
-    fn remember(&self, key: u64, begin: u64, words: Arc<[u64]>, state: State) {
-        self.repeating().put(Known { key, begin, words, state });
+    fn give_up(&self, why: String) {
+        self.repeating().given_up = Some(why);
     }
 
     /// Forgets the fault that a pass was not the one that was expected.
@@ -229,12 +213,10 @@ impl Gpu {
     }
 
     fn count_stray(&self) {
-        let mut repeats = self.repeating();
-        repeats.strays += 1;
-        if repeats.strays >= MOST_STRAYS {
-            let why =
-                format!("{MOST_STRAYS} passes that were started as CUDA graphs asked for something else after all");
-            repeats.given_up = Some(why);
+        self.repeating().strays += 1;
+        if self.repeating().strays >= MOST_STRAYS {
+            let what = "passes that were started as CUDA graphs asked for something else after all";
+            self.give_up(format!("{MOST_STRAYS} {what}"));
         }
     }
 

@@ -3,13 +3,14 @@
 //! A word is a hash of a call: which kernel, with which arguments, on how many blocks; which product; which copy. Addresses are among the
 //! arguments, so passes of the same words read and write the same memory.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::error::Error;
 use crate::gpu::Gpu;
+use crate::pool::hash;
 
 /// What becomes of the calls of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,11 +83,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Strayed`] if something else was expected.
     pub(crate) fn says(&self, word: impl Hash) -> Result<bool, Error> {
-        self.scripted_or(true, |script| {
-            let mut hasher = DefaultHasher::new();
-            word.hash(&mut hasher);
-            script.says(hasher.finish())
-        })
+        self.scripted_or(true, |script| script.says(hash(&word)))
     }
 
     /// Says that something is about to be asked that no graph holds: what waits, or takes memory of the host with it.
