@@ -100,15 +100,19 @@ impl KvCache {
         Ok(self.reaches[0].layout.clone().expect("it began above"))
     }
 
-    /// Sends what a pass that has begun needs to know of its pages to a device now, not when it is first needed there; and tells whether
-    /// that could be done: the first pages come with the first keys.
-    pub(crate) fn send(&mut self, device: &Device) -> Result<bool> {
+    /// Where the pages are; nowhere, before the first ones come with the first keys.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.reaches.first()?.pages.device()
+    }
+
+    /// Sends what a pass that has begun needs to know of its pages to their device now, not when it is first needed there.
+    pub(crate) fn send(&mut self, device: &Device) -> Result<()> {
         for Reach { tables, pages, layout } in &mut self.reaches {
-            let Some(layout) = layout.as_ref().filter(|_| !pages.is_empty()) else { return Ok(false) };
+            let layout = layout.as_ref().expect("a pass over a cache begins with `begin`");
             pages.grow_on(tables.count());
             layout.send_with(device, pages, tables.window())?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Has the pass that has begun be gone through from its beginning, also where it was gone through before.

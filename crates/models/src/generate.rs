@@ -3,10 +3,7 @@ use halfbyte_autograd::{Tape, Var};
 use halfbyte_lora::{Context, Routing};
 use halfbyte_ops::{Chosen, Ids, Layout, cross_entropy::logits, embedding, repeated, sample, settle};
 use halfbyte_tensor::{DType, Device, Tensor};
-use std::{
-    collections::VecDeque,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::VecDeque;
 
 /// How text is continued, by transformers' names.
 #[derive(Clone, Debug, PartialEq)]
@@ -325,54 +322,34 @@ fn step(
     let ready: Vec<(usize, u32)> =
         taking.into_iter().zip(last).filter(|it| live[it.0].held == live[it.0].ids.len()).collect();
     let numbers: Vec<usize> = ready.iter().map(|it| live[it.0].number).collect();
-    let device = model.parts().1.first().map_or(Device::Cpu, |it| it.value().device());
-    let comes_again = config.repeating && ready.len() == ids.len() && prepare(&device, &ids, cache)?;
+    // A pass of one token of each may come again, if a device can know before all that it needs of the host.
+    let there = cache.device().filter(|_| config.repeating && ready.len() == ids.len());
+    if let Some(device) = &there {
+        settle(device)?;
+        ids.send(device)?;
+        cache.send(device)?;
+    }
     let mut pass = || {
         cache.rewind();
         let hidden = extend(model, &ids, &layout, cache, &wide)?;
         if ready.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let ctx = narrowed(ctx, &numbers, &Layout::new(&vec![1; ready.len()])?)?;
-        logits_after(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx).map(Some)
+        logits_after(model, &hidden, ready.iter().map(|it| it.1).collect(), &ctx).map(|it| vec![it])
     };
-    let logits = match comes_again {
-        true => repeated(&device, key(&layout), &digest, &mut pass)?,
-        false => pass()?,
+    // How long the texts are decides which kernels it takes by and by.
+    let kind = (layout.sequences(), layout.furthest().div_ceil(128));
+    let done = match &there {
+        Some(device) => repeated(device, kind, &mut pass)?,
+        None => pass()?,
     };
-    let Some(logits) = logits else { return Ok(Vec::new()) };
+    let Some(logits) = done.into_iter().next() else { return Ok(Vec::new()) };
     let draws: Vec<_> = ready.iter().map(|it| config.draw(&live[it.0].ids, live[it.0].number)).collect();
     let chosen = sample(logits, model.config().vocab_size, &config.sampling(), &draws)?.ok_or(Error::NotFinite)?;
     let found = ready.into_iter().map(|it| it.0).zip(chosen.ids.iter().copied()).collect();
     *latest = Some(chosen);
     Ok(found)
-}
-
-/// Has a device know all that a pass needs of the host, and tells whether that could be done.
-fn prepare(device: &Device, ids: &Ids, cache: &mut KvCache) -> Result<bool> {
-    if !matches!(device, Device::Cuda(_)) {
-        return Ok(false);
-    }
-    settle(device)?;
-    ids.send(device)?;
-    cache.send(device)
-}
-
-/// A number for what decides which kernels a pass of one token of each sequence takes; how long the texts are does so by and by.
-fn key(layout: &Layout) -> u64 {
-    const KEYS: usize = 128;
-    let mut hasher = DefaultHasher::new();
-    (layout.sequences(), layout.furthest().div_ceil(KEYS)).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// A number for logits.
-fn digest(logits: &Option<Tensor>) -> Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    if let Some(logits) = logits {
-        logits.to_device(&Device::Cpu)?.data::<f32>().iter().for_each(|it| it.to_bits().hash(&mut hasher));
-    }
-    Ok(hasher.finish())
 }
 
 /// How much of what each sequence has not in the cache goes into the next pass: the one token of those that are read, and of the others

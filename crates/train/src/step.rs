@@ -10,7 +10,6 @@ use halfbyte_lora::{Context, Routing};
 use halfbyte_models::Model;
 use halfbyte_ops::{repeated, settle};
 use halfbyte_tensor::{DType, Device, Tensor, philox};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// How a step is computed.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +103,12 @@ impl Step<'_> {
         });
         let micros = micros.collect::<Result<Vec<Micro<'_>>>>()?;
         let mut pass = || self.pass(params, &micros, scale);
+        // What decides which kernels a pass takes.
+        let shape = |it: &Micro<'_>| (it.batch.lengths.clone(), it.targets.rows().len());
+        let StepConfig { compute, checkpointing, .. } = self.config;
+        let kind = || (micros.iter().map(shape).collect::<Vec<_>>(), counts, compute, checkpointing, scale.to_bits());
         let mut all = match repeating {
-            true => repeated(&device, self.key(&micros, scale), &|it: &Vec<Tensor>| digest(it), &mut pass)?,
+            true => repeated(&device, kind(), &mut pass)?,
             false => pass()?,
         };
         self.ranks.all_reduce(&mut all)?;
@@ -136,16 +139,6 @@ impl Step<'_> {
         Ok(all)
     }
 
-    /// A number for what decides which kernels the micro-batches take.
-    fn key(&self, micros: &[Micro<'_>], scale: f32) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for it in micros {
-            let shape = (&it.batch.lengths, it.targets.rows().len(), it.how.denominator.to_bits());
-            (shape, it.how.checkpointing, it.how.compute, scale.to_bits()).hash(&mut hasher);
-        }
-        hasher.finish()
-    }
-
     /// Takes one step.
     ///
     /// # Errors
@@ -164,18 +157,6 @@ impl Step<'_> {
         let tokens = batches.iter().map(|it| it.tokens).sum();
         Ok(StepResult { loss: seen.loss, grad_norm: seen.norm, tokens, nonzero: seen.nonzero })
     }
-}
-
-/// A number for loss and gradients: of the loss, and of as many gradients as are soon looked through.
-fn digest(all: &[Tensor]) -> Result<u64> {
-    const BYTES: usize = 64 << 20;
-    let mut hasher = DefaultHasher::new();
-    let mut room = BYTES;
-    for it in all.iter().rev().take_while(|it| room.checked_sub(it.bytes()).map(|rest| room = rest).is_some()) {
-        let numbers = it.to_device(&Device::Cpu)?;
-        numbers.data::<f32>().iter().for_each(|it| it.to_bits().hash(&mut hasher));
-    }
-    Ok(hasher.finish())
 }
 
 fn in_order(params: &[Param], mut grads: Grads) -> Result<Vec<Tensor>> {

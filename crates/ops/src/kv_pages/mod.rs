@@ -12,7 +12,7 @@ use crate::{
     place::{Cost, fill},
 };
 use halfbyte_autograd::Result;
-use halfbyte_tensor::{Element, Error, Place, Tensor, with_float};
+use halfbyte_tensor::{Device, Element, Error, Place, Tensor, with_float};
 use std::{
     ops::Range,
     sync::{
@@ -63,6 +63,11 @@ impl KvPages {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// Where they are, if there is one.
+    pub fn device(&self) -> Option<Device> {
+        self.slabs.first().map(Tensor::device)
     }
 
     /// Bytes held.
