@@ -36,18 +36,32 @@ const AWAY: Kept = Kept::Inputs { cheap: false, away: true };
 
 impl Kept {
     /// Whether blocks are run again.
-    pub(super) fn checkpointing(self) -> bool {
+    fn checkpointing(self) -> bool {
         matches!(self, Kept::Inputs { .. })
     }
 
     /// Whether their inputs wait in host memory.
-    pub(super) fn offloading(self) -> bool {
+    fn offloading(self) -> bool {
         matches!(self, Kept::Inputs { away: true, .. })
     }
 
     /// Whether the outputs of cheap ops are kept, too.
-    pub(super) fn keeps_cheap(self) -> bool {
+    fn keeps_cheap(self) -> bool {
         matches!(self, Kept::All | Kept::Inputs { cheap: true, .. })
+    }
+
+    /// How a run's steps are computed that keeps so much.
+    pub(super) fn step(self, settings: &Settings) -> StepConfig {
+        StepConfig {
+            compute: settings.compute.dtype(),
+            checkpointing: self.checkpointing(),
+            offloading: self.offloading(),
+            keeps_cheap: self.keeps_cheap(),
+            max_grad_norm: settings.max_grad_norm,
+            seed: settings.seed,
+            // The time of each op is to be had only of kernels that are started by themselves.
+            repeating: !settings.args.profile,
+        }
     }
 
     /// For people.
@@ -170,15 +184,7 @@ impl Question<'_> {
             lora: (!full).then_some(self.lora),
             // A run that goes on keeps the flags that it began with, whoever took them.
             from_flags: settings.args.init_adapter.is_none() && !settings.args.resume,
-            step: StepConfig {
-                compute: settings.compute.dtype(),
-                checkpointing: way.kept.checkpointing(),
-                offloading: way.kept.offloading(),
-                keeps_cheap: way.kept.keeps_cheap(),
-                max_grad_norm: settings.max_grad_norm,
-                seed: settings.seed,
-                repeating: settings.repeating(),
-            },
+            step: way.kept.step(settings),
             optim: OptimConfig { adamw: settings.adamw, state: settings.optimizer_state(), ..OptimConfig::default() },
             lengths: data.largest(&config, settings.max_length)?,
             accumulates: settings.accumulation > 1,

@@ -230,11 +230,6 @@ impl Settings {
 }
 
 impl Settings {
-    /// Whether steps may be started on a GPU as a whole. The time of each op is to be had only of kernels that are started by themselves.
-    pub(super) fn repeating(&self) -> bool {
-        !self.args.profile
-    }
-
     /// What AdamW would refuse, too, but after the model was loaded and without the names of the flags.
     fn check_optimizer(&self) -> anyhow::Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.adamw;

@@ -18,7 +18,7 @@ use halfbyte_data::{Dataset, Examples};
 use halfbyte_lora::{Adapter, save_adapter};
 use halfbyte_models::Model;
 use halfbyte_tensor::Device;
-use halfbyte_train::{BoxError, End, Error, Optim, RunConfig, RunState, Saving, StepConfig};
+use halfbyte_train::{BoxError, End, Error, Optim, RunConfig, RunState, Saving};
 use std::{
     path::Path,
     sync::{
@@ -106,15 +106,7 @@ fn config(settings: &Settings, rhythm: Rhythm, kept: Kept) -> RunConfig {
         warmup_steps: rhythm.warmup_steps,
         eval_steps: rhythm.eval_steps,
         early_stopping: settings.early_stopping,
-        step: StepConfig {
-            compute: settings.compute.dtype(),
-            checkpointing: kept.checkpointing(),
-            offloading: kept.offloading(),
-            keeps_cheap: kept.keeps_cheap(),
-            max_grad_norm: settings.max_grad_norm,
-            seed: settings.seed,
-            repeating: settings.repeating(),
-        },
+        step: kept.step(settings),
     }
 }
 
