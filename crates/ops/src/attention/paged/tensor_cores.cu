@@ -1,6 +1,6 @@
 // Attention on tensor cores over the pages of a cache, `keys` elements behind a page's beginning and the values behind all its keys.
 
-// grid: (heads, ceil(longest / ROWS), sequences); 256 threads a block on Hopper, else 128.
+// grid: (heads, ceil(longest / ROWS), sequences); for wide heads, too, whose `forward_of` is another one.
 KERNEL forward_paged(const T* q, const unsigned* segments, unsigned long long keys, T* y, int y_stride, float* lse,
                      int heads, int kv_heads, int dim, int window, float scale, float cap, const float* sinks) {
 #if T_KIND > 0

@@ -2,6 +2,9 @@
 
 #if T_KIND > 0
 
+// One shape takes all heads; narrower ones have several, by the same name.
+#define BY_SHAPE(f, ...) f(__VA_ARGS__)
+
 template <class Keys>
 __device__ __forceinline__ void forward_of(T* shared, const T* q, const Keys& k, const Keys& v, const Segment& of, T* y, int y_stride, float* lse,
                                            const float* sinks, const Shape& s) {
